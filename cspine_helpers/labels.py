@@ -1,0 +1,251 @@
+"""The label table and the fracture boxes, in the schema of RSNA 2022: read, check, count, expand."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cspine_helpers.paths import atomic_path, check_uids, listing
+
+UID = "StudyInstanceUID"
+PATIENT = "patient_overall"
+VERTEBRAE = ("C1", "C2", "C3", "C4", "C5", "C6", "C7")
+TARGETS = (PATIENT, *VERTEBRAE)
+COLUMNS = (UID, *TARGETS)
+BOX_COLUMNS = (UID, "x", "y", "width", "height", "slice_number")
+
+_Z_95 = 1.959963984540054  # 97.5th percentile of the standard normal distribution
+
+
+def read_table(path: str | Path, columns: Sequence[str], *, what: str) -> pd.DataFrame:
+    """A CSV file's `columns`, study UIDs kept as text (pandas would read '1.2' as a number).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no comma-separated table, or columns are missing or stand there twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No {what} at {path}. Put the file there, or make it first.")
+    try:
+        table = pd.read_csv(path, dtype={UID: str}, encoding="utf-8-sig", low_memory=False)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is no comma-separated {what}: {error}") from error
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError(
+            f"{path.name}: the rows hold more values than the header has columns. Mend the file."
+        )
+    require_columns(table, columns, what=path.name)
+    return table[list(columns)]
+
+
+def require_columns(table: pd.DataFrame, columns: Sequence[str], *, what: str) -> None:
+    """Refuse a table that lacks one of `columns` or holds one of them twice.
+
+    Raises:
+        ValueError: names every such column, and the delimiter where that looks like the cause.
+    """
+    found = list(table.columns)
+    if missing := [column for column in columns if column not in found]:
+        cause = ""
+        if len(found) == 1:
+            cause = " There is one column only: save the table with commas between the values."
+        raise ValueError(
+            f"{what} lacks the column(s) {listing(missing)}; found {listing(found)}. "
+            f"It needs {', '.join(columns)}.{cause}"
+        )
+    # pandas renames a second 'C1' in a file to 'C1.1'
+    if twice := [column for column in columns if found.count(column) > 1 or f"{column}.1" in found]:
+        raise ValueError(f"{what} holds the column(s) {listing(twice)} twice. Keep one of each.")
+
+
+def read_labels(path: str | Path) -> pd.DataFrame:
+    """The label table of a file, checked by `validate_labels`; columns beyond the schema are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the table breaks the schema; every offender is named.
+    """
+    return validate_labels(read_table(path, COLUMNS, what="label table"), what=Path(path).name)
+
+
+def validate_labels(table: pd.DataFrame, *, what: str = "The label table") -> pd.DataFrame:
+    """The table in the schema's column order with integer labels, where it keeps every rule.
+
+    One row a study; labels are 0 or 1; `patient_overall` is the maximum of C1 … C7; UIDs can be file names.
+
+    Raises:
+        ValueError: lists all broken rules at once, each with its offenders.
+    """
+    require_columns(table, COLUMNS, what=what)
+    if table.empty:
+        raise ValueError(f"{what} has no rows. It needs one row for each study.")
+    refuse(_label_problems(table), what=what)
+    return table[list(COLUMNS)].astype(dict.fromkeys(TARGETS, "int64")).reset_index(drop=True)
+
+
+def refuse(problems: Iterable[str], *, what: str) -> None:
+    """Raise one ValueError that lists all `problems`; do nothing where there are none."""
+    if found := list(problems):
+        lines = "\n".join(f"- {problem}" for problem in found)
+        raise ValueError(f"{what} is refused. Correct it and read it again:\n{lines}")
+
+
+def _label_problems(table: pd.DataFrame) -> Iterator[str]:
+    yield from uid_problems(table[UID])
+    yield from _duplicates(table[UID])
+    labels = table[list(TARGETS)]
+    good = np.column_stack([is_binary(labels[target]) for target in TARGETS])
+    if not good.all():
+        cells = (f"{table[UID].iloc[r]} {TARGETS[c]}: {labels.iloc[r, c]}" for r, c in np.argwhere(~good))
+        yield f"labels that are neither 0 nor 1 ({(~good).sum()}): {listing(cells)}"
+    whole = table[good.all(axis=1)]
+    values = whole[list(TARGETS)].to_numpy(dtype=float)
+    wrong = pd.Series(values[:, 0] != values[:, 1:].max(axis=1), index=whole.index)
+    if wrong.any():
+        names = listing(whole[UID][wrong])
+        yield f"studies whose {PATIENT} is not the maximum of C1 … C7 ({wrong.sum()}): {names}"
+
+
+def uid_problems(uids: pd.Series) -> Iterator[str]:
+    """The sentence of `paths.check_uids` about bad UIDs, if there are any."""
+    try:
+        check_uids(uids)
+    except ValueError as error:
+        yield str(error)
+
+
+def _duplicates(uids: pd.Series) -> Iterator[str]:
+    if uids.duplicated().any():
+        names = uids[uids.duplicated()].drop_duplicates()
+        yield f"studies that stand there more than once ({len(names)}): {listing(names)}"
+
+
+def is_binary(column: pd.Series) -> np.ndarray:
+    """Which values are the number 0 or 1 (bool mask); text, 0.5 and missing values are not."""
+    if not pd.api.types.is_numeric_dtype(column):
+        column = pd.to_numeric(column.astype(object), errors="coerce")
+    return column.isin((0, 1)).to_numpy()
+
+
+def write_labels(table: pd.DataFrame, path: str | Path) -> None:
+    """Check the label table and put it in place in one step."""
+    write_table(validate_labels(table), path)
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a CSV file in one step, with the same bytes on every system."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_boxes(path: str | Path) -> pd.DataFrame:
+    """Fracture boxes of a file: one row a box, x, y, width, height in pixels of axial slice `slice_number`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the table breaks the schema; every offender is named.
+    """
+    return validate_boxes(read_table(path, BOX_COLUMNS, what="table of boxes"), what=Path(path).name)
+
+
+def validate_boxes(table: pd.DataFrame, *, what: str = "The table of boxes") -> pd.DataFrame:
+    """The boxes in the schema's order; sizes are positive, slice numbers whole and not negative.
+
+    Raises:
+        ValueError: lists all broken rules at once, each with its offenders.
+    """
+    require_columns(table, BOX_COLUMNS, what=what)
+    numbers = table[list(BOX_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce").astype(float)
+    bad = ~np.isfinite(numbers).all(axis=1)
+    bad |= (numbers[["width", "height"]] <= 0).any(axis=1)
+    bad |= (numbers["slice_number"] < 0) | (numbers["slice_number"] % 1 != 0)
+    problems = list(uid_problems(table[UID].drop_duplicates()))
+    if bad.any():
+        names = listing(table[UID][bad].drop_duplicates())
+        problems.append(
+            f"boxes whose values are no numbers, whose size is not above 0 or whose slice number is no whole "
+            f"number from 0 ({bad.sum()}), in the studies {names}"
+        )
+    refuse(problems, what=what)
+    boxes = numbers.astype({"slice_number": "int64"})
+    boxes.insert(0, UID, table[UID])
+    return boxes.reset_index(drop=True)
+
+
+def write_boxes(table: pd.DataFrame, path: str | Path) -> None:
+    """Check the table of boxes and put it in place in one step."""
+    write_table(validate_boxes(table), path)
+
+
+def without(table: pd.DataFrame, studies: Iterable[str]) -> pd.DataFrame:
+    """The table without the rows of these studies, for scans known to be bad.
+
+    Raises:
+        ValueError: names the studies that the table does not hold.
+    """
+    studies = list(studies)
+    _known(table, studies)
+    return table[~table[UID].isin(studies)].reset_index(drop=True)
+
+
+def _known(table: pd.DataFrame, studies: Sequence[str]) -> None:
+    asked = pd.Series(studies, dtype=object)
+    unknown = asked[~asked.isin(table[UID])]
+    if len(unknown):
+        raise ValueError(
+            f"Studies that are not in the table ({len(unknown)}): {listing(unknown)}. "
+            "Check their UIDs, or leave them out."
+        )
+
+
+def prevalence(table: pd.DataFrame) -> pd.DataFrame:
+    """How common each target is: target, positives, total, prevalence, and its 95 % Wilson interval.
+
+    Source: Wilson, J Am Stat Assoc 22 (1927) 209-212. Unlike p ± 2 standard errors it stays in [0, 1]
+    and keeps its coverage for rare targets.
+    """
+    positives = table[list(TARGETS)].to_numpy().sum(axis=0)
+    total = len(table)
+    p, z2 = positives / total, _Z_95**2
+    centre = (p + z2 / (2 * total)) / (1 + z2 / total)
+    half = _Z_95 / (1 + z2 / total) * np.sqrt(p * (1 - p) / total + z2 / (4 * total**2))
+    return pd.DataFrame(
+        {
+            "target": TARGETS,
+            "positives": positives,
+            "total": total,
+            "prevalence": p,
+            "low": np.clip(centre - half, 0, 1),
+            "high": np.clip(centre + half, 0, 1),
+        }
+    )
+
+
+def cooccurrence(table: pd.DataFrame) -> pd.DataFrame:
+    """Studies in which both vertebrae are fractured, 7 × 7; the diagonal counts each one's fractures."""
+    labels = table[list(VERTEBRAE)].to_numpy()
+    return pd.DataFrame(labels.T @ labels, index=list(VERTEBRAE), columns=list(VERTEBRAE))
+
+
+def expand(table: pd.DataFrame, studies: Sequence[str]) -> pd.DataFrame:
+    """One row per study and vertebra: StudyInstanceUID, vertebra, label; in the order of `studies`, C1 first.
+
+    Hand in the studies of one split. Expanding everything and splitting the rows afterwards would put the
+    vertebrae of one patient on both sides.
+
+    Raises:
+        ValueError: names studies that are unknown, or asked for twice.
+    """
+    studies = list(studies)
+    _known(table, studies)
+    refuse(_duplicates(pd.Series(studies, dtype=object)), what="The list of studies")
+    labels = table.set_index(UID)[list(VERTEBRAE)].loc[studies].to_numpy(dtype="int64")  # (N, 7)
+    return pd.DataFrame(
+        {
+            UID: np.repeat(np.array(studies, dtype=object), len(VERTEBRAE)),
+            "vertebra": np.tile(np.array(VERTEBRAE, dtype=object), len(studies)),
+            "label": labels.ravel(),  # (N·7,)
+        }
+    ).astype({UID: "str", "vertebra": "str"})
