@@ -185,8 +185,7 @@ def without(table: pd.DataFrame, studies: Iterable[str]) -> pd.DataFrame:
     Raises:
         ValueError: names the studies that the table does not hold.
     """
-    studies = list(studies)
-    _known(table, studies)
+    _known(table, studies := list(studies))
     return table[~table[UID].isin(studies)].reset_index(drop=True)
 
 
