@@ -1,0 +1,244 @@
+"""Counts, rates, curves and losses of binary predictions: plain functions on arrays.
+
+A case is called positive when its probability is at or above the threshold. Curves and counts at every
+threshold come from scikit-learn, which is imported on first use (it costs a second that pictures of
+labels should not pay).
+"""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.paths import listing
+
+LEVELS = ("all", *VERTEBRAE, "patient")  # all vertebrae pooled, one of them, or whole patients
+
+
+def check_scores(
+    labels: ArrayLike, probabilities: ArrayLike, *, both_classes: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Labels as 0/1 integers and probabilities as floats, or an error that says what is wrong with them.
+
+    Args:
+        labels: (N,) of 0/1 (or booleans).
+        probabilities: (N,) in [0, 1].
+        both_classes: also require at least one 0 and one 1.
+
+    Raises:
+        ValueError: other shapes, nothing at all, labels that are not 0/1, probabilities that are NaN or
+            outside [0, 1], or one class only where both are needed.
+    """
+    y, p = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    if y.ndim != 1 or y.shape != p.shape or not len(y):
+        raise ValueError(
+            "Labels and probabilities must be two columns of one length, at least 1; "
+            f"found shapes {y.shape} and {p.shape}. Pass two columns of one table."
+        )
+    _refuse(~np.isin(y, (0, 1)), y, "labels are neither 0 nor 1", "Correct or drop them.")
+    _refuse(
+        ~((p >= 0) & (p <= 1)),
+        p,
+        "probabilities are missing or outside [0, 1]",
+        "Turn logits into probabilities with a sigmoid, and drop missing values.",
+    )
+    if both_classes and len(np.unique(y)) == 1:
+        raise ValueError(
+            f"All {len(y)} labels are {int(y[0])}: this is defined only where both classes occur. "
+            "Use more studies, or pool the vertebrae."
+        )
+    return y.astype(np.int64), p
+
+
+def _refuse(wrong: NDArray[np.bool_], values: NDArray, what: str, advice: str) -> None:
+    if wrong.any():
+        rows = listing(f"row {row}: {values[row]}" for row in np.flatnonzero(wrong)).replace("'", "")
+        raise ValueError(f"{wrong.sum()} {what} ({rows}). {advice}")
+
+
+def threshold_counts(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
+    """Confusion counts at every distinct probability, from the highest to the lowest.
+
+    Returns:
+        Columns `threshold, tp, fp, fn, tn`; positive means probability ≥ threshold.
+
+    Raises:
+        ValueError: see `check_scores`.
+    """
+    from sklearn.metrics import confusion_matrix_at_thresholds
+
+    y, p = check_scores(labels, probabilities)
+    tn, fp, fn, tp, threshold = confusion_matrix_at_thresholds(y, p, pos_label=1)
+    counts = pd.DataFrame({"tp": tp, "fp": fp, "fn": fn, "tn": tn}).astype(np.int64)
+    counts.insert(0, "threshold", threshold)
+    return counts
+
+
+def counts_at(counts: pd.DataFrame, thresholds: ArrayLike) -> pd.DataFrame:
+    """Confusion counts at any thresholds, looked up in the table of `threshold_counts`.
+
+    Returns:
+        One row for each threshold, in the order given; columns as in `threshold_counts`.
+
+    Raises:
+        ValueError: a threshold is NaN.
+    """
+    wanted = np.atleast_1d(np.asarray(thresholds, dtype=np.float64))
+    if np.isnan(wanted).any():
+        raise ValueError("A threshold is missing (NaN). Choose one with decisions.choose_threshold.")
+    called = np.searchsorted(-counts["threshold"].to_numpy(), -wanted, side="right") - 1  # -1: none called
+    tp, fp, fn, tn = counts[["tp", "fp", "fn", "tn"]].to_numpy().T
+    positives, negatives = tp[0] + fn[0], fp[0] + tn[0]
+    tp, fp = np.where(called < 0, 0, tp[called]), np.where(called < 0, 0, fp[called])
+    return pd.DataFrame({"threshold": wanted, "tp": tp, "fp": fp, "fn": positives - tp, "tn": negatives - fp})
+
+
+def confusion(labels: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike) -> pd.DataFrame:
+    """Confusion counts at one threshold or several; see `counts_at`."""
+    return counts_at(threshold_counts(labels, probabilities), thresholds)
+
+
+def rates(counts: pd.DataFrame) -> pd.DataFrame:
+    """The counts with `recall, precision, specificity, f1, accuracy` beside them.
+
+    A rate whose denominator is zero is NaN: precision where nothing is called positive, recall where
+    there are no positives, specificity where there are no negatives, F1 where both kinds of positive
+    are absent.
+    """
+    tp, fp, fn, tn = (counts[name].to_numpy(dtype=np.float64) for name in ("tp", "fp", "fn", "tn"))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the documented NaN
+        return counts.assign(
+            recall=tp / (tp + fn),
+            precision=tp / (tp + fp),
+            specificity=tn / (tn + fp),
+            f1=2 * tp / (2 * tp + fp + fn),
+            accuracy=(tp + tn) / (tp + fp + fn + tn),
+        )
+
+
+def pr_curve(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
+    """Precision–recall curve.
+
+    Returns:
+        Columns `threshold, recall, precision`, thresholds rising; the last row, threshold infinity, is
+        the end of the curve by convention: recall 0, precision 1.
+
+    Raises:
+        ValueError: see `check_scores`; also where one class is absent.
+    """
+    from sklearn.metrics import precision_recall_curve
+
+    y, p = check_scores(labels, probabilities, both_classes=True)
+    precision, recall, threshold = precision_recall_curve(y, p)
+    return pd.DataFrame({"threshold": [*threshold, np.inf], "recall": recall, "precision": precision})
+
+
+def roc_curve(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
+    """ROC curve at every distinct probability.
+
+    Returns:
+        Columns `threshold, false_positive_rate, recall`, thresholds falling from infinity.
+
+    Raises:
+        ValueError: see `check_scores`; also where one class is absent.
+    """
+    from sklearn.metrics import roc_curve as roc
+
+    y, p = check_scores(labels, probabilities, both_classes=True)
+    false_positive_rate, recall, threshold = roc(y, p, drop_intermediate=False)
+    return pd.DataFrame(
+        {"threshold": threshold, "false_positive_rate": false_positive_rate, "recall": recall}
+    )
+
+
+def average_precision(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Average precision: precision summed over the steps of recall; chance level is the prevalence.
+
+    Raises:
+        ValueError: see `check_scores`; also where one class is absent.
+    """
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(*check_scores(labels, probabilities, both_classes=True)))
+
+
+def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Area under the ROC curve: how often a positive scores above a negative (ties count half).
+
+    Raises:
+        ValueError: see `check_scores`; also where one class is absent.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(*check_scores(labels, probabilities, both_classes=True)))
+
+
+def patient_level(predictions: pd.DataFrame) -> pd.DataFrame:
+    """One row for each patient: label and probability are the highest among the vertebrae present.
+
+    Returns:
+        Columns `StudyInstanceUID, split, label, probability`, in the order of first appearance.
+    """
+    grouped = predictions.groupby([UID, "split"], sort=False, observed=True)
+    return grouped[["label", "probability"]].max().reset_index()
+
+
+def at_level(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
+    """The rows of one of `LEVELS`: all vertebrae, one of C1…C7, or patients (by maximum).
+
+    Raises:
+        ValueError: unknown level, or one of which the table has no row.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"Unknown level {level!r}. Choose one of {', '.join(LEVELS)}.")
+    if level == "patient":
+        return patient_level(predictions)
+    rows = predictions if level == "all" else predictions[predictions["vertebra"] == level]
+    if rows.empty:
+        raise ValueError(f"The predictions have no row at level {level!r}. Predict it, or choose another.")
+    return rows
+
+
+def rsna_weighted_log_loss(
+    predictions: pd.DataFrame, *, patient: pd.Series | None = None, per_patient: bool = False
+) -> float:
+    """Weighted log loss of the RSNA 2022 competition.
+
+    Weights: a vertebra 1 where intact and 2 where fractured, the patient 7 and 14. Probabilities are kept
+    one rounding error away from 0 and 1, where the loss would be infinite.
+
+    Args:
+        predictions: predictions table, all seven vertebrae of every study.
+        patient: the patients' probabilities by study UID; the highest of their vertebrae where not given.
+        per_patient: average each patient's eight terms by weight, then the patients alike; else all terms
+            of all patients by weight at once.
+
+    Raises:
+        ValueError: a study without all seven vertebrae or without a patient probability.
+
+    Source: RSNA 2022 Cervical Spine Fracture Detection, competition page, "Evaluation".
+    """
+    seen = predictions.groupby(UID, sort=False)["vertebra"].agg(lambda names: set(names) == set(VERTEBRAE))
+    if not seen.all():
+        raise ValueError(
+            f"{(~seen).sum()} studies lack some of C1…C7, so that the competition's loss is not defined: "
+            f"{listing(seen.index[~seen])}. Drop them."
+        )
+    whole = patient_level(predictions).set_index(UID)
+    if patient is not None:
+        absent = whole.index.difference(patient.index)
+        if len(absent):
+            raise ValueError(
+                f"{len(absent)} studies have no patient probability: {listing(absent)}. Add them."
+            )
+        whole["probability"] = patient.loc[whole.index]
+    terms = pd.concat([predictions.set_index(UID), whole], keys=["vertebra", "patient"], names=["level"])
+    y, p = check_scores(terms["label"], terms["probability"])
+    smallest = np.finfo(np.float64).eps
+    p = np.clip(p, smallest, 1 - smallest)
+    weight = np.where(terms.index.get_level_values("level") == "patient", 7.0, 1.0) * (1 + y)
+    loss = -weight * np.where(y == 1, np.log(p), np.log1p(-p))
+    sums = pd.DataFrame({"loss": loss, "weight": weight}).groupby(terms.index.get_level_values(UID)).sum()
+    if per_patient:
+        return float((sums["loss"] / sums["weight"]).mean())
+    return float(sums["loss"].sum() / sums["weight"].sum())
