@@ -9,8 +9,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-INTENSITIES = 5  # channels 0–4 of a packed sequence; channel 5 is the vertebra mask
-VERTEBRAE = 7
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.packed import CHANNELS
+
+INTENSITIES = CHANNELS - 1  # channels 0–4 of a packed sequence; channel 5 is the vertebra mask
 STRIDES = (2, 4, 8, 16, 32)
 POOLINGS = ("avg", "avgmax")
 
@@ -124,7 +126,7 @@ class FractureClassifier(nn.Module):
         features = features * (2 if config.pooling == "avgmax" else 1) + config.mask_features
         self.vertebra = None
         if config.vertebra_embedding:
-            self.vertebra = nn.Embedding(VERTEBRAE, config.vertebra_embedding)
+            self.vertebra = nn.Embedding(len(VERTEBRAE), config.vertebra_embedding)
             features += config.vertebra_embedding
         self.dropout = nn.Dropout(config.dropout)
         self.lstm = nn.LSTM(
@@ -174,7 +176,7 @@ class FractureClassifier(nn.Module):
 
     def _check(self, sequences: Tensor, vertebrae: Tensor | None) -> None:
         config = self.config
-        expected = (config.slices, INTENSITIES + 1, config.size, config.size)
+        expected = (config.slices, CHANNELS, config.size, config.size)
         if sequences.dtype != torch.uint8 or sequences.ndim != 5 or sequences.shape[1:] != expected:
             raise ValueError(
                 f"Sequences are uint8 of shape (B, {', '.join(map(str, expected))}) for this model; found "
