@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .labels import UID, VERTEBRAE
-from .paths import atomic_path, check_uids, listing
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.paths import atomic_path, check_uids, listing
 
 CHANNELS = 6
 MASK = 5  # the mask's channel; a pixel belongs to the vertebra where it is above 127

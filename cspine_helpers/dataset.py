@@ -1,0 +1,258 @@
+"""Packed sequences as torch samples, augmented with one draw for a whole sequence, and their loaders."""
+
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cspine_helpers.labels import UID, VERTEBRAE, require_columns
+from cspine_helpers.packed import MASK, open_sequence, sequence_path, slice_truth_array
+from cspine_helpers.paths import listing
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version
+import albumentations as A
+
+Sampling = Literal["shuffle", "balanced"]
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How sequences are varied in training; probabilities are per sequence, 0 turns a step off.
+
+    Attributes:
+        flip: probability of exchanging left and right.
+        affine: probability of rotating, scaling and shifting.
+        rotate_degrees: largest rotation to either side.
+        scale: largest relative change of size.
+        shift: largest shift, share of the image's side.
+        contrast: probability of changing brightness and contrast.
+        contrast_limit: largest relative change of either.
+        noise: probability of Gaussian noise.
+        noise_std: largest standard deviation of the noise, share of the intensity range.
+        dropout: probability of blackening holes in the intensities (the mask stays).
+        holes: most holes.
+        hole_size: largest side of a hole, share of the image's side.
+    """
+
+    flip: float = 0.5
+    affine: float = 0.7
+    rotate_degrees: float = 10.0
+    scale: float = 0.1
+    shift: float = 0.05
+    contrast: float = 0.5
+    contrast_limit: float = 0.15
+    noise: float = 0.2
+    noise_std: float = 0.04
+    dropout: float = 0.1
+    holes: int = 3
+    hole_size: float = 0.12
+
+    def __post_init__(self) -> None:
+        shares = ("flip", "affine", "scale", "shift", "contrast", "contrast_limit", "noise", "noise_std")
+        wrong = [
+            f"{name} = {getattr(self, name)!r} (in [0, 1])"
+            for name in (*shares, "dropout", "hole_size")
+            if not 0 <= getattr(self, name) <= 1
+        ]
+        if not 0 <= self.rotate_degrees <= 180:
+            wrong.append(f"rotate_degrees = {self.rotate_degrees!r} (in [0, 180])")
+        if self.holes < 1:
+            wrong.append(f"holes = {self.holes!r} (1 or more)")
+        if wrong:
+            raise ValueError(f"AugmentConfig cannot have {'; '.join(wrong)}. Correct them.")
+
+
+class Augment:
+    """One random variation of a sequence: the same draw for all slices and channels, the mask moved along."""
+
+    def __init__(self, config: AugmentConfig) -> None:
+        c = config
+        size = (c.hole_size / 2, c.hole_size)
+        self._compose = A.Compose(
+            [
+                A.HorizontalFlip(p=c.flip),
+                A.Affine(
+                    rotate=(-c.rotate_degrees, c.rotate_degrees),
+                    scale=(1 - c.scale, 1 + c.scale),
+                    translate_percent=(-c.shift, c.shift),
+                    keep_ratio=True,
+                    p=c.affine,
+                ),
+                A.RandomBrightnessContrast(
+                    (-c.contrast_limit, c.contrast_limit), (-c.contrast_limit, c.contrast_limit), p=c.contrast
+                ),
+                A.GaussNoise(std_range=(0, c.noise_std), p=c.noise),
+                A.CoarseDropout((1, c.holes), size, size, p=c.dropout),
+            ]
+        )
+
+    def __call__(self, sequence: np.ndarray, *, seed: tuple[int, ...]) -> np.ndarray:
+        """Vary a uint8 `(T, H, W, 6)` sequence; the same seed gives the same variation.
+
+        All steps draw from one stream: `Compose(seed=...)` would hand the same seed to each of them, and
+        every flipped sequence would also be the noisy one.
+        """
+        words = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+        self._compose.set_random_state(np.random.default_rng(words[0]), random.Random(int(words[1])))
+        varied = self._compose(
+            images=np.ascontiguousarray(sequence[..., :MASK]),  # (T, H, W, 5)
+            masks=np.ascontiguousarray(sequence[..., MASK]),  # (T, H, W)
+        )
+        return np.concatenate([varied["images"], varied["masks"][..., None]], axis=-1)
+
+
+class SequenceDataset(Dataset[dict[str, Tensor]]):
+    """Samples of one split; files are memory-mapped when they are asked for, never held.
+
+    An item is a dict of `sequence` uint8 `(T, 6, H, W)`, `label` float32, `vertebra` int64 (0 for C1 to 6
+    for C7), `slice_truth` float32 `(T,)` (NaN where unknown) and `index` int64, its row in `samples`.
+
+    Args:
+        samples: StudyInstanceUID, vertebra and label, as `labels.expand` makes them.
+        packed_dir: the cohort's `packed` folder.
+        slices: T of every sequence.
+        size: H and W of every sequence, pixels.
+        augment: how sequences are varied; None leaves them as they are.
+        seed: the variation of an item depends on (seed, epoch, index) alone, so that it is the same
+            whatever the number of workers and the order.
+        manifest: table of `packed.read_manifest`, for the slice truth; None: unknown throughout.
+    """
+
+    def __init__(
+        self,
+        samples: pd.DataFrame,
+        packed_dir: str | Path,
+        *,
+        slices: int,
+        size: int,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+        manifest: pd.DataFrame | None = None,
+    ) -> None:
+        require_columns(samples, (UID, "vertebra", "label"), what="The samples")
+        if samples.empty:
+            raise ValueError("There are no samples. Hand in the studies of a split that has some.")
+        self._paths = [
+            sequence_path(packed_dir, uid, vertebra)
+            for uid, vertebra in zip(samples[UID], samples["vertebra"], strict=True)
+        ]
+        self.slices, self.size, self.seed, self.epoch = slices, size, seed, 0
+        self.labels = samples["label"].to_numpy(dtype=np.float32)  # (N,)
+        self.vertebrae = samples["vertebra"].map(VERTEBRAE.index).to_numpy(dtype=np.int64)  # (N,)
+        self.slice_truth = _slice_truth(samples, manifest, slices)  # (N, T)
+        self._augment = None if augment is None else Augment(augment)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the variations are drawn for; takes effect with the loader's next pass."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        sequence = open_sequence(self._paths[index], slices=self.slices, size=self.size)
+        if self._augment is not None:
+            sequence = self._augment(sequence, seed=(self.seed, self.epoch, index))
+        channels_first = np.ascontiguousarray(sequence.transpose(0, 3, 1, 2))  # (T, 6, H, W)
+        return {
+            "sequence": torch.from_numpy(channels_first),
+            "label": torch.tensor(self.labels[index]),
+            "vertebra": torch.tensor(self.vertebrae[index]),
+            "slice_truth": torch.from_numpy(self.slice_truth[index]),
+            "index": torch.tensor(index),
+        }
+
+
+def _slice_truth(samples: pd.DataFrame, manifest: pd.DataFrame | None, slices: int) -> np.ndarray:
+    if manifest is None:
+        return np.full((len(samples), slices), np.nan, dtype=np.float32)
+    known = manifest.set_index([UID, "vertebra"])["slice_truth"]
+    asked = pd.MultiIndex.from_frame(samples[[UID, "vertebra"]])
+    if len(unlisted := asked[~asked.isin(known.index)]):
+        names = listing(f"{uid} {vertebra}" for uid, vertebra in unlisted)
+        raise ValueError(f"{len(unlisted)} samples are not in the manifest: {names}. Pack the cohort anew.")
+    return np.stack([slice_truth_array(text, slices) for text in known.reindex(asked)])
+
+
+class EpochSampler(Sampler[int]):
+    """Order of the samples in an epoch, drawn from (seed, epoch) alone.
+
+    `set_epoch` moves the dataset's variations to that epoch as well.
+
+    Args:
+        dataset: what is sampled.
+        sampling: None keeps the order; "shuffle" takes each sample once; "balanced" draws as many with
+            replacement, fractured and intact vertebrae equally often.
+        seed: same seed and epoch, same order.
+    """
+
+    def __init__(self, dataset: SequenceDataset, *, sampling: Sampling | None, seed: int = 0) -> None:
+        if sampling is not None and sampling not in get_args(Sampling):
+            raise ValueError(f"sampling is None, 'shuffle' or 'balanced'; found {sampling!r}.")
+        positives, total = int(dataset.labels.sum()), len(dataset)
+        if sampling == "balanced" and positives in (0, total):
+            raise ValueError(
+                f"Balanced sampling needs fractured and intact samples; found {positives} of {total} "
+                "fractured. Use sampling='shuffle', or another split."
+            )
+        self._dataset, self._sampling, self._seed = dataset, sampling, seed
+        self._positives = positives
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass, here and in the dataset."""
+        self._dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        total = len(self)
+        if self._sampling is None:
+            return iter(range(total))
+        rng = np.random.default_rng((self._seed, self._dataset.epoch))
+        if self._sampling == "shuffle":
+            return iter(rng.permutation(total).tolist())
+        fractured = self._dataset.labels == 1
+        weights = np.where(fractured, 0.5 / self._positives, 0.5 / (total - self._positives))
+        return iter(rng.choice(total, size=total, p=weights).tolist())
+
+
+def make_loader(
+    dataset: SequenceDataset,
+    *,
+    batch_size: int,
+    sampling: Sampling | None = None,
+    workers: int = 0,
+    seed: int = 0,
+) -> DataLoader[dict[str, Tensor]]:
+    """Batches of a dataset. Call `loader.sampler.set_epoch(n)` before pass n, or every pass is the same.
+
+    Args:
+        dataset: what is loaded.
+        batch_size: sequences a batch; the last batch may be smaller.
+        sampling: order of the samples, see `EpochSampler`.
+        workers: processes that load; 0 loads in this one. The batches do not depend on it.
+        seed: of the order.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EpochSampler(dataset, sampling=sampling, seed=seed),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+        generator=torch.Generator().manual_seed(seed),  # else each pass would draw from torch's global one
+    )
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)  # torch does the same for itself; more threads than cores slow each other down
