@@ -1,0 +1,158 @@
+"""From a CT volume with a vertebra label map to packed sequences: the array part, files apart.
+
+Volumes are (Z, Y, X): cranial to caudal, front to back, the patient's right to left.
+"""
+
+from dataclasses import asdict, dataclass
+
+import cv2
+import numpy as np
+
+from .labels import VERTEBRAE
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """How one vertebra is cut out of its CT.
+
+    Attributes:
+        slices: slice positions T, evenly spread over the vertebra's height.
+        size: height and width of the packed pictures in pixels.
+        margin_mm: what stands free around the vertebra, on every side in the axial plane.
+        neighbours: native slices taken on each side of a position; channels are 2 × neighbours + 1.
+        window_hu: values mapped to 0 and 255; the default is the common bone window (level 400, width 1800;
+            Source: Hofer, CT Teaching Manual).
+    """
+
+    slices: int = 15
+    size: int = 224
+    margin_mm: float = 4.0
+    neighbours: int = 2
+    window_hu: tuple[float, float] = (-500.0, 1300.0)
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot make a sequence."""
+        if min(self.slices, self.size) < 1 or self.margin_mm < 0 or self.neighbours < 0:
+            raise ValueError(
+                f"slices and size must be positive, margin and neighbours not negative: {asdict(self)}."
+            )
+        if not self.window_hu[0] < self.window_hu[1]:
+            raise ValueError(f"window_hu must run from low to high; found {self.window_hu}.")
+
+
+@dataclass(frozen=True)
+class PackedVertebra:
+    """One packed sequence, and where in the volume it came from.
+
+    Attributes:
+        array: uint8 (T, H, W, 6): five neighbouring slices, then the vertebra's mask (0 or 255).
+        slice_indices: the T positions along Z that the middle channel shows.
+        rows, columns: half-open ranges in voxels along Y and X that the square crop covers; they may pass the
+            volume's edge, where the crop is filled with the window's low end.
+        mask_volume_mm3: volume of the label.
+    """
+
+    array: np.ndarray
+    slice_indices: np.ndarray
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    mask_volume_mm3: float
+
+
+def pack_vertebra(
+    volume_hu: np.ndarray,
+    label_map: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    vertebra: str,
+    config: PackConfig,
+) -> PackedVertebra:
+    """Cut one vertebra out of a volume and bring it to the packed form.
+
+    The crop is square in mm and centred on the vertebra, so that anatomy keeps its proportions. Neighbouring
+    slices past the end of the volume repeat its last slice.
+
+    Args:
+        volume_hu: (Z, Y, X) Hounsfield units.
+        label_map: (Z, Y, X) integers; 1–7 mark C1–C7.
+        spacing_mm: (z, y, x).
+        vertebra: "C1" … "C7".
+        config: how to cut.
+
+    Raises:
+        ValueError: shapes differ, spacing is not positive, or the vertebra has no voxel in the label map.
+    """
+    if volume_hu.shape != label_map.shape or volume_hu.ndim != 3:
+        raise ValueError(
+            f"Volume and label map must be 3-D and alike; found {volume_hu.shape} and {label_map.shape}. "
+            "Resample the label map to the CT first."
+        )
+    if len(spacing_mm) != 3 or min(spacing_mm) <= 0:
+        raise ValueError(f"spacing_mm must hold three positive lengths (z, y, x); found {spacing_mm}.")
+    z, y, x = bounding_box(label_map, VERTEBRAE.index(vertebra) + 1)
+    positions = np.linspace(z[0], z[1] - 1, config.slices).round().astype(int)
+    (row0, row1), (column0, column1) = _square(y, x, spacing_mm, config.margin_mm)
+    last = volume_hu.shape[0] - 1
+    array = np.empty((config.slices, config.size, config.size, 2 * config.neighbours + 2), dtype=np.uint8)
+    crop = (slice(max(row0, 0), row1), slice(max(column0, 0), column1))
+    edges = [
+        (max(-row0, 0), max(row1 - volume_hu.shape[1], 0)),
+        (max(-column0, 0), max(column1 - volume_hu.shape[2], 0)),
+    ]
+    prepared: dict[int, np.ndarray] = {}  # neighbouring positions share slices
+    for t, position in enumerate(positions):
+        for k in range(-config.neighbours, config.neighbours + 1):
+            index = int(np.clip(position + k, 0, last))
+            if index not in prepared:
+                picture = to_uint8(volume_hu[index][crop], config.window_hu)
+                prepared[index] = _resize(np.pad(picture, edges), config.size)
+            array[t, :, :, k + config.neighbours] = prepared[index]
+        mask = (label_map[position][crop] == VERTEBRAE.index(vertebra) + 1).astype(np.uint8) * 255
+        array[t, :, :, -1] = np.where(_resize(np.pad(mask, edges), config.size) > 127, 255, 0)
+    voxels = int(np.count_nonzero(label_map[z[0] : z[1]] == VERTEBRAE.index(vertebra) + 1))
+    volume = voxels * float(np.prod(spacing_mm))
+    return PackedVertebra(array, positions, (row0, row1), (column0, column1), volume)
+
+
+def bounding_box(label_map: np.ndarray, value: int) -> tuple[tuple[int, int], ...]:
+    """Half-open index range along each axis of the voxels that carry `value`.
+
+    Raises:
+        ValueError: no voxel does.
+    """
+    box = []
+    view = label_map
+    for axis in range(label_map.ndim):
+        others = tuple(i for i in range(label_map.ndim) if i != axis)
+        found = np.flatnonzero((view == value).any(axis=others))
+        if not found.size:
+            raise ValueError(
+                f"Label {value} has no voxel in the label map; found {np.unique(label_map).tolist()}."
+            )
+        box.append((int(found[0]), int(found[-1]) + 1))
+        view = view[(slice(None),) * axis + (slice(*box[-1]),)]
+    return tuple(box)
+
+
+def to_uint8(volume_hu: np.ndarray, window_hu: tuple[float, float]) -> np.ndarray:
+    """Map the window linearly to 0–255; values outside it go to its ends."""
+    low, high = window_hu
+    scaled = (volume_hu.astype(np.float32) - low) * (255.0 / (high - low))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def _square(
+    y: tuple[int, int], x: tuple[int, int], spacing_mm: tuple[float, float, float], margin_mm: float
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    side = max((y[1] - y[0]) * spacing_mm[1], (x[1] - x[0]) * spacing_mm[2]) + 2 * margin_mm
+    ranges = []
+    for (low, high), step in ((y, spacing_mm[1]), (x, spacing_mm[2])):
+        count = max(round(side / step), 1)
+        first = round((low + high - count) / 2)
+        ranges.append((first, first + count))
+    return ranges[0], ranges[1]
+
+
+def _resize(picture: np.ndarray, size: int) -> np.ndarray:
+    """To size × size: area average when shrinking (no aliasing), linear when growing."""
+    shrink = min(picture.shape) > size
+    return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)

@@ -1,0 +1,179 @@
+"""The built-in cohort: synthetic CT of the cervical spine in Hounsfield units, with the truth known.
+
+Every study is drawn from (cohort seed, study index) alone, so the cohort is the same whatever the number of
+workers. It stands in for real data where there is none; it is no evidence about patients.
+
+    python -m cspine_helpers.phantom --cohort builtin
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from . import labels, packed, packing, paths
+from .packing import PackConfig
+from .rendering import Study, generator, render_study, study_uid
+
+MIN_FRACTURE_VOXELS = 6  # fewer in a slice cannot be seen, and do not make it a fractured slice
+
+
+@dataclass(frozen=True)
+class CohortConfig:
+    """A cohort of phantoms: how many studies, and the seed they are drawn from."""
+
+    studies: int
+    seed: int
+    pack: PackConfig = field(default_factory=lambda: PackConfig(size=64))
+
+
+COHORTS = {"builtin": CohortConfig(studies=360, seed=2022), "quick": CohortConfig(studies=30, seed=7)}
+
+
+def fracture_patterns() -> pd.DataFrame:
+    """How often each pattern of fractured vertebrae occurs in RSNA 2022: C1 … C7 (0/1) and studies.
+
+    Source: Cervical Spine Fracture Detection Dataset, Copyright RSNA, 2023 (2,019 labelled studies).
+    """
+    with resources.files("cspine_helpers").joinpath("rsna2022_fracture_patterns.csv").open() as file:
+        return pd.read_csv(file)
+
+
+def draw_labels(config: CohortConfig) -> pd.DataFrame:
+    """The cohort's label table: joint patterns drawn as RSNA 2022 has them, one row a study."""
+    patterns = fracture_patterns()
+    share = patterns["studies"] / patterns["studies"].sum()
+    rows = [
+        patterns.loc[generator(config.seed, i, 0).choice(len(patterns), p=share), list(labels.VERTEBRAE)]
+        for i in range(config.studies)
+    ]
+    table = pd.DataFrame(rows).reset_index(drop=True).astype(int)
+    table.insert(0, labels.PATIENT, table.max(axis=1))
+    table.insert(0, labels.UID, [study_uid(config.seed, i) for i in range(config.studies)])
+    return table
+
+
+def make_cohort(folder: Path, config: CohortConfig, *, workers: int | None = None) -> None:
+    """Render and pack a cohort: `train.csv`, `train_bounding_boxes.csv`, `packed/` and `cohort.json`.
+
+    A folder that this very code and config made is left as it is. The cohort is built beside its place and
+    moved there when complete.
+
+    Args:
+        folder: where it goes, `data/<cohort>`.
+        config: what to make.
+        workers: processes; default one a core. They change nothing but the time.
+
+    Raises:
+        FileExistsError: the folder holds something that is not a phantom cohort.
+    """
+    record = _record(config)
+    if (folder / "cohort.json").exists():
+        if json.loads((folder / "cohort.json").read_text()) == record:
+            print(f"{folder.name}: {config.studies} studies are there already.")
+            return
+    elif folder.exists():
+        raise FileExistsError(
+            f"{folder} exists and is no phantom cohort. Choose another cohort name, or move it."
+        )
+    table = draw_labels(config)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        new = Path(temporary) / folder.name
+        job = joblib.delayed(_make_study)
+        jobs = [job(config, i, table.loc[i, list(labels.VERTEBRAE)].to_dict(), new) for i in table.index]
+        parallel = joblib.Parallel(n_jobs=workers or os.cpu_count(), return_as="generator")
+        made = list(
+            tqdm(parallel(jobs), total=len(jobs), desc=f"cohort {folder.name}", unit="study", mininterval=1)
+        )
+        packed.write_manifest(pd.DataFrame([row for rows, _ in made for row in rows]), new / "packed")
+        labels.write_labels(table, new / "train.csv")
+        labels.write_boxes(
+            pd.DataFrame([box for _, boxes in made for box in boxes]), new / "train_bounding_boxes.csv"
+        )
+        (new / "cohort.json").write_text(json.dumps(record, indent=2) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        new.rename(folder)
+
+
+def _make_study(
+    config: CohortConfig, index: int, fractured: dict[str, int], folder: Path
+) -> tuple[list, list]:
+    study = render_study(config.seed, index, fractured)
+    return pack_study(study, folder / "packed", config.pack), fracture_boxes(study)
+
+
+def _record(config: CohortConfig) -> dict:
+    """What made a cohort: its config and the code that draws, so that a cohort of older code is made anew."""
+    here = Path(__file__).parent
+    names = (
+        "anatomy.py",
+        "fractures.py",
+        "rendering.py",
+        "phantom.py",
+        "packing.py",
+        "rsna2022_fracture_patterns.csv",
+    )
+    code = {name: paths.sha256_of(here / name) for name in names}
+    return json.loads(
+        json.dumps({"made_by": "cspine_helpers.phantom", "config": asdict(config), "code": code})
+    )
+
+
+def pack_study(study: Study, folder: Path, config: PackConfig) -> list[dict]:
+    """Write a study's seven packed sequences and return their manifest rows."""
+    config = replace(config, window_hu=study.window_hu)
+    rows = []
+    for number, vertebra in enumerate(labels.VERTEBRAE, start=1):
+        piece = packing.pack_vertebra(study.volume_hu, study.label_map, study.spacing_mm, vertebra, config)
+        packed.write_sequence(folder, study.uid, vertebra, piece.array)
+        voxels = (study.fracture_map[piece.slice_indices] == number).sum(axis=(1, 2))
+        z_mm = piece.slice_indices * study.spacing_mm[0]
+        pixel_mm = (piece.rows[1] - piece.rows[0]) * study.spacing_mm[1] / config.size
+        truth = "".join(".x"[int(n >= MIN_FRACTURE_VOXELS)] for n in voxels)
+        where = (*study.spacing_mm, z_mm[0], z_mm[-1], pixel_mm, piece.mask_volume_mm3)
+        values = (study.uid, vertebra, *where, *study.window_hu, truth)
+        rows.append(dict(zip(packed.MANIFEST_COLUMNS, values, strict=True)))
+    return rows
+
+
+def fracture_boxes(study: Study) -> list[dict]:
+    """Boxes around the broken bone, one a vertebra and axial slice: x, y, width, height in voxels."""
+    boxes = []
+    for index, plane in enumerate(study.fracture_map):
+        for number in np.unique(plane[plane > 0]):
+            ys, xs = np.nonzero(plane == number)
+            if ys.size >= MIN_FRACTURE_VOXELS:
+                x, y = float(xs.min()), float(ys.min())
+                values = (study.uid, x, y, float(np.ptp(xs) + 1), float(np.ptp(ys) + 1), index)
+                boxes.append(dict(zip(labels.BOX_COLUMNS, values, strict=True)))
+    return boxes
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Make a cohort from the command line."""
+    parser = argparse.ArgumentParser(description="Make a cohort of synthetic cervical-spine CT under data/.")
+    parser.add_argument(
+        "--cohort", default="builtin", help="its name; builtin and quick have settings of their own"
+    )
+    parser.add_argument("--studies", type=int, help="number of studies")
+    parser.add_argument("--seed", type=int, help="seed the studies are drawn from")
+    parser.add_argument("--workers", type=int, help="processes; default one a core")
+    options = parser.parse_args(arguments)
+    config = COHORTS.get(options.cohort, CohortConfig(studies=100, seed=1))
+    given = {k: getattr(options, k) for k in ("studies", "seed") if getattr(options, k) is not None}
+    make_cohort(paths.cohort_dir(options.cohort), replace(config, **given), workers=options.workers)
+
+
+if __name__ == "__main__":
+    main()
