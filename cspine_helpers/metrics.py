@@ -199,6 +199,35 @@ def at_level(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
     return rows
 
 
+def defined_levels(predictions: pd.DataFrame) -> list[str]:
+    """Those of `LEVELS` at which the table holds both classes, so that curves are defined."""
+    both = predictions.groupby("vertebra")["label"].nunique() == 2
+    defined = {*both.index[both], *(["all"] if predictions["label"].nunique() == 2 else [])}
+    if patient_level(predictions)["label"].nunique() == 2:
+        defined.add("patient")
+    return [level for level in LEVELS if level in defined]
+
+
+def cleared_by_vertebrae(
+    predictions: pd.DataFrame, threshold: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Share of patients without fracture who raise no alarm at C1, at C1 and C2, … at all seven.
+
+    Returns:
+        The shares found, and those that independent vertebrae would give (products of the single
+        vertebrae's shares), (7,) each. A vertebra that is missing raises no alarm.
+
+    Raises:
+        ValueError: every patient has a fracture.
+    """
+    intact = predictions.groupby(UID)["label"].transform("max") == 0
+    if not intact.any():
+        raise ValueError("Every patient has a fracture, so none can be cleared. Use more studies.")
+    wide = predictions[intact].pivot_table("probability", index=UID, columns="vertebra")
+    below = ~(wide.reindex(columns=list(VERTEBRAE)).to_numpy() >= threshold)  # (patients, 7)
+    return np.logical_and.accumulate(below, axis=1).mean(axis=0), np.cumprod(below.mean(axis=0))
+
+
 def rsna_weighted_log_loss(
     predictions: pd.DataFrame, *, patient: pd.Series | None = None, per_patient: bool = False
 ) -> float:

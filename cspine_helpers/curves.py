@@ -1,0 +1,256 @@
+"""Pictures of predictions: precision–recall curves, threshold sweeps, confusion matrices, scores."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.metrics import (
+    at_level,
+    average_precision,
+    cleared_by_vertebrae,
+    confusion,
+    defined_levels,
+    patient_level,
+    pr_curve,
+    rates,
+    threshold_counts,
+)
+from cspine_helpers.plots import FRACTURED, GREY, INK, INTACT, STYLE, VERTEBRA_COLOURS, Picture
+
+LEVEL_NAMES = {"all": "All vertebrae", **{name: name for name in VERTEBRAE}, "patient": "Patients"}
+RATE_STYLES: dict[str, dict[str, Any]] = {
+    "recall": {"color": FRACTURED, "linestyle": "-"},
+    "precision": {"color": INTACT, "linestyle": "-"},
+    "specificity": {"color": "#009E73", "linestyle": "--"},
+    "f1": {"color": INK, "linestyle": ":"},
+}
+RATE_NAMES = {"recall": "recall", "precision": "precision", "specificity": "specificity", "f1": "F1"}
+_WHITE_INK = 0.6  # share from which a cell is dark enough for white figures
+
+
+def draw_pr(axes: Axes, predictions: pd.DataFrame, level: str, *, colour: str = INTACT) -> pd.DataFrame:
+    """Draw the precision–recall curve of one level over its chance line; returns the level's rows."""
+    rows = at_level(predictions, level)
+    curve = pr_curve(rows["label"], rows["probability"])
+    prevalence = rows["label"].mean()
+    axes.step(curve["recall"], curve["precision"], where="post", color=colour)
+    axes.axhline(prevalence, color=GREY, linestyle="--", linewidth=1)
+    axes.text(0.01, prevalence - 0.01, f"chance {prevalence:.2f}", color=GREY, va="top", fontsize=9)
+    unit_square(axes, "recall", "precision")
+    return rows
+
+
+def unit_square(axes: Axes, x: str, y: str) -> None:
+    """Axes of two rates, both from 0 to 1, with a light grid behind."""
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y)
+    axes.grid(True)
+    axes.set_axisbelow(True)
+
+
+@matplotlib.rc_context(STYLE)
+def pr_curves(
+    predictions: pd.DataFrame, *, threshold: float | None = None, patient_threshold: float | None = None
+) -> Figure:
+    """Precision–recall curves of all vertebrae, of each vertebra, and of patients, with operating points.
+
+    Args:
+        predictions: predictions table of one split.
+        threshold: vertebra threshold to mark on the curves of vertebrae.
+        patient_threshold: patient threshold to mark on the curve of patients.
+
+    Raises:
+        ValueError: the table holds one class only.
+    """
+    figure = Picture(figsize=(13, 4.4))
+    pooled, single, patients = figure.subplots(1, 3)
+    _pr_panel(pooled, predictions, "all", threshold)
+    levels = defined_levels(predictions)
+    for name in [level for level in VERTEBRAE if level in levels]:
+        rows = at_level(predictions, name)
+        curve = pr_curve(rows["label"], rows["probability"])
+        area = average_precision(rows["label"], rows["probability"])
+        colour, label = VERTEBRA_COLOURS[name], f"{name}  {area:.2f}"
+        single.step(
+            curve["recall"], curve["precision"], where="post", color=colour, linewidth=1.4, label=label
+        )
+        _operating_point(single, rows, threshold, colour=colour, named=False)
+    unit_square(single, "recall", "precision")
+    single.legend(title="average precision", loc="upper right", fontsize=9, title_fontsize=9)
+    single.set_title("One vertebra at a time")
+    if "patient" in levels:
+        _pr_panel(patients, predictions, "patient", patient_threshold)
+    else:
+        patients.set_title("Patients: one class only, no curve")
+        unit_square(patients, "recall", "precision")
+    return figure
+
+
+def _pr_panel(axes: Axes, predictions: pd.DataFrame, level: str, threshold: float | None) -> None:
+    rows = draw_pr(axes, predictions, level)
+    area = average_precision(rows["label"], rows["probability"])
+    _operating_point(axes, rows, threshold, colour=INK, named=True)
+    axes.set_title(f"{LEVEL_NAMES[level]}: average precision {area:.2f}")
+
+
+def _operating_point(
+    axes: Axes, rows: pd.DataFrame, threshold: float | None, *, colour: str, named: bool
+) -> None:
+    if threshold is None:
+        return
+    point = rates(confusion(rows["label"], rows["probability"], threshold)).iloc[0]
+    axes.plot(point["recall"], point["precision"], "o", color=colour, markersize=8, mec="white", zorder=4)
+    if named and not np.isnan(point["precision"]):
+        axes.annotate(
+            f"threshold {threshold:.3f}\nrecall {point['recall']:.2f}\nprecision {point['precision']:.2f}",
+            (point["recall"], point["precision"]),
+            xytext=(8, 8),
+            textcoords="offset points",
+            fontsize=9,
+        )
+
+
+@matplotlib.rc_context(STYLE)
+def threshold_sweep(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    threshold: float | None = None,
+    precision_floor: float | None = None,
+) -> Figure:
+    """Recall, precision, specificity and F1 against the threshold, the chosen one marked.
+
+    Raises:
+        ValueError: see `metrics.check_scores`.
+    """
+    table = rates(threshold_counts(labels, probabilities))
+    figure = Picture(figsize=(9, 4.4))
+    axes = figure.subplots()
+    for name, style in RATE_STYLES.items():
+        axes.step(table["threshold"], table[name], where="post", label=RATE_NAMES[name], **style)
+    unit_square(axes, "threshold", "rate")
+    if precision_floor is not None:
+        axes.axhline(precision_floor, color=INTACT, linewidth=1, linestyle="--")
+        axes.text(1.0, precision_floor, f"floor {precision_floor:.2f}", color=INTACT, ha="right", va="bottom")
+    if threshold is not None:
+        _mark_threshold(axes, threshold)
+        row = rates(confusion(labels, probabilities, threshold)).iloc[0]
+        for name, style in RATE_STYLES.items():
+            axes.plot(threshold, row[name], "o", color=style["color"], mec="white", markersize=8, zorder=4)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.set_title("What each threshold gives and takes")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def confusions(counts: Mapping[str, pd.DataFrame]) -> Figure:
+    """Confusion matrices side by side, cells shaded by their share of the truth's row.
+
+    Args:
+        counts: title → one row of `metrics.confusion`.
+    """
+    figure = Picture(figsize=(4.3 * len(counts), 3.9))
+    for axes, (title, row) in zip(
+        np.atleast_1d(figure.subplots(1, len(counts))), counts.items(), strict=True
+    ):
+        tp, fp, fn, tn = (int(row[name].iloc[0]) for name in ("tp", "fp", "fn", "tn"))
+        cells = np.array([[tp, fn], [fp, tn]])
+        totals = cells.sum(axis=1)
+        shares = cells / np.maximum(totals, 1)[:, None]
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.2)
+        for (y, x), count in np.ndenumerate(cells):
+            ink = "white" if shares[y, x] > _WHITE_INK else INK
+            axes.text(x, y - 0.06, f"{count:,}", ha="center", va="center", fontsize=15, color=ink)
+            axes.text(x, y + 0.2, f"{shares[y, x]:.1%}", ha="center", va="center", fontsize=10, color=ink)
+        axes.set_xticks([0, 1], ["called fractured", "called intact"])
+        axes.set_yticks([0, 1], [f"fractured\n{totals[0]:,}", f"intact\n{totals[1]:,}"])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_title(title)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def score_histograms(
+    predictions: pd.DataFrame, *, threshold: float | None = None, patient_threshold: float | None = None
+) -> Figure:
+    """How probabilities are spread among fractured and intact vertebrae, and among patients.
+
+    Each class is scaled to its own size, so that the shapes can be compared.
+    """
+    figure = Picture(figsize=(11, 3.9))
+    levels = {"all": threshold, "patient": patient_threshold}
+    for axes, (level, mark) in zip(figure.subplots(1, 2), levels.items(), strict=True):
+        rows = at_level(predictions, level)
+        for truth, (name, colour) in enumerate({"intact": INTACT, "fractured": FRACTURED}.items()):
+            scores = rows.loc[rows["label"] == truth, "probability"].to_numpy()
+            share = np.full(len(scores), 1 / max(len(scores), 1))
+            label = f"{name} ({len(scores):,})"
+            axes.hist(scores, np.linspace(0, 1, 41), weights=share, color=colour, alpha=0.55, label=label)
+        if mark is not None:
+            _mark_threshold(axes, mark)
+        axes.set(xlim=(0, 1), xlabel="probability", ylabel="share of the class")
+        axes.legend(loc="center right")
+        axes.set_title(LEVEL_NAMES[level])
+    return figure
+
+
+def _mark_threshold(axes: Axes, threshold: float) -> None:
+    axes.axvline(threshold, color=INK, linewidth=1.2)
+    where = axes.get_xaxis_transform()
+    axes.text(threshold + 0.01, 0.99, f"threshold {threshold:.3f}", transform=where, va="top", fontsize=9)
+
+
+@matplotlib.rc_context(STYLE)
+def vertebra_against_patient(
+    predictions: pd.DataFrame, *, threshold: float, patient_threshold: float | None = None
+) -> Figure:
+    """Why a vertebra threshold is not a patient threshold.
+
+    Left: the share of patients without any fracture who stay below the threshold while C1, then C1 and C2,
+    and so on to all seven are looked at. Right: the rates of vertebrae, of patients under the vertebra
+    threshold, and of patients under a threshold of their own.
+
+    Raises:
+        ValueError: every patient has a fracture.
+    """
+    figure = Picture(figsize=(12, 4.4))
+    left, right = figure.subplots(1, 2, width_ratios=[1, 1.25])
+    _cleared_panel(left, predictions, threshold)
+    patients = patient_level(predictions)
+    groups = [("vertebrae", predictions, threshold, GREY), ("patients", patients, threshold, FRACTURED)]
+    if patient_threshold is not None:
+        groups.append(("patients, own", patients, patient_threshold, INTACT))
+    names, width = ["recall", "precision", "specificity"], 0.8 / len(groups)
+    for place, (name, rows, mark, colour) in enumerate(groups):
+        row = rates(confusion(rows["label"], rows["probability"], mark)).iloc[0]
+        x = np.arange(3) + (place - (len(groups) - 1) / 2) * width
+        bars = right.bar(x, row[names], width * 0.94, color=colour, label=f"{name} at {mark:.3f}")
+        right.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
+    right.set_xticks(range(3), names)
+    right.tick_params(axis="x", length=0)
+    right.set(ylim=(0, 1.12))
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(groups), fontsize=9)
+    right.set_title("The same threshold means something else")
+    return figure
+
+
+def _cleared_panel(axes: Axes, predictions: pd.DataFrame, threshold: float) -> None:
+    cleared, independent = cleared_by_vertebrae(predictions, threshold)
+    places = np.arange(1, len(VERTEBRAE) + 1)
+    axes.plot(places, independent, color=GREY, linestyle="--", label="if vertebrae erred independently")
+    axes.plot(places, cleared, "o-", color=INTACT, label="found")
+    share = f"{cleared[-1]:.0%}"
+    axes.annotate(share, (7, cleared[-1]), xytext=(8, 0), textcoords="offset points", va="center")
+    axes.set(xlim=(0.7, 7.8), ylim=(0, 1.04), xlabel="vertebrae looked at")
+    axes.set_ylabel("share of patients without fracture")
+    axes.set_xticks(places, ["C1", *(f"C1–{name}" for name in VERTEBRAE[1:])])
+    axes.grid(True, axis="y")
+    axes.legend(loc="lower left")
+    axes.set_title("Still cleared when one alarm is enough")
