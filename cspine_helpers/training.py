@@ -1,0 +1,422 @@
+"""Training: from a cohort's folder to a run's folder, through Accelerate on whatever device is there."""
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cspine_helpers import __version__
+from cspine_helpers.checkpoints import RECORD, WEIGHTS, save_weights, write_record
+from cspine_helpers.cohort import Cohort, read_cohort
+from cspine_helpers.dataset import AugmentConfig, Sampling, SequenceDataset, make_loader
+from cspine_helpers.decisions import Decision, choose_threshold
+from cspine_helpers.labels import VERTEBRAE, write_table
+from cspine_helpers.losses import balanced_alpha, focal_loss, slice_loss, vertebra_weights
+from cspine_helpers.metrics import auroc, average_precision
+from cspine_helpers.model import ClassifierOutput, FractureClassifier, ModelConfig
+from cspine_helpers.packed import check_sequences
+from cspine_helpers.paths import listing
+
+Schedule = Literal["cosine", "plateau"]
+Precision = Literal["no", "bf16", "fp16", "auto"]
+LAST = "last"  # the last complete epoch's weights are in last.safetensors
+_FILES = (RECORD, "history.csv", f"{WEIGHTS}.safetensors", f"{LAST}.safetensors")
+_PLATEAU_EPOCHS = 3  # epochs without a better average precision before the plateau schedule halves the rate
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run is trained; the defaults are for RSNA-size data on one GPU.
+
+    Attributes:
+        epochs: most passes over the training split.
+        batch_size: sequences in a batch of each process.
+        learning_rate: of AdamW, after the warm-up.
+        weight_decay: of AdamW, on weight matrices and kernels (not on biases and norms).
+        warmup_epochs: epochs in which the rate rises from 0; may be a fraction.
+        schedule: after the warm-up: "cosine" falls to 0 at the last epoch, "plateau" halves after 3 epochs
+            without a better validation average precision.
+        accumulate: batches whose gradients make one step.
+        clip_norm: largest norm of the gradient.
+        mixed_precision: "auto" is bf16 on a GPU that has it, else float32.
+        patience: epochs without a new best epoch before training stops.
+        precision_floor: least validation precision at the threshold that the run decides with.
+        slice_weight: weight of the slice-level term of the loss; 0 turns it off.
+        vertebra_weighting: rare fractures weigh more, see `losses.vertebra_weights`.
+        sampling: order of the training samples, see `dataset.EpochSampler`.
+        seed: of weights, order, augmentation and dropout.
+        workers: processes that load training data; 0 loads in the training process.
+        augment: how training sequences are varied; None leaves them as they are.
+    """
+
+    epochs: int = 20
+    batch_size: int = 8
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.02
+    warmup_epochs: float = 1.0
+    schedule: Schedule = "cosine"
+    accumulate: int = 2
+    clip_norm: float = 1.0
+    mixed_precision: Precision = "auto"
+    patience: int = 6
+    precision_floor: float = 0.5
+    slice_weight: float = 0.5
+    vertebra_weighting: bool = True
+    sampling: Sampling = "shuffle"
+    seed: int = 0
+    workers: int = 8
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+            **dict.fromkeys(
+                ("epochs", "batch_size", "accumulate", "patience"), (lambda n: n >= 1, "1 or more")
+            ),
+            **dict.fromkeys(("learning_rate", "clip_norm"), (lambda x: x > 0, "above 0")),
+            **dict.fromkeys(("weight_decay", "slice_weight", "workers"), (lambda x: x >= 0, "0 or more")),
+            "seed": (lambda x: x >= 0, "0 or more"),
+            "warmup_epochs": (lambda x: 0 <= x < self.epochs, "0 or more, fewer than epochs"),
+            "precision_floor": (lambda x: 0 < x <= 1, "in (0, 1]"),
+            "schedule": (get_args(Schedule).__contains__, f"one of {get_args(Schedule)}"),
+            "mixed_precision": (get_args(Precision).__contains__, f"one of {get_args(Precision)}"),
+            "sampling": (get_args(Sampling).__contains__, f"one of {get_args(Sampling)}"),
+        }
+        wrong = [
+            f"{name} = {getattr(self, name)!r} ({rule})"
+            for name, (holds, rule) in rules.items()
+            if not holds(getattr(self, name))
+        ]
+        if wrong:
+            raise ValueError(f"TrainConfig cannot have {'; '.join(wrong)}. Correct them.")
+
+    @classmethod
+    def small(cls) -> Self:
+        """For the built-in cohort on a laptop's CPU."""
+        return cls(
+            epochs=30,
+            batch_size=16,
+            learning_rate=1.5e-3,
+            accumulate=1,
+            patience=10,
+            slice_weight=1.0,
+            workers=0,  # loading takes a few ms a sequence; a second process would only take a core away
+        )
+
+
+def preset(cohort: str) -> tuple[ModelConfig, TrainConfig]:
+    """Model and training for a cohort: small for "builtin", one epoch of that for "quick", else RSNA-size."""
+    if cohort == "builtin":
+        return ModelConfig.small(), TrainConfig.small()
+    if cohort == "quick":  # 30 studies: too few for a weight of every vertebra, or for a real decision
+        one_epoch = replace(TrainConfig.small(), epochs=1, warmup_epochs=0.5)
+        return ModelConfig.small(), replace(one_epoch, vertebra_weighting=False, precision_floor=0.01)
+    return ModelConfig(), TrainConfig()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a run, with the weights that the training split gives it.
+
+    Attributes:
+        alpha: weight of fractured vertebrae.
+        slice_alpha: weight of fractured slices.
+        slice_weight: weight of the slice-level term.
+        vertebra_weights: weight of each vertebra, C1 … C7.
+    """
+
+    alpha: float
+    slice_alpha: float
+    slice_weight: float
+    vertebra_weights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, samples: pd.DataFrame, slice_truth: np.ndarray, config: TrainConfig) -> Self:
+        """Weights from the training split's samples and their slice truth `(N, T)`.
+
+        Balanced sampling has balanced the classes already; alpha is 1/2 then.
+        """
+        balanced = config.sampling == "balanced"
+        known = bool(np.nansum(slice_truth) > 0)
+        weights = vertebra_weights(samples) if config.vertebra_weighting else dict.fromkeys(VERTEBRAE, 1.0)
+        return cls(
+            alpha=0.5 if balanced else balanced_alpha(samples["label"]),
+            slice_alpha=balanced_alpha(slice_truth) if known and not balanced else 0.5,
+            slice_weight=config.slice_weight,
+            vertebra_weights=tuple(weights[name] for name in VERTEBRAE),
+        )
+
+    def __call__(self, output: ClassifierOutput, batch: dict[str, Tensor]) -> Tensor:
+        """Focal loss of the vertebrae plus the weighted slice-level term."""
+        weights = output.logit.new_tensor(self.vertebra_weights)[batch["vertebra"]]  # (B,)
+        loss = focal_loss(output.logit, batch["label"], alpha=self.alpha, weight=weights)
+        if self.slice_weight:
+            term = slice_loss(output.slice_logit, batch["slice_truth"], alpha=self.slice_alpha)
+            loss = loss + self.slice_weight * term
+        return loss
+
+
+def best_epoch(history: pd.DataFrame) -> int:
+    """The epoch whose weights are kept.
+
+    It has the highest validation recall at the threshold that keeps precision at the floor (an epoch
+    without such a threshold has recall 0); ties: the higher average precision, then the earlier epoch. Where
+    no epoch has a threshold, average precision alone decides.
+    """
+    keys = ["validation_recall", "validation_average_precision", "epoch"]
+    ranked = history.sort_values(keys, ascending=[False, False, True], kind="stable")
+    return int(ranked["epoch"].iloc[0])
+
+
+def learning_rate(config: TrainConfig, position: float, history: pd.DataFrame) -> float:
+    """Learning rate at a position in training.
+
+    Args:
+        config: of the training.
+        position: epochs done, with fraction.
+        history: rows of the complete epochs; the plateau schedule looks at them.
+    """
+    rate = config.learning_rate
+    if position < config.warmup_epochs:
+        return rate * position / config.warmup_epochs
+    if config.schedule == "cosine":
+        share = (position - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+        return rate * (1 + math.cos(math.pi * share)) / 2
+    best, waited = -math.inf, 0
+    for score in history["validation_average_precision"]:
+        waited = 0 if score > best else waited + 1
+        best = max(best, score)
+        if waited == _PLATEAU_EPOCHS:
+            rate, waited = rate / 2, 0
+    return rate
+
+
+def set_aside(run_folder: str | Path) -> Path | None:
+    """Rename a run's folder to the first free `<run>-previous-<n>`, so that a new run can take its name.
+
+    Returns:
+        Where it is now; None where there was no run.
+    """
+    folder = Path(run_folder)
+    if not _held(folder):
+        return None
+    n = 1
+    while (target := folder.with_name(f"{folder.name}-previous-{n}")).exists():
+        n += 1
+    return folder.rename(target)
+
+
+def _held(folder: Path) -> list[str]:
+    return [name for name in _FILES if (folder / name).exists()]
+
+
+def train(
+    cohort_folder: str | Path, run_folder: str | Path, *, model: ModelConfig, config: TrainConfig
+) -> pd.DataFrame:
+    """Train on a cohort's training split, and keep the epoch that is best on its validation split.
+
+    After every epoch the run folder holds the whole history, the last epoch's weights
+    (`last.safetensors`), the best epoch's (`model.safetensors`) and the record (`run.json`): stopped at any
+    time, it is a usable run. Seeds torch's global generator.
+
+    Args:
+        cohort_folder: holds `train.csv`, `split.csv` and `packed/`.
+        run_folder: where the run goes; must hold no run yet.
+        model: what to train.
+        config: how to train it.
+
+    Returns:
+        One row an epoch: epoch (from 1), train_loss, validation_loss, validation_recall,
+        validation_precision, validation_average_precision, validation_auroc, threshold (NaN where no
+        threshold keeps the precision floor; recall and precision are 0 then), learning_rate (of the epoch's
+        last step), seconds. Recall and precision are at the threshold.
+
+    Raises:
+        FileExistsError: the run folder holds a run; nothing is ever overwritten.
+        FileNotFoundError: the cohort lacks labels or split.
+        ValueError: an input breaks its schema, packed sequences cannot be used (all are named), a split
+            lacks a class, or the loss is no longer a finite number.
+    """
+    folder, start = Path(run_folder), time.perf_counter()
+    if held := _held(folder):
+        raise FileExistsError(
+            f"{folder} holds a run already ({listing(held)}). Train into another folder, or move it aside "
+            "with training.set_aside(...)."
+        )
+    cohort = read_cohort(cohort_folder)
+    _check(cohort, model)
+    accelerator = Accelerator(
+        mixed_precision=_mixed_precision(config), gradient_accumulation_steps=config.accumulate
+    )
+    torch.manual_seed(config.seed)
+    seen, held_out = (
+        SequenceDataset(
+            cohort.samples[name],
+            cohort.packed,
+            slices=model.slices,
+            size=model.size,
+            augment=augment,
+            seed=config.seed,
+            manifest=cohort.manifest,
+        )
+        for name, augment in (("train", config.augment), ("validation", None))
+    )
+    loss = Loss.of(cohort.samples["train"], seen.slice_truth, config)
+    network = FractureClassifier(model)
+    options: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "workers": config.workers,
+        "seed": config.seed,
+    }
+    network, optimizer, loader, validation = accelerator.prepare(
+        network,
+        _optimizer(network, config),
+        make_loader(seen, sampling=config.sampling, **options),
+        make_loader(held_out, **options),
+    )
+    history, record = pd.DataFrame(columns=["epoch", "validation_average_precision"]), {}
+    quiet = not accelerator.is_main_process
+    for epoch in (bar := tqdm(range(1, config.epochs + 1), desc="epochs", leave=False, disable=quiet)):
+        began = time.perf_counter()
+        rates = [
+            learning_rate(config, epoch - 1 + (batch + 0.5) / len(loader), history)
+            for batch in range(len(loader))
+        ]
+        loader.set_epoch(epoch)
+        train_loss = _train_epoch(accelerator, network, optimizer, loader, loss, rates, config.clip_norm)
+        if not math.isfinite(train_loss):
+            raise ValueError(
+                f"The training loss of epoch {epoch} is {train_loss}. Lower the learning rate "
+                f"({config.learning_rate:g}), or train without mixed precision; the last good epoch is kept."
+            )
+        metrics, decision = _validate(accelerator, network, validation, loss, config)
+        row = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            **{f"validation_{name}": value for name, value in metrics.items()},
+            "threshold": math.nan if decision.threshold is None else decision.threshold,
+            "learning_rate": rates[-1],
+            "seconds": time.perf_counter() - began,
+        }
+        history = pd.DataFrame([*history.to_dict("records"), row])
+        best = best_epoch(history)
+        bar.set_postfix(best=best, recall=metrics["recall"], average_precision=metrics["average_precision"])
+        if best == epoch:
+            record = {"decision": asdict(decision), "metrics": {"validation": metrics}, "best_epoch": best}
+        if accelerator.is_main_process:
+            plain = accelerator.unwrap_model(network)
+            save_weights(folder, plain, LAST)
+            if best == epoch:
+                save_weights(folder, plain)
+            write_table(history, folder / "history.csv")
+            seconds = time.perf_counter() - start
+            write_record(folder, {**_facts(cohort, model, config, loss), **record, "seconds": seconds})
+        accelerator.wait_for_everyone()
+        if epoch - best >= config.patience:
+            break
+    return history
+
+
+def _check(cohort: Cohort, model: ModelConfig) -> None:
+    for name in ("train", "validation"):
+        samples = cohort.samples[name]
+        check_sequences(cohort.packed, samples, slices=model.slices, size=model.size)
+        if samples["label"].nunique() < 2:
+            raise ValueError(
+                f"Split {name!r} holds {int(samples['label'].sum())} fractured of {len(samples)} vertebrae; "
+                "training needs both kinds. Add studies, or split anew with notebook 02."
+            )
+
+
+def _mixed_precision(config: TrainConfig) -> str:
+    if config.mixed_precision != "auto":
+        return config.mixed_precision
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
+def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    kernels = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]  # biases and norms
+    groups: list[dict[str, Any]] = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def _train_epoch(
+    accelerator: Accelerator,
+    network: nn.Module,
+    optimizer: Any,
+    loader: Any,
+    loss: Loss,
+    rates: list[float],
+    clip_norm: float,
+) -> float:
+    """One pass over the training split; returns the mean loss of its batches."""
+    network.train()
+    total = torch.zeros((), device=accelerator.device)
+    bar = tqdm(loader, desc="train", leave=False, disable=not accelerator.is_main_process)
+    for rate, batch in zip(rates, bar, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with accelerator.accumulate(network):
+            value = loss(network(batch["sequence"], batch["vertebra"]), batch)
+            accelerator.backward(value)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(network.parameters(), clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        total += value.detach()
+    return float(accelerator.reduce(total / len(rates), reduction="mean"))
+
+
+@torch.inference_mode()
+def _validate(
+    accelerator: Accelerator, network: nn.Module, loader: Any, loss: Loss, config: TrainConfig
+) -> tuple[dict[str, float], Decision]:
+    """Metrics of the validation split, at the threshold chosen there."""
+    network.eval()
+    parts: list[dict[str, Tensor]] = []
+    for batch in tqdm(loader, desc="validate", leave=False, disable=not accelerator.is_main_process):
+        output = network(batch["sequence"], batch["vertebra"])
+        kept = {key: batch[key] for key in ("label", "vertebra", "slice_truth")}
+        parts.append(accelerator.gather_for_metrics({**kept, **output._asdict()}))
+    whole = {key: torch.cat([part[key] for part in parts]).float().cpu() for key in parts[0]}  # (N, …)
+    whole["vertebra"] = whole["vertebra"].long()
+    scores = ClassifierOutput(*(whole[name] for name in ClassifierOutput._fields))
+    labels = whole["label"].numpy()
+    probabilities = scores.logit.double().sigmoid().numpy()
+    decision = choose_threshold(labels, probabilities, precision_floor=config.precision_floor)
+    metrics = {
+        "loss": float(loss(scores, whole)),
+        "recall": decision.recall,
+        "precision": decision.precision,
+        "average_precision": average_precision(labels, probabilities),
+        "auroc": auroc(labels, probabilities),
+    }
+    return metrics, decision
+
+
+def _facts(cohort: Cohort, model: ModelConfig, config: TrainConfig, loss: Loss) -> dict[str, Any]:
+    """What `run.json` says of the inputs, the settings and the software."""
+    packages = ("torch", "timm", "accelerate", "albumentations", "numpy")
+    return {
+        "model": asdict(model),
+        "train": asdict(config),
+        "loss": asdict(loss),
+        "data": cohort.fingerprint(),
+        "classes": list(VERTEBRAE),
+        "versions": {
+            "cspine_helpers": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+    }
