@@ -1,0 +1,185 @@
+"""The recipe of a training: its settings, its loss, its learning rate, and which epoch it keeps."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from cspine_helpers.dataset import AugmentConfig, Sampling
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.losses import balanced_alpha, focal_loss, slice_loss, vertebra_weights
+from cspine_helpers.model import ClassifierOutput, ModelConfig
+
+Schedule = Literal["cosine", "plateau"]
+Precision = Literal["no", "bf16", "fp16", "auto"]
+_PLATEAU_EPOCHS = 3  # epochs without a better average precision before the plateau schedule halves the rate
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run is trained; the defaults are for RSNA-size data on one GPU.
+
+    Attributes:
+        epochs: most passes over the training split.
+        batch_size: sequences in a batch of each process.
+        learning_rate: of AdamW, after the warm-up.
+        weight_decay: of AdamW, on weight matrices and kernels (not on biases and norms).
+        warmup_epochs: epochs in which the rate rises from 0; may be a fraction.
+        schedule: after the warm-up: "cosine" falls to 0 at the last epoch, "plateau" halves after 3 epochs
+            without a better validation average precision.
+        accumulate: batches whose gradients make one step.
+        clip_norm: largest norm of the gradient.
+        mixed_precision: "auto" is bf16 on a GPU that has it, else float32.
+        patience: epochs without a new best epoch before training stops.
+        precision_floor: least validation precision at the threshold that the run decides with.
+        slice_weight: weight of the slice-level term of the loss; 0 turns it off.
+        vertebra_weighting: rare fractures weigh more, see `losses.vertebra_weights`.
+        sampling: order of the training samples, see `dataset.EpochSampler`.
+        seed: of weights, order, augmentation and dropout.
+        workers: processes that load training data; 0 loads in the training process.
+        augment: how training sequences are varied; None leaves them as they are.
+    """
+
+    epochs: int = 20
+    batch_size: int = 8
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.02
+    warmup_epochs: float = 1.0
+    schedule: Schedule = "cosine"
+    accumulate: int = 2
+    clip_norm: float = 1.0
+    mixed_precision: Precision = "auto"
+    patience: int = 6
+    precision_floor: float = 0.5
+    slice_weight: float = 0.5
+    vertebra_weighting: bool = True
+    sampling: Sampling = "shuffle"
+    seed: int = 0
+    workers: int = 8
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+            **dict.fromkeys(
+                ("epochs", "batch_size", "accumulate", "patience"), (lambda n: n >= 1, "1 or more")
+            ),
+            **dict.fromkeys(("learning_rate", "clip_norm"), (lambda x: x > 0, "above 0")),
+            **dict.fromkeys(("weight_decay", "slice_weight", "workers"), (lambda x: x >= 0, "0 or more")),
+            "seed": (lambda x: x >= 0, "0 or more"),
+            "warmup_epochs": (lambda x: 0 <= x < self.epochs, "0 or more, fewer than epochs"),
+            "precision_floor": (lambda x: 0 < x <= 1, "in (0, 1]"),
+            "schedule": (get_args(Schedule).__contains__, f"one of {get_args(Schedule)}"),
+            "mixed_precision": (get_args(Precision).__contains__, f"one of {get_args(Precision)}"),
+            "sampling": (get_args(Sampling).__contains__, f"one of {get_args(Sampling)}"),
+        }
+        wrong = [
+            f"{name} = {getattr(self, name)!r} ({rule})"
+            for name, (holds, rule) in rules.items()
+            if not holds(getattr(self, name))
+        ]
+        if wrong:
+            raise ValueError(f"TrainConfig cannot have {'; '.join(wrong)}. Correct them.")
+
+    @classmethod
+    def small(cls) -> Self:
+        """For the built-in cohort on a laptop's CPU."""
+        return cls(
+            epochs=30,
+            batch_size=16,
+            learning_rate=1.5e-3,
+            accumulate=1,
+            patience=10,
+            slice_weight=1.0,
+            workers=0,  # loading takes a few ms a sequence; a second process would only take a core away
+        )
+
+
+def preset(cohort: str) -> tuple[ModelConfig, TrainConfig]:
+    """Model and training for a cohort: small for "builtin", one epoch of that for "quick", else RSNA-size."""
+    if cohort == "builtin":
+        return ModelConfig.small(), TrainConfig.small()
+    if cohort == "quick":  # 30 studies: too few for a weight of every vertebra, or for a real decision
+        one_epoch = replace(TrainConfig.small(), epochs=1, warmup_epochs=0.5)
+        return ModelConfig.small(), replace(one_epoch, vertebra_weighting=False, precision_floor=0.01)
+    return ModelConfig(), TrainConfig()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a run, with the weights that the training split gives it.
+
+    Attributes:
+        alpha: weight of fractured vertebrae.
+        slice_alpha: weight of fractured slices.
+        slice_weight: weight of the slice-level term.
+        vertebra_weights: weight of each vertebra, C1 … C7.
+    """
+
+    alpha: float
+    slice_alpha: float
+    slice_weight: float
+    vertebra_weights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, samples: pd.DataFrame, slice_truth: np.ndarray, config: TrainConfig) -> Self:
+        """Weights from the training split's samples and their slice truth `(N, T)`.
+
+        Balanced sampling has balanced the classes already; alpha is 1/2 then.
+        """
+        balanced = config.sampling == "balanced"
+        known = bool(np.nansum(slice_truth) > 0)
+        weights = vertebra_weights(samples) if config.vertebra_weighting else dict.fromkeys(VERTEBRAE, 1.0)
+        return cls(
+            alpha=0.5 if balanced else balanced_alpha(samples["label"]),
+            slice_alpha=balanced_alpha(slice_truth) if known and not balanced else 0.5,
+            slice_weight=config.slice_weight,
+            vertebra_weights=tuple(weights[name] for name in VERTEBRAE),
+        )
+
+    def __call__(self, output: ClassifierOutput, batch: dict[str, Tensor]) -> Tensor:
+        """Focal loss of the vertebrae plus the weighted slice-level term."""
+        weights = output.logit.new_tensor(self.vertebra_weights)[batch["vertebra"]]  # (B,)
+        loss = focal_loss(output.logit, batch["label"], alpha=self.alpha, weight=weights)
+        if self.slice_weight:
+            term = slice_loss(output.slice_logit, batch["slice_truth"], alpha=self.slice_alpha)
+            loss = loss + self.slice_weight * term
+        return loss
+
+
+def best_epoch(history: pd.DataFrame) -> int:
+    """The epoch whose weights are kept.
+
+    It has the highest validation recall at the threshold that keeps precision at the floor (an epoch
+    without such a threshold has recall 0); ties: the higher average precision, then the earlier epoch. Where
+    no epoch has a threshold, average precision alone decides.
+    """
+    keys = ["validation_recall", "validation_average_precision", "epoch"]
+    ranked = history.sort_values(keys, ascending=[False, False, True], kind="stable")
+    return int(ranked["epoch"].iloc[0])
+
+
+def learning_rate(config: TrainConfig, position: float, history: pd.DataFrame) -> float:
+    """Learning rate at a position in training.
+
+    Args:
+        config: of the training.
+        position: epochs done, with fraction.
+        history: rows of the complete epochs; the plateau schedule looks at them.
+    """
+    rate = config.learning_rate
+    if position < config.warmup_epochs:
+        return rate * position / config.warmup_epochs
+    if config.schedule == "cosine":
+        share = (position - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+        return rate * (1 + math.cos(math.pi * share)) / 2
+    best, waited = -math.inf, 0
+    for score in history["validation_average_precision"]:
+        waited = 0 if score > best else waited + 1
+        best = max(best, score)
+        if waited == _PLATEAU_EPOCHS:
+            rate, waited = rate / 2, 0
+    return rate
