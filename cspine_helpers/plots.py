@@ -26,7 +26,6 @@ SPLIT_COLOURS = dict(zip(SPLITS, ("#0072B2", "#E69F00", "#009E73"), strict=True)
 # Settings for the length of one drawing, `@matplotlib.rc_context(STYLE)`; never set for the whole session.
 STYLE: dict = {
     "figure.dpi": 110,
-    "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.w_pad": 0.12,  # inches
     "figure.constrained_layout.h_pad": 0.1,
@@ -43,10 +42,8 @@ STYLE: dict = {
     "grid.color": PALE,
     "grid.linewidth": 0.8,
     "text.color": INK,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "lines.linewidth": 2.0,
     "legend.frameon": False,
 }
