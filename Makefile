@@ -1,0 +1,60 @@
+# Plain `make` lists the recipes. Every recipe that needs the environment makes it first.
+
+COHORT ?= builtin
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup cohort notebooks train lab test check format lock clean
+
+help:  ## list the recipes
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/.stamp  ## .venv with the locked dependencies, hashes checked, and this package
+
+.venv/.stamp: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; found $$($(PYTHON) -V 2>&1). Name another: make setup PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
+	$(BIN)/uv pip sync --python .venv --require-hashes requirements.lock
+	$(BIN)/uv pip install --python .venv --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+cohort: setup  ## make the built-in cohort of CT phantoms under data/builtin (skipped when complete)
+	@case $(COHORT) in builtin|quick) $(BIN)/python -m cspine_helpers.phantom --cohort $(COHORT);; esac
+
+notebooks: cohort  ## run notebooks 01 to 05 in order (COHORT=rsna2022 for the RSNA data)
+	$(BIN)/python notebooks/run.py --cohort $(COHORT)
+
+train: cohort  ## train the cohort's run anew: notebooks 01 to 03 with RETRAIN = True
+	$(BIN)/python notebooks/run.py --cohort $(COHORT) --retrain 01 02 03
+
+lab: cohort  ## open JupyterLab on notebooks/
+	$(BIN)/jupyter lab notebooks
+
+test: check-code  ## format, lint, types, layers, and every test, the whole series included
+	$(BIN)/python -m pytest
+
+check: check-code  ## the same without the series (under 2 minutes)
+	$(BIN)/python -m pytest -m "not series"
+
+.PHONY: check-code
+check-code: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup  ## let ruff format code and notebooks, and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: setup  ## resolve the newest allowed versions into requirements.lock and constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	    --upgrade --no-header --no-annotate --quiet --output-file requirements.lock
+	sed 's/ \\$$//; /^    --hash/d' requirements.lock > constraints.txt
+
+clean:  ## remove what was made: environment, cohorts builtin and quick, caches, rendered copies
+	rm -rf .venv data/builtin data/quick notebooks/rendered .*_cache .hypothesis .import_linter_cache
+	find cspine_helpers tests notebooks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,214 @@
+"""Run the numbered notebooks in order, each in a fresh kernel, and keep what a reader needs of their outputs.
+
+For the built-in cohort the committed notebooks are rendered in place, so that running twice on one machine
+changes nothing. With any other parameter they stay as they are and executed copies go to
+`notebooks/rendered/<cohort>/`.
+
+    python notebooks/run.py [--cohort NAME] [--retrain] [NN ...]
+"""
+
+import argparse
+import ast
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbformat import NotebookNode
+from tqdm import tqdm
+from traitlets.config import Config
+
+FOLDER = Path(__file__).parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+PEAK_MEMORY = """
+import resource, sys
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on macOS bytes
+print(peak / 1024 / (1024 if sys.platform == "darwin" else 1))
+"""
+
+
+class Run(NamedTuple):
+    """What one notebook took: wall-clock time, and the largest resident memory of its kernel."""
+
+    name: str
+    seconds: float
+    peak_mib: float
+
+
+def series(folder: Path = FOLDER, numbers: Iterable[str] = ()) -> list[Path]:
+    """The numbered notebooks of a folder in order; with `numbers` ("01", "03", …) only those.
+
+    Raises:
+        FileNotFoundError: a number has no notebook; names each.
+    """
+    notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    wanted = [number[:2] for number in numbers]
+    unknown = sorted(set(wanted) - {path.name[:2] for path in notebooks})
+    if unknown or not notebooks:
+        known = ", ".join(path.stem for path in notebooks) or "none"
+        raise FileNotFoundError(
+            f"No notebook numbered {', '.join(unknown) or 'NN'} in {folder}; found {known}."
+        )
+    return [path for path in notebooks if not wanted or path.name[:2] in wanted]
+
+
+def parameters_cell(notebook: NotebookNode) -> int:
+    """Position of the one cell tagged `parameters`."""
+    tagged = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise ValueError(
+            f"{len(tagged)} cells are tagged 'parameters'; exactly one holds a notebook's parameters."
+        )
+    return tagged[0]
+
+
+def inject(notebook: NotebookNode, parameters: dict[str, object]) -> None:
+    """Put a cell after the `parameters` cell that sets those of `parameters` that the notebook has."""
+    position = parameters_cell(notebook)
+    body = ast.parse(notebook.cells[position].source).body
+    names = {
+        target.id
+        for node in body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    lines = [f"{name} = {value!r}" for name, value in parameters.items() if name in names]
+    if lines:
+        cell = nbformat.v4.new_code_cell(
+            "\n".join(lines), id="injected", metadata={"tags": ["injected-parameters"]}
+        )
+        notebook.cells.insert(position + 1, cell)
+
+
+def clean(notebook: NotebookNode) -> None:
+    """Keep what reads well where nobody runs the notebook, and nothing that differs from run to run.
+
+    A live widget cannot be shown without its kernel: its view goes, a picture beside it stays, and an output
+    with nothing else than its text form (a progress bar) goes as a whole.
+    """
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type != "code":
+            continue
+        kept: list[NotebookNode] = []
+        for output in cell.outputs:
+            widget = output.get("data", {}).pop(WIDGET, None)
+            output.get("metadata", {}).clear()
+            if widget is not None and not set(output.data) - {"text/plain"}:
+                continue
+            if kept and output.output_type == "stream" and output.name == kept[-1].get("name"):
+                kept[-1].text += output.text  # one print may arrive in one or in several messages
+            else:
+                kept.append(output)
+        cell.outputs = kept
+
+
+def complaints(notebook: NotebookNode) -> list[str]:
+    """Everything the cells wrote on stderr (warnings, as a rule), a line each with the cell's number.
+
+    Progress bars are widgets in a kernel, so what is left on stderr is something to mend.
+    """
+    return [
+        f"cell {cell.execution_count}: {output.text.strip()}"
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if output.output_type == "stream" and output.name == "stderr"
+    ]
+
+
+def execute(path: Path, parameters: dict[str, object] | None = None, *, out: Path | None = None) -> Run:
+    """Run one notebook in a fresh kernel whose working directory is the notebook's folder; write the result.
+
+    Args:
+        path: the notebook.
+        parameters: values that replace those of its `parameters` cell, where it has them.
+        out: where the executed notebook goes; over `path` when left out.
+
+    Raises:
+        RuntimeError: a cell fails or writes on stderr; says which notebook and cell, and nothing is written.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    inject(notebook, parameters or {})
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        record_timing=False,
+        resources={"metadata": {"path": path.parent}},
+        config=Config(KernelManager={"transport_encryption": "auto"}),  # others share the machine
+    )
+    start = time.perf_counter()
+    bar = tqdm(notebook.cells, desc=path.stem, unit="cell", leave=False, disable=None)
+    with client.setup_kernel():
+        for index, cell in enumerate(bar):
+            try:
+                client.execute_cell(cell, index, execution_count=client.code_cells_executed + 1)
+            except CellExecutionError as error:
+                raise RuntimeError(
+                    f"{path.stem}, cell {client.code_cells_executed}: {error.ename}: {error.evalue}"
+                ) from error
+            except DeadKernelError as error:
+                raise RuntimeError(f"{path.stem}: the kernel died, often for want of memory.") from error
+        seconds = time.perf_counter() - start
+        notebook.cells.append(nbformat.v4.new_code_cell(PEAK_MEMORY))
+        client.execute_cell(notebook.cells[-1], len(notebook.cells) - 1, store_history=False)
+        probe = notebook.cells.pop()
+    if found := complaints(notebook):
+        raise RuntimeError(f"{path.stem} wrote on stderr; mend the cause:\n" + "\n".join(found))
+    clean(notebook)
+    out = out or path
+    out.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, out)
+    return Run(path.stem, seconds, float(probe.outputs[0].text))
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Seconds and memory of each notebook, and of all."""
+    rows = [*runs, Run("all", sum(run.seconds for run in runs), max(run.peak_mib for run in runs))]
+    width = max(len(run.name) for run in rows)
+    return "\n".join(
+        [f"{'notebook':{width}}  {'seconds':>8}  {'peak MiB':>8}"]
+        + [f"{run.name:{width}}  {run.seconds:8.1f}  {run.peak_mib:8.0f}" for run in rows]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--cohort", default="builtin", help="folder of data/ to run on (default: builtin)")
+    parser.add_argument("--retrain", action="store_true", help="set RETRAIN = True where a notebook has it")
+    parser.add_argument("numbers", nargs="*", metavar="NN", help="only these notebooks (default: all)")
+    options = parser.parse_args(arguments)
+    parameters: dict[str, object] = {}
+    if options.cohort != "builtin":
+        parameters["COHORT"] = options.cohort
+    if options.retrain:
+        parameters["RETRAIN"] = True
+    runs = []
+    try:
+        for path in series(numbers=options.numbers):
+            out = FOLDER / "rendered" / options.cohort / path.name if parameters else path
+            run = execute(path, parameters, out=out)
+            runs.append(run)
+            where = out.relative_to(FOLDER.parent)
+            print(f"{run.name}: {run.seconds:.1f} s, {run.peak_mib:.0f} MiB -> {where}", flush=True)
+    except (RuntimeError, ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"\n{table(runs)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
