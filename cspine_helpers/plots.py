@@ -71,7 +71,7 @@ def save_figure(figure: Figure, name: str, *, cohort: str = "builtin") -> Path:
     Raises:
         ValueError: the name is a path, or empty.
     """
-    if Path(name).name != name:
+    if Path(name).name != name or not name.strip("."):
         raise ValueError(f"A figure's name is a plain file name such as '01_prevalence'; found {name!r}.")
     path = figures_dir(cohort) / f"{name}.png"
     with atomic_path(path) as temporary:

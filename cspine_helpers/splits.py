@@ -154,7 +154,7 @@ def studies_of(split: pd.DataFrame, name: str) -> list[str]:
     """
     chosen = split[UID][split["split"] == name].tolist()
     if not chosen:
-        found = listing(split["split"].drop_duplicates())
+        found = listing(sorted(split["split"].unique()))
         raise ValueError(f"The split holds no studies of {name!r}; found {found}.")
     return chosen
 

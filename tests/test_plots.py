@@ -1,0 +1,141 @@
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from cspine_helpers import labels, plots, splits
+from cspine_helpers.labels import PATIENT, TARGETS, UID, VERTEBRAE
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def table():
+    labels = (np.random.default_rng(0).random((120, 7)) < 0.15).astype(int)
+    table = pd.DataFrame(labels, columns=list(VERTEBRAE))
+    return table.assign(**{PATIENT: table.max(axis=1), UID: [f"1.{n}" for n in range(len(table))]})
+
+
+@pytest.fixture
+def history():
+    epochs = np.arange(1, 6)
+    columns = ["train_loss", "validation_loss", "validation_recall", "validation_precision"]
+    columns += ["validation_average_precision", "validation_auroc", "threshold", "learning_rate", "seconds"]
+    return pd.DataFrame({"epoch": epochs} | dict.fromkeys(columns, 1 / epochs))
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def all_pictures(table, history):
+    samples = labels.expand(table, table[UID])
+    split = splits.split_patients(table)
+    yield plots.prevalence_bars(labels.prevalence(table))
+    yield plots.imbalance_bars(table, samples)
+    yield plots.cooccurrence_heatmap(labels.cooccurrence(table))
+    yield plots.fractures_per_patient(table)
+    yield plots.split_comparison(splits.split_prevalence(table, split))
+    yield plots.leak_picture(samples.merge(split, on=UID), samples.merge(split, on=UID))
+    yield plots.learning_curves(history, best_epoch=4)
+
+
+def test_every_picture_shows_itself_and_touches_no_global_state(table, history):
+    before = dict(matplotlib.rcParams)
+    for figure in all_pictures(table, history):
+        assert isinstance(figure, Figure)
+        assert figure._repr_png_().startswith(PNG)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pictures_survive_a_cohort_without_fractures(table):
+    table[list(TARGETS)] = 0
+    samples = labels.expand(table, table[UID])
+    for figure in (
+        plots.prevalence_bars(labels.prevalence(table)),
+        plots.imbalance_bars(table, samples),
+        plots.cooccurrence_heatmap(labels.cooccurrence(table)),
+        plots.fractures_per_patient(table),
+    ):
+        assert figure._repr_png_().startswith(PNG)
+
+
+def test_one_epoch_and_undefined_values_can_be_drawn(history):
+    history = history[:1].assign(validation_precision=np.nan)
+    assert plots.learning_curves(history)._repr_png_().startswith(PNG)
+
+
+def test_bars_are_as_long_as_the_prevalence_with_the_interval_around(table):
+    prevalence = labels.prevalence(table)
+    published = dict.fromkeys(TARGETS, 0.25)
+    axes = plots.prevalence_bars(prevalence, published=published, title="Title").axes[0]
+    assert [bar.get_width() for bar in axes.patches] == prevalence["prevalence"].tolist()
+    segments = np.array(axes.collections[0].get_segments())[:, :, 0]
+    assert segments == pytest.approx(prevalence[["low", "high"]].to_numpy())
+    assert axes.lines[-1].get_xdata().tolist() == [0.25] * 8
+    assert axes.get_title(loc="left") == "Title"
+    assert texts(axes)[1] == f"{prevalence['prevalence'][1]:.1%}  ({prevalence['positives'][1]})"
+
+
+def test_imbalance_counts_patients_and_vertebrae(table):
+    axes = plots.imbalance_bars(table, labels.expand(table, table[UID])).axes[0]
+    shown = " | ".join(texts(axes))
+    assert f"{table[PATIENT].sum()} fractured patients" in shown
+    assert f"{table[list(VERTEBRAE)].to_numpy().sum()} fractured vertebrae" in shown
+    assert "840 vertebrae" in shown
+
+
+def test_cells_of_the_heat_map_are_shares_of_the_row():
+    counts = pd.DataFrame(np.diag([10] * 7), index=list(VERTEBRAE), columns=list(VERTEBRAE))
+    counts.loc["C1", "C2"] = counts.loc["C2", "C1"] = 4
+    shown = texts(plots.cooccurrence_heatmap(counts).axes[0])
+    assert shown[:3] == ["10", "40%\n4", "0%\n0"]
+
+
+def test_patients_are_counted_by_their_fractures(table):
+    axes = plots.fractures_per_patient(table).axes[0]
+    numbers = table[list(VERTEBRAE)].sum(axis=1)
+    assert [bar.get_height() for bar in axes.patches] == [(numbers == n).sum() for n in range(8)]
+
+
+def test_the_leak_picture_counts_patients_in_several_splits(table):
+    samples = labels.expand(table, table[UID][:4])
+    whole = samples.assign(split="train")
+    torn = whole.copy()
+    torn.loc[[0, 8, 9], "split"] = ["test", "test", "validation"]
+    left, right = plots.leak_picture(torn, whole, patients=3).axes
+    assert "2 of 4 patients in several splits" in left.get_title(loc="left")
+    assert "0 of 4 patients in several splits" in right.get_title(loc="left")
+    codes = left.collections[0].get_array().reshape(3, 7)
+    assert codes[0].tolist() == [2, 0, 0, 0, 0, 0, 0]
+    assert codes[1].tolist() == [0, 2, 1, 0, 0, 0, 0]
+
+
+def test_learning_curves_mark_the_best_epoch(history):
+    figure = plots.learning_curves(history, best_epoch=3, title="Run")
+    assert all(3 in set(axes.lines[-1].get_xdata()) for axes in figure.axes)
+    assert figure.get_supxlabel() == "epoch (dashed: the best, 3)"
+
+
+def test_a_saved_figure_has_the_same_bytes_every_time_and_no_version(table, tmp_path, monkeypatch):
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    prevalence = labels.prevalence(table)
+    first = plots.save_figure(plots.prevalence_bars(prevalence), "01_prevalence")
+    assert first == tmp_path / "figures" / "01_prevalence.png"
+    second = plots.save_figure(plots.prevalence_bars(prevalence), "01_prevalence", cohort="rsna2022")
+    assert second == tmp_path / "figures" / "rsna2022" / "01_prevalence.png"
+    assert first.read_bytes() == second.read_bytes() == plots.prevalence_bars(prevalence)._repr_png_()
+    assert b"Matplotlib" not in first.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".."])
+def test_a_figure_name_that_is_a_path_is_refused(name, table, tmp_path, monkeypatch):
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    with pytest.raises(ValueError, match="plain file name"):
+        plots.save_figure(plots.fractures_per_patient(table), name)
+
+
+def test_each_vertebra_and_split_has_its_own_colour():
+    assert len({*plots.VERTEBRA_COLOURS.values()}) == len(VERTEBRAE)
+    assert len({*plots.SPLIT_COLOURS.values()}) == len(splits.SPLITS)

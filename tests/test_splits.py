@@ -1,0 +1,197 @@
+import hashlib
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import RSNA, needs_rsna
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from cspine_helpers import labels, splits
+from cspine_helpers.labels import PATIENT, TARGETS, UID, VERTEBRAE
+from cspine_helpers.splits import SPLITS
+
+
+def make_table(patterns) -> pd.DataFrame:
+    """A label table with one study for each row of seven 0/1 labels."""
+    table = pd.DataFrame(np.asarray(patterns), columns=list(VERTEBRAE))
+    table.insert(0, PATIENT, table.max(axis=1))
+    table.insert(0, UID, [f"1.2.840.{number + 1}" for number in range(len(table))])
+    return table
+
+
+def random_table(studies: int, seed: int = 0) -> pd.DataFrame:
+    shares = [0.07, 0.14, 0.04, 0.05, 0.08, 0.14, 0.20]
+    return make_table((np.random.default_rng(seed).random((studies, 7)) < shares).astype(int))
+
+
+@pytest.fixture
+def split():
+    return splits.split_patients(random_table(50))
+
+
+def test_every_study_gets_one_split_of_the_asked_size():
+    table = random_table(500)
+    split = splits.split_patients(table)
+    assert split.columns.tolist() == [UID, "split"]
+    assert sorted(split[UID]) == sorted(table[UID])
+    sizes = split["split"].value_counts()
+    assert sizes[list(SPLITS)].to_numpy() == pytest.approx([300, 100, 100], abs=3)
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_order_of_rows(tmp_path):
+    table = random_table(200)
+    for name, rows in (("a", table), ("b", table.sample(frac=1, random_state=1))):
+        splits.write_split(splits.split_patients(rows, seed=3), tmp_path / name / "split.csv")
+    for file in ("split.csv", "split.csv.sha256"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_another_seed_gives_another_split():
+    table = random_table(200)
+    first, second = (splits.split_patients(table, seed=seed) for seed in (0, 1))
+    assert 0.3 < (first["split"] != second["split"]).mean() < 0.8
+
+
+def test_fractions_are_followed():
+    split = splits.split_patients(random_table(1000), fractions=(0.8, 0.1, 0.1))
+    assert (split["split"] == "train").mean() == pytest.approx(0.8, abs=0.003)
+
+
+@pytest.mark.parametrize("fractions", [(0.6, 0.4), (0.6, 0.2, 0.3), (1.0, 0.0, 0.0), (1.2, -0.1, -0.1), ()])
+def test_fractions_that_are_no_shares_are_refused(fractions):
+    with pytest.raises(ValueError, match="three shares above 0 with the sum 1"):
+        splits.split_patients(random_table(20), fractions=fractions)
+
+
+def test_too_few_studies_for_the_parts_are_refused_naming_the_empty_ones():
+    with pytest.raises(ValueError, match="2 studies are too few: nothing is left for split '"):
+        splits.split_patients(random_table(2))
+    with pytest.raises(ValueError, match="nothing is left for fold"):
+        splits.k_folds(random_table(3), folds=5)
+    with pytest.raises(ValueError, match="2 or more; found 1"):
+        splits.k_folds(random_table(3), folds=1)
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(int, st.tuples(st.integers(40, 200), st.just(7)), elements=st.integers(0, 1)),
+    st.integers(0, 2**32 - 1),
+)
+def test_no_target_strays_far_from_its_share_in_any_part(patterns, seed):
+    table = make_table(patterns)
+    folds = splits.k_folds(table, folds=4, seed=seed).merge(table, on=UID)
+    counts = folds.groupby("fold")[list(TARGETS)].sum().to_numpy()
+    assert np.abs(counts - table[list(TARGETS)].sum().to_numpy() / 4).max() <= 5
+    assert np.abs(folds["fold"].value_counts() - len(table) / 4).max() <= 3
+
+
+def test_folds_are_alike_and_named_by_number():
+    table = random_table(1000)
+    folds = splits.k_folds(table, folds=5)
+    assert sorted(folds["fold"].unique()) == [0, 1, 2, 3, 4]
+    prevalence = folds.merge(table, on=UID).groupby("fold")[list(TARGETS)].mean()
+    assert (prevalence.max() - prevalence.min()).max() < 0.02
+
+
+def test_prevalence_by_split_is_that_of_its_studies(split):
+    table = random_table(50)
+    by_split = splits.split_prevalence(table, split)
+    assert by_split["split"].tolist() == [name for name in SPLITS for _ in TARGETS]
+    chosen = table[table[UID].isin(splits.studies_of(split, "test"))]
+    found = by_split[by_split["split"] == "test"].drop(columns="split").reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, labels.prevalence(chosen))
+    gaps = by_split.pivot_table("prevalence", "target", "split")
+    assert splits.largest_gap(table, split) == pytest.approx(np.ptp(gaps.to_numpy(), axis=1).max())
+
+
+def test_a_study_in_two_splits_or_twice_in_one_is_named_with_its_places():
+    split = pd.DataFrame(
+        [("1.1", "train"), ("1.2", "train"), ("1.1", "test"), ("1.3", "test"), ("1.3", "test")],
+        columns=[UID, "split"],
+    )
+    with pytest.raises(ValueError, match=r"\(2\): '1.1 \(train, test\)', '1.3 \(test, test\)'"):
+        splits.check_leakage(split)
+    splits.check_leakage(split[:2])
+
+
+def test_studies_of_a_split_come_in_order_and_an_unknown_name_is_refused(split):
+    assert splits.studies_of(split, "train") == split[UID][split["split"] == "train"].tolist()
+    with pytest.raises(ValueError, match="no studies of 'holdout'; found 'test', 'train', 'validation'"):
+        splits.studies_of(split, "holdout")
+
+
+def test_a_split_comes_back_from_its_file_and_opens_with_plain_pandas(split, tmp_path):
+    splits.write_split(split, tmp_path / "split.csv")
+    table = random_table(50)
+    pd.testing.assert_frame_equal(splits.read_split(tmp_path / "split.csv", table), split)
+    assert pd.read_csv(tmp_path / "split.csv").columns.tolist() == ["StudyInstanceUID", "split"]
+
+
+def test_the_hash_is_that_of_the_file_in_the_form_of_sha256sum(split, tmp_path):
+    splits.write_split(split.sample(frac=1, random_state=0), tmp_path / "split.csv")
+    digest = hashlib.sha256((tmp_path / "split.csv").read_bytes()).hexdigest()
+    assert (tmp_path / "split.csv.sha256").read_text() == f"{digest}  split.csv\n"
+    assert splits.split_hash(split) == digest
+
+
+def test_an_edited_file_is_noticed(split, tmp_path):
+    path = tmp_path / "split.csv"
+    splits.write_split(split, path)
+    path.write_text(path.read_text().replace(",test", ",train", 1))
+    with pytest.raises(ValueError, match="not the file that was written"):
+        splits.read_split(path)
+
+
+@pytest.mark.parametrize("content", ["", "garbage"])
+def test_a_spoilt_hash_is_noticed(split, tmp_path, content):
+    splits.write_split(split, tmp_path / "split.csv")
+    (tmp_path / "split.csv.sha256").write_text(content)
+    with pytest.raises(ValueError, match=content or "nothing"):
+        splits.read_split(tmp_path / "split.csv")
+
+
+def test_without_split_or_hash_the_error_names_the_notebook(split, tmp_path):
+    with pytest.raises(FileNotFoundError, match="notebook 02"):
+        splits.read_split(tmp_path / "split.csv")
+    splits.write_split(split, tmp_path / "split.csv")
+    (tmp_path / "split.csv.sha256").unlink()
+    with pytest.raises(FileNotFoundError, match=r"split\.csv\.sha256.*notebook 02"):
+        splits.read_split(tmp_path / "split.csv")
+
+
+def test_a_split_of_other_studies_than_the_label_table_is_refused_by_name(split, tmp_path):
+    splits.write_split(split, tmp_path / "split.csv")
+    table = random_table(50)
+    table.loc[0, UID] = "9.9"
+    with pytest.raises(ValueError, match=r"not in the label table \(1\): '1.2.840.1'\n.*split \(1\): '9.9'"):
+        splits.read_split(tmp_path / "split.csv", table)
+
+
+def test_leaks_bad_uids_and_unknown_names_cannot_be_written(split, tmp_path):
+    split.loc[0, UID], split.loc[1, "split"] = "../x", "holdout"
+    with pytest.raises(ValueError, match=r"(?s)'\.\./x'.*\(1\): '1.*: holdout'"):
+        splits.write_split(split, tmp_path / "split.csv")
+    with pytest.raises(ValueError, match="belongs to one split"):
+        splits.write_split(pd.concat([split, split[5:6]]), tmp_path / "split.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cost_grows_with_the_number_of_studies():
+    table = random_table(50_000)
+    start = time.perf_counter()
+    splits.split_patients(table)
+    assert time.perf_counter() - start < 5  # measured: 0.1 s
+
+
+@needs_rsna
+@pytest.mark.parametrize("seed", range(3))
+def test_on_the_real_table_no_prevalence_differs_by_a_percentage_point(seed):
+    table = labels.read_labels(RSNA / "train.csv")
+    split = splits.split_patients(table, seed=seed)
+    assert splits.largest_gap(table, split) < 0.01  # measured: 0.0071
+    folds = splits.k_folds(table, seed=seed).merge(table, on=UID)
+    prevalence = folds.groupby("fold")[list(TARGETS)].mean()
+    assert (prevalence.max() - prevalence.min()).max() < 0.01  # measured: 0.0053
