@@ -248,7 +248,7 @@ def slice_truth_array(text: object, slices: int) -> np.ndarray:
         text: `slice_truth` of a manifest row; NaN, None or "" means unknown.
         slices: T.
     """
-    if text is None or text == "" or pd.isna(text):  # type: ignore[call-overload]
+    if pd.isna(text) or text == "":  # type: ignore[call-overload]
         return np.full(slices, np.nan, dtype=np.float32)
     if not isinstance(text, str) or len(text) != slices or set(text) - set(".x"):
         raise ValueError(f"A slice truth is {slices} characters '.' or 'x'; found {text!r}.")

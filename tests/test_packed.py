@@ -1,0 +1,226 @@
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from toy_cohort import toy_sequence
+
+from cspine_helpers.labels import UID
+from cspine_helpers.packed import (
+    MANIFEST_COLUMNS,
+    check_sequences,
+    open_sequence,
+    read_manifest,
+    sequence_path,
+    slice_truth_array,
+    write_manifest,
+    write_sequence,
+)
+
+UID_1 = "1.2.3"
+
+
+@pytest.fixture
+def array() -> np.ndarray:
+    return toy_sequence(np.random.default_rng(0), fractured=True)[0]
+
+
+def npy(array: np.ndarray, **options) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, **options)
+    return file.getvalue()
+
+
+def header(text: str, body: bytes = b"") -> bytes:
+    line = text.encode("latin1")
+    return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line + body
+
+
+def test_a_written_sequence_opens_memory_mapped_and_read_only(tmp_path, array):
+    path = write_sequence(tmp_path, UID_1, "C3", array)
+    assert path == sequence_path(tmp_path, UID_1, "C3") == tmp_path / "1.2.3_3.npy"
+    opened = open_sequence(path, slices=5, size=32)
+    assert isinstance(opened, np.memmap)
+    assert not opened.flags.writeable
+    np.testing.assert_array_equal(opened, array)
+    np.testing.assert_array_equal(np.load(path, allow_pickle=False), array)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_in_0_1_become_uint8_when_written_and_when_opened(tmp_path, array, dtype):
+    floats = (array / 255).astype(dtype)
+    np.testing.assert_array_equal(open_sequence(write_sequence(tmp_path, UID_1, "C1", floats)), array)
+    np.save(tmp_path / "1.2.3_2.npy", floats)
+    opened = open_sequence(tmp_path / "1.2.3_2.npy")
+    assert opened.dtype == np.uint8
+    np.testing.assert_array_equal(opened, array)
+
+
+def test_a_fortran_ordered_array_is_written_in_c_order(tmp_path, array):
+    path = write_sequence(tmp_path, UID_1, "C1", np.asfortranarray(array))
+    np.testing.assert_array_equal(open_sequence(path), array)
+
+
+@pytest.mark.parametrize("uid", ["../1.2", "/etc/1", "..", "1.2/3", ""])
+def test_a_uid_that_could_leave_the_folder_is_refused(tmp_path, uid):
+    with pytest.raises(ValueError, match="1 to 64 digits and dots"):
+        sequence_path(tmp_path, uid, "C1")
+
+
+def test_an_unknown_vertebra_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="found 'C8'"):
+        sequence_path(tmp_path, UID_1, "C8")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda a: a[..., :5], r"shape \(5, 32, 32, 5\)"),
+        (lambda a: a[0], r"shape \(32, 32, 6\)"),
+        (lambda a: a[:0], r"shape \(0, 32, 32, 6\)"),
+        (lambda a: a.astype(np.int16), "dtype int16"),
+        (lambda a: a.astype(np.float32), "float values from 0 to 255"),
+        (lambda a: np.where(a > 200, np.nan, a / 255), "no NaN"),
+        (lambda a: np.where(a > 200, np.inf, a / 255), "from 0 to inf"),
+        (lambda a: a * np.array([1, 1, 1, 1, 1, 0], np.uint8), "empty mask"),
+    ],
+)
+def test_what_a_reader_would_refuse_is_not_written(tmp_path, array, change, reason):
+    with pytest.raises(ValueError, match=f"1.2.3_1.npy was not written: .*{reason}"):
+        write_sequence(tmp_path, UID_1, "C1", change(array))
+    assert list(tmp_path.iterdir()) == []
+
+
+HUGE = "{'descr': '|u1', 'fortran_order': False, 'shape': (999999999999, 999999999, 999999999, 6), }\n"
+CORRUPTIONS = {
+    "no npy": (lambda a: b"hello", "not a .npy file of version 1.0"),
+    "empty file": (lambda a: b"", "not a .npy file of version 1.0"),
+    "version 2": (lambda a: npy(a, version=(2, 0)), "not a .npy file of version 1.0"),
+    "pickle": (lambda a: npy(np.array([{"a": 1}], dtype=object)), r"dtype '\|O'"),
+    "integers": (lambda a: npy(a.astype(np.int16)), "dtype '<i2'"),
+    "big-endian": (lambda a: npy((a / 255).astype(">f4")), "dtype '>f4'"),
+    "structured": (lambda a: npy(np.zeros(3, dtype=[("a", "u1")])), "expected uint8"),
+    "Fortran order": (lambda a: npy(np.asfortranarray(a)), "Fortran order"),
+    "truncated": (lambda a: npy(a)[:-1], "truncated: "),
+    "cut inside the header": (lambda a: npy(a)[:40], "header cannot be read"),
+    "trailing bytes": (lambda a: npy(a) + b"\0", "trailing bytes: "),
+    "negative lengths": (lambda a: header(HUGE.replace("9, 6)", "9, -6)")), "shape"),
+    "lengths that are no numbers": (lambda a: header(HUGE.replace("6)", "True)")), "no tuple of whole"),
+    "shape that is no tuple": (lambda a: header(HUGE.split("(")[0] + "6}"), "no tuple of whole"),
+    "header that calls a function": (lambda a: header("__import__('os').getcwd()"), "cannot be read"),
+    "header nested deeply": (lambda a: header("(" * 60000), "cannot be read"),
+    "header without shape": (lambda a: header("{'descr': '|u1'}"), "cannot be read"),
+    "five channels": (lambda a: npy(a[..., :5]), r"shape \(5, 32, 32, 5\), expected \(5, 32, 32, 6\)"),
+    "other T": (lambda a: npy(a[:4]), r"shape \(4, 32, 32, 6\)"),
+    "not square": (lambda a: npy(a[:, :30].copy()), r"shape \(5, 30, 32, 6\)"),
+    "Hounsfield floats": (lambda a: npy(a.astype(np.float32) - 1000), "float values from -1000"),
+    "NaN": (lambda a: npy(np.full(a.shape, np.nan, np.float32)), "no NaN"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_damaged_file_is_refused_by_name_with_its_reason(tmp_path, array, name):
+    damage, reason = CORRUPTIONS[name]
+    path = tmp_path / "1.2.3_1.npy"
+    path.write_bytes(damage(array))
+    with pytest.raises(ValueError, match=f"1.2.3_1.npy is not a usable packed sequence: .*{reason}"):
+        open_sequence(path, slices=5, size=32)
+
+
+def test_a_header_that_declares_a_huge_array_costs_no_memory(tmp_path):
+    path = tmp_path / "1.2.3_1.npy"
+    path.write_bytes(header(HUGE))
+    with pytest.raises(ValueError, match=r"truncated: 1\d\d bytes, where its header declares 5\d{30,}"):
+        open_sequence(path)
+
+
+def test_a_missing_file_names_the_next_step(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make cohort"):
+        open_sequence(tmp_path / "1.2.3_1.npy")
+
+
+def test_the_check_lists_all_bad_files_at_once(tmp_path, array):
+    samples = pd.DataFrame({UID: UID_1, "vertebra": ["C1", "C2", "C3", "C4", "C5", "C6"]})
+    good = write_sequence(tmp_path, UID_1, "C1", array)
+    (tmp_path / "1.2.3_2.npy").write_bytes(good.read_bytes()[:-7])
+    np.save(tmp_path / "1.2.3_3.npy", np.zeros_like(array))
+    (tmp_path / "1.2.3_5.npy").mkdir()
+    np.save(tmp_path / "1.2.3_6.npy", array[:3])
+    with pytest.raises(ValueError, match="5 of 6 packed sequences") as caught:
+        check_sequences(tmp_path, samples, slices=5, size=32)
+    text = str(caught.value)
+    assert "1.2.3_1.npy" not in text
+    for part in (
+        "_2.npy (truncated",
+        "_3.npy (empty mask",
+        "_4.npy (missing",
+        "_5.npy (missing",
+        "_6.npy (shape",
+    ):
+        assert part in text
+    check_sequences(tmp_path, samples.iloc[:1], slices=5, size=32)
+
+
+def test_a_long_list_of_bad_files_is_shortened_but_counted(tmp_path):
+    samples = pd.DataFrame({UID: [f"1.{i}" for i in range(14)], "vertebra": "C1"})
+    with pytest.raises(ValueError, match=r"14 of 14 .* and 4 more"):
+        check_sequences(tmp_path, samples)
+
+
+def manifest() -> pd.DataFrame:
+    rows = [[UID_1, "C1", *[1.5] * 9, "..x.."], ["1.20", "C2", *[2.5] * 9, np.nan]]
+    return pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
+
+
+def test_the_manifest_comes_back_as_it_was_written(tmp_path):
+    write_manifest(manifest(), tmp_path)
+    back = read_manifest(tmp_path)
+    pd.testing.assert_frame_equal(back, manifest(), check_dtype=False)
+    assert back[UID].tolist() == [UID_1, "1.20"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"vertebra": "C9"}, "vertebrae that are none of C1"),
+        ({UID: "../x"}, "digits and dots"),
+        ({UID: "1.1", "vertebra": "C1"}, "sequences twice: '1.1'"),
+        ({"pixel_mm": "wide"}, "text in the number columns 'pixel_mm'"),
+        ({"slice_truth": "..o.."}, r"slice truths .*: '\.\.o\.\.'"),
+    ],
+)
+def test_a_manifest_that_breaks_the_schema_is_refused(tmp_path, change, reason):
+    with pytest.raises(ValueError, match=reason):
+        write_manifest(manifest().assign(**change), tmp_path)
+    assert not (tmp_path / "manifest.csv").exists()
+    manifest().assign(**change).to_csv(tmp_path / "manifest.csv", index=False)
+    with pytest.raises(ValueError, match=reason):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_without_a_column_or_a_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make cohort"):
+        read_manifest(tmp_path)
+    with pytest.raises(ValueError, match="lacks the columns 'pixel_mm'"):
+        write_manifest(manifest().drop(columns="pixel_mm"), tmp_path)
+
+
+def test_slice_truth_becomes_numbers_and_unknown_becomes_nan():
+    truth = slice_truth_array(".x.", 3)
+    assert truth.dtype == np.float32
+    assert truth.tolist() == [0, 1, 0]
+    for unknown in (np.nan, None, "", pd.NA):
+        assert np.isnan(slice_truth_array(unknown, 3)).all()
+
+
+@pytest.mark.parametrize("text", [".x", "..o", 3, "x" * 4])
+def test_a_slice_truth_that_does_not_fit_is_refused(text):
+    with pytest.raises(ValueError, match=f"3 characters .* found {re.escape(repr(text))}"):
+        slice_truth_array(text, 3)
+
+
+def test_no_temporary_file_stays_behind(tmp_path, array):
+    write_sequence(tmp_path, UID_1, "C1", array)
+    assert [path.name for path in Path(tmp_path).iterdir()] == ["1.2.3_1.npy"]
