@@ -171,7 +171,7 @@ def attention_vs_truth(scores: pd.DataFrame, *, title: str = "") -> Picture:
 
 
 def _tight(size: tuple[float, float]) -> Picture:
-    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)  # pads in inches
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)  # pads in inches
     return Picture(figsize=size, layout=layout)
 
 

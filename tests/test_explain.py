@@ -1,0 +1,129 @@
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from cspine_helpers import checkpoints, explain, packed
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.model import FractureClassifier, ModelConfig
+
+CONFIG = replace(
+    ModelConfig.small(), slices=3, size=32, feature_stride=4, lstm_hidden=4, vertebra_embedding=2
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    checkpoints.save_weights(folder, FractureClassifier(CONFIG))
+    record = {"model": asdict(CONFIG), "classes": list(VERTEBRAE), "decision": {"threshold": 0.5}}
+    checkpoints.write_record(folder, record)
+    return checkpoints.load_run(folder)
+
+
+@pytest.fixture
+def samples(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({UID: ["1.1", "1.1", "1.2"], "vertebra": ["C2", "C7", "C5"], "label": [1, 0, 1]})
+    for uid, vertebra in zip(table[UID], table["vertebra"], strict=True):
+        array = rng.integers(0, 256, (3, 32, 32, 6), dtype=np.uint8)
+        packed.write_sequence(tmp_path, uid, vertebra, array)
+    return table.set_axis([7, 3, 9])  # any index does
+
+
+def write_manifest(folder, samples, truths):
+    numbers = dict.fromkeys(packed.MANIFEST_COLUMNS[2:-1], 1.0)
+    table = samples[[UID, "vertebra"]].assign(**numbers, slice_truth=truths)
+    packed.write_manifest(table, folder)
+
+
+def test_each_slice_has_the_models_own_attention_and_probability(run, samples, tmp_path):
+    write_manifest(tmp_path, samples, [".x.", "...", None])
+    table = explain.attention_table(run, samples, tmp_path, batch_size=2)
+    assert list(table.columns) == list(explain.COLUMNS)
+    assert table["slice"].tolist() == [0, 1, 2] * 3
+    np.testing.assert_array_equal(table["fractured"], [0, 1, 0, 0, 0, 0, np.nan, np.nan, np.nan])
+    for number, (uid, vertebra, label) in enumerate(samples.itertuples(index=False)):
+        array = packed.open_sequence(packed.sequence_path(tmp_path, uid, vertebra))
+        sequence = torch.from_numpy(array.transpose(0, 3, 1, 2).copy())[None]
+        with torch.inference_mode():
+            output = run.model(sequence, torch.tensor([VERTEBRAE.index(vertebra)]))
+        rows = table.iloc[3 * number : 3 * number + 3]
+        assert rows[[UID, "vertebra", "label"]].drop_duplicates().to_numpy().tolist() == [
+            [uid, vertebra, label]
+        ]
+        np.testing.assert_allclose(rows["probability"], output.logit.sigmoid().item(), rtol=1e-5)
+        np.testing.assert_allclose(rows["attention"], output.attention[0], rtol=1e-4)
+
+
+def test_without_a_manifest_the_truth_is_unknown(run, samples, tmp_path):
+    table = explain.attention_table(run, samples, tmp_path)
+    assert table["fractured"].isna().all()
+    with pytest.raises(ValueError, match="No sequence has both fractured and intact slices"):
+        explain.attention_scores(table)
+
+
+def slices(uid, attention, fractured, *, label=1):
+    return pd.DataFrame(
+        {
+            UID: uid,
+            "vertebra": "C3",
+            "label": label,
+            "probability": 0.7,
+            "slice": range(len(attention)),
+            "attention": attention,
+            "fractured": np.array(fractured, dtype=float),
+        }
+    )
+
+
+def test_scores_by_hand():
+    # one fractured slice above two of three intact ones (a tie counts half), and one at the top
+    table = pd.concat(
+        [
+            slices("1", [0.1, 0.3, 0.2, 0.4], [0, 1, 0, 0]),
+            slices("2", [0.6, 0.2, 0.1, 0.1], [1, 0, 0, 1]),
+            slices("3", [0.25] * 4, [0] * 4, label=0),
+            slices("4", [0.25] * 4, [1] * 4),
+            slices("5", [0.25] * 4, [np.nan] * 4),
+        ]
+    )
+    each = explain.sequence_scores(table)
+    assert each[UID].tolist() == ["1", "2"]
+    np.testing.assert_allclose(each["auroc"], [2 / 3, (2 + 0.5) / 4])
+    np.testing.assert_allclose(each["share"], [0.3, 0.7])
+    np.testing.assert_allclose(each["uniform_share"], [0.25, 0.5])
+    np.testing.assert_allclose(each["top1"], [0, 1])
+    scores = explain.attention_scores(table)
+    np.testing.assert_allclose(scores["attention"].iloc[[0, 2, 3]], [each["auroc"].mean(), 0.5, 0.5])
+    np.testing.assert_allclose(scores["uniform"], [0.5, 0.5, 0.375, 0.375])
+    assert scores["sequences"].tolist() == [2] * 4
+
+
+def test_scores_equal_scikit_learns():
+    rng = np.random.default_rng(3)
+    tables = []
+    for uid in range(30):
+        truth = rng.permutation(np.arange(15) < rng.integers(1, 15))
+        tables.append(slices(str(uid), rng.dirichlet(np.ones(15)).round(2), truth))
+    table = pd.concat(tables)
+    each = explain.sequence_scores(table)
+    wanted = [roc_auc_score(one["fractured"], one["attention"]) for one in tables]
+    np.testing.assert_allclose(each["auroc"], wanted)
+    pooled = roc_auc_score(table["fractured"], table["attention"])
+    np.testing.assert_allclose(explain.attention_scores(table)["attention"].iloc[1], pooled)
+
+
+def test_uniform_attention_scores_what_uniform_says():
+    table = pd.concat([slices("1", [0.25] * 4, [0, 1, 0, 0]), slices("2", [0.25] * 4, [1, 1, 0, 1])])
+    scores = explain.attention_scores(table).iloc[:3]
+    np.testing.assert_allclose(scores["attention"], scores["uniform"])
+
+
+def test_a_table_without_its_columns_is_refused():
+    with pytest.raises(ValueError, match="fractured"):
+        explain.sequence_scores(slices("1", [1.0], [1]).drop(columns="fractured"))

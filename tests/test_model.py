@@ -1,0 +1,203 @@
+import re
+from dataclasses import asdict, replace
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from cspine_helpers.model import FractureClassifier, ModelConfig
+
+CONFIG = replace(ModelConfig.small(), slices=3, size=32, feature_stride=4, lstm_hidden=4)
+
+
+def build(seed=0, **changes):
+    torch.manual_seed(seed)
+    return FractureClassifier(replace(CONFIG, **changes))
+
+
+def sequences(batch=2, slices=3, size=32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, slices, 6, size, size), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("stride", [2, 4, 8, 16, 32])
+@pytest.mark.parametrize("pooling", ["avg", "avgmax"])
+def test_shapes_and_gradients_at_every_stride_and_pooling(stride, pooling):
+    model = build(feature_stride=stride, pooling=pooling)
+    output = model(sequences())
+    assert [tuple(tensor.shape) for tensor in output] == [(2,), (2, 3), (2, 3)]
+    torch.testing.assert_close(output.attention.sum(1), torch.ones(2))
+    assert (output.attention >= 0).all()
+    (output.logit.sum() + output.slice_logit.sum()).backward()
+    assert [name for name, value in model.named_parameters() if value.grad is None] == []
+
+
+def test_features_have_the_chosen_stride_and_deeper_blocks_are_not_built():
+    sizes = {}
+    for stride in (4, 8, 32):
+        model = build(feature_stride=stride)
+        image = torch.zeros(1, 5, 64, 64)
+        assert model.backbone.forward_features(image).shape[2:] == (64 // stride, 64 // stride)
+        sizes[stride] = sum(value.numel() for value in model.parameters())
+    assert sizes[4] < sizes[8] < sizes[32] / 10
+
+
+def test_the_pruned_backbone_is_timms_own_up_to_the_stride():
+    model = build(feature_stride=8).eval()
+    whole = timm.create_model(CONFIG.backbone, in_chans=5).eval()
+    assert whole.load_state_dict(model.backbone.state_dict(), strict=False).unexpected_keys == []
+    image = torch.randn(2, 5, 64, 64)
+    (wanted,) = whole.forward_intermediates(image, indices=[2], intermediates_only=True)
+    torch.testing.assert_close(model.backbone.forward_features(image), wanted)
+
+
+def test_the_default_is_the_rsna_size():
+    config = ModelConfig()
+    assert (config.backbone, config.slices, config.size) == ("tf_efficientnetv2_s.in21k_ft_in1k", 15, 224)
+    model = FractureClassifier(config)
+    assert model.lstm.input_size == 1280 + 64
+    assert (model.lstm.hidden_size, model.lstm.num_layers, model.lstm.bidirectional) == (256, 2, True)
+
+
+def test_pixels_reach_the_backbone_between_minus_one_and_one():
+    model, seen = build().eval(), []
+    handle = model.backbone.conv_stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels = torch.zeros(1, 3, 6, 32, 32, dtype=torch.uint8)
+    pixels[:, 1] = 51
+    pixels[:, 2] = 255
+    model(pixels)
+    handle.remove()
+    torch.testing.assert_close(seen[0][:, :, 0, 0], torch.tensor([[-1.0], [-0.6], [1.0]]).expand(3, 5))
+
+
+def test_the_mask_is_binary_from_128():
+    model, pixels = build().eval(), sequences()
+    outputs = []
+    for low, high in ((0, 255), (127, 128), (0, 127)):
+        pixels[:, :, 5] = low
+        pixels[:, :, 5, 8:20, 8:20] = high
+        outputs.append(model(pixels).logit)
+    torch.testing.assert_close(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[0], outputs[2])
+
+
+def test_a_sequence_is_scored_alike_alone_and_in_a_batch():
+    model, pixels = build().eval(), sequences(batch=4)
+    together = model(pixels)
+    for number in range(4):
+        alone = model(pixels[number : number + 1])
+        for one, all_of_them in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[0], all_of_them[number], rtol=1e-4, atol=1e-5)
+
+
+def test_the_order_of_slices_matters():
+    model, pixels = build().eval(), sequences()
+    assert not torch.allclose(model(pixels).logit, model(pixels[:, [1, 0, 2]]).logit)
+
+
+def test_the_vertebra_matters_only_with_an_embedding():
+    pixels, first, last = sequences(), torch.tensor([0, 0]), torch.tensor([6, 6])
+    plain, embedded = build().eval(), build(vertebra_embedding=4).eval()
+    assert torch.equal(plain(pixels, first).logit, plain(pixels).logit)
+    assert not torch.allclose(embedded(pixels, first).logit, embedded(pixels, last).logit)
+
+
+def test_the_seed_decides_the_weights():
+    first, same, other = build(1).state_dict(), build(1).state_dict(), build(2).state_dict()
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["backbone.conv_stem.weight"], other["backbone.conv_stem.weight"])
+
+
+def test_it_learns_to_find_bright_squares():
+    model = build(dropout=0.0, lstm_hidden=32)
+    pixels = sequences(batch=8) // 4
+    truth = torch.zeros(8, 3)
+    truth[:4, 1] = 1
+    pixels[:4, 1, :5, 10:18, 10:18] = 255
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    loss_of = torch.nn.functional.binary_cross_entropy_with_logits
+    for _ in range(25):
+        output = model(pixels)
+        loss = loss_of(output.logit, truth.amax(1)) + loss_of(output.slice_logit, truth)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (sequences().float(), "float32 of shape (2, 3, 6, 32, 32)"),
+        (sequences()[0], "uint8 of shape (3, 6, 32, 32)"),
+        (sequences(slices=4), "uint8 of shape (2, 4, 6, 32, 32)"),
+        (sequences()[:, :, :5], "uint8 of shape (2, 3, 5, 32, 32)"),
+        (sequences().permute(0, 1, 3, 4, 2), "uint8 of shape (2, 3, 32, 32, 6)"),
+        (sequences(size=64), "uint8 of shape (2, 3, 6, 64, 64)"),
+    ],
+)
+def test_other_sequences_are_refused(wrong, found):
+    message = f"uint8 of shape (B, 3, 6, 32, 32) for this model; found {found}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build()(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"), [(None, "none"), (torch.zeros(3, dtype=torch.int64), r"shape \(3,\)")]
+)
+def test_an_embedding_needs_a_vertebra_for_each_sequence(wrong, found):
+    with pytest.raises(ValueError, match=f"found {found}"):
+        build(vertebra_embedding=4)(sequences(), wrong)
+
+
+def test_every_wrong_setting_is_named_at_once():
+    wrong = {
+        "backbone": "no_such_net",
+        "pretrained": 1,
+        "pretrained_file": "weights.pth",
+        "slices": 0,
+        "size": 31,
+        "feature_stride": 3,
+        "pooling": "max",
+        "mask_features": 0,
+        "lstm_hidden": 2.5,
+        "lstm_layers": True,
+        "dropout": 1.0,
+        "vertebra_embedding": -1,
+    }
+    assert set(wrong) == set(asdict(CONFIG))
+    with pytest.raises(ValueError, match="ModelConfig cannot have") as error:
+        ModelConfig(**wrong)
+    assert [name for name in wrong if f"{name} = " not in str(error.value)] == []
+
+
+def test_pretrained_weights_come_from_a_local_file(tmp_path):
+    torch.manual_seed(5)
+    source = timm.create_model("tf_efficientnetv2_b0")
+    path = tmp_path / "weights.safetensors"
+    save_file(source.state_dict(), path)
+    model = build(pretrained=True, pretrained_file=str(path))
+    ours, theirs = model.backbone.state_dict(), source.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items() if name != "conv_stem.weight")
+    assert ours["conv_stem.weight"].shape == (32, 5, 3, 3)
+
+
+def test_pretrained_weights_offline_are_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"could not be loaded .* pretrained=False"):
+        FractureClassifier(ModelConfig(pretrained=True))
+
+
+def test_a_backbone_without_pretrained_weights_is_refused():
+    with pytest.raises(ValueError, match="could not be loaded"):
+        build(backbone="efficientnetv2_l", pretrained=True)
+
+
+@pytest.mark.parametrize("content", [None, b"\x80\x04pickle"])
+def test_a_missing_or_foreign_pretrained_file_is_refused(tmp_path, content):
+    path = tmp_path / "weights.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises((FileNotFoundError, ValueError), match=r"is not there|could not be loaded"):
+        build(pretrained=True, pretrained_file=str(path))
