@@ -240,18 +240,22 @@ def make_loader(
         dataset: what is loaded.
         batch_size: sequences a batch; the last batch may be smaller.
         sampling: order of the samples, see `EpochSampler`.
-        workers: processes that load; 0 loads in this one. The batches do not depend on it.
+        workers: processes that load, one a core at most; 0: this one loads. Batches do not depend on it.
         seed: of the order.
     """
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=EpochSampler(dataset, sampling=sampling, seed=seed),
-        num_workers=workers,
+        num_workers=min(workers, _cores()),
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_one_thread,
         generator=torch.Generator().manual_seed(seed),  # else each pass would draw from torch's global one
     )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _one_thread(worker: int) -> None:

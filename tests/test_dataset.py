@@ -1,0 +1,232 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from toy_cohort import SIZE, SLICES, make_toy_cohort
+
+from cspine_helpers.cohort import read_cohort
+from cspine_helpers.dataset import Augment, AugmentConfig, EpochSampler, SequenceDataset, make_loader
+from cspine_helpers.labels import UID
+from cspine_helpers.packed import open_sequence, sequence_path, write_sequence
+
+OFF = {"flip": 0.0, "affine": 0.0, "contrast": 0.0, "noise": 0.0, "dropout": 0.0}
+ALWAYS = AugmentConfig(flip=1, affine=1, contrast=1, noise=1, dropout=1)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return read_cohort(make_toy_cohort(tmp_path_factory.mktemp("toy")))
+
+
+def make(cohort, *, split="train", **options) -> SequenceDataset:
+    options = {"manifest": cohort.manifest, **options}
+    return SequenceDataset(cohort.samples[split], cohort.packed, slices=SLICES, size=SIZE, **options)
+
+
+def only(**steps) -> Augment:
+    return Augment(AugmentConfig(**{**OFF, **steps}))
+
+
+def smooth(seed: int = 0, *, size: int = 64) -> np.ndarray:
+    """A smooth `(T, H, W, 6)` sequence whose slices and intensity channels are all the same picture."""
+    y, x = np.mgrid[:size, :size] / size
+    phase = np.random.default_rng(seed).uniform(0, 6)
+    picture = 128 + 60 * np.sin(9 * x + phase) * np.cos(7 * y)
+    blob = 255 * ((x - 0.4) ** 2 + (y - 0.55) ** 2 < 0.04)
+    channels = np.stack([picture] * 5 + [blob], axis=-1).astype(np.uint8)  # (H, W, 6)
+    return np.repeat(channels[None], 15, axis=0)
+
+
+def test_an_item_is_the_packed_sequence_with_channels_first(cohort):
+    dataset = make(cohort)
+    samples = cohort.samples["train"]
+    assert len(dataset) == len(samples)
+    item = dataset[9]
+    uid, vertebra, label = samples.iloc[9]
+    on_disk = open_sequence(sequence_path(cohort.packed, uid, vertebra))
+    assert item["sequence"].dtype == torch.uint8
+    np.testing.assert_array_equal(item["sequence"].numpy(), on_disk.transpose(0, 3, 1, 2))
+    assert (item["label"].item(), item["label"].dtype) == (label, torch.float32)
+    assert (item["vertebra"].item(), item["vertebra"].dtype) == (int(vertebra[1]) - 1, torch.int64)
+    assert (item["index"].item(), item["index"].dtype) == (9, torch.int64)
+
+
+def test_slice_truth_comes_from_the_manifest_and_is_nan_without_one(cohort):
+    labels = cohort.samples["train"]["label"].to_numpy()
+    dataset = make(cohort)
+    expected = np.where(labels[:, None] == 1, [0, 1, 1, 0, 0], 0)
+    np.testing.assert_array_equal(dataset.slice_truth, expected)
+    np.testing.assert_array_equal(dataset[3]["slice_truth"].numpy(), expected[3])
+    assert make(cohort, manifest=None)[3]["slice_truth"].isnan().all()
+
+
+def test_samples_that_the_manifest_lacks_are_named(cohort):
+    gone = cohort.samples["train"].iloc[4]
+    short = cohort.manifest.query(f"not ({UID} == @gone.{UID} and vertebra == 'C5')")
+    with pytest.raises(ValueError, match=f"1 samples are not in the manifest: '{gone[UID]} C5'"):
+        make(cohort, manifest=short)
+
+
+def test_samples_without_rows_or_columns_are_refused(cohort):
+    samples = cohort.samples["train"]
+    with pytest.raises(ValueError, match="no samples"):
+        SequenceDataset(samples.iloc[:0], cohort.packed, slices=SLICES, size=SIZE)
+    with pytest.raises(ValueError, match="'label'"):
+        SequenceDataset(samples.drop(columns="label"), cohort.packed, slices=SLICES, size=SIZE)
+
+
+def test_a_sequence_of_another_shape_is_refused_by_name(cohort):
+    dataset = SequenceDataset(cohort.samples["train"], cohort.packed, slices=SLICES, size=48)
+    with pytest.raises(ValueError, match=r"_1.npy .* expected \(5, 48, 48, 6\)"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("step", ["flip", "affine", "contrast", "noise", "dropout"])
+@pytest.mark.parametrize("seed", range(4))
+def test_every_step_is_one_draw_for_the_whole_sequence(step, seed):
+    sequence = smooth(seed)
+    varied = only(**{step: 1.0})(sequence, seed=(seed,))
+    assert varied.shape == sequence.shape
+    assert varied.dtype == np.uint8
+    assert not np.array_equal(varied, sequence)
+    assert (varied == varied[:1]).all()  # equal slices stay equal
+    if step != "noise":  # noise differs from channel to channel
+        assert (varied[..., :5] == varied[..., :1]).all()
+    if step in ("contrast", "noise", "dropout"):
+        np.testing.assert_array_equal(varied[..., 5], sequence[..., 5])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_mask_moves_with_the_image_and_stays_binary(seed):
+    sequence = smooth()
+    sequence[..., 2] = sequence[..., 5]  # the mask as a picture
+    varied = only(flip=0.5, affine=1.0)(sequence, seed=(seed,))
+    assert set(np.unique(varied[..., 5])) == {0, 255}
+    differs = (varied[..., 2] > 127) != (varied[..., 5] > 127)
+    outline = (varied[..., 5] > 127)[0].astype(int)
+    edge = np.abs(np.diff(outline, axis=0)).sum() + np.abs(np.diff(outline, axis=1)).sum()
+    assert differs[0].sum() <= 0.3 * edge  # nearest against linear: pixels on the outline only
+
+
+def test_a_flip_exchanges_left_and_right():
+    sequence = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 6), dtype=np.uint8)
+    np.testing.assert_array_equal(only(flip=1.0)(sequence, seed=(0,)), sequence[:, :, ::-1])
+
+
+def test_dropout_blackens_holes_in_every_slice_and_channel():
+    varied = only(dropout=1.0)(np.full((3, 64, 64, 6), 200, np.uint8), seed=(1,))
+    black = varied[..., :5] == 0
+    assert 0 < black.mean() < 0.1
+    assert (varied[..., :5][~black] == 200).all()
+
+
+def test_steps_are_drawn_independently():
+    sequence = smooth(size=32)
+    augment = Augment(AugmentConfig(**{**OFF, "flip": 0.5, "noise": 0.5}))
+    seen = []
+    for seed in range(200):
+        varied = augment(sequence, seed=(seed,))
+        seen.append((varied[0, 0, 0, 5], np.array_equal(varied[..., 5], sequence[..., 5]), varied))
+    flipped = np.array([not same for _, same, _ in seen])
+    noisy = np.array([(varied[0, ..., 0] != varied[0, ..., 1]).any() for *_, varied in seen])
+    assert 70 < flipped.sum() < 130
+    assert 70 < noisy.sum() < 130
+    assert 30 < (flipped & noisy).sum() < 70  # a shared seed would give all or nothing
+
+
+def test_the_same_seed_epoch_and_index_give_the_same_item_and_others_differ(cohort):
+    one, two = (make(cohort, augment=ALWAYS, seed=3) for _ in range(2))
+    first = one[4]["sequence"]
+    assert torch.equal(two[4]["sequence"], first)
+    two.set_epoch(1)
+    assert not torch.equal(two[4]["sequence"], first)
+    two.set_epoch(0)
+    assert torch.equal(two[4]["sequence"], first)
+    assert not torch.equal(make(cohort, augment=ALWAYS, seed=4)[4]["sequence"], first)
+
+
+def test_validation_items_are_left_as_they_are_in_every_epoch(cohort):
+    dataset = make(cohort, split="validation")
+    before = dataset[0]["sequence"]
+    dataset.set_epoch(7)
+    assert torch.equal(dataset[0]["sequence"], before)
+
+
+def batches(cohort, epochs, **options) -> list[dict[str, torch.Tensor]]:
+    loader = make_loader(make(cohort, augment=ALWAYS, seed=1), batch_size=16, seed=1, **options)
+    found = []
+    for epoch in epochs:
+        loader.sampler.set_epoch(epoch)
+        found += list(loader)
+    return found
+
+
+@pytest.mark.parametrize("sampling", [None, "shuffle", "balanced"])
+def test_batches_do_not_depend_on_the_number_of_workers(cohort, sampling):
+    alone = batches(cohort, (0, 1), sampling=sampling)
+    for workers in (1, 2):
+        for one, other in zip(
+            alone, batches(cohort, (0, 1), sampling=sampling, workers=workers), strict=True
+        ):
+            assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_workers_do_not_repeat_each_others_draws(tmp_path):
+    for uid in ("1.1", "1.2", "1.3", "1.4"):
+        write_sequence(tmp_path, uid, "C1", smooth())
+    samples = pd.DataFrame({UID: ["1.1", "1.2", "1.3", "1.4"], "vertebra": "C1", "label": 0})
+    dataset = SequenceDataset(samples, tmp_path, slices=15, size=64, augment=ALWAYS)
+    loader = make_loader(dataset, batch_size=1, workers=2)
+    first = [batch["sequence"] for batch in loader]
+    loader.sampler.set_epoch(1)
+    sequences = first + [batch["sequence"] for batch in loader]
+    for i, one in enumerate(sequences):
+        assert not any(torch.equal(one, other) for other in sequences[i + 1 :])
+
+
+def test_shuffle_takes_each_sample_once_in_an_order_of_its_epoch(cohort):
+    dataset = make(cohort)
+    sampler = EpochSampler(dataset, sampling="shuffle", seed=5)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        assert dataset.epoch == epoch
+        orders.append(list(sampler))
+    assert sorted(orders[0]) == list(range(len(dataset)))
+    assert orders[0] == orders[2] != orders[1]
+    assert list(EpochSampler(dataset, sampling=None)) == list(range(len(dataset)))
+
+
+def test_balanced_sampling_draws_both_classes_equally_often(cohort):
+    labels = np.zeros(1000, dtype=int)
+    labels[:40] = 1
+    samples = pd.DataFrame({UID: [f"1.{i}" for i in range(1000)], "vertebra": "C1", "label": labels})
+    dataset = SequenceDataset(samples, cohort.packed, slices=SLICES, size=SIZE)
+    sampler = EpochSampler(dataset, sampling="balanced", seed=2)
+    drawn = list(sampler)
+    assert len(drawn) == 1000
+    assert 0.45 < labels[drawn].mean() < 0.55
+    assert len(set(drawn)) < 1000  # with replacement
+    sampler.set_epoch(1)
+    assert list(sampler) != drawn
+
+
+def test_sampling_that_cannot_be_is_refused(cohort):
+    dataset = make(cohort)
+    with pytest.raises(ValueError, match="found 'weighted'"):
+        EpochSampler(dataset, sampling="weighted")
+    dataset.labels[:] = 0
+    with pytest.raises(ValueError, match="found 0 of 42 fractured"):
+        EpochSampler(dataset, sampling="balanced")
+
+
+def test_a_pass_leaves_the_global_random_state_alone(cohort):
+    state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002  # the global one
+    batches(cohort, (0,), sampling="balanced")
+    assert torch.equal(torch.random.get_rng_state(), state[0])
+    assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
+
+
+def test_impossible_augmentation_settings_are_all_named():
+    with pytest.raises(ValueError, match=r"flip = 2 .*rotate_degrees = -1 .*holes = 0"):
+        AugmentConfig(flip=2, rotate_degrees=-1, holes=0)
