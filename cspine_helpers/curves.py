@@ -32,7 +32,6 @@ RATE_STYLES: dict[str, dict[str, Any]] = {
     "f1": {"color": INK, "linestyle": ":"},
 }
 RATE_NAMES = {"recall": "recall", "precision": "precision", "specificity": "specificity", "f1": "F1"}
-_WHITE_INK = 0.6  # share from which a cell is dark enough for white figures
 
 
 def draw_pr(axes: Axes, predictions: pd.DataFrame, level: str, *, colour: str = INTACT) -> pd.DataFrame:
@@ -45,6 +44,11 @@ def draw_pr(axes: Axes, predictions: pd.DataFrame, level: str, *, colour: str = 
     axes.text(0.01, prevalence - 0.01, f"chance {prevalence:.2f}", color=GREY, va="top", fontsize=9)
     unit_square(axes, "recall", "precision")
     return rows
+
+
+def ink_over(share: float) -> str:
+    """Colour of figures that stay readable over a cell shaded `Blues(share / 1.2)`."""
+    return "white" if share > 0.72 else INK
 
 
 def unit_square(axes: Axes, x: str, y: str) -> None:
@@ -107,11 +111,14 @@ def _operating_point(
     point = rates(confusion(rows["label"], rows["probability"], threshold)).iloc[0]
     axes.plot(point["recall"], point["precision"], "o", color=colour, markersize=8, mec="white", zorder=4)
     if named and not np.isnan(point["precision"]):
+        below = point["recall"] > 0.5 and point["precision"] > 0.35  # the empty side of the curve
         axes.annotate(
             f"threshold {threshold:.3f}\nrecall {point['recall']:.2f}\nprecision {point['precision']:.2f}",
             (point["recall"], point["precision"]),
-            xytext=(8, 8),
+            xytext=(-8, -8) if below else (8, 8),
             textcoords="offset points",
+            ha="right" if below else "left",
+            va="top" if below else "bottom",
             fontsize=9,
         )
 
@@ -165,7 +172,7 @@ def confusions(counts: Mapping[str, pd.DataFrame]) -> Figure:
         shares = cells / np.maximum(totals, 1)[:, None]
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.2)
         for (y, x), count in np.ndenumerate(cells):
-            ink = "white" if shares[y, x] > _WHITE_INK else INK
+            ink = ink_over(shares[y, x])
             axes.text(x, y - 0.06, f"{count:,}", ha="center", va="center", fontsize=15, color=ink)
             axes.text(x, y + 0.2, f"{shares[y, x]:.1%}", ha="center", va="center", fontsize=10, color=ink)
         axes.set_xticks([0, 1], ["called fractured", "called intact"])

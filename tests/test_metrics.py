@@ -204,3 +204,26 @@ def test_one_class_alone_has_no_curve(function, label):
 def test_a_missing_threshold_is_refused():
     with pytest.raises(ValueError, match="NaN"):
         metrics.confusion(LABELS, PROBABILITIES, np.nan)
+
+
+def test_defined_levels_need_both_classes():
+    labels = np.zeros((3, 7), int)
+    labels[0, 1] = 1
+    table = table_of(np.full((3, 7), 0.5), labels, ["1.1", "1.2", "1.3"])
+    assert metrics.defined_levels(table) == ["all", "C2", "patient"]
+    assert metrics.defined_levels(table[table["vertebra"] == "C1"]) == []
+
+
+def test_share_of_healthy_patients_cleared_falls_with_each_vertebra():
+    probabilities = np.full((3, 7), 0.1)
+    probabilities[0, 1] = probabilities[0, 5] = probabilities[1, 5] = 0.9
+    labels = np.zeros((3, 7), int)
+    labels[2] = 1  # a fractured patient does not count
+    table = table_of(probabilities, labels, ["1.1", "1.2", "1.3"])
+    found, independent = metrics.cleared_by_vertebrae(table, 0.5)
+    assert found.tolist() == [1, 0.5, 0.5, 0.5, 0.5, 0, 0]
+    assert independent.tolist() == [1, 0.5, 0.5, 0.5, 0.5, 0, 0]
+    found, _ = metrics.cleared_by_vertebrae(table[table["vertebra"] != "C6"], 0.5)
+    assert found.tolist() == [1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    with pytest.raises(ValueError, match="Every patient has a fracture"):
+        metrics.cleared_by_vertebrae(table.assign(label=1), 0.5)
