@@ -1,0 +1,121 @@
+"""What a fresh machine installs, and what the README tells a stranger to type."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = (ROOT / "requirements.lock").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+APPLICATIONS = {"jupyterlab"}  # started, never imported
+
+
+def requirements(group: list[str]) -> dict[str, Requirement]:
+    return {canonicalize_name(r.name): r for r in map(Requirement, group)}
+
+
+DEPENDENCIES = requirements(PYPROJECT["project"]["dependencies"])
+DEVELOPMENT = requirements(PYPROJECT["dependency-groups"]["dev"])
+
+
+def pins(text: str) -> list[Requirement]:
+    return [Requirement(line.removesuffix(" \\")) for line in text.splitlines() if re.match(r"\w", line)]
+
+
+def test_lock_pins_every_dependency_inside_its_range():
+    found: dict[str, list[Requirement]] = {}
+    for pin in pins(LOCK):
+        found.setdefault(canonicalize_name(pin.name), []).append(pin)
+    wanted = DEPENDENCIES | DEVELOPMENT
+    assert sorted(set(wanted) - set(found)) == []
+    for name, requirement in wanted.items():
+        for pin in found[name]:
+            (version,) = [s.version for s in pin.specifier if s.operator == "=="]
+            assert requirement.specifier.contains(version), f"{pin} is outside {requirement}"
+
+
+def test_lock_has_hashes_for_every_pin_and_names_no_place():
+    entries = re.split(r"\n(?=\w)", LOCK.strip())
+    assert [entry.splitlines()[0] for entry in entries if "--hash=sha256:" not in entry] == []
+    for text in (LOCK, (ROOT / "constraints.txt").read_text(), (ROOT / "environment.yml").read_text()):
+        assert re.findall(r"https?:|file:|index-url|find-links|^\s*/", text, re.MULTILINE) == []
+
+
+def test_constraints_are_the_lock_without_its_hashes():
+    expected = [line.removesuffix(" \\") for line in LOCK.splitlines() if not line.startswith("    --hash")]
+    assert (ROOT / "constraints.txt").read_text().splitlines() == expected
+
+
+def test_environment_yml_agrees_with_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == PYPROJECT["project"]["name"]
+    python, pip, packages = environment["dependencies"]
+    assert pip == "pip"
+    assert packages == {"pip": ["-c constraints.txt", "-e ."]}
+    lowest = PYPROJECT["project"]["requires-python"]
+    assert str(SpecifierSet(lowest)) in str(SpecifierSet(python.removeprefix("python"))).split(",")
+    assert PYPROJECT["tool"]["mypy"]["python_version"] == lowest.removeprefix(">=")
+    assert f"--python-version {lowest.removeprefix('>=')}" in MAKEFILE
+
+
+@pytest.mark.parametrize(
+    ("folder", "allowed"), [("cspine_helpers", DEPENDENCIES), ("tests", DEPENDENCIES | DEVELOPMENT)]
+)
+def test_every_import_is_a_declared_dependency(folder, allowed):
+    distributions = packages_distributions()
+    imported = set()
+    for path in (ROOT / folder).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.split(".")[0])
+    own = {path.stem for path in (ROOT / folder).glob("*.py")} | {"cspine_helpers"}
+    foreign = imported - own - sys.stdlib_module_names
+    undeclared = [
+        name
+        for name in sorted(foreign)
+        if not {canonicalize_name(d) for d in distributions[name]} & set(allowed)
+    ]
+    assert undeclared == []
+    if folder == "cspine_helpers":
+        used = {canonicalize_name(d) for name in foreign for d in distributions[name]}
+        assert sorted(set(DEPENDENCIES) - used - APPLICATIONS) == []
+
+
+def test_every_make_command_in_the_documents_has_a_recipe():
+    recipes = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE))
+    for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "checkpoints/README.md"):
+        named = set(re.findall(r"(?:`|^\s*(?:\$ )?)make ([a-z]+)", (ROOT / name).read_text(), re.MULTILINE))
+        assert sorted(named - recipes) == [], name
+    assert {"setup", "notebooks", "test", "lab"} <= recipes
+
+
+def test_continuous_integration_runs_the_test_command_of_the_readme():
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert re.search(r"^make test\b", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def test_file_tree_in_the_readme_names_every_module_and_notebook():
+    readme = (ROOT / "README.md").read_text()
+    files = [*(ROOT / "cspine_helpers").glob("*.py"), *(ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")]
+    assert sorted(path.name for path in files if path.name not in readme) == []
+
+
+def test_pictures_in_the_readme_exist():
+    pictures = re.findall(
+        r"!\[[^\]]*\]\(([^)]+)\)|<img[^>]*src=\"([^\"]+)\"", (ROOT / "README.md").read_text()
+    )
+    names = [a or b for a, b in pictures]
+    assert [name for name in names if not (ROOT / name).is_file()] == []
+    assert len(names) >= 3
