@@ -1,0 +1,141 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.losses import focal_loss, slice_loss
+from cspine_helpers.model import ClassifierOutput, ModelConfig
+from cspine_helpers.recipe import Loss, TrainConfig, best_epoch, learning_rate, preset
+
+EMPTY = pd.DataFrame({"validation_average_precision": []})
+
+
+def history(recalls, scores) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "epoch": range(1, len(recalls) + 1),
+            "validation_recall": recalls,
+            "validation_average_precision": scores,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("recalls", "scores", "expected"),
+    [
+        ([0.2, 0.7, 0.5], [0.9, 0.1, 0.9], 2),  # recall first
+        ([0.7, 0.2, 0.7], [0.4, 0.9, 0.5], 3),  # ties: average precision
+        ([0.7, 0.7, 0.7], [0.5, 0.5, 0.5], 1),  # then the earlier epoch
+        ([0.0, 0.0, 0.0], [0.2, 0.4, 0.3], 2),  # no threshold anywhere: average precision
+        ([0.0, 0.1, 0.0], [0.9, 0.2, 0.3], 2),  # a threshold beats none
+    ],
+)
+def test_the_best_epoch_has_the_highest_recall_then_average_precision(recalls, scores, expected):
+    assert best_epoch(history(recalls, scores)) == expected
+
+
+def test_the_rate_rises_in_the_warm_up_and_falls_with_the_cosine():
+    config = TrainConfig(epochs=11, warmup_epochs=1, learning_rate=0.1)
+    rates = [learning_rate(config, position, EMPTY) for position in (0.25, 0.5, 1.0, 6.0, 11.0)]
+    np.testing.assert_allclose(rates, [0.025, 0.05, 0.1, 0.05, 0.0], atol=1e-12)
+    falling = [learning_rate(config, position, EMPTY) for position in np.linspace(1, 11, 50)]
+    assert (np.diff(falling) < 0).all()
+
+
+def test_training_may_start_without_a_warm_up():
+    assert learning_rate(TrainConfig(epochs=2, warmup_epochs=0, learning_rate=0.1), 0.0, EMPTY) == 0.1
+
+
+def test_the_plateau_schedule_halves_the_rate_after_three_epochs_without_progress():
+    config = TrainConfig(epochs=20, learning_rate=0.8, schedule="plateau")
+    scores = [0.1, 0.5, 0.4, 0.5, 0.3, 0.2, 0.2, 0.2, 0.6, 0.5]
+    found = []
+    for done in range(len(scores) + 1):
+        done_rows = history([0.0] * done, scores[:done])
+        found.append(learning_rate(config, max(done, 1), done_rows))
+    assert found == [0.8] * 5 + [0.4] * 3 + [0.2] * 3
+
+
+def samples(labels) -> pd.DataFrame:
+    return pd.DataFrame({UID: "1", "vertebra": np.resize(VERTEBRAE, len(labels)), "label": labels})
+
+
+def test_the_loss_takes_its_weights_from_the_training_split():
+    labels = np.zeros(70, dtype=int)
+    labels[:14] = 1  # two of ten at every vertebra
+    labels[14:18] = 1  # three of ten at C1 … C4
+    truth = np.zeros((70, 5))
+    truth[:10, 0] = 1
+    loss = Loss.of(samples(labels), truth, TrainConfig())
+    assert loss.alpha == pytest.approx(1 - 18 / 70)
+    assert loss.slice_alpha == pytest.approx(1 - 10 / 350)
+    assert loss.vertebra_weights == pytest.approx((1, 1, 1, 1, 1.5, 1.5, 1.5))
+    flat = Loss.of(samples(labels), truth, TrainConfig(vertebra_weighting=False, sampling="balanced"))
+    assert flat.vertebra_weights == (1.0,) * 7
+    assert (flat.alpha, flat.slice_alpha) == (0.5, 0.5)
+    assert Loss.of(samples(labels), np.full((70, 5), np.nan), TrainConfig()).slice_alpha == 0.5
+
+
+def test_a_vertebra_without_fractures_is_named_unless_weights_are_off():
+    labels = np.array([1, 1, 0, 1, 1, 1, 1])
+    with pytest.raises(ValueError, match="C3"):
+        Loss.of(samples(labels), np.full((7, 5), np.nan), TrainConfig())
+    Loss.of(samples(labels), np.full((7, 5), np.nan), TrainConfig(vertebra_weighting=False))
+
+
+def test_the_loss_is_the_focal_loss_plus_the_weighted_slice_term():
+    generator = torch.Generator().manual_seed(0)
+    logit, slices = torch.randn(4, generator=generator), torch.randn(4, 5, generator=generator)
+    batch = {
+        "label": torch.tensor([1.0, 0.0, 0.0, 1.0]),
+        "vertebra": torch.tensor([0, 6, 2, 2]),
+        "slice_truth": torch.tensor([[0, 1, 1, 0, 0], [0] * 5, [torch.nan] * 5, [torch.nan] * 5]),
+    }
+    loss = Loss(alpha=0.9, slice_alpha=0.8, slice_weight=0.5, vertebra_weights=(1, 2, 3, 4, 5, 6, 7))
+    output = ClassifierOutput(logit, torch.full((4, 5), 0.2), slices)
+    weight = torch.tensor([1.0, 7.0, 3.0, 3.0])
+    vertebrae = focal_loss(logit, batch["label"], alpha=0.9, weight=weight)
+    expected = vertebrae + 0.5 * slice_loss(slices, batch["slice_truth"], alpha=0.8)
+    assert loss(output, batch) == pytest.approx(expected.item())
+    assert replace(loss, slice_weight=0.0)(output, batch) == pytest.approx(vertebrae.item())
+
+
+def test_presets_fit_their_cohorts():
+    assert preset("builtin") == (ModelConfig.small(), TrainConfig.small())
+    model, config = preset("quick")
+    assert (model, config.epochs) == (ModelConfig.small(), 1)
+    assert preset("rsna2022") == (ModelConfig(), TrainConfig())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"weight_decay": -1.0},
+        {"warmup_epochs": 20},
+        {"schedule": "step"},
+        {"accumulate": 0},
+        {"clip_norm": 0.0},
+        {"mixed_precision": "int8"},
+        {"patience": 0},
+        {"precision_floor": 0.0},
+        {"slice_weight": -0.1},
+        {"sampling": "all"},
+        {"seed": -1},
+        {"workers": -1},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_impossible_settings_are_named(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} = "):
+        TrainConfig(**wrong)
+
+
+def test_all_impossible_settings_are_named_at_once():
+    with pytest.raises(ValueError, match=r"epochs = 0 .*seed = -1"):
+        TrainConfig(epochs=0, seed=-1, warmup_epochs=0)

@@ -1,0 +1,261 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_cohort import make_toy_cohort, tiny_model
+
+from cspine_helpers import training
+from cspine_helpers.checkpoints import load_run, read_record
+from cspine_helpers.cohort import read_cohort
+from cspine_helpers.decisions import choose_threshold
+from cspine_helpers.inference import predict
+from cspine_helpers.labels import UID, read_labels, write_labels
+from cspine_helpers.metrics import auroc, average_precision
+from cspine_helpers.packed import sequence_path
+from cspine_helpers.training import set_aside, train
+
+CONFIG = training.TrainConfig(
+    epochs=2,
+    batch_size=8,
+    learning_rate=4e-3,
+    accumulate=1,
+    workers=0,
+    precision_floor=0.3,
+    vertebra_weighting=False,
+)
+FILES = {"history.csv", "last.safetensors", "model.safetensors", "run.json"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return make_toy_cohort(tmp_path_factory.mktemp("toy") / "toy")
+
+
+@pytest.fixture(scope="module")
+def run(cohort):
+    """A run of two epochs: its folder and the history that `train` returned."""
+    torch.set_num_threads(1)
+    folder = cohort.parent / "run"
+    return folder, train(cohort, folder, model=tiny_model(), config=CONFIG)
+
+
+def test_training_fills_the_run_folder_and_returns_its_history(run):
+    folder, history = run
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert list(history["epoch"]) == [1, 2]
+    expected = "epoch train_loss validation_loss validation_recall validation_precision"
+    expected += " validation_average_precision validation_auroc threshold learning_rate seconds"
+    assert list(history.columns) == expected.split()
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv"), history, check_dtype=False)
+    assert (history["seconds"] > 0).all()
+
+
+def test_the_toy_cohort_is_learned(run):
+    _, history = run
+    assert history["train_loss"].iloc[1] < history["train_loss"].iloc[0]
+    assert history["validation_auroc"].max() > 0.9
+
+
+def test_the_record_says_what_the_run_was_made_of(run, cohort):
+    folder, history = run
+    record = read_record(folder)
+    assert record["train"]["learning_rate"] == CONFIG.learning_rate
+    assert record["train"]["augment"]["flip"] == 0.5
+    assert record["data"]["cohort"] == "toy"
+    assert record["data"] == read_cohort(cohort).fingerprint()
+    assert {"torch", "timm", "cspine_helpers", "python"} <= set(record["versions"])
+    assert record["seconds"] >= history["seconds"].sum()
+    best = history.set_index("epoch").loc[record["best_epoch"]]
+    for name, value in record["metrics"]["validation"].items():
+        assert value == best[f"validation_{name}"]
+    assert record["decision"]["threshold"] == best["threshold"]
+    assert record["decision"]["precision_floor"] == 0.3
+
+
+def test_the_reloaded_best_epoch_gives_the_stored_metrics_again(run, cohort):
+    folder, _ = run
+    loaded, data = load_run(folder), read_cohort(cohort)
+    table = predict(loaded, data.samples["validation"], data.packed, split="validation", batch_size=5)
+    stored = loaded.record["metrics"]["validation"]
+    found = choose_threshold(table["label"], table["probability"], precision_floor=0.3)
+    assert found.threshold == pytest.approx(loaded.threshold, abs=1e-4)
+    assert found.recall == pytest.approx(stored["recall"], abs=1e-4)
+    assert found.precision == pytest.approx(stored["precision"], abs=1e-4)
+    for name, metric in (("average_precision", average_precision), ("auroc", auroc)):
+        assert metric(table["label"], table["probability"]) == pytest.approx(stored[name], abs=1e-4)
+
+
+def test_two_trainings_are_equal_bit_for_bit_whatever_the_workers(run, cohort, tmp_path):
+    folder, history = run
+    again = train(cohort, tmp_path / "run", model=tiny_model(), config=replace(CONFIG, workers=2))
+    pd.testing.assert_frame_equal(
+        again.drop(columns="seconds"), history.drop(columns="seconds"), check_exact=True
+    )
+    for name in ("model", "last"):
+        one, other = (load_file(place / f"{name}.safetensors") for place in (folder, tmp_path / "run"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_is_never_overwritten_but_set_aside(run, cohort, tmp_path):
+    folder, _ = run
+    with pytest.raises(FileExistsError, match=r"holds a run already .*set_aside"):
+        train(cohort, folder, model=tiny_model(), config=CONFIG)
+    for name in FILES:
+        run_folder = tmp_path / "only" / name.partition(".")[0]
+        run_folder.mkdir(parents=True)
+        (run_folder / name).touch()
+        with pytest.raises(FileExistsError, match=name):
+            train(cohort, run_folder, model=tiny_model(), config=CONFIG)
+
+
+def test_setting_aside_keeps_every_earlier_run(tmp_path):
+    folder = tmp_path / "builtin"
+    assert set_aside(folder) is None
+    for n in (1, 2):
+        folder.mkdir()
+        (folder / "run.json").write_text(str(n))
+        assert set_aside(folder) == tmp_path / f"builtin-previous-{n}"
+        assert not folder.exists()
+        assert (tmp_path / f"builtin-previous-{n}" / "run.json").read_text() == str(n)
+    folder.mkdir()
+    (folder / "predictions.csv").touch()  # not a run
+    assert set_aside(folder) is None
+
+
+def test_stopping_in_an_epoch_leaves_the_last_complete_one_usable(cohort, tmp_path, monkeypatch):
+    real, calls = training._train_epoch, []
+
+    def stop_in_second(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "_train_epoch", stop_in_second)
+    with pytest.raises(KeyboardInterrupt):
+        train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 1
+    assert load_run(tmp_path / "run").record["best_epoch"] == 1
+
+
+def fake_epochs(monkeypatch, recalls, average_precisions=None, losses=None):
+    """Replace the epochs' work: each one has these validation metrics."""
+    scores = iter(
+        zip(recalls, average_precisions or [0.5] * len(recalls), losses or [1.0] * len(recalls), strict=True)
+    )
+    now = {}
+
+    def train_epoch(accelerator, network, *_):
+        now["row"] = next(scores)
+        with torch.no_grad():
+            network.head.bias.add_(1)  # marks the epoch in the weights
+        return now["row"][2]
+
+    def validate(*_):
+        recall, score, _ = now["row"]
+        decision = choose_threshold([0, 1], [0.2, 0.7], precision_floor=0.5)
+        decision = replace(decision, recall=recall, threshold=0.7 if recall else None)
+        values = {"loss": 1.0, "recall": recall, "precision": 0.5, "average_precision": score, "auroc": 0.5}
+        return values, decision
+
+    monkeypatch.setattr(training, "_train_epoch", train_epoch)
+    monkeypatch.setattr(training, "_validate", validate)
+
+
+def test_training_stops_when_no_epoch_was_better_for_as_long_as_the_patience(cohort, tmp_path, monkeypatch):
+    fake_epochs(monkeypatch, [0.1, 0.6, 0.5, 0.6, 0.4, 0.9])
+    config = replace(CONFIG, epochs=6, patience=3)
+    history = train(cohort, tmp_path / "run", model=tiny_model(), config=config)
+    assert len(history) == 5
+    record = read_record(tmp_path / "run")
+    assert record["best_epoch"] == 2
+    assert record["metrics"]["validation"]["recall"] == 0.6
+    best, last = (load_file(tmp_path / "run" / f"{name}.safetensors") for name in ("model", "last"))
+    assert last["head.bias"] - best["head.bias"] == 3
+
+
+def test_a_run_without_a_qualifying_threshold_says_so(cohort, tmp_path, monkeypatch):
+    fake_epochs(monkeypatch, [0.0, 0.0], [0.4, 0.3])
+    history = train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
+    assert history["threshold"].isna().all()
+    assert read_record(tmp_path / "run")["decision"]["threshold"] is None
+    assert read_record(tmp_path / "run")["best_epoch"] == 1
+
+
+def test_a_loss_that_is_no_number_stops_with_advice_and_keeps_the_last_good_epoch(
+    cohort, tmp_path, monkeypatch
+):
+    fake_epochs(monkeypatch, [0.5, 0.6], losses=[1.0, math.nan])
+    with pytest.raises(ValueError, match=r"loss of epoch 2 is nan. Lower the learning rate"):
+        train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
+    assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 1
+
+
+def test_unusable_sequences_stop_training_before_anything_is_written(tmp_path):
+    cohort = make_toy_cohort(tmp_path / "toy")
+    samples = read_cohort(cohort).samples
+    for name, vertebra in (("train", "C2"), ("train", "C7")):
+        sequence_path(cohort / "packed", samples[name][UID].iloc[0], vertebra).unlink()
+    with pytest.raises(ValueError, match=r"2 of 42 .*_2.npy \(missing\); .*_7.npy \(missing\)"):
+        train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_edited_split_stops_training(tmp_path):
+    cohort = make_toy_cohort(tmp_path / "toy")
+    path = cohort / "split.csv"
+    path.write_text(path.read_text().replace("test", "train", 1))
+    with pytest.raises(ValueError, match="SHA-256"):
+        train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
+
+
+def test_a_split_with_one_class_stops_training(tmp_path):
+    cohort = make_toy_cohort(tmp_path / "toy")
+    table = read_labels(cohort / "train.csv")
+    held_out = table[UID].isin(read_cohort(cohort).samples["validation"][UID])
+    table.loc[held_out, table.columns[1:]] = 0
+    write_labels(table, cohort / "train.csv")
+    with pytest.raises(ValueError, match=r"Split 'validation' holds 0 fractured of 14"):
+        train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
+
+
+def test_the_optimizer_decays_kernels_but_not_biases_and_norms():
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    kernels, others = training._optimizer(network, CONFIG).param_groups
+    assert [p.ndim for p in kernels["params"]] == [4]
+    assert kernels["weight_decay"] == CONFIG.weight_decay
+    assert len(others["params"]) == 3
+    assert others["weight_decay"] == 0
+
+
+def test_gradients_of_several_batches_make_one_step_like_one_large_batch(cohort, tmp_path, monkeypatch):
+    """Without BatchNorm's batch statistics, dropout and augmentation, 2 × 21 equals 1 × 42."""
+    monkeypatch.setattr(training.FractureClassifier, "train", lambda self, mode=True: self.eval_only())
+    monkeypatch.setattr(
+        training.FractureClassifier,
+        "eval_only",
+        lambda self: torch.nn.Module.train(self, False),
+        raising=False,
+    )
+    base = replace(CONFIG, epochs=1, augment=None, warmup_epochs=0, schedule="plateau", slice_weight=0.0)
+    weights = []
+    for batch_size, accumulate in ((42, 1), (21, 2)):
+        config = replace(base, batch_size=batch_size, accumulate=accumulate)
+        train(cohort, tmp_path / str(batch_size), model=tiny_model(), config=config)
+        weights.append(load_file(tmp_path / str(batch_size) / "last.safetensors"))
+    for key in weights[0]:
+        np.testing.assert_allclose(weights[1][key], weights[0][key], rtol=1e-4, atol=2e-5, err_msg=key)
