@@ -15,11 +15,14 @@ TARGETS = (PATIENT, *VERTEBRAE)
 COLUMNS = (UID, *TARGETS)
 BOX_COLUMNS = (UID, "x", "y", "width", "height", "slice_number")
 
+_SOURCE = "`make cohort` makes the built-in cohort; data/README.md says where the files of RSNA 2022 go."
 _Z_95 = 1.959963984540054  # 97.5th percentile of the standard normal distribution
 
 
-def read_table(path: str | Path, columns: Sequence[str], *, what: str) -> pd.DataFrame:
+def read_table(path: str | Path, columns: Sequence[str], *, what: str, source: str) -> pd.DataFrame:
     """A CSV file's `columns`, study UIDs kept as text (pandas would read '1.2' as a number).
+
+    `what` it is and its `source` are for the error messages.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -27,15 +30,13 @@ def read_table(path: str | Path, columns: Sequence[str], *, what: str) -> pd.Dat
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"No {what} at {path}. Put the file there, or make it first.")
+        raise FileNotFoundError(f"No {what} at {path}. {source}")
     try:
         table = pd.read_csv(path, dtype={UID: str}, encoding="utf-8-sig", low_memory=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} is no comma-separated {what}: {error}") from error
     if not isinstance(table.index, pd.RangeIndex):
-        raise ValueError(
-            f"{path.name}: the rows hold more values than the header has columns. Mend the file."
-        )
+        raise ValueError(f"{path.name}: rows hold more values than the header has columns. Mend them.")
     require_columns(table, columns, what=path.name)
     return table[list(columns)]
 
@@ -48,9 +49,7 @@ def require_columns(table: pd.DataFrame, columns: Sequence[str], *, what: str) -
     """
     found = list(table.columns)
     if missing := [column for column in columns if column not in found]:
-        cause = ""
-        if len(found) == 1:
-            cause = " There is one column only: save the table with commas between the values."
+        cause = " With one column only: are the values separated by commas?" if len(found) == 1 else ""
         raise ValueError(
             f"{what} lacks the column(s) {listing(missing)}; found {listing(found)}. "
             f"It needs {', '.join(columns)}.{cause}"
@@ -67,7 +66,9 @@ def read_labels(path: str | Path) -> pd.DataFrame:
         FileNotFoundError: there is no such file.
         ValueError: the table breaks the schema; every offender is named.
     """
-    return validate_labels(read_table(path, COLUMNS, what="label table"), what=Path(path).name)
+    return validate_labels(
+        read_table(path, COLUMNS, what="label table", source=_SOURCE), what=Path(path).name
+    )
 
 
 def validate_labels(table: pd.DataFrame, *, what: str = "The label table") -> pd.DataFrame:
@@ -147,7 +148,8 @@ def read_boxes(path: str | Path) -> pd.DataFrame:
         FileNotFoundError: there is no such file.
         ValueError: the table breaks the schema; every offender is named.
     """
-    return validate_boxes(read_table(path, BOX_COLUMNS, what="table of boxes"), what=Path(path).name)
+    boxes = read_table(path, BOX_COLUMNS, what="table of boxes", source=_SOURCE)
+    return validate_boxes(boxes, what=Path(path).name)
 
 
 def validate_boxes(table: pd.DataFrame, *, what: str = "The table of boxes") -> pd.DataFrame:
@@ -163,10 +165,9 @@ def validate_boxes(table: pd.DataFrame, *, what: str = "The table of boxes") -> 
     bad |= (numbers["slice_number"] < 0) | (numbers["slice_number"] % 1 != 0)
     problems = list(uid_problems(table[UID].drop_duplicates()))
     if bad.any():
-        names = listing(table[UID][bad].drop_duplicates())
         problems.append(
-            f"boxes whose values are no numbers, whose size is not above 0 or whose slice number is no whole "
-            f"number from 0 ({bad.sum()}), in the studies {names}"
+            "boxes need finite numbers, sizes above 0 and whole slice numbers from 0; these do not have them "
+            f"({bad.sum()}), in the studies {listing(table[UID][bad].drop_duplicates())}"
         )
     refuse(problems, what=what)
     boxes = numbers.astype({"slice_number": "int64"})
@@ -241,10 +242,9 @@ def expand(table: pd.DataFrame, studies: Sequence[str]) -> pd.DataFrame:
     _known(table, studies)
     refuse(_duplicates(pd.Series(studies, dtype=object)), what="The list of studies")
     labels = table.set_index(UID)[list(VERTEBRAE)].loc[studies].to_numpy(dtype="int64")  # (N, 7)
-    return pd.DataFrame(
-        {
-            UID: np.repeat(np.array(studies, dtype=object), len(VERTEBRAE)),
-            "vertebra": np.tile(np.array(VERTEBRAE, dtype=object), len(studies)),
-            "label": labels.ravel(),  # (N·7,)
-        }
-    ).astype({UID: "str", "vertebra": "str"})
+    samples = {
+        UID: np.repeat(np.array(studies, dtype=object), len(VERTEBRAE)),
+        "vertebra": np.tile(np.array(VERTEBRAE, dtype=object), len(studies)),
+        "label": labels.ravel(),  # (N·7,)
+    }
+    return pd.DataFrame(samples).astype({UID: "str", "vertebra": "str"})

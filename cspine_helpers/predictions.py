@@ -28,7 +28,8 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         FileNotFoundError: there is no such file.
         ValueError: the table breaks the schema; every offender is named.
     """
-    return validate_predictions(read_table(path, COLUMNS, what="predictions table"), what=Path(path).name)
+    table = read_table(path, COLUMNS, what="predictions table", source="Notebook 03 writes that of a run.")
+    return validate_predictions(table, what=Path(path).name)
 
 
 def write_predictions(table: pd.DataFrame, path: str | Path) -> None:

@@ -204,7 +204,7 @@ def read_split(path: str | Path, table: pd.DataFrame | None = None) -> pd.DataFr
         ValueError: the file was changed after it was written, or breaks a rule; offenders are named.
     """
     path = Path(path)
-    split = read_table(path, COLUMNS, what="split (notebook 02 makes it)")
+    split = read_table(path, COLUMNS, what="split", source="Notebook 02 makes it.")
     sidecar = _sidecar(path)
     if not sidecar.is_file():
         raise FileNotFoundError(f"No {sidecar.name} beside {path}. Make the split again with notebook 02.")

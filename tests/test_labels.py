@@ -62,13 +62,13 @@ def test_columns_beyond_the_schema_and_a_byte_order_mark_do_no_harm(table, tmp_p
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No label table at .*train\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"No label table at .*train\.csv.*`make cohort`"):
         labels.read_labels(tmp_path / "train.csv")
 
 
 def test_a_wrong_delimiter_is_refused_and_suspected(table, tmp_path):
     table.to_csv(tmp_path / "train.csv", index=False, sep=";")
-    with pytest.raises(ValueError, match="save the table with commas"):
+    with pytest.raises(ValueError, match="separated by commas"):
         labels.read_labels(tmp_path / "train.csv")
 
 
