@@ -1,5 +1,7 @@
 """What the model attended to, and how well that finds the slices that show the fracture."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from cspine_helpers.metrics import auroc
 from cspine_helpers.packed import read_manifest
 
 COLUMNS = (UID, "vertebra", "label", "probability", "slice", "attention", "fractured")
+SCORES = (UID, "vertebra", "probability", "auroc", "share", "uniform_share", "top1")
 
 
 def attention_table(
@@ -58,10 +61,11 @@ def sequence_scores(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         StudyInstanceUID, vertebra, probability; `auroc`, how often a fractured slice has more weight than an
         intact one (ties count half); `share`, the weight on fractured slices; `uniform_share`, what uniform
-        weights would put there; `top1`, 1 where the slice of most weight is fractured.
+        weights would put there; `top1`, 1 where the slice of most weight is fractured. Empty where no truth
+        is known.
 
     Raises:
-        ValueError: no such sequence, or columns are missing.
+        ValueError: columns are missing.
     """
     require_columns(table, COLUMNS, what="The attention table")
     rows = []
@@ -80,12 +84,7 @@ def sequence_scores(table: pd.DataFrame) -> pd.DataFrame:
                 "top1": truth[weight.argmax()],
             }
         )
-    if not rows:
-        raise ValueError(
-            "No sequence has both fractured and intact slices that are known, so attention cannot be scored. "
-            "Use a cohort whose manifest holds slice_truth, such as the built-in one."
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(SCORES))
 
 
 def attention_scores(table: pd.DataFrame) -> pd.DataFrame:
@@ -98,8 +97,16 @@ def attention_scores(table: pd.DataFrame) -> pd.DataFrame:
         Four rows, `score`, `attention`, `uniform`, `sequences` (how many it is taken over): the AUROC's mean
         over sequences; the AUROC over all their slices together; the share of weight on fractured slices;
         how often the slice of most weight is fractured.
+
+    Raises:
+        ValueError: no sequence can be scored.
     """
     each = sequence_scores(table)
+    if each.empty:
+        raise ValueError(
+            "No sequence has both fractured and intact slices that are known, so attention cannot be scored. "
+            "Use a cohort whose manifest holds slice_truth, such as the built-in one."
+        )
     slices = table.merge(each[[UID, "vertebra"]], on=[UID, "vertebra"])
     uniform_share = each["uniform_share"].mean()
     rows = [
@@ -109,3 +116,12 @@ def attention_scores(table: pd.DataFrame) -> pd.DataFrame:
         ("top slice is fractured", each["top1"].mean(), uniform_share),
     ]
     return pd.DataFrame(rows, columns=["score", "attention", "uniform"]).assign(sequences=len(each))
+
+
+def without_attention(run: Run) -> Run:
+    """The run with uniform weights instead of its attention, all else the same: what the attention adds."""
+    model = copy.deepcopy(run.model)
+    with torch.no_grad():
+        for parameter in model.attention[-1].parameters():
+            parameter.zero_()  # equal scores for all slices
+    return replace(run, model=model)

@@ -148,7 +148,12 @@ def attention_vs_truth(scores: pd.DataFrame, *, title: str = "") -> Picture:
     Args:
         scores: of `explain.sequence_scores`.
         title: above the picture.
+
+    Raises:
+        ValueError: there are no scores, because no truth is known.
     """
+    if scores.empty:
+        raise ValueError("There are no scores to draw: no sequence's fractured slices are known.")
     figure = Picture(figsize=(9, 4.2))
     left, right = figure.subplots(1, 2)
     mean = scores["auroc"].mean()

@@ -63,8 +63,18 @@ def test_each_slice_has_the_models_own_attention_and_probability(run, samples, t
 def test_without_a_manifest_the_truth_is_unknown(run, samples, tmp_path):
     table = explain.attention_table(run, samples, tmp_path)
     assert table["fractured"].isna().all()
+    assert list(explain.sequence_scores(table).columns) == list(explain.SCORES)
+    assert explain.sequence_scores(table).empty
     with pytest.raises(ValueError, match="No sequence has both fractured and intact slices"):
         explain.attention_scores(table)
+
+
+def test_a_run_without_attention_weighs_all_slices_alike_and_leaves_the_run_alone(run, samples, tmp_path):
+    before = explain.attention_table(run, samples, tmp_path)
+    found = explain.attention_table(explain.without_attention(run), samples, tmp_path)
+    np.testing.assert_allclose(found["attention"], 1 / 3)
+    assert not np.allclose(found["probability"], before["probability"], rtol=1e-6)
+    pd.testing.assert_frame_equal(explain.attention_table(run, samples, tmp_path), before)
 
 
 def slices(uid, attention, fractured, *, label=1):

@@ -136,6 +136,8 @@ def test_scores_stand_beside_uniform():
     assert [line.get_xdata()[0] for line in left.lines] == [0.5, 0.75]
     assert sum(bar.get_height() for bar in left.patches) == 2
     assert [len(line.get_xdata()) for line in right.lines[1:]] == [1, 1]
+    with pytest.raises(ValueError, match="no scores to draw"):
+        montages.attention_vs_truth(scores.iloc[:0])
 
 
 def test_no_torch_is_needed():
