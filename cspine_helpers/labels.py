@@ -217,8 +217,8 @@ def prevalence(table: pd.DataFrame) -> pd.DataFrame:
             "positives": positives,
             "total": total,
             "prevalence": p,
-            "low": np.clip(centre - half, 0, 1),
-            "high": np.clip(centre + half, 0, 1),
+            "low": np.clip(centre - half, 0, p),
+            "high": np.clip(centre + half, p, 1),
         }
     )
 

@@ -171,6 +171,7 @@ def test_counts_agree_with_counting_one_by_one(patterns):
 def test_intervals_are_those_of_scipy(patterns):
     for row in labels.prevalence(make_table(patterns)).itertuples():
         interval = binomtest(row.positives, row.total).proportion_ci(0.95, method="wilson")
+        assert 0 <= row.low <= row.prevalence <= row.high <= 1
         assert (row.low, row.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
 
 
