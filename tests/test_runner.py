@@ -1,20 +1,10 @@
 """The notebook runner on notebooks of two cells."""
 
-import importlib.util
 from pathlib import Path
 
 import nbformat
 import pytest
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def runner():
-    spec = importlib.util.spec_from_file_location("run", ROOT / "notebooks" / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+import run as runner
 
 
 @pytest.fixture
@@ -34,7 +24,7 @@ def texts(path: Path) -> list[str]:
     return [output.get("text", "") for cell in cells for output in cell.outputs]
 
 
-def test_rendering_in_place_twice_gives_the_same_bytes(runner, notebook):
+def test_rendering_in_place_twice_gives_the_same_bytes(notebook):
     path = notebook("print('once')\nprint('more')", "from pathlib import Path\nprint(Path.cwd().name)")
     run = runner.execute(path)
     first = path.read_bytes()
@@ -48,7 +38,7 @@ def test_rendering_in_place_twice_gives_the_same_bytes(runner, notebook):
     assert [cell.id for cell in cells] == ["p", "c0", "c1"]
 
 
-def test_parameters_are_injected_into_the_copy_only(runner, notebook, tmp_path):
+def test_parameters_are_injected_into_the_copy_only(notebook, tmp_path):
     path = notebook("print(COHORT, 'RETRAIN' in globals())")
     before = path.read_bytes()
     out = tmp_path / "rendered" / "quick" / path.name
@@ -58,14 +48,14 @@ def test_parameters_are_injected_into_the_copy_only(runner, notebook, tmp_path):
     assert nbformat.read(out, as_version=4).cells[0].source == 'COHORT = "builtin"'
 
 
-def test_prints_stay_where_they_are_between_pictures(runner, notebook):
+def test_prints_stay_where_they_are_between_pictures(notebook):
     path = notebook("print('a')\nprint('b', flush=True)\ndisplay(1)\nprint('c')")
     runner.execute(path)
     outputs = nbformat.read(path, as_version=4).cells[1].outputs
     assert [output.get("text") for output in outputs] == ["a\nb\n", None, "c\n"]
 
 
-def test_bars_and_widget_views_go_and_pictures_stay(runner, notebook):
+def test_bars_and_widget_views_go_and_pictures_stay(notebook):
     both = {runner.WIDGET: {"model_id": "1"}, "image/png": "aGk=", "text/plain": "x"}
     path = notebook(
         "from tqdm.auto import tqdm\nfor _ in tqdm(range(3)): pass",
@@ -78,7 +68,7 @@ def test_bars_and_widget_views_go_and_pictures_stay(runner, notebook):
     assert "widgets" not in result.metadata
 
 
-def test_a_warning_stops_the_run_and_leaves_the_notebook_alone(runner, notebook):
+def test_a_warning_stops_the_run_and_leaves_the_notebook_alone(notebook):
     path = notebook("import warnings\nwarnings.warn('look here')")
     before = path.read_bytes()
     with pytest.raises(RuntimeError, match=r"01_tiny wrote on stderr(?s:.)*cell 2: .*look here"):
@@ -86,7 +76,7 @@ def test_a_warning_stops_the_run_and_leaves_the_notebook_alone(runner, notebook)
     assert path.read_bytes() == before
 
 
-def test_an_error_names_the_notebook_the_cell_and_the_sentence(runner, notebook):
+def test_an_error_names_the_notebook_the_cell_and_the_sentence(notebook):
     path = notebook("1", "raise FileNotFoundError('No cohort here. Run `make cohort`.')")
     with pytest.raises(
         RuntimeError, match=r"01_tiny, cell 3: FileNotFoundError: No cohort here\. Run `make cohort`\."
@@ -94,17 +84,17 @@ def test_an_error_names_the_notebook_the_cell_and_the_sentence(runner, notebook)
         runner.execute(path)
 
 
-def test_a_dead_kernel_is_said(runner, notebook):
+def test_a_dead_kernel_is_said(notebook):
     with pytest.raises(RuntimeError, match="01_tiny: the kernel died"):
         runner.execute(notebook("import os\nos._exit(1)"))
 
 
-def test_one_parameters_cell_is_asked_for(runner):
+def test_one_parameters_cell_is_asked_for():
     with pytest.raises(ValueError, match="0 cells are tagged"):
         runner.parameters_cell(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]))
 
 
-def test_series_is_in_order_and_names_unknown_numbers(runner, notebook, tmp_path):
+def test_series_is_in_order_and_names_unknown_numbers(notebook, tmp_path):
     names = ["02_b.ipynb", "01_a.ipynb"]
     for name in names:
         notebook(name=name)
@@ -114,7 +104,7 @@ def test_series_is_in_order_and_names_unknown_numbers(runner, notebook, tmp_path
         runner.series(tmp_path, ["08", "02", "07"])
 
 
-def test_command_line_prints_a_table_and_stops_with_one_sentence(runner, tmp_path, monkeypatch, capsys):
+def test_command_line_prints_a_table_and_stops_with_one_sentence(tmp_path, monkeypatch, capsys):
     calls = []
 
     def execute(path, parameters, *, out):

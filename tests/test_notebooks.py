@@ -1,0 +1,155 @@
+"""The committed notebooks: their form, and outputs that read well where nobody runs them."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import run as runner
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).parents[1]
+SERIES = ["01_label_prevalence", "02_split_and_expand", "03_train", "04_thresholds", "05_attention"]
+LONGEST_CELL = 15
+
+
+def read(name: str) -> NotebookNode:
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+def code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def nodes(notebook: NotebookNode) -> list[ast.AST]:
+    return [node for cell in code(notebook) for node in ast.walk(ast.parse(cell.source))]
+
+
+def assigned(cell: NotebookNode) -> dict[str, object]:
+    body = ast.parse(cell.source).body
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in body if isinstance(node, ast.Assign)}
+
+
+def saved_figures(notebook: NotebookNode) -> list[str]:
+    """Names handed to `save_figure` in a notebook."""
+    calls = [node for node in nodes(notebook) if isinstance(node, ast.Call)]
+    return [call.args[1].value for call in calls if ast.unparse(call.func).endswith("save_figure")]
+
+
+def test_the_series_is_complete():
+    assert [path.stem for path in runner.series()] == SERIES
+
+
+@pytest.mark.parametrize("name", SERIES)
+class TestForm:
+    def test_opening_cell_says_title_reads_writes_and_time(self, name):
+        first = read(name).cells[0]
+        assert first.cell_type == "markdown"
+        assert first.source.startswith("# ")
+        for word in ("Reads", "Writes", r"\b(seconds?|minutes?|min|s)\b"):
+            assert re.search(word, first.source), word
+
+    def test_one_import_cell_then_one_parameters_cell(self, name):
+        notebook = read(name)
+        cells = code(notebook)
+        holding = [
+            i
+            for i, cell in enumerate(cells)
+            if any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(ast.parse(cell.source)))
+        ]
+        assert holding == [0]
+        assert notebook.cells[runner.parameters_cell(notebook)] is cells[1]
+        expected = {"COHORT": "builtin"}
+        if name >= "03":
+            expected["RUN"] = None
+        if name == "03_train":
+            expected["RETRAIN"] = False
+        assert assigned(cells[1]) == expected
+
+    def test_code_cells_are_short_and_define_no_classes(self, name):
+        notebook = read(name)
+        assert [c.source for c in code(notebook) if len(c.source.splitlines()) > LONGEST_CELL] == []
+        assert not any(isinstance(node, ast.ClassDef) for node in nodes(notebook))
+        assert sum(isinstance(node, ast.FunctionDef) for node in nodes(notebook)) <= 2
+
+    def test_no_three_code_cells_stand_together_without_prose(self, name):
+        kinds = [cell.cell_type[0] for cell in read(name).cells]
+        start = [i for i, kind in enumerate(kinds) if kind == "c"][2]  # after imports and parameters
+        assert "ccc" not in "".join(kinds[start:])
+
+    def test_at_least_two_figures_are_saved_under_the_notebooks_number(self, name):
+        figures = saved_figures(read(name))
+        assert len(set(figures)) == len(figures) >= 2
+        assert [figure for figure in figures if not figure.startswith(f"{name[:2]}_")] == []
+        missing = [figure for figure in figures if not (ROOT / "figures" / f"{figure}.png").is_file()]
+        assert missing == []
+
+    def test_only_03_trains_and_only_when_asked(self, name):
+        notebook = read(name)
+        training = [
+            node
+            for node in nodes(notebook)
+            if isinstance(node, ast.ImportFrom | ast.Import) and "training" in ast.unparse(node)
+        ]
+        assert bool(training) == (name == "03_train")
+        calls = [c.source for c in code(notebook) if re.search(r"(?<!\w)(training\.)?train\(", c.source)]
+        assert len(calls) == (name == "03_train")
+        assert all("if RETRAIN" in source for source in calls)
+
+    def test_closing_cell_has_lesson_limits_and_the_way_on(self, name):
+        last = read(name).cells[-1]
+        assert last.cell_type == "markdown"
+        assert re.search(r"^## What ", last.source, re.MULTILINE)
+        assert re.search(r"[Ll]imit", last.source)
+        following = SERIES[SERIES.index(name) + 1 :]
+        assert not following or f"]({following[0]}.ipynb)" in last.source
+
+    def test_links_lead_to_files(self, name):
+        text = "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "markdown")
+        links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if not re.match(r"\w+:", link)]
+        assert [link for link in links if not (ROOT / "notebooks" / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", SERIES)
+class TestOutputs:
+    def test_executed_once_in_order_from_a_fresh_kernel(self, name):
+        counts = [cell.execution_count for cell in code(read(name))]
+        assert counts == list(range(1, len(counts) + 1))
+
+    def test_nothing_on_stderr_no_error_no_widget_no_injected_parameter(self, name):
+        notebook = read(name)
+        outputs = [output for cell in code(notebook) for output in cell.outputs]
+        assert runner.complaints(notebook) == []
+        assert [output for output in outputs if output.output_type == "error"] == []
+        assert [output for output in outputs if runner.WIDGET in output.get("data", {})] == []
+        assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
+
+    def test_nothing_that_differs_between_machines_and_runs(self, name):
+        notebook = read(name)
+        assert notebook.metadata == runner.METADATA
+        assert [cell.metadata for cell in notebook.cells if set(cell.metadata) - {"tags"}] == []
+        texts = json.dumps([cell.outputs for cell in code(notebook)])
+        assert re.findall(r"[^\" ]* at 0x[0-9a-f]+", texts) == []
+        assert re.findall(r"(?<![\w.])/(?:home|Users|root|tmp|work)/[^\" ]*", texts) == []
+
+
+@pytest.mark.parametrize("name", ["01_label_prevalence", "02_split_and_expand", "04_thresholds"])
+def test_what_needs_no_model_imports_no_torch_and_takes_at_most_three_seconds(name):
+    source = code(read(name))[0].source
+    probe = f"{source}\nimport sys, time\nprint('torch' in sys.modules, time.process_time())"
+    command = [sys.executable, "-c", probe]
+    torch, seconds = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert torch == "False"
+    assert float(seconds) <= 3.0
+
+
+def test_importing_the_package_takes_a_tenth_of_a_second_at_most():
+    probe = (
+        "import time\nstart = time.process_time()\nimport cspine_helpers\nprint(time.process_time() - start)"
+    )
+    command = [sys.executable, "-c", probe]
+    assert float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) <= 0.1

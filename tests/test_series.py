@@ -1,0 +1,114 @@
+"""The whole series from fresh kernels in a temporary project: cached run, retrained, and on real tables."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import run as runner
+from conftest import RSNA, needs_rsna
+from test_notebooks import read, saved_figures
+
+from cspine_helpers import checkpoints, labels, predictions, splits
+
+ROOT = Path(__file__).parents[1]
+COHORT_FILES = ("train.csv", "train_bounding_boxes.csv", "packed", "cohort.json")
+PEAK_MIB = 4096  # what the series may take
+
+pytestmark = pytest.mark.series
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Copies of the notebooks and the cached run; whatever is made stays beside them. No network."""
+    ignored = shutil.ignore_patterns("rendered", ".ipynb_checkpoints", "__pycache__")
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=ignored)
+    shutil.copytree(ROOT / "checkpoints" / "builtin", tmp_path / "checkpoints" / "builtin")
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    return tmp_path
+
+
+def make_cohort(name: str) -> None:
+    subprocess.run([sys.executable, "-m", "cspine_helpers.phantom", "--cohort", name], check=True)
+
+
+def run_series(project: Path, numbers: tuple[str, ...] = (), **parameters: object) -> dict[str, str]:
+    """Run notebooks; returns the text that each shows, by number."""
+    texts = {}
+    for path in runner.series(project / "notebooks", numbers):
+        out = project / "rendered" / path.name
+        run = runner.execute(path, parameters, out=out)
+        assert run.peak_mib < PEAK_MIB, run
+        outputs = [o for cell in nbformat.read(out, as_version=4).cells for o in cell.get("outputs", [])]
+        shown = [o.get("text") or o.data.get("text/html") or o.data.get("text/plain", "") for o in outputs]
+        texts[path.name[:2]] = "\n".join(shown)
+    return texts
+
+
+def missing_figures(project: Path, folder: str, numbers: tuple[str, ...] = ()) -> list[str]:
+    names = [
+        n for path in runner.series(project / "notebooks", numbers) for n in saved_figures(read(path.stem))
+    ]
+    return [name for name in names if not (project / folder / f"{name}.png").stat().st_size]
+
+
+def test_the_cached_run_carries_the_series(project):
+    made = ROOT / "data" / "builtin"
+    if (made / "cohort.json").exists():  # spare two minutes; the command below checks that it is complete
+        (project / "data" / "builtin").mkdir(parents=True)
+        for name in COHORT_FILES:
+            (project / "data" / "builtin" / name).symlink_to(made / name)
+    make_cohort("builtin")
+    before = (project / "checkpoints" / "builtin" / "model.safetensors").read_bytes()
+    run_series(project)
+    assert missing_figures(project, "figures") == []
+    assert (project / "checkpoints" / "builtin" / "model.safetensors").read_bytes() == before
+    again = {
+        path: path.read_bytes() for path in [*project.glob("rendered/01*"), *project.glob("figures/01*")]
+    }
+    run_series(project, ("01",))
+    assert [path.name for path, content in again.items() if path.read_bytes() != content] == []
+
+
+def test_retraining_makes_a_run_that_the_series_reads(project):
+    make_cohort("quick")
+    run_series(project, COHORT="quick", RETRAIN=True)
+    folder = project / "checkpoints" / "quick"
+    run = checkpoints.load_run(folder)
+    assert run.record["data"]["cohort"] == "quick"
+    assert len(pd.read_csv(folder / "history.csv")) == 1
+    split = splits.read_split(project / "data" / "quick" / "split.csv")
+    made = predictions.read_predictions(folder / "predictions.csv")
+    assert set(made["split"]) >= {"validation", "test"}
+    assert set(made[labels.UID]) <= set(split[labels.UID])
+    assert missing_figures(project, "figures/quick") == []
+
+
+@needs_rsna
+def test_real_labels_and_predictions_run_without_images(project):
+    folder = project / "data" / "rsna2022"
+    folder.mkdir(parents=True)
+    for name in ("train.csv", "train_bounding_boxes.csv"):
+        shutil.copy(RSNA / name, folder / name)
+    text = run_series(project, ("01", "02"), COHORT="rsna2022")["01"]
+    published = ("47.6", "7.2", "14.1", "3.6", "5.3", "8.0", "13.7", "19.5")  # patient, C1 … C7, percent
+    assert [value for value in published if not re.search(rf"(?<![\d.]){re.escape(value)}\d*\b", text)] == []
+
+    assert missing_figures(project, "figures/rsna2022", ("01",)) == []
+
+    wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
+    table = labels.read_labels(folder / "train.csv")
+    split = splits.read_split(folder / "split.csv", table)
+    real = predictions.from_wide(wide, table, split, missing="drop")
+    assert real[labels.UID].nunique() == 2018
+    (project / "checkpoints" / "oof").mkdir()
+    predictions.write_predictions(real, project / "checkpoints" / "oof" / "predictions.csv")
+    run_series(project, ("04",), COHORT="rsna2022", RUN="oof")
+    assert missing_figures(project, "figures/rsna2022", ("04",)) == []
