@@ -87,7 +87,7 @@ def attention_montage(
         bars = figure.add_subplot(grid[2 * row + 1, column])
         bars.bar(0, weights[number], width=0.9, color=FRACTURED if fractured else INTACT)
         bars.axhline(1 / len(array), color=INK, linewidth=1, linestyle="--")
-        bars.set(xlim=(-0.5, 0.5), ylim=(0, 1.1 * weights.max()), xticks=[], yticks=[])
+        bars.set(xlim=(-0.5, 0.5), ylim=(0, max(1.1 * weights.max(), 2 / len(array))), xticks=[], yticks=[])
         bars.spines["left"].set_visible(False)
         bars.annotate(f"{weights[number]:.0%}", (0.5, 0.02), (0, -9), "axes fraction", "offset points",
                       ha="center", size=8)  # fmt: skip
@@ -189,7 +189,10 @@ def _marks(truth: ArrayLike | None, slices: int) -> np.ndarray:
 
 def _slice(axes: Axes, picture: np.ndarray, *, fractured: bool = False, number: int | None = None) -> None:
     """The central channel of one slice `(H, W, 6)`, the mask's outline, a frame where fractured."""
-    axes.imshow(picture[..., CENTRAL], cmap="gray", vmin=0, vmax=255)
+    pixels = (
+        "nearest" if len(picture) <= 96 else "auto"
+    )  # small pictures: as the model sees them, small files
+    axes.imshow(picture[..., CENTRAL], cmap="gray", vmin=0, vmax=255, interpolation=pixels)
     mask = picture[..., MASK] > 127
     if mask.any():
         axes.contour(mask.astype(float), levels=[0.5], colors=OUTLINE, linewidths=0.8)
