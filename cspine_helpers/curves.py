@@ -72,7 +72,7 @@ def pr_curves(
     Raises:
         ValueError: the table holds one class only.
     """
-    figure = Picture(figsize=(13, 4.4))
+    figure = Picture(figsize=(13.6, 4.3))
     pooled, single, patients = figure.subplots(1, 3)
     _pr_panel(pooled, predictions, "all", threshold)
     levels = defined_levels(predictions)
@@ -86,7 +86,8 @@ def pr_curves(
         )
         _operating_point(single, rows, threshold, colour=colour, named=False)
     unit_square(single, "recall", "precision")
-    single.legend(title="average precision", loc="upper right", fontsize=9, title_fontsize=9)
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    single.legend(title="average\nprecision", fontsize=9, title_fontsize=9, **beside)
     single.set_title("One vertebra at a time")
     if "patient" in levels:
         _pr_panel(patients, predictions, "patient", patient_threshold)
@@ -162,7 +163,7 @@ def confusions(counts: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         counts: title → one row of `metrics.confusion`.
     """
-    figure = Picture(figsize=(4.3 * len(counts), 3.9))
+    figure = Picture(figsize=(3.4 * len(counts), 3.2))
     for axes, (title, row) in zip(
         np.atleast_1d(figure.subplots(1, len(counts))), counts.items(), strict=True
     ):
@@ -173,9 +174,9 @@ def confusions(counts: Mapping[str, pd.DataFrame]) -> Figure:
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.2)
         for (y, x), count in np.ndenumerate(cells):
             ink = ink_over(shares[y, x])
-            axes.text(x, y - 0.06, f"{count:,}", ha="center", va="center", fontsize=15, color=ink)
-            axes.text(x, y + 0.2, f"{shares[y, x]:.1%}", ha="center", va="center", fontsize=10, color=ink)
-        axes.set_xticks([0, 1], ["called fractured", "called intact"])
+            axes.text(x, y - 0.08, f"{count:,}", ha="center", va="center", fontsize=14, color=ink)
+            axes.text(x, y + 0.17, f"{shares[y, x]:.1%}", ha="center", va="center", fontsize=10, color=ink)
+        axes.set_xticks([0, 1], ["called\nfractured", "called\nintact"])
         axes.set_yticks([0, 1], [f"fractured\n{totals[0]:,}", f"intact\n{totals[1]:,}"])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
@@ -199,11 +200,12 @@ def score_histograms(
             scores = rows.loc[rows["label"] == truth, "probability"].to_numpy()
             share = np.full(len(scores), 1 / max(len(scores), 1))
             label = f"{name} ({len(scores):,})"
-            axes.hist(scores, np.linspace(0, 1, 41), weights=share, color=colour, alpha=0.55, label=label)
+            axes.hist(scores, np.linspace(0, 1, 26), weights=share, color=colour, alpha=0.55, label=label)
         if mark is not None:
             _mark_threshold(axes, mark)
         axes.set(xlim=(0, 1), xlabel="probability", ylabel="share of the class")
-        axes.legend(loc="center right")
+        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(loc="upper right", ncols=2, fontsize=9)
         axes.set_title(LEVEL_NAMES[level])
     return figure
 
@@ -211,7 +213,9 @@ def score_histograms(
 def _mark_threshold(axes: Axes, threshold: float) -> None:
     axes.axvline(threshold, color=INK, linewidth=1.2)
     where = axes.get_xaxis_transform()
-    axes.text(threshold + 0.01, 0.99, f"threshold {threshold:.3f}", transform=where, va="top", fontsize=9)
+    side, gap = ("right", -0.01) if threshold > 0.8 else ("left", 0.01)
+    text = f"threshold {threshold:.3f}"
+    axes.text(threshold + gap, 0.99, text, transform=where, ha=side, va="top", fontsize=9)
 
 
 @matplotlib.rc_context(STYLE)
