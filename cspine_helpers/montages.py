@@ -10,6 +10,7 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from cspine_helpers.labels import VERTEBRAE
@@ -162,7 +163,8 @@ def attention_vs_truth(scores: pd.DataFrame, *, title: str = "") -> Picture:
     left.axvline(mean, color=FRACTURED, label=f"mean, {mean:.2f}")
     left.set(xlabel="AUROC of attention against fractured slices", ylabel="fractured vertebrae", xlim=(0, 1))
     left.set_title("Ranks fractured slices higher?")
-    left.legend(loc="upper left")
+    left.yaxis.set_major_locator(MaxNLocator(integer=True))
+    left.legend()
     right.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="uniform")
     for hit, colour, name in ((1, FRACTURED, "fractured"), (0, INTACT, "not fractured")):
         some = scores[scores["top1"] == hit]
