@@ -1,0 +1,59 @@
+import pandas as pd
+import pytest
+from toy_cohort import make_toy_cohort
+
+from cspine_helpers.cohort import read_cohort
+from cspine_helpers.labels import UID, VERTEBRAE, read_labels, without, write_labels
+from cspine_helpers.paths import sha256_of
+from cspine_helpers.splits import SPLITS
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_toy_cohort(tmp_path / "toy")
+
+
+def test_every_study_is_expanded_once_in_its_own_split(folder):
+    cohort = read_cohort(folder)
+    assert tuple(cohort.samples) == SPLITS
+    for name, samples in cohort.samples.items():
+        own = cohort.split.loc[cohort.split["split"] == name, UID]
+        assert samples[UID].drop_duplicates().tolist() == own.tolist()
+        assert len(samples) == len(own) * len(VERTEBRAE)
+    assert sum(len(samples) for samples in cohort.samples.values()) == len(cohort.labels) * len(VERTEBRAE)
+    assert cohort.packed == folder / "packed"
+
+
+def test_the_fingerprint_changes_with_each_input(folder):
+    before = read_cohort(folder).fingerprint()
+    assert before["cohort"] == "toy"
+    assert before["labels_sha256"] == sha256_of(folder / "train.csv")
+    assert before["split_sha256"] == sha256_of(folder / "split.csv")
+    manifest = folder / "packed" / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("1.0", "2.0"))
+    after = read_cohort(folder).fingerprint()
+    assert {key for key in before if before[key] != after[key]} == {"manifest_sha256"}
+
+
+def test_a_cohort_may_lack_a_manifest(folder):
+    (folder / "packed" / "manifest.csv").unlink()
+    cohort = read_cohort(folder)
+    assert cohort.manifest is None
+    assert cohort.fingerprint()["manifest_sha256"] is None
+
+
+def test_a_split_of_other_studies_than_the_labels_is_refused(folder):
+    table = read_labels(folder / "train.csv")
+    write_labels(without(table, [table[UID].iloc[0]]), folder / "train.csv")
+    with pytest.raises(ValueError, match=f"not in the label table .*'{table[UID].iloc[0]}'"):
+        read_cohort(folder)
+
+
+def test_missing_labels_or_split_are_named(folder):
+    (folder / "split.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="notebook 02"):
+        read_cohort(folder)
+    pd.DataFrame().to_csv(folder / "split.csv")
+    (folder / "train.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train\.csv"):
+        read_cohort(folder)
