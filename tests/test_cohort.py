@@ -51,7 +51,7 @@ def test_a_split_of_other_studies_than_the_labels_is_refused(folder):
 
 def test_missing_labels_or_split_are_named(folder):
     (folder / "split.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="notebook 02"):
+    with pytest.raises(FileNotFoundError, match="Notebook 02"):
         read_cohort(folder)
     pd.DataFrame().to_csv(folder / "split.csv")
     (folder / "train.csv").unlink()
