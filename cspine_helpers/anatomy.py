@@ -92,7 +92,10 @@ class LocalGrid:
 
 
 def vertebra_distance(level: str, grid: LocalGrid) -> Array:
-    """Signed distance (mm) to the surface of one vertebra on its grid, float32 of the grid's shape."""
+    """Signed distance (mm) to the surface of one vertebra on its grid, float32 of the grid's shape.
+
+    True to a tenth of a millimetre near the surface; farther than 6 mm outside it only says "far".
+    """
     solid = _Solid(grid)
     if level == "C1":
         _atlas(solid)
@@ -162,7 +165,7 @@ def _ellipse(x: Array, y: Array, rx: float, ry: float) -> Array:
     """Distance to an upright elliptic cylinder, exact to first order at the surface."""
     u, v = x / np.float32(rx), y / np.float32(ry)
     k = np.sqrt(u * u + v * v) + np.float32(1e-6)
-    slope = np.sqrt((u / np.float32(rx)) ** 2 + (v / np.float32(ry)) ** 2) + np.float32(1e-6)
+    slope = np.sqrt((u / np.float32(rx)) ** 2 + (v / np.float32(ry)) ** 2) + np.float32(1e-6 / max(rx, ry))
     return k * (k - 1) / slope
 
 
@@ -170,7 +173,7 @@ def _ellipsoid(x: Array, y: Array, z: Array, centre: Point, radii: Point) -> Arr
     u, v, w = ((p - np.float32(c)) / np.float32(r) for p, c, r in zip((x, y, z), centre, radii, strict=True))
     k = np.sqrt(u * u + v * v + w * w) + np.float32(1e-6)
     rx, ry, rz = np.asarray(radii, np.float32)
-    slope = np.sqrt((u / rx) ** 2 + (v / ry) ** 2 + (w / rz) ** 2) + np.float32(1e-6)
+    slope = np.sqrt((u / rx) ** 2 + (v / ry) ** 2 + (w / rz) ** 2) + np.float32(1e-6) / max(rx, ry, rz)
     return k * (k - 1) / slope
 
 

@@ -158,6 +158,13 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
         """Choose the epoch that the variations are drawn for; takes effect with the loader's next pass."""
         self.epoch = epoch
 
+    def slice_at(self, index: int, position: int) -> Tensor:
+        """One slice of a sample, varied by a draw of its own: uint8 `(6, H, W)`."""
+        sequence = open_sequence(self._paths[index], slices=self.slices, size=self.size)[position, None]
+        if self._augment is not None:
+            sequence = self._augment(sequence, seed=(self.seed, self.epoch, index, position))
+        return torch.from_numpy(np.ascontiguousarray(sequence[0].transpose(2, 0, 1)))
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         sequence = open_sequence(self._paths[index], slices=self.slices, size=self.size)
         if self._augment is not None:

@@ -78,7 +78,7 @@ class ModelConfig:
         return cls(
             backbone="tf_efficientnetv2_b0",
             size=64,
-            feature_stride=8,
+            feature_stride=4,
             pooling="avgmax",
             mask_features=16,
             lstm_hidden=64,
@@ -113,9 +113,9 @@ class FractureClassifier(nn.Module):
     """Fracture of one vertebra, from its sequence of T slices.
 
     Each slice's five intensity channels go through a timm backbone and its mask through a small CNN; their
-    pooled features, side by side, run through a bidirectional LSTM along the slices. Attention weighs the
-    LSTM's states into one vector for the head; a second head scores every slice by itself. BatchNorm sees
-    the B·T slices of a batch as one batch.
+    pooled features, side by side, are scored slice by slice, and run through a bidirectional LSTM along the
+    slices. Attention weighs the LSTM's states into one vector for the head. BatchNorm sees the B·T slices of
+    a batch as one batch.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -124,6 +124,7 @@ class FractureClassifier(nn.Module):
         self.backbone, features = _backbone(config)
         self.mask_encoder = _mask_encoder(config.mask_features)
         features = features * (2 if config.pooling == "avgmax" else 1) + config.mask_features
+        self.slice_head = nn.Linear(features, 1)
         self.vertebra = None
         if config.vertebra_embedding:
             self.vertebra = nn.Embedding(len(VERTEBRAE), config.vertebra_embedding)
@@ -139,7 +140,6 @@ class FractureClassifier(nn.Module):
         )
         state = 2 * config.lstm_hidden
         self.attention = nn.Sequential(nn.Linear(state, state // 2), nn.Tanh(), nn.Linear(state // 2, 1))
-        self.slice_head = nn.Linear(state, 1)
         self.head = nn.Linear(state, 1)
         self.to(memory_format=torch.channels_last)
 
@@ -155,24 +155,27 @@ class FractureClassifier(nn.Module):
         """
         self._check(sequences, vertebrae)
         batch, slices = sequences.shape[:2]
-        pixels = sequences.flatten(0, 1)  # (B·T, 6, H, W)
-        image = pixels[:, :INTENSITIES].to(torch.float32, memory_format=torch.channels_last)
-        image = image.mul_(2 / 255).sub_(1)  # [-1, 1]: mean and deviation 0.5, as this family was pretrained
-        maps = self.backbone.forward_features(image)  # (B·T, D, H / stride, W / stride)
-        pooled = [maps.mean((2, 3))]
-        if self.config.pooling == "avgmax":
-            pooled.append(maps.amax((2, 3)))
-        mask = (pixels[:, INTENSITIES:] > 127).float()  # (B·T, 1, H, W)
-        pooled.append(self.mask_encoder(mask))
-        features = torch.cat(pooled, dim=1).unflatten(0, (batch, slices))  # (B, T, D)
+        encoded = self.encode(sequences.flatten(0, 1)).unflatten(0, (batch, slices))  # (B, T, D)
+        features = encoded
         if self.vertebra is not None:
             embedded = self.vertebra(vertebrae).unsqueeze(1).expand(-1, slices, -1)
-            features = torch.cat([features, embedded], dim=2)
+            features = torch.cat([encoded, embedded], dim=2)
         states, _ = self.lstm(self.dropout(features))  # (B, T, 2 · hidden)
         attention = self.attention(states).squeeze(2).float().softmax(dim=1)
         summary = (attention.unsqueeze(2) * states).sum(dim=1)  # (B, 2 · hidden)
         logit = self.head(self.dropout(summary)).squeeze(1)
-        return ClassifierOutput(logit, attention, self.slice_head(states).squeeze(2))
+        return ClassifierOutput(logit, attention, self.slice_head(encoded).squeeze(2))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Features `(N, D)` of single slices, uint8 `(N, 6, H, W)`; `slice_head` scores them."""
+        image = pixels[:, :INTENSITIES].to(torch.float32, memory_format=torch.channels_last)
+        image = image.mul_(2 / 255).sub_(1)  # [-1, 1]: mean and deviation 0.5, as this family was pretrained
+        maps = self.backbone.forward_features(image)  # (N, D, H / stride, W / stride)
+        pooled = [maps.mean((2, 3))]
+        if self.config.pooling == "avgmax":
+            pooled.append(maps.amax((2, 3)))
+        mask = (pixels[:, INTENSITIES:] > 127).float()  # (N, 1, H, W)
+        return torch.cat([*pooled, self.mask_encoder(mask)], dim=1)
 
     def _check(self, sequences: Tensor, vertebrae: Tensor | None) -> None:
         config = self.config

@@ -33,7 +33,7 @@ class CohortConfig:
 
     studies: int
     seed: int
-    pack: PackConfig = field(default_factory=lambda: PackConfig(size=64))
+    pack: PackConfig = field(default_factory=lambda: PackConfig(size=64, margin_mm=2.5))
 
 
 COHORTS = {"builtin": CohortConfig(studies=360, seed=2022), "quick": CohortConfig(studies=30, seed=7)}

@@ -37,6 +37,9 @@ class TrainConfig:
         patience: epochs without a new best epoch before training stops.
         precision_floor: least validation precision at the threshold that the run decides with.
         slice_weight: weight of the slice-level term of the loss; 0 turns it off.
+        slice_epochs: epochs of slice-level pretraining, see `pretraining`; 0 leaves it out.
+        slice_batch_size: slices in a batch of the pretraining.
+        slice_learning_rate: highest learning rate of the pretraining.
         vertebra_weighting: rare fractures weigh more, see `losses.vertebra_weights`.
         sampling: order of the training samples, see `dataset.EpochSampler`.
         seed: of weights, order, augmentation and dropout.
@@ -56,6 +59,9 @@ class TrainConfig:
     patience: int = 6
     precision_floor: float = 0.5
     slice_weight: float = 0.5
+    slice_epochs: int = 0
+    slice_batch_size: int = 32
+    slice_learning_rate: float = 5e-3
     vertebra_weighting: bool = True
     sampling: Sampling = "shuffle"
     seed: int = 0
@@ -65,10 +71,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         rules: dict[str, tuple[Callable[[Any], bool], str]] = {
             **dict.fromkeys(
-                ("epochs", "batch_size", "accumulate", "patience"), (lambda n: n >= 1, "1 or more")
+                ("epochs", "batch_size", "accumulate", "patience", "slice_batch_size"),
+                (lambda n: n >= 1, "1 or more"),
             ),
-            **dict.fromkeys(("learning_rate", "clip_norm"), (lambda x: x > 0, "above 0")),
-            **dict.fromkeys(("weight_decay", "slice_weight", "workers"), (lambda x: x >= 0, "0 or more")),
+            **dict.fromkeys(
+                ("learning_rate", "slice_learning_rate", "clip_norm"), (lambda x: x > 0, "above 0")
+            ),
+            **dict.fromkeys(
+                ("weight_decay", "slice_weight", "slice_epochs", "workers"), (lambda x: x >= 0, "0 or more")
+            ),
             "seed": (lambda x: x >= 0, "0 or more"),
             "warmup_epochs": (lambda x: 0 <= x < self.epochs, "0 or more, fewer than epochs"),
             "precision_floor": (lambda x: 0 < x <= 1, "in (0, 1]"),
@@ -88,12 +99,13 @@ class TrainConfig:
     def small(cls) -> Self:
         """For the built-in cohort on a laptop's CPU."""
         return cls(
-            epochs=30,
+            epochs=10,
             batch_size=16,
-            learning_rate=1.5e-3,
+            learning_rate=1e-3,
             accumulate=1,
-            patience=10,
             slice_weight=1.0,
+            slice_epochs=24,  # without them ten epochs of sequences teach it next to nothing
+            sampling="balanced",
             workers=0,  # loading takes a few ms a sequence; a second process would only take a core away
         )
 
@@ -103,7 +115,7 @@ def preset(cohort: str) -> tuple[ModelConfig, TrainConfig]:
     if cohort == "builtin":
         return ModelConfig.small(), TrainConfig.small()
     if cohort == "quick":  # 30 studies: too few for a weight of every vertebra, or for a real decision
-        one_epoch = replace(TrainConfig.small(), epochs=1, warmup_epochs=0.5)
+        one_epoch = replace(TrainConfig.small(), epochs=1, slice_epochs=1, warmup_epochs=0.5)
         return ModelConfig.small(), replace(one_epoch, vertebra_weighting=False, precision_floor=0.01)
     return ModelConfig(), TrainConfig()
 
@@ -128,14 +140,16 @@ class Loss:
     def of(cls, samples: pd.DataFrame, slice_truth: np.ndarray, config: TrainConfig) -> Self:
         """Weights from the training split's samples and their slice truth `(N, T)`.
 
-        Balanced sampling has balanced the classes already; alpha is 1/2 then.
+        Balanced sampling shows as many fractured as intact vertebrae: alpha is 1/2 then, and the share of
+        fractured slices half that of the fractured vertebrae.
         """
         balanced = config.sampling == "balanced"
-        known = bool(np.nansum(slice_truth) > 0)
+        slices = slice_truth[samples["label"].to_numpy() == 1] if balanced else slice_truth
+        share = np.nanmean(slices) / (2 if balanced else 1) if np.nansum(slices) > 0 else 0.5
         weights = vertebra_weights(samples) if config.vertebra_weighting else dict.fromkeys(VERTEBRAE, 1.0)
         return cls(
             alpha=0.5 if balanced else balanced_alpha(samples["label"]),
-            slice_alpha=balanced_alpha(slice_truth) if known and not balanced else 0.5,
+            slice_alpha=1 - float(share),
             slice_weight=config.slice_weight,
             vertebra_weights=tuple(weights[name] for name in VERTEBRAE),
         )

@@ -24,6 +24,7 @@ from cspine_helpers.metrics import auroc, average_precision
 from cspine_helpers.model import ClassifierOutput, FractureClassifier, ModelConfig
 from cspine_helpers.packed import check_sequences
 from cspine_helpers.paths import listing
+from cspine_helpers.pretraining import pretrain
 from cspine_helpers.recipe import Loss, TrainConfig, best_epoch, learning_rate
 from cspine_helpers.recipe import preset as preset
 
@@ -103,6 +104,7 @@ def train(
     )
     loss = Loss.of(cohort.samples["train"], seen.slice_truth, config)
     network = FractureClassifier(model)
+    slice_losses = pretrain(accelerator, network, seen, config) if config.slice_epochs else []
     options: dict[str, Any] = {
         "batch_size": config.batch_size,
         "workers": config.workers,
@@ -150,7 +152,15 @@ def train(
                 save_weights(folder, plain)
             write_table(history, folder / "history.csv")
             seconds = time.perf_counter() - start
-            write_record(folder, {**_facts(cohort, model, config, loss), **record, "seconds": seconds})
+            write_record(
+                folder,
+                {
+                    **_facts(cohort, model, config, loss),
+                    **record,
+                    "slice_losses": slice_losses,
+                    "seconds": seconds,
+                },
+            )
         accelerator.wait_for_everyone()
         if epoch - best >= config.patience:
             break

@@ -84,7 +84,7 @@ def test_no_target_strays_far_from_its_share_in_any_part(patterns, seed):
     table = make_table(patterns)
     folds = splits.k_folds(table, folds=4, seed=seed).merge(table, on=UID)
     counts = folds.groupby("fold")[list(TARGETS)].sum().to_numpy()
-    assert np.abs(counts - table[list(TARGETS)].sum().to_numpy() / 4).max() <= 5
+    assert np.abs(counts - table[list(TARGETS)].sum().to_numpy() / 4).max() <= 4
     assert np.abs(folds["fold"].value_counts() - len(table) / 4).max() <= 3
 
 
@@ -188,10 +188,10 @@ def test_the_cost_grows_with_the_number_of_studies():
 
 @needs_rsna
 @pytest.mark.parametrize("seed", range(3))
-def test_on_the_real_table_no_prevalence_differs_by_a_percentage_point(seed):
+def test_on_the_real_table_no_prevalence_differs_by_half_a_percentage_point(seed):
     table = labels.read_labels(RSNA / "train.csv")
     split = splits.split_patients(table, seed=seed)
-    assert splits.largest_gap(table, split) < 0.01  # measured: 0.0071
+    assert splits.largest_gap(table, split) < 0.005  # measured: 0.0029
     folds = splits.k_folds(table, seed=seed).merge(table, on=UID)
     prevalence = folds.groupby("fold")[list(TARGETS)].mean()
-    assert (prevalence.max() - prevalence.min()).max() < 0.01  # measured: 0.0053
+    assert (prevalence.max() - prevalence.min()).max() < 0.005  # measured: 0.0030

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from cspine_helpers.packing import PackConfig, bounding_box, pack_vertebra, to_uint8
+
+SPACING = (2.0, 1.0, 1.0)
+
+
+def volume_with_block(z=(10, 20), y=(30, 50), x=(40, 60), shape=(40, 80, 100)):
+    """Every slice carries its own number times 10 HU; one block is C3."""
+    volume = np.repeat(np.arange(shape[0], dtype=np.float32), shape[1] * shape[2]).reshape(shape) * 10
+    label_map = np.zeros(shape, np.uint8)
+    label_map[z[0] : z[1], y[0] : y[1], x[0] : x[1]] = 3
+    return volume, label_map
+
+
+def test_positions_span_the_vertebra_and_channels_are_neighbouring_slices():
+    volume, label_map = volume_with_block()
+    config = PackConfig(slices=10, size=28, window_hu=(0.0, 2550.0))
+    piece = pack_vertebra(volume, label_map, SPACING, "C3", config)
+    assert piece.array.shape == (10, 28, 28, 6)
+    assert piece.array.dtype == np.uint8
+    assert piece.slice_indices.tolist() == list(range(10, 20))
+    for t, index in enumerate(piece.slice_indices):
+        for channel, offset in enumerate(range(-2, 3)):
+            assert (piece.array[t, :, :, channel] == index + offset).all()
+
+
+def test_neighbours_past_the_volume_repeat_its_last_slice():
+    volume, label_map = volume_with_block(z=(0, 4))
+    config = PackConfig(slices=4, size=28, window_hu=(0.0, 2550.0))
+    piece = pack_vertebra(volume, label_map, SPACING, "C3", config)
+    assert piece.array[0, 0, 0, :5].tolist() == [0, 0, 0, 1, 2]
+
+
+def test_fewer_native_slices_than_positions_repeat_and_the_crop_keeps_its_margin():
+    volume, label_map = volume_with_block(z=(10, 13))
+    piece = pack_vertebra(volume, label_map, SPACING, "C3", PackConfig(slices=15, size=28, margin_mm=4))
+    assert sorted(set(piece.slice_indices.tolist())) == [10, 11, 12]
+    assert piece.rows == (26, 54)
+    assert piece.columns == (36, 64)
+    mask = piece.array[7, :, :, 5]
+    assert set(np.unique(mask)) == {0, 255}
+    assert (mask[4:24, 4:24] == 255).all()
+    assert mask.sum() == 255 * 20 * 20
+
+
+def test_the_crop_is_square_in_mm_whatever_the_pixels():
+    volume, label_map = volume_with_block(y=(20, 60), x=(45, 55))
+    piece = pack_vertebra(volume, label_map, (1.0, 0.5, 1.0), "C3", PackConfig(size=32, margin_mm=0))
+    assert (piece.rows[1] - piece.rows[0]) * 0.5 == (piece.columns[1] - piece.columns[0]) * 1.0 == 20
+
+
+def test_a_crop_past_the_edge_is_filled_with_the_low_end_of_the_window():
+    volume, label_map = volume_with_block(y=(0, 20), x=(0, 20))
+    piece = pack_vertebra(volume + 500, label_map, SPACING, "C3", PackConfig(size=28, margin_mm=4))
+    assert (piece.array[:, :4, :, :5] == 0).all()
+    assert (piece.array[:, :, :4, :5] == 0).all()
+    assert (piece.array[:, 4:, 4:, :5] > 0).all()
+
+
+def test_mask_volume_is_in_cubic_mm():
+    volume, label_map = volume_with_block()
+    assert pack_vertebra(volume, label_map, SPACING, "C3", PackConfig()).mask_volume_mm3 == 10 * 20 * 20 * 2.0
+
+
+def test_other_vertebrae_are_no_part_of_the_mask():
+    volume, label_map = volume_with_block()
+    label_map[10:20, 30:50, 60:70] = 4
+    piece = pack_vertebra(volume, label_map, SPACING, "C3", PackConfig(size=28))
+    assert piece.mask_volume_mm3 == 8000
+
+
+def test_window_ends_map_to_0_and_255_and_values_outside_stay_there():
+    hu = np.array([-3000, -500, 400, 1300, 3000])
+    assert to_uint8(hu, (-500.0, 1300.0)).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_bounding_box_agrees_with_argwhere():
+    rng = np.random.default_rng(0)
+    label_map = (rng.random((9, 8, 7)) > 0.97).astype(np.uint8) * 5
+    found = np.argwhere(label_map == 5)
+    assert bounding_box(label_map, 5) == tuple(zip(found.min(0), found.max(0) + 1, strict=True))
+
+
+def test_bad_input_is_refused_by_name():
+    volume, label_map = volume_with_block()
+    with pytest.raises(ValueError, match=r"Label 1 has no voxel in the label map; found \[0, 3\]"):
+        pack_vertebra(volume, label_map, SPACING, "C1", PackConfig())
+    with pytest.raises(ValueError, match="must be 3-D and alike"):
+        pack_vertebra(volume[1:], label_map, SPACING, "C3", PackConfig())
+    with pytest.raises(ValueError, match="three positive lengths"):
+        pack_vertebra(volume, label_map, (1.0, 0.0, 1.0), "C3", PackConfig())
+    with pytest.raises(ValueError, match="low to high"):
+        PackConfig(window_hu=(100.0, 100.0))
+    with pytest.raises(ValueError, match="must be positive"):
+        PackConfig(slices=0)

@@ -1,0 +1,99 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cspine_helpers import labels, packed, packing, phantom
+from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
+from cspine_helpers.phantom import CohortConfig
+
+SMALL = CohortConfig(studies=4, seed=11, pack=packing.PackConfig(slices=9, size=32))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "small"
+    phantom.make_cohort(folder, SMALL, workers=1)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_label_draws_have_rsnas_prevalence_and_cooccurrence_within_sampling_error():
+    studies = 3000
+    table = labels.validate_labels(phantom.draw_labels(CohortConfig(studies=studies, seed=1)))
+    patterns = phantom.fracture_patterns()
+    count = patterns["studies"].to_numpy()
+    assert count.sum() == 2019
+    broken = patterns[list(VERTEBRAE)].to_numpy()
+    expected = (broken.T * count) @ broken / count.sum()
+    found = table[list(VERTEBRAE)].to_numpy().T @ table[list(VERTEBRAE)].to_numpy() / studies
+    error = np.sqrt(expected * (1 - expected) / studies)
+    assert (np.abs(found - expected) <= 4 * error + 1e-9).all()
+    assert table[PATIENT].mean() == pytest.approx(0.476, abs=0.04)
+
+
+def test_a_cohort_has_valid_artefacts_that_agree_with_each_other(cohort):
+    table = labels.read_labels(cohort / "train.csv")
+    samples = labels.expand(table, table[UID])
+    packed.check_sequences(cohort / "packed", samples, slices=9, size=32)
+    manifest = packed.read_manifest(cohort / "packed")
+    assert len(manifest) == len(samples) == 7 * SMALL.studies
+    shown = manifest["slice_truth"].str.contains("x").to_numpy()
+    np.testing.assert_array_equal(shown, samples["label"].to_numpy() == 1)
+    boxes = labels.read_boxes(cohort / "train_bounding_boxes.csv")
+    assert set(boxes[UID]) == set(table[UID][table[PATIENT] == 1])
+
+
+def test_the_number_of_workers_changes_no_byte(cohort, tmp_path):
+    phantom.make_cohort(tmp_path / "small", SMALL, workers=2)
+    assert contents(tmp_path / "small") == contents(cohort)
+
+
+def test_a_complete_cohort_is_left_alone_and_one_of_other_code_made_anew(tmp_path, capsys):
+    config = CohortConfig(studies=1, seed=11, pack=SMALL.pack)
+    phantom.make_cohort(tmp_path / "one", config, workers=1)
+    first = contents(tmp_path / "one")
+    victim = next((tmp_path / "one" / "packed").glob("*.npy"))
+    victim.unlink()
+    phantom.make_cohort(tmp_path / "one", config, workers=1)
+    assert "already" in capsys.readouterr().out
+    assert not victim.exists()
+    record = json.loads((tmp_path / "one" / "cohort.json").read_text())
+    record["code"]["anatomy.py"] = "older"
+    (tmp_path / "one" / "cohort.json").write_text(json.dumps(record))
+    phantom.make_cohort(tmp_path / "one", config, workers=1)
+    assert contents(tmp_path / "one") == first
+
+
+def test_a_folder_that_is_no_phantom_cohort_is_never_touched(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.csv").write_text("precious")
+    with pytest.raises(FileExistsError, match="no phantom cohort"):
+        phantom.make_cohort(tmp_path / "mine", SMALL, workers=1)
+    assert contents(tmp_path / "mine") == {"train.csv": b"precious"}
+
+
+def test_boxes_hold_the_broken_voxels_of_their_slice():
+    study = phantom.render_study(3, 0, dict.fromkeys(VERTEBRAE, 1))
+    boxes = pd.DataFrame(phantom.fracture_boxes(study))
+    for row in boxes.itertuples():
+        x, y = int(row.x), int(row.y)
+        patch = study.fracture_map[row.slice_number, y : y + int(row.height), x : x + int(row.width)]
+        assert np.count_nonzero(patch) >= phantom.MIN_FRACTURE_VOXELS
+        for edge in (patch[0], patch[-1], patch[:, 0], patch[:, -1]):
+            assert edge.any()
+    missed = set(np.flatnonzero((study.fracture_map > 0).sum((1, 2)) >= 7 * phantom.MIN_FRACTURE_VOXELS))
+    assert missed <= set(boxes["slice_number"])
+
+
+def test_command_line_makes_a_named_cohort(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    phantom.main(["--cohort", "tiny", "--studies", "1", "--seed", "4", "--workers", "1"])
+    assert len(labels.read_labels(tmp_path / "data" / "tiny" / "train.csv")) == 1
+    with pytest.raises(ValueError, match="cohort name"):
+        phantom.main(["--cohort", "../outside"])

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.packing import bounding_box
+from cspine_helpers.rendering import Study, render_study, study_uid
+
+INTACT = dict.fromkeys(VERTEBRAE, 0)
+
+
+@pytest.fixture(scope="module")
+def intact() -> Study:
+    return render_study(5, 0, INTACT)
+
+
+@pytest.fixture(scope="module")
+def broken() -> Study:
+    return render_study(5, 1, dict.fromkeys(VERTEBRAE, 1))
+
+
+def boxes_mm(study: Study) -> dict[str, np.ndarray]:
+    spacing = np.array(study.spacing_mm)[:, None]
+    return {v: np.array(bounding_box(study.label_map, i + 1)) * spacing for i, v in enumerate(VERTEBRAE)}
+
+
+def test_vertebrae_follow_each_other_from_head_to_feet(intact):
+    middles = [box[0].mean() for box in boxes_mm(intact).values()]
+    assert middles == sorted(middles)
+    assert 8 < np.diff(middles).mean() < 25
+
+
+def test_sizes_keep_the_proportions_of_real_vertebrae(intact):
+    """Real proportions: medians of the masks' boxes in 2,018 RSNA studies, in voxels."""
+    sizes = np.array([np.ptp(box, axis=1) for box in boxes_mm(intact).values()])
+    wide = np.array([125, 89, 87, 89, 92, 95, 111])
+    deep = np.array([72, 82, 71, 71, 78, 90, 101])
+    for mine, real in ((sizes[:, 2], wide), (sizes[:, 1], deep)):
+        ratio = mine / real
+        assert ratio.max() / ratio.min() < 1.35
+
+
+def test_the_canal_lies_behind_the_body_and_holds_water_and_cord(intact):
+    z, _, x = (int(box.mean()) for box in bounding_box(intact.label_map, 5))
+    row = intact.label_map[z, :, x - 3 : x + 4]
+    front, behind = np.flatnonzero((row == 5).any(axis=1))[[0, -1]]
+    inside = np.flatnonzero((row == 0).all(axis=1))
+    canal = inside[(inside > front) & (inside < behind)]
+    assert canal.size * intact.spacing_mm[1] > 8
+    assert abs(intact.volume_hu[z, canal, x].mean() - 30) < 60
+
+
+def test_bone_tissue_and_air_have_their_hounsfield_values(intact):
+    bone = intact.volume_hu[intact.label_map > 0]
+    assert 250 < np.median(bone) < 700
+    assert np.quantile(bone, 0.95) > 600
+    around = intact.volume_hu[:, 60:80, 5:15]
+    assert -150 < np.median(around) < 160
+    assert intact.volume_hu.min() < -900
+    assert intact.volume_hu.dtype == np.float32
+    assert intact.volume_hu.min() >= -1024
+
+
+def test_only_vertebrae_with_the_label_are_broken(intact, broken):
+    assert not intact.fracture_map.any()
+    assert np.unique(broken.fracture_map).tolist() == list(range(8))
+    assert (broken.label_map[broken.fracture_map > 0] == broken.fracture_map[broken.fracture_map > 0]).all()
+
+
+def test_a_study_is_the_same_each_time_and_differs_from_its_neighbours(intact):
+    again = render_study(5, 0, INTACT)
+    np.testing.assert_array_equal(intact.volume_hu, again.volume_hu)
+    np.testing.assert_array_equal(intact.label_map, again.label_map)
+    other, elsewhere = render_study(5, 2, INTACT), render_study(6, 0, INTACT)
+    assert other.spacing_mm != intact.spacing_mm != elsewhere.spacing_mm
+    assert other.window_hu != intact.window_hu
+
+
+def test_uids_are_the_roots_of_rsna_and_unique():
+    uids = {study_uid(seed, index) for seed in range(20) for index in range(50)}
+    assert len(uids) == 1000
+    assert all(uid.startswith("1.2.826.0.1.3680043.") and len(uid) <= 64 for uid in uids)
