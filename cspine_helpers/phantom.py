@@ -97,9 +97,8 @@ def make_cohort(folder: Path, config: CohortConfig, *, workers: int | None = Non
         )
         packed.write_manifest(pd.DataFrame([row for rows, _ in made for row in rows]), new / "packed")
         labels.write_labels(table, new / "train.csv")
-        labels.write_boxes(
-            pd.DataFrame([box for _, boxes in made for box in boxes]), new / "train_bounding_boxes.csv"
-        )
+        boxes = pd.DataFrame([box for _, found in made for box in found], columns=list(labels.BOX_COLUMNS))
+        labels.write_boxes(boxes, new / "train_bounding_boxes.csv")
         (new / "cohort.json").write_text(json.dumps(record, indent=2) + "\n")
         if folder.exists():
             shutil.rmtree(folder)

@@ -40,7 +40,7 @@ def test_sizes_keep_the_proportions_of_real_vertebrae(intact):
 
 
 def test_the_canal_lies_behind_the_body_and_holds_water_and_cord(intact):
-    z, _, x = (int(box.mean()) for box in bounding_box(intact.label_map, 5))
+    z, _, x = (int(np.mean(box)) for box in bounding_box(intact.label_map, 5))
     row = intact.label_map[z, :, x - 3 : x + 4]
     front, behind = np.flatnonzero((row == 5).any(axis=1))[[0, -1]]
     inside = np.flatnonzero((row == 0).all(axis=1))
