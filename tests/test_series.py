@@ -24,10 +24,9 @@ pytestmark = pytest.mark.series
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """Copies of the notebooks and the cached run; whatever is made stays beside them. No network."""
+    """A copy of the notebooks; whatever they read and write stays beside it. No network."""
     ignored = shutil.ignore_patterns("rendered", ".ipynb_checkpoints", "__pycache__")
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=ignored)
-    shutil.copytree(ROOT / "checkpoints" / "builtin", tmp_path / "checkpoints" / "builtin")
     monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
@@ -60,6 +59,7 @@ def missing_figures(project: Path, folder: str, numbers: tuple[str, ...] = ()) -
 
 
 def test_the_cached_run_carries_the_series(project):
+    shutil.copytree(ROOT / "checkpoints" / "builtin", project / "checkpoints" / "builtin")
     made = ROOT / "data" / "builtin"
     if (made / "cohort.json").exists():  # spare two minutes; the command below checks that it is complete
         (project / "data" / "builtin").mkdir(parents=True)
@@ -110,7 +110,7 @@ def test_real_labels_and_predictions_run_without_images(project):
     split = splits.read_split(folder / "split.csv", table)
     real = predictions.from_wide(wide, table, split, missing="drop")
     assert real[labels.UID].nunique() == 2018
-    (project / "checkpoints" / "oof").mkdir()
+    (project / "checkpoints" / "oof").mkdir(parents=True)
     predictions.write_predictions(real, project / "checkpoints" / "oof" / "predictions.csv")
     run_series(project, ("04",), COHORT="rsna2022", RUN="oof")
     assert missing_figures(project, "figures/rsna2022", ("04",)) == []
