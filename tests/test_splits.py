@@ -181,9 +181,9 @@ def test_leaks_bad_uids_and_unknown_names_cannot_be_written(split, tmp_path):
 
 def test_the_cost_grows_with_the_number_of_studies():
     table = random_table(50_000)
-    start = time.perf_counter()
+    start = time.process_time()
     splits.split_patients(table)
-    assert time.perf_counter() - start < 5  # measured: 0.1 s
+    assert time.process_time() - start < 5  # measured: 0.1 s
 
 
 @needs_rsna
