@@ -1,6 +1,7 @@
 """One style for every picture of the series, and the pictures of labels, splits and training."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -221,10 +222,19 @@ def _split_grid(axes: Axes, samples: pd.DataFrame, patients: int, title: str) ->
 
 
 @matplotlib.rc_context(STYLE)
-def learning_curves(history: pd.DataFrame, *, best_epoch: int | None = None, title: str = "") -> Picture:
-    """Loss, ranking and operating point over the epochs of a run's history; a line marks the best epoch."""
+def learning_curves(
+    history: pd.DataFrame,
+    *,
+    best_epoch: int | None = None,
+    slice_losses: Sequence[float] = (),
+    title: str = "",
+) -> Picture:
+    """Loss, ranking and operating point over the epochs of a run's history; a line marks the best epoch.
+
+    The fourth panel shows the learning rate, or the loss of the slice-level pretraining where there was one.
+    """
     figure = Picture(figsize=(9, 6))
-    grid = figure.subplots(2, 2, sharex=True)
+    grid = figure.subplots(2, 2)
     panels = {
         "Loss": {"train_loss": "train", "validation_loss": "validation"},
         "Ranking": {"validation_auroc": "AUROC", "validation_average_precision": "average precision"},
@@ -232,6 +242,18 @@ def learning_curves(history: pd.DataFrame, *, best_epoch: int | None = None, tit
         "Learning rate": {"learning_rate": ""},
     }
     for axes, (name, lines) in zip(grid.flat, panels.items(), strict=True):
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if name == "Learning rate" and slice_losses:
+            axes.plot(range(1, len(slice_losses) + 1), slice_losses, color=INTACT)
+            axes.axhline(np.log(2), color=GREY, linewidth=1, linestyle=":")
+            axes.text(
+                len(slice_losses), np.log(2), "guessing", color=GREY, ha="right", va="bottom", fontsize=9
+            )
+            axes.set_ylim(0, 0.8)
+            axes.set_title("Before: loss of the slice-level pretraining")
+            axes.set_xlabel("epoch of single slices")
+            continue
         for (column, label), colour in zip(lines.items(), (INTACT, FRACTURED), strict=False):
             axes.plot(history["epoch"], history[column], "o-", color=colour, ms=3.5, label=label)
         if len(lines) > 1:
@@ -239,13 +261,10 @@ def learning_curves(history: pd.DataFrame, *, best_epoch: int | None = None, tit
         if best_epoch is not None:
             axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle="--", zorder=0)
         axes.set_title(name)
-        axes.grid(axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("epoch" if best_epoch is None else f"epoch (dashed: the best, {best_epoch})")
     for axes in (grid[0, 1], grid[1, 0]):
         axes.set_ylim(0, 1.02)
-    grid[1, 1].yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
-    figure.supxlabel(
-        "epoch" if best_epoch is None else f"epoch (dashed: the best, {best_epoch})", fontsize=10
-    )
+    if not slice_losses:
+        grid[1, 1].yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
     return figure

@@ -99,13 +99,12 @@ class TrainConfig:
     def small(cls) -> Self:
         """For the built-in cohort on a laptop's CPU."""
         return cls(
-            epochs=10,
+            epochs=8,
             batch_size=16,
             learning_rate=1e-3,
             accumulate=1,
             slice_weight=1.0,
-            slice_epochs=24,  # without them ten epochs of sequences teach it next to nothing
-            sampling="balanced",
+            slice_epochs=50,  # without them, eight epochs of sequences teach it next to nothing
             workers=0,  # loading takes a few ms a sequence; a second process would only take a core away
         )
 

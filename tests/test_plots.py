@@ -115,7 +115,13 @@ def test_the_leak_picture_counts_patients_in_several_splits(table):
 def test_learning_curves_mark_the_best_epoch(history):
     figure = plots.learning_curves(history, best_epoch=3, title="Run")
     assert all(3 in set(axes.lines[-1].get_xdata()) for axes in figure.axes)
-    assert figure.get_supxlabel() == "epoch (dashed: the best, 3)"
+    assert {axes.get_xlabel() for axes in figure.axes} == {"epoch (dashed: the best, 3)"}
+
+
+def test_learning_curves_show_the_slice_level_pretraining_where_there_was_one(history):
+    before = plots.learning_curves(history, slice_losses=[0.7, 0.5, 0.3]).axes[3]
+    assert before.lines[0].get_ydata().tolist() == [0.7, 0.5, 0.3]
+    assert "pretraining" in before.get_title(loc="left") + before.get_title()
 
 
 def test_a_saved_figure_has_the_same_bytes_every_time_and_no_version(table, tmp_path, monkeypatch):

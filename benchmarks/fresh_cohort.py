@@ -1,0 +1,64 @@
+"""How well the cached run does on phantoms that nobody has seen: a cohort drawn from another seed.
+
+Nothing was chosen on this cohort: neither weights, nor epoch, nor threshold.
+
+    python benchmarks/fresh_cohort.py [--studies 200] [--seed 4711]
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cspine_helpers import labels, metrics, paths, phantom
+from cspine_helpers.checkpoints import load_run
+from cspine_helpers.explain import attention_scores, attention_table
+from cspine_helpers.inference import predict
+
+
+def interval(
+    predictions: pd.DataFrame, statistic: Callable, *, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of a statistic of (labels, probabilities); patients are resampled whole."""
+    rng = np.random.default_rng(seed)
+    groups = [rows for _, rows in predictions.groupby(labels.UID)[["label", "probability"]]]
+    values = []
+    for _ in range(resamples):
+        drawn = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
+        values.append(statistic(drawn[:, 0].astype(int), drawn[:, 1]))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return low, high
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--run", default="builtin")
+    parser.add_argument("--studies", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=4711)
+    options = parser.parse_args()
+    run = load_run(paths.run_dir(options.run))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "fresh"
+        phantom.make_cohort(folder, phantom.CohortConfig(options.studies, options.seed))
+        table = labels.read_labels(folder / "train.csv")
+        samples = labels.expand(table, table[labels.UID])
+        predictions = predict(run, samples, folder / "packed", split="test")
+        attention = attention_table(run, samples, folder / "packed")
+    truth, scores = predictions["label"], predictions["probability"]
+    print(
+        f"{options.studies} studies, seed {options.seed}: {truth.sum()} of {len(truth)} vertebrae fractured"
+    )
+    for name, statistic in (("AUROC", metrics.auroc), ("average precision", metrics.average_precision)):
+        low, high = interval(predictions, statistic)
+        print(f"vertebra {name}: {statistic(truth, scores):.3f} ({low:.3f} to {high:.3f})")
+    patients = metrics.patient_level(predictions)
+    print(f"patient AUROC: {metrics.auroc(patients['label'], patients['probability']):.3f}")
+    print(metrics.rates(metrics.confusion(truth, scores, run.threshold)).round(3).to_string(index=False))
+    print(attention_scores(attention).round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
