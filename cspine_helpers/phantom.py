@@ -112,6 +112,27 @@ def _make_study(
     return pack_study(study, folder / "packed", config.pack), fracture_boxes(study)
 
 
+def study_of(folder: Path, uid: str) -> Study:
+    """The CT of one study of a phantom cohort, rendered again (a cohort keeps the packed sequences only).
+
+    Raises:
+        FileNotFoundError: the folder is no phantom cohort.
+        ValueError: the cohort has no such study.
+    """
+    record = folder / "cohort.json"
+    if not record.is_file():
+        raise FileNotFoundError(
+            f"{folder} is no phantom cohort: it has no {record.name}. Its CT is not made here."
+        )
+    table = labels.read_labels(folder / "train.csv")
+    found = np.flatnonzero(table[labels.UID] == uid)
+    if not found.size:
+        raise ValueError(f"{folder.name} has no study {uid!r}; its first is {table[labels.UID].iloc[0]}.")
+    index = int(found[0])
+    fractured = {vertebra: int(table[vertebra].iloc[index]) for vertebra in labels.VERTEBRAE}
+    return render_study(json.loads(record.read_text())["config"]["seed"], index, fractured)
+
+
 def _record(config: CohortConfig) -> dict:
     """What made a cohort: its config and the code that draws, so that a cohort of older code is made anew."""
     here = Path(__file__).parent

@@ -39,7 +39,7 @@ def study_views(
     middle_x = round(float(np.mean([np.mean(box[2]) for box in boxes.values()])))
     bodies = [box[1][0] + 0.25 * (box[1][1] - box[1][0]) for box in boxes.values()]
     figure = Picture(figsize=(10.5, 7.4))
-    top, bottom = figure.subfigures(2, 1, height_ratios=[2.1, 1])
+    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[2.1, 1])).flat
     sagittal, coronal = top.subplots(1, 2)
     z, y, x = spacing_mm
     planes: dict[str, tuple[Axes, Any, float, int]] = {
@@ -47,7 +47,7 @@ def study_views(
         "Coronal, through the bodies": (coronal, np.s_[:, round(float(np.median(bodies))), :], z / x, 2),
     }
     for name, (axes, plane, aspect, axis) in planes.items():
-        _draw(axes, volume_hu[plane], label_map[plane], broken[plane], aspect)
+        _draw(axes, volume_hu[plane], broken[plane], aspect)
         axes.set_title(name)
         for n in there:
             rows, columns = np.nonzero(label_map[plane] == n)
@@ -59,8 +59,8 @@ def study_views(
         here = label_map[z0:z1] == n
         shown = broken[z0:z1] & here if (broken[z0:z1] & here).any() else here
         index = z0 + int(shown.sum((1, 2)).argmax())
-        plane: Any = np.s_[index, max(y0 - 5, 0) : y1 + 5, max(x0 - 5, 0) : x1 + 5]
-        _draw(axes, volume_hu[plane], label_map[plane] == n, broken[plane] & (label_map[plane] == n), y / x)
+        crop = np.s_[index, max(y0 - 5, 0) : y1 + 5, max(x0 - 5, 0) : x1 + 5]
+        _draw(axes, volume_hu[crop], broken[crop] & (label_map[crop] == n), y / x)
         fractured = broken[label_map == n].any()
         axes.set_title(
             VERTEBRAE[n - 1] + (" fractured" if fractured else ""), color=FRACTURED if fractured else INK
@@ -69,7 +69,7 @@ def study_views(
     return figure
 
 
-def _draw(axes: Axes, plane_hu: np.ndarray, labels: np.ndarray, broken: np.ndarray, aspect: float) -> None:
+def _draw(axes: Axes, plane_hu: np.ndarray, broken: np.ndarray, aspect: float) -> None:
     low, high = BONE_WINDOW_HU
     axes.imshow(plane_hu, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
     if broken.any():

@@ -97,3 +97,16 @@ def test_command_line_makes_a_named_cohort(tmp_path, monkeypatch):
     assert len(labels.read_labels(tmp_path / "data" / "tiny" / "train.csv")) == 1
     with pytest.raises(ValueError, match="cohort name"):
         phantom.main(["--cohort", "../outside"])
+
+
+def test_a_study_of_a_cohort_can_be_rendered_again(cohort, tmp_path):
+    table = labels.read_labels(cohort / "train.csv")
+    study = phantom.study_of(cohort, table[UID][2])
+    assert study.labels == table.loc[2, list(VERTEBRAE)].to_dict()
+    phantom.pack_study(study, tmp_path / "packed", SMALL.pack)
+    for again in (tmp_path / "packed").iterdir():
+        assert again.read_bytes() == (cohort / "packed" / again.name).read_bytes()
+    with pytest.raises(ValueError, match=r"no study '1\.2'"):
+        phantom.study_of(cohort, "1.2")
+    with pytest.raises(FileNotFoundError, match="no phantom cohort"):
+        phantom.study_of(tmp_path, "1.2")
