@@ -135,19 +135,33 @@ def imbalance_bars(table: pd.DataFrame, samples: pd.DataFrame, *, title: str = "
 @matplotlib.rc_context(STYLE)
 def cooccurrence_heatmap(counts: pd.DataFrame, *, title: str = "") -> Picture:
     """Of the studies with the row's vertebra fractured, the share that has the column's fractured, too."""
+    import seaborn  # here alone, so that a second of importing is spent only where it is drawn
+
     figure = Picture(figsize=(6.6, 5.6))
     axes = figure.subplots()
     values = counts.to_numpy()
     share = values / np.maximum(np.diag(values), 1)[:, None]
-    off_diagonal = np.where(np.eye(len(values), dtype=bool), np.nan, share)
-    top = max(np.nanmax(off_diagonal), 0.01)
-    axes.imshow(off_diagonal, cmap="Blues", vmin=0, vmax=top)
-    for (i, j), n in np.ndenumerate(values):
-        colour = GREY if i == j else "white" if share[i, j] > 0.6 * top else INK
-        text = f"{n:,}" if i == j else f"{share[i, j]:.0%}\n{n:,}"
-        axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(range(len(counts)), counts.columns)
-    axes.set_yticks(range(len(counts)), [f"{name} fractured" for name in counts.index])
+    itself = np.eye(len(values), dtype=bool)
+    written = np.array(
+        [[f"{s:.0%}\n{n:,}" for s, n in zip(*row, strict=True)] for row in zip(share, values, strict=True)]
+    )
+    top = max(share[~itself].max(), 0.01)
+    seaborn.heatmap(
+        share,
+        mask=itself,
+        annot=written,
+        fmt="",
+        cmap="Blues",
+        vmin=0,
+        vmax=top,
+        cbar=False,
+        square=True,
+        ax=axes,
+    )
+    for i, n in enumerate(np.diag(values)):
+        axes.text(i + 0.5, i + 0.5, f"{n:,}", ha="center", va="center", color=GREY, fontsize=9)
+    axes.set_xticklabels(counts.columns)
+    axes.set_yticklabels([f"{name} fractured" for name in counts.index], rotation=0)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     axes.set(title=title, xlabel="of the row's patients: share and number also fractured here (grey: all)")
