@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
@@ -76,6 +75,8 @@ def make_cohort(folder: Path, config: CohortConfig, *, workers: int | None = Non
     Raises:
         FileExistsError: the folder holds something that is not a phantom cohort.
     """
+    import joblib  # here alone: notebooks that only look at a phantom need not wait for it
+
     record = _record(config)
     if (folder / "cohort.json").exists():
         if json.loads((folder / "cohort.json").read_text()) == record:
