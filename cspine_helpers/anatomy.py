@@ -135,6 +135,7 @@ class _Solid:
         self._add(window, np.sqrt(px * px + py * py + pz * pz) - np.float32(radius))
 
     def ellipsoid(self, centre: Point, radii: Point) -> None:
+        """A rounded mass."""
         low, high = np.subtract(centre, radii), np.add(centre, radii)
         window, x, y, z = self._at(tuple(low), tuple(high))
         self._add(window, _ellipsoid(x, y, z, centre, radii))

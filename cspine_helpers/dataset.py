@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -254,11 +254,18 @@ def make_loader(
         dataset,
         batch_size=batch_size,
         sampler=EpochSampler(dataset, sampling=sampling, seed=seed),
-        num_workers=min(workers, _cores()),
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
-        generator=torch.Generator().manual_seed(seed),  # else each pass would draw from torch's global one
+        **loader_options(workers, seed),
     )
+
+
+def loader_options(workers: int, seed: int) -> dict[str, Any]:
+    """What all our loaders share: at most a process a core, one thread each, draws of their own."""
+    return {
+        "num_workers": min(workers, _cores()),
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": _one_thread,
+        "generator": torch.Generator().manual_seed(seed),  # else each pass would draw from torch's global one
+    }
 
 
 def _cores() -> int:

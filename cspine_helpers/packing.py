@@ -79,8 +79,11 @@ def pack_vertebra(
         config: how to cut.
 
     Raises:
-        ValueError: shapes differ, spacing is not positive, or the vertebra has no voxel in the label map.
+        ValueError: shapes differ, spacing is not positive, there is no such vertebra, or it has no voxel
+            in the label map.
     """
+    if vertebra not in VERTEBRAE:
+        raise ValueError(f"A vertebra is one of {', '.join(VERTEBRAE)}; found {vertebra!r}.")
     if volume_hu.shape != label_map.shape or volume_hu.ndim != 3:
         raise ValueError(
             f"Volume and label map must be 3-D and alike; found {volume_hu.shape} and {label_map.shape}. "

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from cspine_helpers.dataset import SequenceDataset
+from cspine_helpers.dataset import SequenceDataset, loader_options
 from cspine_helpers.model import FractureClassifier
 from cspine_helpers.recipe import TrainConfig, learning_rate
 
@@ -64,7 +64,8 @@ def pretrain(
     if not 0 < data.truth.sum() < len(data):
         raise ValueError(
             f"Slice-level pretraining needs fractured and intact slices of known truth; found "
-            f"{int(data.truth.sum())} fractured of {len(data)}. Set slice_epochs=0, or add fracture boxes."
+            f"{int(data.truth.sum())} fractured of {len(data)}. Set slice_epochs=0, or give the manifest its "
+            "slice_truth."
         )
     model.to(accelerator.device).train()
     learned = [*model.backbone.parameters(), *model.mask_encoder.parameters(), *model.slice_head.parameters()]
@@ -85,9 +86,8 @@ def pretrain(
             data,
             batch_size=config.slice_batch_size,
             sampler=data.draw(epoch, config.seed),
-            num_workers=config.workers,
             drop_last=True,
-            generator=torch.Generator().manual_seed(config.seed),
+            **loader_options(config.workers, config.seed),
         )
         total = 0.0
         for step, (pixels, truth) in enumerate(loader):

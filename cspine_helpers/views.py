@@ -1,4 +1,4 @@
-"""Pictures of a whole CT: sagittal, coronal and one axial slice a vertebra, before anything is packed."""
+"""Pictures of a whole CT: from the side, from the front, one axial slice a vertebra, before it is packed."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def study_views(
     fracture_map: np.ndarray | None = None,
     title: str = "",
 ) -> Picture:
-    """One study: midsagittal and coronal slices with the vertebrae named, then C1 … C7 in axial slices.
+    """One study from the side and from the front with the vertebrae named, then C1 … C7 in axial slices.
 
     The axial slice is the one with most broken bone, where that is known, else with most of the vertebra.
 
@@ -36,24 +36,24 @@ def study_views(
     broken = np.zeros(volume_hu.shape, bool) if fracture_map is None else fracture_map > 0
     there = [n for n in range(1, 8) if (label_map == n).any()]
     boxes = {n: bounding_box(label_map, n) for n in there}
-    middle_x = round(float(np.mean([np.mean(box[2]) for box in boxes.values()])))
-    bodies = [box[1][0] + 0.25 * (box[1][1] - box[1][0]) for box in boxes.values()]
+    middle = round(float(np.mean([np.mean(box[2]) for box in boxes.values()])))
     figure = Picture(figsize=(10.5, 7.4))
     top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[2.1, 1])).flat
-    sagittal, coronal = top.subplots(1, 2)
     z, y, x = spacing_mm
-    planes: dict[str, tuple[Axes, Any, float, int]] = {
-        "Midsagittal (front on the left)": (sagittal, np.s_[:, :, middle_x], z / y, 1),
-        "Coronal, through the bodies": (coronal, np.s_[:, round(float(np.median(bodies))), :], z / x, 2),
+    depth = np.arange(len(volume_hu))
+    through = _body_row(label_map[:, :, middle], there)
+    cuts: dict[str, tuple[Any, float]] = {
+        "From the side (front on the left)": (np.s_[:, :, middle], z / y),
+        "From the front, along the bodies' curve": (np.s_[depth, through, :], z / x),
     }
-    for name, (axes, plane, aspect, axis) in planes.items():
-        _draw(axes, volume_hu[plane], broken[plane], aspect)
+    for axes, (name, (cut, aspect)) in zip(top.subplots(1, 2), cuts.items(), strict=True):
+        _draw(axes, volume_hu[cut], broken[cut], aspect)
         axes.set_title(name)
         for n in there:
-            rows, columns = np.nonzero(label_map[plane] == n)
-            if rows.size and axis == 1:
-                axes.text(columns.min() - 3, np.median(rows), VERTEBRAE[n - 1], ha="right", va="center",
-                          color="white", size=9)  # fmt: skip
+            rows, columns = np.nonzero(label_map[cut] == n)
+            if rows.size:
+                axes.text(columns.min() - 3, np.median(rows), VERTEBRAE[n - 1],
+                          ha="right", va="center", color="white", size=9)  # fmt: skip
     for axes, n in zip(np.atleast_1d(bottom.subplots(1, len(there))), there, strict=True):
         (z0, z1), (y0, y1), (x0, x1) = boxes[n]
         here = label_map[z0:z1] == n
@@ -67,6 +67,17 @@ def study_views(
         )
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
     return figure
+
+
+def _body_row(sagittal_labels: np.ndarray, there: list[int]) -> np.ndarray:
+    """The row (Y) through the bodies in each slice: middles of the front parts, straight lines between."""
+    slices, rows = [], []
+    for n in there:
+        zs, ys = np.nonzero(sagittal_labels == n)
+        front = ys < ys.min() + 0.35 * np.ptp(ys)
+        slices.append(zs[front].mean())
+        rows.append(ys[front].mean())
+    return np.interp(np.arange(len(sagittal_labels)), slices, rows).round().astype(int)
 
 
 def _draw(axes: Axes, plane_hu: np.ndarray, broken: np.ndarray, aspect: float) -> None:

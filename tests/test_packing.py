@@ -87,6 +87,8 @@ def test_bad_input_is_refused_by_name():
     volume, label_map = volume_with_block()
     with pytest.raises(ValueError, match=r"Label 1 has no voxel in the label map; found \[0, 3\]"):
         pack_vertebra(volume, label_map, SPACING, "C1", PackConfig())
+    with pytest.raises(ValueError, match=r"one of C1, .* found 'C9'"):
+        pack_vertebra(volume, label_map, SPACING, "C9", PackConfig())
     with pytest.raises(ValueError, match="must be 3-D and alike"):
         pack_vertebra(volume[1:], label_map, SPACING, "C3", PackConfig())
     with pytest.raises(ValueError, match="three positive lengths"):
