@@ -132,8 +132,11 @@ class TestOutputs:
         notebook = read(name)
         assert notebook.metadata == runner.METADATA
         assert [cell.metadata for cell in notebook.cells if set(cell.metadata) - {"tags"}] == []
-        texts = json.dumps([cell.outputs for cell in code(notebook)])
-        assert re.findall(r"[^\" ]* at 0x[0-9a-f]+", texts) == []
+        outputs = [output for cell in code(notebook) for output in cell.outputs]
+        for output in outputs:
+            output.get("data", {}).pop("image/png", None)
+        texts = json.dumps(outputs)
+        assert re.findall(r" at 0x[0-9a-f]+", texts) == []
         assert re.findall(r"(?<![\w.])/(?:home|Users|root|tmp|work)/[^\" ]*", texts) == []
 
 
