@@ -28,18 +28,20 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-PEAK_MEMORY = """
+COST = """
 import resource, sys
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on macOS bytes
-print(peak / 1024 / (1024 if sys.platform == "darwin" else 1))
+used = resource.getrusage(resource.RUSAGE_SELF)
+unit = 1024**2 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+print(used.ru_utime + used.ru_stime, used.ru_maxrss / unit)
 """
 
 
 class Run(NamedTuple):
-    """What one notebook took: wall-clock time, and the largest resident memory of its kernel."""
+    """What one notebook took: wall-clock time, CPU time and largest resident memory of its kernel."""
 
     name: str
     seconds: float
+    cpu_seconds: float
     peak_mib: float
 
 
@@ -161,7 +163,7 @@ def execute(path: Path, parameters: dict[str, object] | None = None, *, out: Pat
             except DeadKernelError as error:
                 raise RuntimeError(f"{path.stem}: the kernel died, often for want of memory.") from error
         seconds = time.perf_counter() - start
-        notebook.cells.append(nbformat.v4.new_code_cell(PEAK_MEMORY))
+        notebook.cells.append(nbformat.v4.new_code_cell(COST))
         client.execute_cell(notebook.cells[-1], len(notebook.cells) - 1, store_history=False)
         probe = notebook.cells.pop()
     if found := complaints(notebook):
@@ -170,16 +172,20 @@ def execute(path: Path, parameters: dict[str, object] | None = None, *, out: Pat
     out = out or path
     out.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, out)
-    return Run(path.stem, seconds, float(probe.outputs[0].text))
+    return Run(path.stem, seconds, *map(float, probe.outputs[0].text.split()))
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Seconds and memory of each notebook, and of all."""
-    rows = [*runs, Run("all", sum(run.seconds for run in runs), max(run.peak_mib for run in runs))]
+    """Seconds, CPU seconds and memory of each notebook, and of all."""
+    _, seconds, cpu_seconds, peaks = zip(*runs, strict=True)
+    rows = [*runs, Run("all", sum(seconds), sum(cpu_seconds), max(peaks))]
     width = max(len(run.name) for run in rows)
     return "\n".join(
-        [f"{'notebook':{width}}  {'seconds':>8}  {'peak MiB':>8}"]
-        + [f"{run.name:{width}}  {run.seconds:8.1f}  {run.peak_mib:8.0f}" for run in rows]
+        [f"{'notebook':{width}}  {'seconds':>8}  {'CPU s':>8}  {'peak MiB':>8}"]
+        + [
+            f"{run.name:{width}}  {run.seconds:8.1f}  {run.cpu_seconds:8.1f}  {run.peak_mib:8.0f}"
+            for run in rows
+        ]
     )
 
 

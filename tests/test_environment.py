@@ -110,6 +110,8 @@ def test_file_tree_in_the_readme_names_every_module_and_notebook():
     readme = (ROOT / "README.md").read_text()
     files = [*(ROOT / "cspine_helpers").glob("*.py"), *(ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")]
     assert sorted(path.name for path in files if path.name not in readme) == []
+    named = re.findall(r"^ *(\w+(?:\.py|/))  ", readme, re.MULTILINE)
+    assert sorted(name for name in set(named) if named.count(name) > 1) == []
 
 
 def test_pictures_in_the_readme_exist():

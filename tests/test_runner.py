@@ -33,6 +33,7 @@ def test_rendering_in_place_twice_gives_the_same_bytes(notebook):
     assert texts(path) == ["once\nmore\n", f"{path.parent.name}\n"]
     assert run.name == "01_tiny"
     assert 10 < run.peak_mib < 2000
+    assert 0 < run.cpu_seconds < 60
     cells = nbformat.read(path, as_version=4).cells
     assert [cell.execution_count for cell in cells] == [1, 2, 3]
     assert [cell.id for cell in cells] == ["p", "c0", "c1"]
@@ -111,7 +112,7 @@ def test_command_line_prints_a_table_and_stops_with_one_sentence(tmp_path, monke
         if path.stem == "02_bad":
             raise RuntimeError("02_bad, cell 2: ValueError: no")
         calls.append((path.name, parameters, out.relative_to(tmp_path).as_posix()))
-        return runner.Run(path.stem, 1.0, 100.0)
+        return runner.Run(path.stem, 1.0, 0.5, 100.0)
 
     monkeypatch.setattr(runner, "FOLDER", tmp_path)
     monkeypatch.setattr(runner, "series", lambda numbers: [tmp_path / f"{name}.ipynb" for name in numbers])
