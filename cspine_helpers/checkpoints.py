@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.model import FractureClassifier, ModelConfig
-from cspine_helpers.paths import atomic_path, listing
+from cspine_helpers.paths import atomic_path, listing, sha256_of
 
 FORMAT = 1  # of run.json and the weights' names; rises when older runs can no longer be read
 RECORD = "run.json"
@@ -51,9 +51,13 @@ def save_weights(folder: str | Path, model: FractureClassifier, name: str = WEIG
 
 
 def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
-    """Write `run.json` in one step; `"format"` is added.
+    """Write `run.json` in one step; `"format"` and `"weights_sha256"` are added.
+
+    The second is that of `model.safetensors`, so write the weights first. After a stop between the two,
+    the old record stands beside new weights, and `load_run` notices.
 
     Raises:
+        FileNotFoundError: there are no weights to describe.
         ValueError: the record holds NaN or infinity, which JSON does not have; names each place.
     """
     numbers = _not_finite(record)
@@ -61,8 +65,14 @@ def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
         raise ValueError(
             f"A run's record has no NaN or infinity; found at {listing(numbers)}. Leave them out."
         )
-    path = Path(folder) / RECORD
-    text = json.dumps({"format": FORMAT, **record}, indent=2, default=_plain, ensure_ascii=False)
+    path, weights = Path(folder) / RECORD, Path(folder) / f"{WEIGHTS}.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights} is missing; save_weights(...) comes before write_record(...).")
+    added = {
+        "format": FORMAT,
+        "weights_sha256": sha256_of(weights),
+    }  # first in the file, and not the caller's
+    text = json.dumps({**added, **record, **added}, indent=2, default=_plain, ensure_ascii=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return path
@@ -106,7 +116,15 @@ def load_run(folder: str | Path) -> Run:
     with torch.random.fork_rng(devices=[]):
         model = FractureClassifier(replace(config, pretrained=False, pretrained_file=None))
     model.config = config
-    _load_weights(folder / f"{WEIGHTS}.safetensors", model)
+    weights = folder / f"{WEIGHTS}.safetensors"
+    _load_weights(weights, model)
+    stored, found = record.get("weights_sha256"), sha256_of(weights)
+    if stored != found:
+        raise ValueError(
+            f"{weights} is not the file that {RECORD} describes: its SHA-256 is {found}, {RECORD} says "
+            f"{stored or 'nothing'} (weights_sha256); one was exchanged, or training was stopped between the "
+            "two. Put back the two files of one run, or train again."
+        )
     return Run(folder, model.eval(), config, threshold, record)
 
 
@@ -164,9 +182,8 @@ def _load_weights(path: Path, model: FractureClassifier) -> None:
         if theirs != ours:
             problems.append(f"{name} is {theirs}, not {ours}")
     if problems:
-        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ValueError(
-            f"{path} does not fit {RECORD} beside it: {'; '.join(problems[:10])}{more}. "
+            f"{path} does not fit {RECORD} beside it: {'; '.join(problems)}. "
             "Put back the two files of one run, or train again."
         )
     model.load_state_dict(tensors)

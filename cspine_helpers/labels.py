@@ -87,7 +87,11 @@ def validate_labels(table: pd.DataFrame, *, what: str = "The label table") -> pd
 
 
 def refuse(problems: Iterable[str], *, what: str) -> None:
-    """Raise one ValueError that lists all `problems`; do nothing where there are none."""
+    """Do nothing where there are no `problems`.
+
+    Raises:
+        ValueError: one that lists them all.
+    """
     if found := list(problems):
         lines = "\n".join(f"- {problem}" for problem in found)
         raise ValueError(f"{what} is refused. Correct it and read it again:\n{lines}")
@@ -205,7 +209,12 @@ def prevalence(table: pd.DataFrame) -> pd.DataFrame:
 
     Source: Wilson, J Am Stat Assoc 22 (1927) 209-212. Unlike p ± 2 standard errors it stays in [0, 1]
     and keeps its coverage for rare targets.
+
+    Raises:
+        ValueError: the table has no rows.
     """
+    if table.empty:
+        raise ValueError("The label table has no rows; a prevalence needs one study or more.")
     positives = table[list(TARGETS)].to_numpy().sum(axis=0)
     total = len(table)
     p, z2 = positives / total, _Z_95**2

@@ -37,7 +37,11 @@ _REMEDY = "Make them anew (the built-in cohort: make cohort), or drop the studie
 
 
 def sequence_path(folder: str | Path, uid: str, vertebra: str) -> Path:
-    """Path of one packed sequence, `<folder>/<uid>_<c>.npy` with c = 1…7; the file need not exist."""
+    """Path of one packed sequence, `<folder>/<uid>_<c>.npy` with c = 1…7; the file need not exist.
+
+    Raises:
+        ValueError: the UID cannot be a file name, or the vertebra is none of C1 … C7.
+    """
     check_uids([uid])
     if vertebra not in VERTEBRAE:
         raise ValueError(f"A vertebra is one of {', '.join(VERTEBRAE)}; found {vertebra!r}.")
@@ -61,6 +65,7 @@ def write_sequence(folder: str | Path, uid: str, vertebra: str, array: np.ndarra
     """
     path = sequence_path(folder, uid, vertebra)
     try:
+        array = np.asarray(array)
         _check_shape(array.shape, None, None)
         array = _as_uint8(array)
         _check_mask(array)
@@ -124,7 +129,7 @@ def check_sequences(
     if bad:
         raise ValueError(
             f"{len(bad)} of {len(samples)} packed sequences in {folder} cannot be used: "
-            f"{'; '.join(bad[:10])}{f' and {len(bad) - 10} more' if len(bad) > 10 else ''}. {_REMEDY}"
+            f"{'; '.join(bad)}. {_REMEDY}"
         )
 
 
@@ -247,6 +252,9 @@ def slice_truth_array(text: object, slices: int) -> np.ndarray:
     Args:
         text: `slice_truth` of a manifest row; NaN, None or "" means unknown.
         slices: T.
+
+    Raises:
+        ValueError: the text has another length than `slices`, or other characters.
     """
     if pd.isna(text) or text == "":  # type: ignore[call-overload]
         return np.full(slices, np.nan, dtype=np.float32)

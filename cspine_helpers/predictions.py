@@ -99,8 +99,8 @@ def from_wide(
         missing: what happens to studies that `wide`, `labels` and the split table do not all hold.
 
     Raises:
-        ValueError: names the studies that are not in every table (unless `missing="drop"`), or the table
-            breaks the schema.
+        ValueError: names the studies that are not in every table (unless `missing="drop"`), the tables
+            have no study in common, or the table breaks the schema.
     """
     if missing not in ("raise", "drop"):
         raise ValueError(f"missing is 'raise' or 'drop'; found {missing!r}.")
@@ -140,4 +140,9 @@ def _common_studies(tables: dict[str, pd.DataFrame], *, drop: bool) -> set[str]:
             if every != held
         ]
         raise ValueError("; ".join(gaps) + '. Add them, or leave them out with missing="drop".')
+    if not common:
+        raise ValueError(
+            f"No study in common: {', '.join(studies)} share no {UID}. Check that they are of one data set, "
+            "and that UIDs were read as text."
+        )
     return common

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,6 @@ from cspine_helpers.labels import (
 from cspine_helpers.paths import atomic_path, listing, sha256_of
 
 SPLITS = ("train", "validation", "test")
-COLUMNS = (UID, "split")
 
 
 def split_patients(
@@ -36,7 +36,8 @@ def split_patients(
         seed: decides which of the studies with the same labels go where.
 
     Raises:
-        ValueError: the fractions are no shares, or a split would stay empty.
+        ValueError: the fractions are no shares, the seed is below 0 or not whole, or a split would stay
+            empty.
     """
     shares = np.asarray(fractions, dtype=float)
     if shares.shape != (len(SPLITS),) or not (shares > 0).all() or not np.isclose(shares.sum(), 1):
@@ -50,7 +51,8 @@ def k_folds(table: pd.DataFrame, *, folds: int = 5, seed: int = 0) -> pd.DataFra
     """Each study's fold 0 … folds - 1, stratified as in `split_patients`: StudyInstanceUID, fold.
 
     Raises:
-        ValueError: there are fewer than two folds, or fewer studies than folds.
+        ValueError: there are fewer than two folds, fewer studies than folds, or the seed is below 0 or not
+            whole.
     """
     if folds < 2:
         raise ValueError(f"folds is 2 or more; found {folds}.")
@@ -60,6 +62,8 @@ def k_folds(table: pd.DataFrame, *, folds: int = 5, seed: int = 0) -> pd.DataFra
 def _assign(
     table: pd.DataFrame, shares: np.ndarray, names: np.ndarray, seed: int, column: str
 ) -> pd.DataFrame:
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed is a whole number from 0; found {seed!r}.")
     ordered = validate_labels(table).sort_values(UID, ignore_index=True)
     parts = _stratify(ordered[list(VERTEBRAE)].to_numpy(), shares, np.random.default_rng(seed))
     empty = [str(names[part]) for part in range(len(shares)) if not (parts == part).any()]
@@ -150,56 +154,70 @@ def largest_gap(table: pd.DataFrame, split: pd.DataFrame) -> float:
     return float((by_target.max() - by_target.min()).max())
 
 
+def _column(split: pd.DataFrame) -> str:
+    """Where the table says which part a study belongs to: `split`, or `fold` in a table of folds."""
+    for column in ("split", "fold"):
+        if column in split.columns:
+            return column
+    raise ValueError(f"A split has the column 'split' or 'fold'; found {listing(split.columns)}.")
+
+
 def check_leakage(split: pd.DataFrame) -> None:
-    """Refuse a split in which a study stands in two splits, or twice in one.
+    """Refuse a split (or folds) in which a study stands in two splits (folds), or twice in one.
 
     Raises:
         ValueError: names every such study.
     """
+    column = _column(split)
     twice = split[UID].duplicated(keep=False)
     if not twice.any():
         return
-    places = split[twice].groupby(UID, sort=True)["split"].agg(", ".join)
+    places = split[twice].astype({column: str}).groupby(UID, dropna=False)[column].agg(", ".join)
     named = listing(f"{uid} ({where})" for uid, where in places.items())
     raise ValueError(
-        f"A study belongs to one split, once; these do not ({len(places)}): {named}. "
-        "Make the split again with notebook 02."
+        f"A study belongs to one {column}, once; these do not ({len(places)}): {named}. "
+        f"Make the {'split' if column == 'split' else 'folds'} again with notebook 02."
     )
 
 
-def studies_of(split: pd.DataFrame, name: str) -> list[str]:
-    """UIDs of the studies in the split of this name, in the table's order.
+def studies_of(split: pd.DataFrame, name: str | int) -> list[str]:
+    """UIDs of the studies in the split of this name (or in this fold), in the table's order.
 
     Raises:
         ValueError: the split has no such name, or none of its studies.
     """
-    chosen = split[UID][split["split"] == name].tolist()
+    column = _column(split)
+    chosen = split[UID][split[column] == name].tolist()
     if not chosen:
-        found = listing(sorted(split["split"].unique()))
+        found = listing(sorted(split[column].unique()))
         raise ValueError(f"The split holds no studies of {name!r}; found {found}.")
     return chosen
 
 
 def split_hash(split: pd.DataFrame) -> str:
     """SHA-256 of which study is where, whatever the order of rows: that of the file `write_split` writes."""
-    rows = split[list(COLUMNS)].sort_values(UID)
+    rows = split[[UID, _column(split)]].sort_values(UID)
     return hashlib.sha256(rows.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
 def validate_split(split: pd.DataFrame, *, table: pd.DataFrame | None = None) -> None:
     """Refuse a split with bad UIDs, unknown names or leaks, or (given labels) other studies than `table`.
 
+    Splits are called train, validation and test; folds are numbered from 0, without a gap.
+
     Raises:
         ValueError: names every offender.
     """
     check_leakage(split)
+    column = _column(split)
     problems = list(uid_problems(split[UID]))
-    odd = ~split["split"].isin(SPLITS)
+    if column == "split":
+        rule, odd = f"splits are called {', '.join(SPLITS)}", ~split[column].isin(SPLITS)
+    else:
+        rule, odd = "folds are 0 … k - 1, two or more, without a gap", _outside_folds(split[column])
     if odd.any():
-        cells = listing(
-            f"{uid}: {name}" for uid, name in split.loc[odd, list(COLUMNS)].itertuples(index=False)
-        )
-        problems.append(f"splits are called {', '.join(SPLITS)}; others ({odd.sum()}): {cells}")
+        named = (f"{uid}: {name}" for uid, name in zip(split[UID][odd], split[column][odd], strict=True))
+        problems.append(f"{rule}; others ({odd.sum()}): {listing(named)}")
     if table is not None:
         for name, here, there in (("label table", split, table), ("split", table, split)):
             gone = here[UID][~here[UID].isin(there[UID])]
@@ -208,24 +226,34 @@ def validate_split(split: pd.DataFrame, *, table: pd.DataFrame | None = None) ->
     refuse(problems, what="The split")
 
 
+def _outside_folds(folds: pd.Series) -> pd.Series:
+    """Which values are none of 0 … k - 1, k being how many different values there are (2 at least)."""
+    whole = folds.map(lambda fold: isinstance(fold, int | np.integer) and not isinstance(fold, bool))
+    inside = pd.to_numeric(folds, errors="coerce").between(0, folds.nunique() - 1)
+    return ~(inside & whole.astype(bool)) | (folds.nunique() < 2)
+
+
 def write_split(split: pd.DataFrame, path: str | Path) -> None:
-    """Check the split and write it, and its SHA-256 beside it in the form `sha256sum --check` reads."""
+    """Check the split (or folds) and write it, with its SHA-256 beside it as `sha256sum --check` reads it."""
     validate_split(split)
     path = Path(path)
-    write_table(split[list(COLUMNS)].sort_values(UID), path)
+    write_table(split[[UID, _column(split)]].sort_values(UID), path)
     with atomic_path(_sidecar(path)) as temporary:
         temporary.write_text(f"{sha256_of(path)}  {path.name}\n", encoding="utf-8")
 
 
-def read_split(path: str | Path, table: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The split of a file, checked against its hash and, where given, against the label table.
+def read_split(
+    path: str | Path, table: pd.DataFrame | None = None, *, column: Literal["split", "fold"] = "split"
+) -> pd.DataFrame:
+    """The split of a file (folds with `column="fold"`), checked against its hash and, given it, `table`.
 
     Raises:
         FileNotFoundError: the split or its hash is not there.
         ValueError: the file was changed after it was written, or breaks a rule; offenders are named.
     """
     path = Path(path)
-    split = read_table(path, COLUMNS, what="split", source="Notebook 02 makes it.")
+    what = "split" if column == "split" else "table of folds"
+    split = read_table(path, (UID, column), what=what, source="Notebook 02 makes it.")
     sidecar = _sidecar(path)
     if not sidecar.is_file():
         raise FileNotFoundError(f"No {sidecar.name} beside {path}. Make the split again with notebook 02.")

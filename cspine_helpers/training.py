@@ -26,7 +26,6 @@ from cspine_helpers.packed import check_sequences
 from cspine_helpers.paths import listing
 from cspine_helpers.pretraining import pretrain
 from cspine_helpers.recipe import Loss, TrainConfig, best_epoch, learning_rate
-from cspine_helpers.recipe import preset as preset
 
 LAST = "last"  # the last complete epoch's weights are in last.safetensors
 _FILES = (RECORD, "history.csv", f"{WEIGHTS}.safetensors", f"{LAST}.safetensors")
@@ -57,8 +56,9 @@ def train(
     """Train on a cohort's training split, and keep the epoch that is best on its validation split.
 
     After every epoch the run folder holds the whole history, the last epoch's weights
-    (`last.safetensors`), the best epoch's (`model.safetensors`) and the record (`run.json`): stopped at any
-    time, it is a usable run. Seeds torch's global generator.
+    (`last.safetensors`), the best epoch's (`model.safetensors`) and the record (`run.json`): stopped in a
+    later epoch, it is a usable run. A stop between the writing of the best weights and of their record is
+    noticed by `checkpoints.load_run`. Seeds torch's global generator.
 
     Args:
         cohort_folder: holds `train.csv`, `split.csv` and `packed/`.
@@ -147,11 +147,11 @@ def train(
             record = {"decision": asdict(decision), "metrics": {"validation": metrics}, "best_epoch": best}
         if accelerator.is_main_process:
             plain = accelerator.unwrap_model(network)
-            save_weights(folder, plain, LAST)
-            if best == epoch:
-                save_weights(folder, plain)
             write_table(history, folder / "history.csv")
+            save_weights(folder, plain, LAST)
             seconds = time.perf_counter() - start
+            if best == epoch:
+                save_weights(folder, plain)  # right before the record that holds their hash
             write_record(
                 folder,
                 {

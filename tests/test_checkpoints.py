@@ -1,8 +1,11 @@
+import hashlib
 import json
 import pickle
 import re
+import statistics
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from cspine_helpers import checkpoints
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.model import FractureClassifier, ModelConfig
 
+BUILTIN = Path(__file__).parents[1] / "checkpoints" / "builtin"
 CONFIG = replace(ModelConfig.small(), slices=3, size=32, feature_stride=4, lstm_hidden=4)
 
 
@@ -69,14 +73,13 @@ def test_a_run_of_pretrained_weights_loads_without_them(tmp_path):
     assert found.threshold is None
 
 
-def test_the_small_run_loads_within_a_second(tmp_path):
-    config = ModelConfig.small()
-    checkpoints.save_weights(tmp_path, FractureClassifier(config))
-    record = {"model": asdict(config), "classes": list(VERTEBRAE), "decision": {"threshold": 0.5}}
-    checkpoints.write_record(tmp_path, record)
-    start = time.process_time()
-    checkpoints.load_run(tmp_path)
-    assert time.process_time() - start < 1
+def test_the_cached_run_loads_within_a_second_of_cpu_time():
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        assert checkpoints.load_run(BUILTIN).threshold > 0
+        seconds.append(time.process_time() - start)
+    assert statistics.median(seconds) <= 1
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path, model):
@@ -85,15 +88,62 @@ def test_saving_twice_gives_the_same_bytes(tmp_path, model):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.safetensors", "model.safetensors"]
 
 
-def test_the_record_is_readable_json_and_takes_numpy_numbers(tmp_path):
+def test_the_record_is_readable_json_and_takes_numpy_numbers(tmp_path, model):
+    weights = checkpoints.save_weights(tmp_path, model)
     record = {"metrics": {"recall": np.float64(0.5), "n": np.int64(3)}, "note": "C1 – C7"}
     path = checkpoints.write_record(tmp_path, record)
     assert "C1 – C7" in path.read_text(encoding="utf-8")
     assert checkpoints.read_record(tmp_path) == {
         "format": 1,
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "metrics": {"recall": 0.5, "n": 3},
         "note": "C1 – C7",
     }
+
+
+def test_a_record_read_and_written_again_keeps_its_bytes():
+    """The committed record is as `write_record` makes it, and describes the weights beside it."""
+    folder, record = BUILTIN, checkpoints.read_record(BUILTIN)
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    assert (folder / "run.json").read_text(encoding="utf-8") == text
+    assert list(record)[:2] == ["format", "weights_sha256"]
+    assert record["weights_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_record_describes_the_weights_beside_it_and_needs_them(tmp_path, model):
+    with pytest.raises(FileNotFoundError, match=r"save_weights\(\.\.\.\) comes before"):
+        checkpoints.write_record(tmp_path, {})
+    weights = checkpoints.save_weights(tmp_path, model)
+    checkpoints.write_record(tmp_path, {"weights_sha256": "another run's"})
+    found = checkpoints.read_record(tmp_path)["weights_sha256"]
+    assert found == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def test_weights_of_another_run_with_the_same_config_are_refused(run, model):
+    before = (run / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        model.head.bias.add_(1)
+    checkpoints.save_weights(run, model)
+    found, stored = (
+        hashlib.sha256(b).hexdigest() for b in ((run / "model.safetensors").read_bytes(), before)
+    )
+    message = rf"SHA-256 is {found}, run\.json says {stored} .*Put back the two files of one run, or train"
+    with pytest.raises(ValueError, match=message):
+        checkpoints.load_run(run)
+    (run / "model.safetensors").write_bytes(before)
+    checkpoints.load_run(run)
+
+
+@pytest.mark.parametrize("value", [None, "", 7])
+def test_a_record_that_names_no_weights_is_refused(run, value):
+    edit(run, weights_sha256=value)
+    with pytest.raises(ValueError, match=rf"run\.json says {value or 'nothing'} \(weights_sha256\)"):
+        checkpoints.load_run(run)
+    record = json.loads((run / "run.json").read_text())
+    del record["weights_sha256"]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"run\.json says nothing \(weights_sha256\)"):
+        checkpoints.load_run(run)
 
 
 def test_a_record_without_json_is_refused_and_the_old_one_stays(run):
@@ -157,7 +207,7 @@ def test_a_damaged_record_is_refused(run, text):
             lambda tensors: tensors.update({"head.bias": torch.zeros(1, dtype=torch.float16)}),
             r"head.bias is float16 \(1,\), not float32 \(1,\)",
         ),
-        (lambda tensors: tensors.clear(), r"and \d+ more"),
+        (lambda tensors: tensors.clear(), r"conv_stem.*head\.weight is missing; head\.bias is missing"),
     ],
 )
 def test_other_tensors_are_refused(run, change, message):

@@ -175,6 +175,11 @@ def test_intervals_are_those_of_scipy(patterns):
         assert (row.low, row.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
 
 
+def test_an_empty_table_has_no_prevalence(table):
+    with pytest.raises(ValueError, match="no rows; a prevalence needs one study"):
+        labels.prevalence(table[:0])
+
+
 def test_expanding_gives_each_vertebra_of_the_asked_studies_in_their_order(table):
     samples = labels.expand(table, ["1.2.840.3", "1.2.840.1"])
     assert samples.columns.tolist() == [UID, "vertebra", "label"]

@@ -163,10 +163,19 @@ def test_the_check_lists_all_bad_files_at_once(tmp_path, array):
     check_sequences(tmp_path, samples.iloc[:1], slices=5, size=32)
 
 
-def test_a_long_list_of_bad_files_is_shortened_but_counted(tmp_path):
-    samples = pd.DataFrame({UID: [f"1.{i}" for i in range(14)], "vertebra": "C1"})
-    with pytest.raises(ValueError, match=r"14 of 14 .* and 4 more"):
+def test_a_long_list_of_bad_files_is_counted_and_names_each_of_them(tmp_path):
+    samples = pd.DataFrame({UID: [f"1.{i}" for i in range(140)], "vertebra": "C1"})
+    with pytest.raises(ValueError, match="140 of 140") as error:
         check_sequences(tmp_path, samples)
+    assert [uid for uid in samples[UID] if f"{uid}_1.npy (missing)" not in str(error.value)] == []
+
+
+def test_lists_are_written_like_arrays_or_refused_with_a_reason(tmp_path, array):
+    path = write_sequence(tmp_path, UID_1, "C1", (array / 255).tolist())
+    assert np.array_equal(open_sequence(path), array)
+    for value in (array.tolist(), [[1.0], [1.0, 2.0]], [], None, "text"):
+        with pytest.raises(ValueError, match=r"1\.2\.3_2\.npy was not written: "):
+            write_sequence(tmp_path, UID_1, "C2", value)
 
 
 def manifest() -> pd.DataFrame:

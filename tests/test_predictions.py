@@ -117,6 +117,15 @@ def test_studies_that_not_every_table_holds_are_named_or_dropped_when_asked(wide
     assert from_wide(wide, label_table, split, missing="drop")[UID].unique().tolist() == ["1.1", "1.2"]
 
 
+def test_tables_without_a_common_study_are_refused(wide, label_table):
+    other = pd.DataFrame({UID: ["2.1", "2.2"], "split": "test"})
+    names = "the wide table, the label table, the split"
+    with pytest.raises(ValueError, match=f"No study in common: {names} share no StudyInstanceUID"):
+        from_wide(wide, label_table, other, missing="drop")
+    with pytest.raises(ValueError, match="No study in common"):
+        from_wide(wide[:0], label_table[:0], "test")
+
+
 def test_a_wide_table_without_columns_or_with_a_study_twice_is_refused(wide, label_table):
     with pytest.raises(ValueError, match=r"wide table lacks .*'C7'"):
         from_wide(wide.drop(columns="C7"), label_table, "test")

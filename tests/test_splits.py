@@ -66,6 +66,13 @@ def test_fractions_that_are_no_shares_are_refused(fractions):
         splits.split_patients(random_table(20), fractions=fractions)
 
 
+@pytest.mark.parametrize("seed", [-1, 0.5, "a", None])
+def test_a_seed_that_is_no_whole_number_from_zero_is_refused(seed):
+    for deal in (splits.split_patients, splits.k_folds):
+        with pytest.raises(ValueError, match=f"seed is a whole number from 0; found {seed!r}"):
+            deal(random_table(20), seed=seed)
+
+
 def test_too_few_studies_for_the_parts_are_refused_naming_the_empty_ones():
     with pytest.raises(ValueError, match="2 studies are too few: nothing is left for split '"):
         splits.split_patients(random_table(2))
@@ -128,6 +135,74 @@ def test_a_split_comes_back_from_its_file_and_opens_with_plain_pandas(split, tmp
     table = random_table(50)
     pd.testing.assert_frame_equal(splits.read_split(tmp_path / "split.csv", table), split)
     assert pd.read_csv(tmp_path / "split.csv").columns.tolist() == ["StudyInstanceUID", "split"]
+
+
+@pytest.fixture
+def folds():
+    return splits.k_folds(random_table(50), folds=4)
+
+
+def test_folds_come_back_from_their_file_with_the_hash_of_their_content(folds, tmp_path):
+    path = tmp_path / "folds.csv"
+    splits.write_split(folds.sample(frac=1, random_state=0), path)
+    table = random_table(50)
+    pd.testing.assert_frame_equal(splits.read_split(path, table, column="fold"), folds)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (tmp_path / "folds.csv.sha256").read_text() == f"{digest}  folds.csv\n"
+    assert splits.split_hash(folds) == digest
+    assert splits.split_hash(folds.assign(fold=folds["fold"].iloc[::-1].to_numpy())) != digest
+    assert splits.studies_of(folds, 3) == folds[UID][folds["fold"] == 3].tolist()
+    with pytest.raises(ValueError, match="no studies of 4; found 0, 1, 2, 3"):
+        splits.studies_of(folds, 4)
+
+
+def test_edited_folds_are_noticed_and_a_split_is_not_read_as_folds(folds, split, tmp_path):
+    path = tmp_path / "folds.csv"
+    with pytest.raises(FileNotFoundError, match=r"No table of folds at .*Notebook 02"):
+        splits.read_split(path, column="fold")
+    splits.write_split(folds, path)
+    with pytest.raises(ValueError, match=r"lacks the column\(s\) 'split'"):
+        splits.read_split(path)
+    with pytest.raises(ValueError, match=r"not in the label table \(1\): '1.2.840.50'"):
+        splits.read_split(path, random_table(49), column="fold")
+    path.write_text(path.read_text().replace(",3\n", ",2\n", 1))
+    with pytest.raises(ValueError, match="not the file that was written"):
+        splits.read_split(path, column="fold")
+    splits.write_split(split, path)
+    with pytest.raises(ValueError, match=r"lacks the column\(s\) 'fold'"):
+        splits.read_split(path, column="fold")
+
+
+def test_a_study_in_two_folds_is_named_with_both(folds, tmp_path):
+    torn = pd.concat([folds, pd.DataFrame({UID: ["1.2.840.7"], "fold": [9]})])
+    fold = folds.set_index(UID).loc["1.2.840.7", "fold"]
+    with pytest.raises(ValueError, match=rf"one fold, once; .*\(1\): '1.2.840.7 \({fold}, 9\)'"):
+        splits.check_leakage(torn)
+    with pytest.raises(ValueError, match="one fold, once"):
+        splits.write_split(torn, tmp_path / "folds.csv")
+    splits.check_leakage(folds)
+    with pytest.raises(ValueError, match=f"column 'split' or 'fold'; found '{UID}'"):
+        splits.check_leakage(folds[[UID]])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "named"),
+    [
+        ([0, 1, 3], r"\(1\): '1.3: 3'"),
+        ([1, 2, 2], r"\(2\): '1.2: 2', '1.3: 2'"),
+        ([-1, 0, 1], r"\(1\): '1.1: -1'"),
+        ([0, 1, 0.5], r"\(3\): "),
+        ([0, 1, None], r"\(3\): "),
+        (["0", "1", "a"], r"\(3\): "),
+        ([0, 0, 0], r"\(3\): "),
+        ([True, False, True], r"\(3\): "),
+    ],
+)
+def test_folds_that_are_not_numbered_from_zero_cannot_be_written(numbers, named, tmp_path):
+    folds = pd.DataFrame({UID: ["1.1", "1.2", "1.3"], "fold": numbers})
+    with pytest.raises(ValueError, match=rf"folds are 0 … k - 1, two or more, without a gap; others {named}"):
+        splits.write_split(folds, tmp_path / "folds.csv")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_hash_is_that_of_the_file_in_the_form_of_sha256sum(split, tmp_path):

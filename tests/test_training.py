@@ -16,9 +16,10 @@ from cspine_helpers.inference import predict
 from cspine_helpers.labels import UID, read_labels, write_labels
 from cspine_helpers.metrics import auroc, average_precision
 from cspine_helpers.packed import sequence_path
+from cspine_helpers.recipe import TrainConfig
 from cspine_helpers.training import set_aside, train
 
-CONFIG = training.TrainConfig(
+CONFIG = TrainConfig(
     epochs=2,
     batch_size=8,
     learning_rate=4e-3,
@@ -174,6 +175,23 @@ def fake_epochs(monkeypatch, recalls, average_precisions=None, losses=None):
 
     monkeypatch.setattr(training, "_train_epoch", train_epoch)
     monkeypatch.setattr(training, "_validate", validate)
+
+
+def test_stopping_between_the_weights_and_their_record_is_noticed(cohort, tmp_path, monkeypatch):
+    fake_epochs(monkeypatch, [0.5, 0.6])
+    real = training.write_record
+
+    def stop_at_second(folder, record):
+        if record["best_epoch"] == 2:
+            raise KeyboardInterrupt
+        return real(folder, record)
+
+    monkeypatch.setattr(training, "write_record", stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
+    assert read_record(tmp_path / "run")["best_epoch"] == 1
+    with pytest.raises(ValueError, match=r"not the file that run\.json describes.*training was stopped"):
+        load_run(tmp_path / "run")
 
 
 def test_training_stops_when_no_epoch_was_better_for_as_long_as_the_patience(cohort, tmp_path, monkeypatch):
