@@ -91,6 +91,18 @@ class LocalGrid:
         return ranges[0], ranges[1], ranges[2]
 
 
+def bounds(level: str) -> tuple[Point, Point]:
+    """Opposite corners (x, y, z, mm) of a box that holds a vertebra, its osteophytes and moved fragments."""
+    if level == "C1":
+        return (-44.0, -20.0, -13.0), (44.0, 39.0, 13.0)
+    d = DIMENSIONS[level]
+    _, b, h = d.body
+    above = 24.0 if level == "C2" else 9.0  # the dens
+    length, drop, _ = d.spinous
+    reach = d.transverse_x + 5.0
+    return (-reach, -b - 7.0, -h - above), (reach, d.arch_y + length + 9.0, h + max(drop, 5.0) + 7.0)
+
+
 def vertebra_distance(level: str, grid: LocalGrid) -> Array:
     """Signed distance (mm) to the surface of one vertebra on its grid, float32 of the grid's shape.
 

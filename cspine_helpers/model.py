@@ -169,7 +169,7 @@ class FractureClassifier(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """Features `(N, D)` of single slices, uint8 `(N, 6, H, W)`; `slice_head` scores them."""
         image = pixels[:, :INTENSITIES].to(torch.float32, memory_format=torch.channels_last)
-        image = image.mul_(2 / 255).sub_(1)  # [-1, 1]: mean and deviation 0.5, as this family was pretrained
+        image = image.mul_(2 / 255).sub_(1)  # [-1, 1]: mean and deviation 0.5, as the default was pretrained
         maps = self.backbone.forward_features(image)  # (N, D, H / stride, W / stride)
         pooled = [maps.mean((2, 3))]
         if self.config.pooling == "avgmax":
@@ -218,8 +218,10 @@ def _backbone(config: ModelConfig) -> tuple[Any, int]:
     if config.feature_stride == STRIDES[-1]:
         return backbone, backbone.num_features
     strides = [stage["reduction"] for stage in backbone.feature_info]
-    backbone.prune_intermediate_layers([strides.index(config.feature_stride)], prune_norm=True)
-    return backbone, backbone.num_features
+    stage = strides.index(config.feature_stride)
+    channels = backbone.feature_info[stage]["num_chs"]
+    backbone.prune_intermediate_layers([stage], prune_norm=True)
+    return backbone, channels
 
 
 def _mask_encoder(features: int) -> nn.Module:

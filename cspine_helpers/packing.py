@@ -92,9 +92,10 @@ def pack_vertebra(
     if len(spacing_mm) != 3 or min(spacing_mm) <= 0:
         raise ValueError(f"spacing_mm must hold three positive lengths (z, y, x); found {spacing_mm}.")
     z, y, x = bounding_box(label_map, VERTEBRAE.index(vertebra) + 1)
-    positions = np.linspace(z[0], z[1] - 1, config.slices).round().astype(int)
+    first, last = (z[0], z[1] - 1) if config.slices > 1 else ((z[0] + z[1]) // 2,) * 2
+    positions = np.linspace(first, last, config.slices).round().astype(int)
     (row0, row1), (column0, column1) = _square(y, x, spacing_mm, config.margin_mm)
-    last = volume_hu.shape[0] - 1
+    end = volume_hu.shape[0] - 1
     array = np.empty((config.slices, config.size, config.size, 2 * config.neighbours + 2), dtype=np.uint8)
     crop = (slice(max(row0, 0), row1), slice(max(column0, 0), column1))
     edges = [
@@ -104,7 +105,7 @@ def pack_vertebra(
     prepared: dict[int, np.ndarray] = {}  # neighbouring positions share slices
     for t, position in enumerate(positions):
         for k in range(-config.neighbours, config.neighbours + 1):
-            index = int(np.clip(position + k, 0, last))
+            index = int(np.clip(position + k, 0, end))
             if index not in prepared:
                 picture = to_uint8(volume_hu[index][crop], config.window_hu)
                 prepared[index] = _resize(np.pad(picture, edges), config.size)
@@ -156,6 +157,6 @@ def _square(
 
 
 def _resize(picture: np.ndarray, size: int) -> np.ndarray:
-    """To size × size: area average when shrinking (no aliasing), linear when growing."""
-    shrink = min(picture.shape) > size
+    """To size × size: area average where it shrinks (no aliasing), linear where it only grows."""
+    shrink = max(picture.shape) > size
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)

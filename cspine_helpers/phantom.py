@@ -23,6 +23,7 @@ from . import labels, packed, packing, paths
 from .packing import PackConfig
 from .rendering import Study, generator, render_study, study_uid
 
+MADE_BY = "cspine_helpers.phantom"
 MIN_FRACTURE_VOXELS = 6  # fewer in a slice cannot be seen, and do not make it a fractured slice
 
 
@@ -33,6 +34,11 @@ class CohortConfig:
     studies: int
     seed: int
     pack: PackConfig = field(default_factory=lambda: PackConfig(size=64, margin_mm=2.5))
+
+    def __post_init__(self) -> None:
+        """Refuse an empty cohort and a negative seed."""
+        if self.studies < 1 or self.seed < 0:
+            raise ValueError(f"A cohort has 1 study or more and a seed of 0 or more; found {self}.")
 
 
 COHORTS = {"builtin": CohortConfig(studies=360, seed=2022), "quick": CohortConfig(studies=30, seed=7)}
@@ -78,14 +84,11 @@ def make_cohort(folder: Path, config: CohortConfig, *, workers: int | None = Non
     import joblib  # here alone: notebooks that only look at a phantom need not wait for it
 
     record = _record(config)
-    if (folder / "cohort.json").exists():
+    if folder.exists():
+        _check_ours(folder)
         if json.loads((folder / "cohort.json").read_text()) == record:
             print(f"{folder.name}: {config.studies} studies are there already.")
             return
-    elif folder.exists():
-        raise FileExistsError(
-            f"{folder} exists and is no phantom cohort. Choose another cohort name, or move it."
-        )
     table = draw_labels(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
@@ -102,8 +105,25 @@ def make_cohort(folder: Path, config: CohortConfig, *, workers: int | None = Non
         labels.write_boxes(boxes, new / "train_bounding_boxes.csv")
         (new / "cohort.json").write_text(json.dumps(record, indent=2) + "\n")
         if folder.exists():
+            if (folder / "train.csv").read_bytes() == (new / "train.csv").read_bytes():
+                for split in folder.glob("split.csv*"):  # the same patients: their split stays
+                    split.rename(new / split.name)
             shutil.rmtree(folder)
         new.rename(folder)
+
+
+def _check_ours(folder: Path) -> None:
+    """Refuse to replace a folder that this module did not make, or that holds more than it made."""
+    made = {"cohort.json", "train.csv", "train_bounding_boxes.csv", "packed", "split.csv", "split.csv.sha256"}
+    record = folder / "cohort.json"
+    if not record.is_file() or json.loads(record.read_text()).get("made_by") != MADE_BY:
+        raise FileExistsError(
+            f"{folder} exists and is no phantom cohort. Choose another cohort name, or move it."
+        )
+    if strangers := sorted(path.name for path in folder.iterdir() if path.name not in made):
+        raise FileExistsError(
+            f"{folder} holds more than its cohort: {paths.listing(strangers)}. Move it elsewhere."
+        )
 
 
 def _make_study(
@@ -125,13 +145,14 @@ def study_of(folder: Path, uid: str) -> Study:
         raise FileNotFoundError(
             f"{folder} is no phantom cohort: it has no {record.name}. Its CT is not made here."
         )
-    table = labels.read_labels(folder / "train.csv")
-    found = np.flatnonzero(table[labels.UID] == uid)
-    if not found.size:
-        raise ValueError(f"{folder.name} has no study {uid!r}; its first is {table[labels.UID].iloc[0]}.")
-    index = int(found[0])
-    fractured = {vertebra: int(table[vertebra].iloc[index]) for vertebra in labels.VERTEBRAE}
-    return render_study(json.loads(record.read_text())["config"]["seed"], index, fractured)
+    seed = json.loads(record.read_text())["config"]["seed"]
+    table = labels.read_labels(folder / "train.csv").set_index(labels.UID)
+    number = uid.rpartition(".")[2]
+    if uid not in table.index or not number.isdigit() or study_uid(seed, int(number) - 1) != uid:
+        raise ValueError(f"{folder.name} has no phantom {uid!r}; its first study is {table.index[0]}.")
+    row = table.loc[[uid], list(labels.VERTEBRAE)].to_numpy()[0]
+    fractured = dict(zip(labels.VERTEBRAE, row.tolist(), strict=True))
+    return render_study(seed, int(number) - 1, fractured)
 
 
 def _record(config: CohortConfig) -> dict:
@@ -146,9 +167,7 @@ def _record(config: CohortConfig) -> dict:
         "rsna2022_fracture_patterns.csv",
     )
     code = {name: paths.sha256_of(here / name) for name in names}
-    return json.loads(
-        json.dumps({"made_by": "cspine_helpers.phantom", "config": asdict(config), "code": code})
-    )
+    return json.loads(json.dumps({"made_by": MADE_BY, "config": asdict(config), "code": code}))
 
 
 def pack_study(study: Study, folder: Path, config: PackConfig) -> list[dict]:

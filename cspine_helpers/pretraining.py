@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from cspine_helpers.dataset import SequenceDataset, loader_options
 from cspine_helpers.model import FractureClassifier
-from cspine_helpers.recipe import TrainConfig, learning_rate
+from cspine_helpers.recipe import TrainConfig, adamw, learning_rate
 
 
 class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -69,7 +69,7 @@ def pretrain(
         )
     model.to(accelerator.device).train()
     learned = [*model.backbone.parameters(), *model.mask_encoder.parameters(), *model.slice_head.parameters()]
-    optimizer = torch.optim.AdamW(learned, lr=config.slice_learning_rate, weight_decay=config.weight_decay)
+    optimizer = adamw(learned, config.slice_learning_rate, config.weight_decay)
     schedule = replace(
         config,
         epochs=config.slice_epochs,
@@ -82,11 +82,12 @@ def pretrain(
     bar = tqdm(range(config.slice_epochs), desc="slice epochs", leave=False, disable=quiet)
     for epoch in bar:
         sequences.set_epoch(epoch)
+        drawn = data.draw(epoch, config.seed)
         loader = DataLoader(
             data,
             batch_size=config.slice_batch_size,
-            sampler=data.draw(epoch, config.seed),
-            drop_last=True,
+            sampler=drawn,
+            drop_last=len(drawn) > config.slice_batch_size,  # a last batch of one would upset BatchNorm
             **loader_options(config.workers, config.seed),
         )
         total = 0.0
@@ -101,6 +102,6 @@ def pretrain(
             torch.nn.utils.clip_grad_norm_(learned, config.clip_norm)
             optimizer.step()
             total += loss.item()
-        losses.append(total / max(len(loader), 1))
+        losses.append(total / len(loader))
         bar.set_postfix(loss=losses[-1])
     return losses

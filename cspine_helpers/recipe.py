@@ -1,13 +1,14 @@
 """The recipe of a training: its settings, its loss, its learning rate, and which epoch it keeps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from cspine_helpers.dataset import AugmentConfig, Sampling
 from cspine_helpers.labels import VERTEBRAE
@@ -72,19 +73,26 @@ class TrainConfig:
         rules: dict[str, tuple[Callable[[Any], bool], str]] = {
             **dict.fromkeys(
                 ("epochs", "batch_size", "accumulate", "patience", "slice_batch_size"),
-                (lambda n: n >= 1, "1 or more"),
+                (lambda n: isinstance(n, int) and n >= 1, "a whole number, 1 or more"),
             ),
             **dict.fromkeys(
-                ("learning_rate", "slice_learning_rate", "clip_norm"), (lambda x: x > 0, "above 0")
+                ("slice_epochs", "workers", "seed"),
+                (lambda n: isinstance(n, int) and n >= 0, "a whole number, 0 or more"),
             ),
             **dict.fromkeys(
-                ("weight_decay", "slice_weight", "slice_epochs", "workers"), (lambda x: x >= 0, "0 or more")
+                ("learning_rate", "slice_learning_rate", "clip_norm"),
+                (lambda x: 0 < x < math.inf, "above 0, finite"),
             ),
-            "seed": (lambda x: x >= 0, "0 or more"),
+            **dict.fromkeys(
+                ("weight_decay", "slice_weight"), (lambda x: 0 <= x < math.inf, "0 or more, finite")
+            ),
             "warmup_epochs": (lambda x: 0 <= x < self.epochs, "0 or more, fewer than epochs"),
             "precision_floor": (lambda x: 0 < x <= 1, "in (0, 1]"),
             "schedule": (get_args(Schedule).__contains__, f"one of {get_args(Schedule)}"),
-            "mixed_precision": (get_args(Precision).__contains__, f"one of {get_args(Precision)}"),
+            "mixed_precision": (
+                lambda p: p in get_args(Precision) and not (p == "fp16" and self.slice_epochs),
+                f"one of {get_args(Precision)}; not fp16 with slice_epochs, which scales no gradients",
+            ),
             "sampling": (get_args(Sampling).__contains__, f"one of {get_args(Sampling)}"),
         }
         wrong = [
@@ -157,10 +165,10 @@ class Loss:
         """Focal loss of the vertebrae plus the weighted slice-level term."""
         weights = output.logit.new_tensor(self.vertebra_weights)[batch["vertebra"]]  # (B,)
         loss = focal_loss(output.logit, batch["label"], alpha=self.alpha, weight=weights)
-        if self.slice_weight:
-            term = slice_loss(output.slice_logit, batch["slice_truth"], alpha=self.slice_alpha)
-            loss = loss + self.slice_weight * term
-        return loss
+        term = slice_loss(output.slice_logit, batch["slice_truth"], alpha=self.slice_alpha)
+        return (
+            loss + self.slice_weight * term
+        )  # also where it weighs 0: each parameter takes part in the graph
 
 
 def best_epoch(history: pd.DataFrame) -> int:
@@ -173,6 +181,16 @@ def best_epoch(history: pd.DataFrame) -> int:
     keys = ["validation_recall", "validation_average_precision", "epoch"]
     ranked = history.sort_values(keys, ascending=[False, False, True], kind="stable")
     return int(ranked["epoch"].iloc[0])
+
+
+def adamw(parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays weight matrices and kernels only, not biases and norms."""
+    kept = list(parameters)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in kept if p.ndim > 1]},
+        {"params": [p for p in kept if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=weight_decay)
 
 
 def learning_rate(config: TrainConfig, position: float, history: pd.DataFrame) -> float:

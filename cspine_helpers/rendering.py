@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .anatomy import DIMENSIONS, Array, LocalGrid, vertebra_distance
+from .anatomy import DIMENSIONS, Array, LocalGrid, bounds, vertebra_distance
 from .fractures import Fracture, add_mimics, break_bone, displace, draw_fractures, draw_mimics
 from .labels import VERTEBRAE
 
 LEVELS = (*VERTEBRAE, "T1")
-_ABOVE_MM, _BELOW_MM, _SIDE_MM = 26.0, 24.0, 106.0  # field above C1, below T1, and its width and depth
+# The field of view around the bodies' middles: above C1, below T1, in front, behind, and its whole width.
+_ABOVE_MM, _BELOW_MM, _FRONT_MM, _BACK_MM, _WIDTH_MM = 26.0, 24.0, 36.0, 64.0, 106.0
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,11 @@ def render_study(seed: int, index: int, fractured: dict[str, int]) -> Study:
     rng = generator(seed, index, 1)
     patient = _draw_patient(rng)
     poses = _poses(patient, rng)
-    height = poses["T1"][0][0] - poses["C1"][0][0] + (_ABOVE_MM + _BELOW_MM) * patient.scale
-    field = (height, _SIDE_MM * patient.scale, _SIDE_MM * patient.scale)
+    spine = np.array([middle for middle, _ in poses.values()])
+    height, depth, _ = np.ptp(spine, axis=0)
+    height += (_ABOVE_MM + _BELOW_MM) * patient.scale
+    depth += (_FRONT_MM + _BACK_MM) * patient.scale
+    field = (height, depth, _WIDTH_MM * patient.scale)
     shape = tuple(round(f / s) for f, s in zip(field, patient.spacing_mm, strict=True))
     tissue = _soft_tissue(shape, poses, patient, rng)
     label_map, fracture_map = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
@@ -87,11 +91,13 @@ def render_study(seed: int, index: int, fractured: dict[str, int]) -> Study:
     for level in LEVELS:
         broken = draw_fractures(level, rng) if fractured.get(level) else []
         block, grid = grids[level]
-        inside, truth = _render_vertebra(level, broken, grid, tissue[block], texture[block], patient, rng)
+        free = label_map[block] == 0  # where vertebrae touch, the upper one keeps the voxel
+        arguments = (tissue[block], texture[block], free, patient, rng)
+        inside, truth = _render_vertebra(level, broken, grid, *arguments)
         if level in VERTEBRAE:
             number = VERTEBRAE.index(level) + 1
-            label_map[block][inside & (label_map[block] == 0)] = number
-            fracture_map[block][truth & (label_map[block] == number)] = number
+            label_map[block][inside & free] = number
+            fracture_map[block][truth & free] = number
     volume = _scan(tissue, patient, rng)
     uid = study_uid(seed, index)
     return Study(uid, volume, label_map, fracture_map, patient.spacing_mm, patient.window_hu, dict(fractured))
@@ -134,7 +140,8 @@ def _poses(patient: _Patient, rng: np.random.Generator) -> dict[str, tuple[Array
     )
     angles["C1"] = angles["C2"] + rng.normal(0, 0.06)
     spine = np.array(list(middles.values()))
-    middle = (spine.max(axis=0) + spine.min(axis=0)) / 2 + np.array([(_BELOW_MM - _ABOVE_MM) / 2, 12.0, 0.0])
+    middle = (spine.max(axis=0) + spine.min(axis=0)) / 2
+    middle += np.array([_BELOW_MM - _ABOVE_MM, _BACK_MM - _FRONT_MM, 0.0]) / 2
     turn = patient.yaw + np.deg2rad(rng.normal(0, 1.5, len(LEVELS)))
     tip = patient.roll + np.deg2rad(rng.normal(0, 1.0, len(LEVELS)))
     return {
@@ -183,7 +190,7 @@ def _soft_tissue(
     """Neck without bone: muscle with fat planes, fat under the skin, air around and in the airway."""
     z, y, x = _axes(shape, patient)
     tissue = 55 - 130 * np.clip(_smooth_noise(shape, 8, rng) - 0.7, 0, 1)
-    radius = np.hypot(x[None, :] / 64, y[:, None] / 56) / patient.scale
+    radius = np.hypot(x[None, :] / (64 * patient.scale), y[:, None] / (1.07 * y.max()))
     tissue[:, radius > 0.93] = -95
     tissue[:, radius > 1.0] = -1000
     depths, fronts = zip(*sorted((pose[0][0], pose[0][1]) for pose in poses.values()), strict=True)
@@ -200,12 +207,13 @@ def _local(
     level: str, centre: Array, rotation: Array, shape: tuple[int, ...], patient: _Patient
 ) -> tuple[tuple[slice, ...], LocalGrid]:
     """The block of the volume that a vertebra can reach, and its grid in its own frame and scale."""
-    low = np.array([-12.0, -19.0, -42.0]) if level == "C1" else np.array([-27.0, -17.0, -40.0])
-    high = np.array([13.0, 36.0, 42.0]) if level == "C1" else np.array([26.0, 62.0, 40.0])
+    low, high = bounds(level)
+    middle, half = np.add(low, high) / 2, np.subtract(high, low) / 2
+    middle, half = (rotation.T @ middle)[::-1], (np.abs(rotation.T) @ half)[::-1]  # in z, y, x now
     axes = _axes(shape, patient)
     block = tuple(
-        slice(*np.searchsorted(axis, (c + patient.scale * a, c + patient.scale * b)))
-        for axis, c, a, b in zip(axes, centre, low, high, strict=True)
+        slice(*np.searchsorted(axis, (c + patient.scale * (m - r), c + patient.scale * (m + r))))
+        for axis, c, m, r in zip(axes, centre, middle, half, strict=True)
     )
     size = tuple(b.stop - b.start for b in block)
     origin = np.array([axis[b.start] - c for axis, b, c in zip(axes, block, centre, strict=True)])
@@ -235,6 +243,7 @@ def _render_vertebra(
     grid: LocalGrid,
     tissue: Array,
     texture: Array,
+    free: Array,
     patient: _Patient,
     rng: np.random.Generator,
 ) -> tuple[Array, Array]:
@@ -249,7 +258,7 @@ def _render_vertebra(
     add_mimics(mimics, grid, distance, hu)
     truth = break_bone(broken, level, grid, distance, hu)
     share = np.clip(0.5 - distance / np.float32(patient.spacing_mm[1] / patient.scale), 0, 1)
-    tissue += share * (hu - tissue)
+    tissue += share * free * (hu - tissue)
     return distance < 0, truth
 
 

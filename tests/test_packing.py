@@ -45,6 +45,12 @@ def test_fewer_native_slices_than_positions_repeat_and_the_crop_keeps_its_margin
     assert mask.sum() == 255 * 20 * 20
 
 
+def test_a_single_slice_is_the_middle_one():
+    volume, label_map = volume_with_block()
+    piece = pack_vertebra(volume, label_map, SPACING, "C3", PackConfig(slices=1, size=28))
+    assert piece.slice_indices.tolist() == [15]
+
+
 def test_the_crop_is_square_in_mm_whatever_the_pixels():
     volume, label_map = volume_with_block(y=(20, 60), x=(45, 55))
     piece = pack_vertebra(volume, label_map, (1.0, 0.5, 1.0), "C3", PackConfig(size=32, margin_mm=0))

@@ -76,6 +76,32 @@ def test_a_folder_that_is_no_phantom_cohort_is_never_touched(tmp_path):
     with pytest.raises(FileExistsError, match="no phantom cohort"):
         phantom.make_cohort(tmp_path / "mine", SMALL, workers=1)
     assert contents(tmp_path / "mine") == {"train.csv": b"precious"}
+    (tmp_path / "mine" / "cohort.json").write_text('{"made_by": "somebody else"}')
+    with pytest.raises(FileExistsError, match="no phantom cohort"):
+        phantom.make_cohort(tmp_path / "mine", SMALL, workers=1)
+    (tmp_path / "mine" / "cohort.json").write_text(f'{{"made_by": "{phantom.MADE_BY}"}}')
+    (tmp_path / "mine" / "my_reads.csv").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"holds more than its cohort: 'my_reads\.csv'"):
+        phantom.make_cohort(tmp_path / "mine", SMALL, workers=1)
+    assert (tmp_path / "mine" / "train.csv").read_text() == "precious"
+
+
+def test_a_remade_cohort_of_the_same_patients_keeps_its_split(tmp_path):
+    config = CohortConfig(studies=1, seed=11, pack=SMALL.pack)
+    phantom.make_cohort(tmp_path / "one", config, workers=1)
+    (tmp_path / "one" / "split.csv").write_text("a split")
+    record = json.loads((tmp_path / "one" / "cohort.json").read_text())
+    (tmp_path / "one" / "cohort.json").write_text(json.dumps(record | {"code": "older"}))
+    phantom.make_cohort(tmp_path / "one", config, workers=1)
+    assert (tmp_path / "one" / "split.csv").read_text() == "a split"
+    phantom.make_cohort(tmp_path / "one", CohortConfig(studies=1, seed=12, pack=SMALL.pack), workers=1)
+    assert not (tmp_path / "one" / "split.csv").exists()
+
+
+def test_an_impossible_cohort_is_refused():
+    for studies, seed in ((0, 1), (3, -1)):
+        with pytest.raises(ValueError, match="1 study or more"):
+            CohortConfig(studies=studies, seed=seed)
 
 
 def test_boxes_hold_the_broken_voxels_of_their_slice():
@@ -106,7 +132,11 @@ def test_a_study_of_a_cohort_can_be_rendered_again(cohort, tmp_path):
     phantom.pack_study(study, tmp_path / "packed", SMALL.pack)
     for again in (tmp_path / "packed").iterdir():
         assert again.read_bytes() == (cohort / "packed" / again.name).read_bytes()
-    with pytest.raises(ValueError, match=r"no study '1\.2'"):
+    shorter = tmp_path / "shorter"
+    labels.write_labels(labels.without(table, [table[UID][0]]), shorter / "train.csv")
+    (shorter / "cohort.json").write_bytes((cohort / "cohort.json").read_bytes())
+    np.testing.assert_array_equal(phantom.study_of(shorter, study.uid).volume_hu, study.volume_hu)
+    with pytest.raises(ValueError, match=r"no phantom '1\.2'"):
         phantom.study_of(cohort, "1.2")
     with pytest.raises(FileNotFoundError, match="no phantom cohort"):
         phantom.study_of(tmp_path, "1.2")

@@ -69,6 +69,9 @@ def test_slices_of_a_sequence_are_varied_apart_and_reproducibly(sequences):
     again = [sequences.slice_at(0, position) for position in range(4)]
     for a, b in zip(once, again, strict=True):
         torch.testing.assert_close(a, b)
+    constant = np.repeat(sequences[0]["sequence"][:1].permute(0, 2, 3, 1).numpy(), 4, axis=0)
+    draws = [sequences._augment(constant[:1], seed=(0, 0, 0, position)) for position in range(4)]
+    assert any(not np.array_equal(draws[0], draw) for draw in draws)
     sequences.set_epoch(1)
     assert any(not torch.equal(a, sequences.slice_at(0, i)) for i, a in enumerate(once))
 
@@ -78,6 +81,13 @@ def test_pretraining_learns_and_is_the_same_each_time(sequences):
     assert losses[-1] < losses[0]
     same, _ = weights_after(sequences, replace(CONFIG, slice_epochs=8))
     assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_few_slices_make_one_small_batch_and_still_teach(sequences):
+    before, _ = weights_after(sequences, replace(CONFIG, slice_epochs=1, slice_batch_size=500))
+    torch.manual_seed(0)
+    untouched = FractureClassifier(tiny_model()).state_dict()
+    assert not torch.equal(before["slice_head.weight"], untouched["slice_head.weight"])
 
 
 def test_pretraining_leaves_what_joins_slices_as_it_was(sequences):

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.losses import focal_loss, slice_loss
 from cspine_helpers.model import ClassifierOutput, ModelConfig
-from cspine_helpers.recipe import Loss, TrainConfig, best_epoch, learning_rate, preset
+from cspine_helpers.recipe import Loss, TrainConfig, adamw, best_epoch, learning_rate, preset
 
 EMPTY = pd.DataFrame({"validation_average_precision": []})
 
@@ -139,3 +140,38 @@ def test_impossible_settings_are_named(wrong):
 def test_all_impossible_settings_are_named_at_once():
     with pytest.raises(ValueError, match=r"epochs = 0 .*seed = -1"):
         TrainConfig(epochs=0, seed=-1, warmup_epochs=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"slice_epochs": -1},
+        {"slice_epochs": 1.5},
+        {"slice_batch_size": 0},
+        {"slice_learning_rate": math.inf},
+        {"learning_rate": math.inf},
+        {"epochs": 2.5},
+        {"mixed_precision": "fp16", "slice_epochs": 1},
+    ],
+)
+def test_settings_of_either_stage_that_cannot_work_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrainConfig(**wrong)
+
+
+def test_weight_decay_spares_biases_and_norms():
+    layer = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    decayed, spared = adamw(layer.parameters(), 0.1, 0.5).param_groups
+    assert [tuple(p.shape) for p in decayed["params"]] == [(2, 3)]
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.5, 0.0)
+
+
+def test_a_slice_term_of_no_weight_still_reaches_the_slice_head():
+    slices = torch.zeros(1, 2, requires_grad=True)
+    loss = Loss(alpha=0.5, slice_alpha=0.5, slice_weight=0.0, vertebra_weights=(1.0,) * 7)
+    batch = {"label": torch.ones(1), "vertebra": torch.tensor([0]), "slice_truth": torch.ones(1, 2)}
+    loss(
+        ClassifierOutput(torch.zeros(1, requires_grad=True), torch.full((1, 2), 0.5), slices), batch
+    ).backward()
+    assert slices.grad is not None
+    assert (slices.grad == 0).all()

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from cspine_helpers import rendering
+from cspine_helpers.anatomy import vertebra_distance
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.packing import bounding_box
 from cspine_helpers.rendering import Study, render_study, study_uid
@@ -53,7 +55,8 @@ def test_bone_tissue_and_air_have_their_hounsfield_values(intact):
     bone = intact.volume_hu[intact.label_map > 0]
     assert 250 < np.median(bone) < 700
     assert np.quantile(bone, 0.95) > 600
-    around = intact.volume_hu[:, 60:80, 5:15]
+    middle = intact.volume_hu.shape[1] // 2
+    around = intact.volume_hu[:, middle : middle + 20, 5:15]
     assert -150 < np.median(around) < 160
     assert intact.volume_hu.min() < -900
     assert intact.volume_hu.dtype == np.float32
@@ -64,6 +67,28 @@ def test_only_vertebrae_with_the_label_are_broken(intact, broken):
     assert not intact.fracture_map.any()
     assert np.unique(broken.fracture_map).tolist() == list(range(8))
     assert (broken.label_map[broken.fracture_map > 0] == broken.fracture_map[broken.fracture_map > 0]).all()
+
+
+def test_no_vertebra_is_cut_by_the_block_it_is_drawn_in_or_by_the_volume():
+    for index in range(12):
+        patient = rendering._draw_patient(rendering.generator(8, index, 1))
+        study = render_study(8, index, INTACT)
+        assert study.spacing_mm == patient.spacing_mm
+        for axis in range(3):
+            for edge in (0, -1):
+                assert not study.label_map.take(edge, axis).any()
+    rng = rendering.generator(8, 0, 1)
+    patient = rendering._draw_patient(rng)
+    for level, (_, rotation) in rendering._poses(patient, rng).items():
+        _, grid = rendering._local(level, np.zeros(3), rotation, (400, 400, 400), patient)
+        bone = vertebra_distance(level, grid) < 0
+        assert bone.any()
+        assert not any(bone.take(edge, axis).any() for axis in range(3) for edge in (0, -1)), level
+
+
+def test_where_vertebrae_touch_truth_and_picture_agree(broken):
+    both = broken.fracture_map > 0
+    assert (broken.fracture_map[both] == broken.label_map[both]).all()
 
 
 def test_a_study_is_the_same_each_time_and_differs_from_its_neighbours(intact):
