@@ -68,11 +68,9 @@ def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
     path, weights = Path(folder) / RECORD, Path(folder) / f"{WEIGHTS}.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"{weights} is missing; save_weights(...) comes before write_record(...).")
-    added = {
-        "format": FORMAT,
-        "weights_sha256": sha256_of(weights),
-    }  # first in the file, and not the caller's
-    text = json.dumps({**added, **record, **added}, indent=2, default=_plain, ensure_ascii=False)
+    added = {"format": FORMAT, "weights_sha256": sha256_of(weights)}
+    whole = {**added, **record, **added}  # they come first, and a record that was read cannot change them
+    text = json.dumps(whole, indent=2, default=_plain, ensure_ascii=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return path
