@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -25,7 +26,7 @@ from cspine_helpers.model import ClassifierOutput, FractureClassifier, ModelConf
 from cspine_helpers.packed import check_sequences
 from cspine_helpers.paths import listing
 from cspine_helpers.pretraining import pretrain
-from cspine_helpers.recipe import Loss, TrainConfig, best_epoch, learning_rate
+from cspine_helpers.recipe import Loss, TrainConfig, adamw, best_epoch, learning_rate
 
 LAST = "last"  # the last complete epoch's weights are in last.safetensors
 _FILES = (RECORD, "history.csv", f"{WEIGHTS}.safetensors", f"{LAST}.safetensors")
@@ -86,6 +87,8 @@ def train(
         )
     cohort = read_cohort(cohort_folder)
     _check(cohort, model)
+    if AcceleratorState._shared_state:  # an earlier training of this process may have had another precision
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=_mixed_precision(config), gradient_accumulation_steps=config.accumulate
     )
@@ -112,7 +115,7 @@ def train(
     }
     network, optimizer, loader, validation = accelerator.prepare(
         network,
-        _optimizer(network, config),
+        adamw(network.parameters(), config.learning_rate, config.weight_decay),
         make_loader(seen, sampling=config.sampling, **options),
         make_loader(held_out, **options),
     )
@@ -129,7 +132,8 @@ def train(
         if not math.isfinite(train_loss):
             raise ValueError(
                 f"The training loss of epoch {epoch} is {train_loss}. Lower the learning rate "
-                f"({config.learning_rate:g}), or train without mixed precision; the last good epoch is kept."
+                f"({config.learning_rate:g}), or train without mixed precision. What {folder} holds is of "
+                "earlier epochs."
             )
         metrics, decision = _validate(accelerator, network, validation, loss, config)
         row = {
@@ -181,14 +185,11 @@ def _check(cohort: Cohort, model: ModelConfig) -> None:
 def _mixed_precision(config: TrainConfig) -> str:
     if config.mixed_precision != "auto":
         return config.mixed_precision
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-
-
-def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    kernels = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]  # biases and norms
-    groups: list[dict[str, Any]] = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return (
+        "bf16"
+        if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        else "no"
+    )
 
 
 def _train_epoch(
@@ -222,11 +223,14 @@ def _train_epoch(
 def _validate(
     accelerator: Accelerator, network: nn.Module, loader: Any, loss: Loss, config: TrainConfig
 ) -> tuple[dict[str, float], Decision]:
-    """Metrics of the validation split, at the threshold chosen there."""
-    network.eval()
+    """Metrics of the validation split, at the threshold chosen there.
+
+    In float32 as inference runs, also where training does not: else the threshold would not be its own.
+    """
+    plain = accelerator.unwrap_model(network).eval()
     parts: list[dict[str, Tensor]] = []
     for batch in tqdm(loader, desc="validate", leave=False, disable=not accelerator.is_main_process):
-        output = network(batch["sequence"], batch["vertebra"])
+        output = FractureClassifier.forward(plain, batch["sequence"], batch["vertebra"])  # past autocast
         kept = {key: batch[key] for key in ("label", "vertebra", "slice_truth")}
         parts.append(accelerator.gather_for_metrics({**kept, **output._asdict()}))
     whole = {key: torch.cat([part[key] for part in parts]).float().cpu() for key in parts[0]}  # (N, …)

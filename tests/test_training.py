@@ -251,15 +251,6 @@ def test_a_split_with_one_class_stops_training(tmp_path):
         train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
 
 
-def test_the_optimizer_decays_kernels_but_not_biases_and_norms():
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
-    kernels, others = training._optimizer(network, CONFIG).param_groups
-    assert [p.ndim for p in kernels["params"]] == [4]
-    assert kernels["weight_decay"] == CONFIG.weight_decay
-    assert len(others["params"]) == 3
-    assert others["weight_decay"] == 0
-
-
 def test_gradients_of_several_batches_make_one_step_like_one_large_batch(cohort, tmp_path, monkeypatch):
     """Without BatchNorm's batch statistics, dropout and augmentation, 2 × 21 equals 1 × 42."""
     monkeypatch.setattr(training.FractureClassifier, "train", lambda self, mode=True: self.eval_only())
@@ -277,3 +268,17 @@ def test_gradients_of_several_batches_make_one_step_like_one_large_batch(cohort,
         weights.append(load_file(tmp_path / str(batch_size) / "last.safetensors"))
     for key in weights[0]:
         np.testing.assert_allclose(weights[1][key], weights[0][key], rtol=1e-4, atol=2e-5, err_msg=key)
+
+
+def test_the_stored_decision_holds_for_inference_after_training_in_bf16(cohort, tmp_path):
+    config = replace(CONFIG, epochs=1, warmup_epochs=0.5, mixed_precision="bf16")
+    train(cohort, tmp_path / "run", model=tiny_model(), config=config)
+    run, known = load_run(tmp_path / "run"), read_cohort(cohort)
+    again = predict(run, known.samples["validation"], known.packed, split="validation", batch_size=8)
+    decision = choose_threshold(again["label"], again["probability"], precision_floor=config.precision_floor)
+    assert (run.threshold is None) == (decision.threshold is None)
+    if run.threshold is not None:
+        assert run.threshold == pytest.approx(decision.threshold, abs=1e-6)
+    assert run.record["metrics"]["validation"]["recall"] == decision.recall
+    found = auroc(again["label"], again["probability"])
+    assert run.record["metrics"]["validation"]["auroc"] == pytest.approx(found, abs=1e-9)
