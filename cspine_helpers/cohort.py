@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -43,6 +44,21 @@ class Cohort:
             "split_sha256": split_hash(self.split),
             "manifest_sha256": None if self.manifest is None else sha256_of(manifest),
         }
+
+    def check_run(self, record: dict[str, Any]) -> None:
+        """Refuse a run that was trained on other labels or another split: its test patients may be known to it.
+
+        Raises:
+            ValueError: says what differs.
+        """
+        trained_on, here = record["data"], self.fingerprint()
+        differ = [name for name in ("labels_sha256", "split_sha256") if trained_on[name] != here[name]]
+        if differ:
+            raise ValueError(
+                f"The run was trained on other data than {self.folder} holds ({', '.join(differ)} differ), so "
+                "patients it has learned from may be in validation or test. Bring the cohort and split of the "
+                "run back, or train anew with notebook 03."
+            )
 
 
 def read_cohort(folder: str | Path) -> Cohort:

@@ -5,7 +5,7 @@ from toy_cohort import make_toy_cohort
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels, without, write_labels
 from cspine_helpers.paths import sha256_of
-from cspine_helpers.splits import SPLITS
+from cspine_helpers.splits import SPLITS, split_patients, write_split
 
 
 @pytest.fixture
@@ -57,3 +57,12 @@ def test_missing_labels_or_split_are_named(folder):
     (folder / "train.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"train\.csv"):
         read_cohort(folder)
+
+
+def test_a_run_of_another_split_or_other_labels_is_refused(folder):
+    cohort = read_cohort(folder)
+    record = {"data": cohort.fingerprint()}
+    cohort.check_run(record)
+    write_split(split_patients(cohort.labels, seed=5), folder / "split.csv")
+    with pytest.raises(ValueError, match="split_sha256 differ"):
+        read_cohort(folder).check_run(record)
