@@ -46,7 +46,7 @@ class Cohort:
         }
 
     def check_run(self, record: dict[str, Any]) -> None:
-        """Refuse a run that was trained on other labels or another split: its test patients may be known to it.
+        """Refuse a run of other labels or another split: it may have learned from the patients it is tested on.
 
         Raises:
             ValueError: says what differs.
@@ -55,9 +55,9 @@ class Cohort:
         differ = [name for name in ("labels_sha256", "split_sha256") if trained_on[name] != here[name]]
         if differ:
             raise ValueError(
-                f"The run was trained on other data than {self.folder} holds ({', '.join(differ)} differ), so "
-                "patients it has learned from may be in validation or test. Bring the cohort and split of the "
-                "run back, or train anew with notebook 03."
+                f"The run was trained on other data than {self.folder} holds ({', '.join(differ)} differ), "
+                "so patients it has learned from may be in validation or test. Bring the cohort and split of "
+                "the run back, or train anew with notebook 03."
             )
 
 
