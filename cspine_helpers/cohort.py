@@ -46,7 +46,7 @@ class Cohort:
         }
 
     def check_run(self, record: dict[str, Any]) -> None:
-        """Refuse a run of other labels or another split: it may have learned from the patients it is tested on.
+        """Refuse a run of other labels or another split: it may know the patients it is tested on.
 
         Raises:
             ValueError: says what differs.
