@@ -46,17 +46,29 @@ def sequence_montage(array: np.ndarray, *, title: str = "", truth: ArrayLike | N
 
 
 @matplotlib.rc_context(STYLE)
-def vertebra_row(arrays: Mapping[str, np.ndarray], *, title: str = "") -> Picture:
-    """One slice of each sequence, side by side: the slice in which the vertebra is largest.
+def vertebra_row(
+    arrays: Mapping[str, np.ndarray], *, slices: Mapping[str, int] | None = None, title: str = ""
+) -> Picture:
+    """One slice of each sequence, side by side.
 
     Args:
         arrays: `(T, H, W, 6)` uint8 by name, such as C1 … C7.
+        slices: which slice to show, by name; where there is none, the slice in which the vertebra is largest.
         title: above the picture.
+
+    Raises:
+        ValueError: `slices` names a sequence or a slice that there is not; names each.
     """
+    slices = slices or {}
+    wrong = [f"{name}: {at}" for name, at in slices.items() if not 0 <= at < len(arrays.get(name, ()))]
+    if wrong:
+        known = ", ".join(f"{name}: {len(array)}" for name, array in arrays.items())
+        raise ValueError(f"No such slice: {', '.join(wrong)}. Slices are counted from 0; there are {known}.")
     figure = _tight((1.35 * len(arrays), 1.9 if title else 1.6))
     grid = figure.subplots(1, len(arrays), squeeze=False)
     for axes, (name, array) in zip(grid.flat, arrays.items(), strict=True):
-        _slice(axes, array[np.argmax((array[..., MASK] > 127).sum((1, 2)))])
+        largest = int(np.argmax((array[..., MASK] > 127).sum((1, 2))))
+        _slice(axes, array[slices.get(name, largest)])
         axes.set_title(name, loc="center", pad=4)
     figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
     return figure

@@ -23,6 +23,7 @@ from cspine_helpers.plots import INK, PALE, STYLE
 from cspine_helpers.predictions import validate_predictions
 
 _Moving = dict[str, tuple[Rectangle, Text]]
+DECIMALS = 4  # of the slider and of what is written beside it
 CELLS = {"tp": (0, 1), "fn": (1, 1), "fp": (0, 0), "tn": (1, 0)}  # column and row (from below) of each count
 
 
@@ -34,7 +35,8 @@ class ThresholdExplorer:
 
     Args:
         predictions: predictions table, of one split as a rule.
-        threshold: where the slider starts; None: at the highest F1 of these data, and it says so.
+        threshold: where the slider starts, in the fewest decimals that change no call; None: at the highest
+            F1 of these data, and it says so.
 
     Raises:
         ValueError: the table breaks its schema or holds one class only, or the threshold is not in [0, 1].
@@ -52,10 +54,11 @@ class ThresholdExplorer:
             rows = at_level(self._predictions, levels[0])
             threshold = choose_threshold(rows["label"], rows["probability"], objective="max_f1").require()
             note = f"No threshold is chosen. Starts at the highest F1 of {LEVEL_NAMES[levels[0]].lower()}"
-        self._start = _checked_threshold(threshold)
+        self._start = self._readable(threshold)
         self._pictures: dict[str, _Picture] = {}
         self._slider = ipywidgets.FloatSlider(
-            value=self._start, min=0, max=1, step=0.001, readout_format=".3f",
+            value=self._start, min=0, max=1, step=10**-DECIMALS,
+            readout_format=f".{len(_digits(self._start)) - 2}f",
             description="Threshold", layout={"width": "560px"},
         )  # fmt: skip
         self._levels = ipywidgets.Dropdown(
@@ -66,7 +69,7 @@ class ThresholdExplorer:
         self.widget = ipywidgets.VBox(
             [
                 ipywidgets.HBox([self._slider, self._levels]),
-                ipywidgets.HTML(f"{note}, {self._start:.3f}."),
+                ipywidgets.HTML(f"{note}, {_digits(self._start)}."),
                 self._image,
             ]
         )
@@ -76,12 +79,14 @@ class ThresholdExplorer:
 
     @property
     def threshold(self) -> float:
-        """Where the slider stands; set it to move the slider."""
+        """Where the slider stands; set it to move the slider (to the fewest decimals that change no call)."""
         return self._slider.value
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        self._slider.value = _checked_threshold(value)
+        value = self._readable(value)
+        self._slider.readout_format = f".{len(_digits(value)) - 2}f"
+        self._slider.value = value
 
     @property
     def level(self) -> str:
@@ -99,6 +104,18 @@ class ThresholdExplorer:
         """What the picture shows: level, threshold, counts and rates (NaN where undefined)."""
         return {"level": self.level, **self._picture().numbers(self.threshold)}
 
+    def _readable(self, threshold: float) -> float:
+        """The threshold in the fewest decimals that call the same, so that what is shown is counted.
+
+        A chosen threshold is itself a score as a rule: rounded up, it would leave its own case out.
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"A threshold lies in [0, 1]; found {threshold}. Choose it again.")
+        scores = self._predictions["probability"]
+        called = (scores >= threshold).sum()
+        rounded = (round(float(threshold), decimals) for decimals in range(DECIMALS, 18))
+        return next((value for value in rounded if (scores >= value).sum() == called), float(threshold))
+
     def _picture(self) -> "_Picture":
         if self.level not in self._pictures:
             self._pictures[self.level] = _Picture(self._predictions, self.level, self._start)
@@ -114,14 +131,13 @@ class ThresholdExplorer:
         return {
             **self.widget._repr_mimebundle_(),
             "image/png": b64encode(self._image.value).decode(),
-            "text/plain": f"{LEVEL_NAMES[self.level]} at threshold {self.threshold:.3f}: {words}",
+            "text/plain": f"{LEVEL_NAMES[self.level]} at threshold {_digits(self.threshold)}: {words}",
         }
 
 
-def _checked_threshold(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"A threshold lies in [0, 1]; found {value}. Choose it again.")
-    return float(value)
+def _digits(threshold: float) -> str:
+    """All decimals of a threshold, four at least, without the noise of the slider's arithmetic."""
+    return np.format_float_positional(round(threshold, 17), unique=True, min_digits=DECIMALS)
 
 
 class _Picture:
@@ -142,12 +158,14 @@ class _Picture:
                 mfc="none",
                 mec=INK,
                 ms=9,
-                label=f"start {start:.3f}",
+                label=f"start {_digits(start)}",
             )
-            curve.legend(loc="upper right", fontsize=9)
+            curve.legend(
+                loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, fontsize=9
+            )  # off the curve
             curve.set_title(LEVEL_NAMES[level])
             (self._point,) = curve.plot([], [], "o", color=INK, ms=10, mec="white", zorder=5)
-            self._title = matrix.set_title("threshold 0.000")
+            self._title = matrix.set_title(f"threshold {_digits(start)}")
             self._cells = _empty_matrix(matrix, begin)
             self._bars = _empty_bars(bars)
             moving: list[Artist] = [self._point, self._title]
@@ -169,7 +187,7 @@ class _Picture:
         """The picture at this threshold."""
         now = self.numbers(threshold)
         self._point.set_data([now["recall"]], [now["precision"]])
-        self._title.set_text(f"threshold {threshold:.3f}")
+        self._title.set_text(f"threshold {_digits(threshold)}")
         for name, (patch, text) in self._cells.items():
             total = now["tp"] + now["fn"] if name in ("tp", "fn") else now["fp"] + now["tn"]
             share = now[name] / total

@@ -77,6 +77,16 @@ def test_the_row_shows_the_slice_of_the_largest_mask():
     assert (axes.images[0].get_array() == 77).all()
 
 
+def test_the_row_shows_the_slices_that_were_asked_for():
+    arrays = {name: blob(5) for name in ("C2", "C3")}
+    arrays["C2"][1, ..., 2] = 77
+    first, second = pictures(montages.vertebra_row(arrays, slices={"C2": 1}))
+    assert (first.images[0].get_array() == 77).all()
+    np.testing.assert_array_equal(second.images[0].get_array(), arrays["C3"][0, ..., 2])
+    with pytest.raises(ValueError, match=r"No such slice: C2: 5, C3: -1, C9: 0.*there are C2: 5, C3: 5"):
+        montages.vertebra_row(arrays, slices={"C2": 5, "C3": -1, "C9": 0})
+
+
 def test_bars_are_the_attention_in_the_colour_of_the_truth():
     weights, truth = np.array([0.1, 0.2, 0.3, 0.15, 0.05, 0.05, 0.05, 0.05, 0.05]), np.eye(9)[8]
     figure = montages.attention_montage(blob(9), weights, truth=truth)

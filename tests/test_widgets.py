@@ -68,17 +68,41 @@ def test_real_predictions_with_the_threshold_that_was_chosen_on_them():
     assert_summary_is_metrics(explorer, table)
 
 
-def test_starts_exactly_at_the_threshold_it_was_given():
+def test_starts_at_the_threshold_it_was_given_and_writes_it_in_four_decimals():
     explorer = ThresholdExplorer(made_table(), threshold=0.123456789)
-    assert explorer.threshold == 0.123456789
-    assert "Starts at the threshold it was given, 0.123" in explorer.widget.children[1].value
+    assert explorer.threshold == 0.1235
+    assert "Starts at the threshold it was given, 0.1235." in explorer.widget.children[1].value
+
+
+@pytest.mark.parametrize("scores", [(0.40996, 0.40991), (0.409912346, 0.409912345), (0.1 + 0.2, 0.3)])
+def test_what_is_shown_is_what_is_counted_though_thresholds_are_scores(scores):
+    table = made_table()
+    table.loc[[3, 4], "probability"] = scores
+    for threshold in scores:
+        explorer = ThresholdExplorer(table, threshold=threshold)
+        explorer.threshold = 0.9
+        explorer.threshold = threshold
+        words, readout = explorer._repr_mimebundle_()["text/plain"], explorer.widget.children[0].children[0]
+        text = words.split("threshold ")[1].split(":")[0]
+        assert f"given, {text}." in explorer.widget.children[1].value
+        assert format(explorer.threshold, readout.readout_format) == text
+        called = explorer.summary()["tp"] + explorer.summary()["fp"]
+        assert called == (table["probability"] >= float(text)).sum()
+        assert called == (table["probability"] >= threshold).sum()
+
+
+def test_a_dragged_slider_is_written_without_the_noise_of_its_steps():
+    explorer = ThresholdExplorer(made_table(), threshold=0.2)
+    slider = explorer.widget.children[0].children[0]
+    slider.value = 3 * slider.step
+    assert "threshold 0.0003:" in explorer._repr_mimebundle_()["text/plain"]
 
 
 def test_without_a_threshold_starts_at_the_highest_f1_and_says_so():
     table = made_table()
     explorer = ThresholdExplorer(table)
     best = choose_threshold(table["label"], table["probability"], objective="max_f1")
-    assert explorer.threshold == best.threshold
+    assert explorer.summary()["f1"] == pytest.approx(2 / (1 / best.recall + 1 / best.precision))
     assert "No threshold is chosen. Starts at the highest F1" in explorer.widget.children[1].value
 
 
@@ -121,7 +145,7 @@ def test_what_a_notebook_stores_shows_without_a_kernel():
     bundle = explorer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert pixels(b64decode(bundle["image/png"])).shape[2] == 3
-    assert bundle["text/plain"].startswith("All vertebrae at threshold 0.200: recall 0.")
+    assert bundle["text/plain"].startswith("All vertebrae at threshold 0.2000: recall 0.")
     without_state = WidgetsDataTypeFilter(notebook_metadata={"": {}}, resources={"metadata": {}})
     assert without_state(bundle) == ["image/png"]
 
