@@ -114,7 +114,7 @@ def _operating_point(
     if named and not np.isnan(point["precision"]):
         below = point["recall"] > 0.5 and point["precision"] > 0.35  # the empty side of the curve
         axes.annotate(
-            f"threshold {threshold:.3f}\nrecall {point['recall']:.2f}\nprecision {point['precision']:.2f}",
+            f"threshold {threshold:.4f}\nrecall {point['recall']:.2f}\nprecision {point['precision']:.2f}",
             (point["recall"], point["precision"]),
             xytext=(-8, -8) if below else (8, 8),
             textcoords="offset points",
@@ -214,7 +214,7 @@ def _mark_threshold(axes: Axes, threshold: float) -> None:
     axes.axvline(threshold, color=INK, linewidth=1.2)
     where = axes.get_xaxis_transform()
     side, gap = ("right", -0.01) if threshold > 0.8 else ("left", 0.01)
-    text = f"threshold {threshold:.3f}"
+    text = f"threshold {threshold:.4f}"
     axes.text(threshold + gap, 0.99, text, transform=where, ha=side, va="top", fontsize=9)
 
 
@@ -242,7 +242,7 @@ def vertebra_against_patient(
     for place, (name, rows, mark, colour) in enumerate(groups):
         row = rates(confusion(rows["label"], rows["probability"], mark)).iloc[0]
         x = np.arange(3) + (place - (len(groups) - 1) / 2) * width
-        bars = right.bar(x, row[names], width * 0.94, color=colour, label=f"{name} at {mark:.3f}")
+        bars = right.bar(x, row[names], width * 0.94, color=colour, label=f"{name} at {mark:.4f}")
         right.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
     right.set_xticks(range(3), names)
     right.tick_params(axis="x", length=0)
