@@ -84,7 +84,7 @@ def test_vertebra_against_patient_shows_the_rates_of_each(table):
     patients = metrics.patient_level(table)
     row = metrics.rates(metrics.confusion(patients["label"], patients["probability"], 0.3)).iloc[0]
     bars = right.containers[1]
-    assert bars.get_label() == "patients at 0.300"
+    assert bars.get_label() == "patients at 0.3000"
     assert [bar.get_height() for bar in bars] == row[["recall", "precision", "specificity"]].tolist()
     assert len(right.containers) == 3
     assert len(curves.vertebra_against_patient(table, threshold=0.3).axes[1].containers) == 2
