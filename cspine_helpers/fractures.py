@@ -110,9 +110,9 @@ def draw_fractures(level: str, rng: np.random.Generator) -> list[Fracture]:
         weights[names.index("spinous process")] = 2.0
     if level == "C2":
         weights[names.index("dens")] = 4.0
-    grade = float(rng.beta(2.0, 1.3))  # 0 hair-fine, 1 gross
+    grade = float(rng.beta(1.8, 1.4))  # 0 hair-fine, 1 gross
     if level not in ("C1", "C2") and rng.random() < 0.3:
-        return [Compression(loss_mm=1.8 + 3.6 * grade)]
+        return [Compression(loss_mm=1.6 + 3.4 * grade)]
     count = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2]))
     chosen = rng.choice(len(names), size=min(count, len(names)), replace=False, p=weights / weights.sum())
     return [_draw_crack(*places[names[i]], grade, rng) for i in chosen]
@@ -122,12 +122,12 @@ def _draw_crack(point: Point, normal: Point, reach: float, grade: float, rng: np
     mirror = np.array([rng.choice([-1.0, 1.0]), 1.0, 1.0])
     plane = np.array(normal) * mirror + rng.normal(0, 0.18, 3)
     shift = rng.normal(0, 1, 3) + 0.8 * plane
-    moved = grade * 3.4 * rng.uniform(0.4, 1.0) if rng.random() < 0.8 else 0.0
+    moved = grade * 3.0 * rng.uniform(0.4, 1.0) if rng.random() < 0.75 else 0.0
     return Crack(
         point=tuple(np.array(point) * mirror + rng.normal(0, 0.8, 3)),
         normal=tuple(plane / np.linalg.norm(plane)),
         reach_mm=reach * rng.uniform(1.0, 1.3),
-        gap_mm=0.8 + 1.8 * grade,
+        gap_mm=0.7 + 1.6 * grade,
         shift_mm=tuple(shift / np.linalg.norm(shift) * moved),
         phase=float(rng.uniform(0, 6.28)),
     )

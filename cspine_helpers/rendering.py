@@ -114,7 +114,7 @@ def _draw_patient(rng: np.random.Generator) -> _Patient:
         yaw=np.deg2rad(rng.normal(0, 6)),
         roll=np.deg2rad(rng.normal(0, 3)),
         disc_mm=float(np.clip(rng.normal(4.8, 0.8), 2.5, 6.5)),
-        noise_hu=rng.uniform(15, 45),
+        noise_hu=rng.uniform(18, 50),
         blur_mm=rng.uniform(0.25, 0.6),
         spacing_mm=(float(rng.choice([1.0, 1.0, 1.25])), float(pixel), float(pixel)),
         window_hu=(float(level - width / 2), float(level + width / 2)),
