@@ -37,7 +37,7 @@ test: check-code  ## format, lint, types, layers, and every test, the whole seri
 	$(BIN)/python -m pytest
 
 check: check-code  ## the same without the series (under 2 minutes)
-	$(BIN)/python -m pytest -m "not series"
+	$(BIN)/python -m pytest -m "not series" -n 2
 
 .PHONY: check-code
 check-code: setup
