@@ -23,7 +23,8 @@ from cspine_helpers.plots import INK, PALE, STYLE
 from cspine_helpers.predictions import validate_predictions
 
 _Moving = dict[str, tuple[Rectangle, Text]]
-DECIMALS = 4  # of the slider and of what is written beside it
+DECIMALS = 4  # at least, of what is written beside the slider
+STEP = 0.001  # of one press of an arrow key; Page Up and Down move five
 CELLS = {"tp": (0, 1), "fn": (1, 1), "fp": (0, 0), "tn": (1, 0)}  # column and row (from below) of each count
 
 
@@ -57,7 +58,7 @@ class ThresholdExplorer:
         self._start = self._readable(threshold)
         self._pictures: dict[str, _Picture] = {}
         self._slider = ipywidgets.FloatSlider(
-            value=self._start, min=0, max=1, step=10**-DECIMALS,
+            value=self._start, min=0, max=1, step=STEP,
             readout_format=f".{len(_digits(self._start)) - 2}f",
             description="Threshold", layout={"width": "560px"},
         )  # fmt: skip
@@ -80,7 +81,7 @@ class ThresholdExplorer:
     @property
     def threshold(self) -> float:
         """Where the slider stands; set it to move the slider (to the fewest decimals that change no call)."""
-        return self._slider.value
+        return self._readable(self._slider.value)
 
     @threshold.setter
     def threshold(self, value: float) -> None:
@@ -136,8 +137,8 @@ class ThresholdExplorer:
 
 
 def _digits(threshold: float) -> str:
-    """All decimals of a threshold, four at least, without the noise of the slider's arithmetic."""
-    return np.format_float_positional(round(threshold, 17), unique=True, min_digits=DECIMALS)
+    """All decimals of a threshold, four at least."""
+    return np.format_float_positional(threshold, unique=True, min_digits=DECIMALS)
 
 
 class _Picture:

@@ -94,8 +94,9 @@ def test_what_is_shown_is_what_is_counted_though_thresholds_are_scores(scores):
 def test_a_dragged_slider_is_written_without_the_noise_of_its_steps():
     explorer = ThresholdExplorer(made_table(), threshold=0.2)
     slider = explorer.widget.children[0].children[0]
-    slider.value = 3 * slider.step
-    assert "threshold 0.0003:" in explorer._repr_mimebundle_()["text/plain"]
+    slider.value = 0.41590000000000005  # what a browser sends for 0.4159
+    assert "threshold 0.4159:" in explorer._repr_mimebundle_()["text/plain"]
+    assert explorer.threshold == 0.4159
 
 
 def test_without_a_threshold_starts_at_the_highest_f1_and_says_so():
