@@ -55,7 +55,12 @@ def missing_figures(project: Path, folder: str, numbers: tuple[str, ...] = ()) -
     names = [
         n for path in runner.series(project / "notebooks", numbers) for n in saved_figures(read(path.stem))
     ]
-    return [name for name in names if not (project / folder / f"{name}.png").stat().st_size]
+    paths = {name: project / folder / f"{name}.png" for name in names}
+    return [name for name, path in paths.items() if not (path.is_file() and path.stat().st_size)]
+
+
+# Drawn only where the run failed in that way, which a model of one epoch may not: it may call everything.
+FAILURES = {"05_missed", "05_missed_seen", "05_attention_elsewhere"}
 
 
 def test_the_cached_run_carries_the_series(project):
@@ -88,7 +93,7 @@ def test_retraining_makes_a_run_that_the_series_reads(project):
     made = predictions.read_predictions(folder / "predictions.csv")
     assert set(made["split"]) >= {"validation", "test"}
     assert set(made[labels.UID]) <= set(split[labels.UID])
-    assert missing_figures(project, "figures/quick") == []
+    assert set(missing_figures(project, "figures/quick")) <= FAILURES
 
 
 @needs_rsna
