@@ -117,7 +117,20 @@ def check_sequences(
     Raises:
         ValueError: one for all the files that cannot be used, each with its reason.
     """
-    bad = []
+    bad = unusable_sequences(folder, samples, slices=slices, size=size)
+    if bad:
+        named = (f"{sequence_path(folder, *which).name} ({reason})" for which, reason in bad.items())
+        raise ValueError(
+            f"{len(bad)} of {len(samples)} packed sequences in {folder} cannot be used: "
+            f"{'; '.join(named)}. {_REMEDY}"
+        )
+
+
+def unusable_sequences(
+    folder: str | Path, samples: pd.DataFrame, *, slices: int | None = None, size: int | None = None
+) -> dict[tuple[str, str], str]:
+    """Which samples have no usable file: (StudyInstanceUID, vertebra) → the reason; arguments as above."""
+    bad = {}
     for uid, vertebra in zip(samples[UID], samples["vertebra"], strict=True):
         path = sequence_path(folder, uid, vertebra)
         try:
@@ -125,12 +138,8 @@ def check_sequences(
                 raise ValueError("missing")
             _check_mask(_open(path, slices, size))
         except (ValueError, OSError) as error:
-            bad.append(f"{path.name} ({error})")
-    if bad:
-        raise ValueError(
-            f"{len(bad)} of {len(samples)} packed sequences in {folder} cannot be used: "
-            f"{'; '.join(bad)}. {_REMEDY}"
-        )
+            bad[uid, vertebra] = str(error)
+    return bad
 
 
 def _open(path: Path, slices: int | None, size: int | None) -> np.ndarray:

@@ -15,6 +15,7 @@ from cspine_helpers.packed import (
     read_manifest,
     sequence_path,
     slice_truth_array,
+    unusable_sequences,
     write_manifest,
     write_sequence,
 )
@@ -161,6 +162,11 @@ def test_the_check_lists_all_bad_files_at_once(tmp_path, array):
     ):
         assert part in text
     check_sequences(tmp_path, samples.iloc[:1], slices=5, size=32)
+
+    bad = unusable_sequences(tmp_path, samples, slices=5, size=32)
+    assert list(bad) == [(UID_1, vertebra) for vertebra in ("C2", "C3", "C4", "C5", "C6")]
+    assert bad[UID_1, "C4"] == "missing"
+    assert unusable_sequences(tmp_path, samples.iloc[:1], slices=5, size=32) == {}
 
 
 def test_a_long_list_of_bad_files_is_counted_and_names_each_of_them(tmp_path):
