@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from cspine_helpers.labels import UID, VERTEBRAE, require_columns
 from cspine_helpers.packed import MASK, open_sequence, sequence_path, slice_truth_array
@@ -113,8 +113,9 @@ class Augment:
 class SequenceDataset(Dataset[dict[str, Tensor]]):
     """Samples of one split; files are memory-mapped when they are asked for, never held.
 
-    An item is a dict of `sequence` uint8 `(T, 6, H, W)`, `label` float32, `vertebra` int64 (0 for C1 to 6
-    for C7), `slice_truth` float32 `(T,)` (NaN where unknown) and `index` int64, its row in `samples`.
+    Asked for with `(epoch, index)`, or with the index alone for epoch 0. An item is a dict of `sequence`
+    uint8 `(T, 6, H, W)`, in memory channels last as on disk, `label` float32, `vertebra` int64 (0 for C1 to
+    6 for C7), `slice_truth` float32 `(T,)` (NaN where unknown) and `index` int64, its row in `samples`.
 
     Args:
         samples: StudyInstanceUID, vertebra and label, as `labels.expand` makes them.
@@ -145,7 +146,7 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
             sequence_path(packed_dir, uid, vertebra)
             for uid, vertebra in zip(samples[UID], samples["vertebra"], strict=True)
         ]
-        self.slices, self.size, self.seed, self.epoch = slices, size, seed, 0
+        self.slices, self.size, self.seed = slices, size, seed
         self.labels = samples["label"].to_numpy(dtype=np.float32)  # (N,)
         self.vertebrae = samples["vertebra"].map(VERTEBRAE.index).to_numpy(dtype=np.int64)  # (N,)
         self.slice_truth = _slice_truth(samples, manifest, slices)  # (N, T)
@@ -154,29 +155,34 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the variations are drawn for; takes effect with the loader's next pass."""
-        self.epoch = epoch
+    def slice_at(self, index: int, position: int, *, epoch: int = 0) -> Tensor:
+        """One slice of a sample, varied by a draw of its own: uint8 `(6, H, W)`, channels last in memory."""
+        sequence = self._open(index)[position, None]  # (1, H, W, 6)
+        return self._varied(sequence, (self.seed, epoch, index, position))[0]
 
-    def slice_at(self, index: int, position: int) -> Tensor:
-        """One slice of a sample, varied by a draw of its own: uint8 `(6, H, W)`."""
-        sequence = open_sequence(self._paths[index], slices=self.slices, size=self.size)[position, None]
-        if self._augment is not None:
-            sequence = self._augment(sequence, seed=(self.seed, self.epoch, index, position))
-        return torch.from_numpy(np.ascontiguousarray(sequence[0].transpose(2, 0, 1)))
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        sequence = open_sequence(self._paths[index], slices=self.slices, size=self.size)
-        if self._augment is not None:
-            sequence = self._augment(sequence, seed=(self.seed, self.epoch, index))
-        channels_first = np.ascontiguousarray(sequence.transpose(0, 3, 1, 2))  # (T, 6, H, W)
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         return {
-            "sequence": torch.from_numpy(channels_first),
+            "sequence": self._varied(self._open(index), (self.seed, epoch, index)),
             "label": torch.tensor(self.labels[index]),
             "vertebra": torch.tensor(self.vertebrae[index]),
             "slice_truth": torch.from_numpy(self.slice_truth[index]),
             "index": torch.tensor(index),
         }
+
+    def _open(self, index: int) -> np.ndarray:
+        return open_sequence(self._paths[index], slices=self.slices, size=self.size)
+
+    def _varied(self, sequence: np.ndarray, seed: tuple[int, ...]) -> Tensor:
+        varied = np.array(sequence) if self._augment is None else self._augment(sequence, seed=seed)
+        return torch.from_numpy(varied).permute(0, 3, 1, 2)  # (T, 6, H, W)
+
+
+def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One batch of a dataset's items; `sequence` is `(B, T, 6, H, W)`, in memory channels last as on disk."""
+    as_on_disk = [{**item, "sequence": item["sequence"].permute(0, 2, 3, 1)} for item in items]
+    batch: dict[str, Tensor] = default_collate(as_on_disk)  # in a worker, straight into shared memory
+    return {**batch, "sequence": batch["sequence"].permute(0, 1, 4, 2, 3)}
 
 
 def _slice_truth(samples: pd.DataFrame, manifest: pd.DataFrame | None, slices: int) -> np.ndarray:

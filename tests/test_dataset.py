@@ -2,10 +2,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from toy_cohort import SIZE, SLICES, make_toy_cohort
 
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.dataset import Augment, AugmentConfig, EpochSampler, SequenceDataset, make_loader
+from cspine_helpers.dataset import (
+    Augment,
+    AugmentConfig,
+    EpochSampler,
+    SequenceDataset,
+    collate,
+    make_loader,
+)
 from cspine_helpers.labels import UID
 from cspine_helpers.packed import open_sequence, sequence_path, write_sequence
 
@@ -137,19 +145,43 @@ def test_steps_are_drawn_independently():
 def test_the_same_seed_epoch_and_index_give_the_same_item_and_others_differ(cohort):
     one, two = (make(cohort, augment=ALWAYS, seed=3) for _ in range(2))
     first = one[4]["sequence"]
+    assert not torch.equal(two[1, 4]["sequence"], first)
     assert torch.equal(two[4]["sequence"], first)
-    two.set_epoch(1)
-    assert not torch.equal(two[4]["sequence"], first)
-    two.set_epoch(0)
-    assert torch.equal(two[4]["sequence"], first)
+    assert torch.equal(two[0, 4]["sequence"], first)
+    assert torch.equal(two[1, 4]["sequence"], one[1, 4]["sequence"])
     assert not torch.equal(make(cohort, augment=ALWAYS, seed=4)[4]["sequence"], first)
+
+
+def test_a_slice_has_a_draw_of_its_own_for_its_seed_epoch_index_and_position(cohort):
+    one, two = (make(cohort, augment=ALWAYS, seed=3) for _ in range(2))
+    first = one.slice_at(4, 2)
+    assert torch.equal(two.slice_at(4, 2, epoch=0), first)
+    others = [two.slice_at(4, 2, epoch=1), two.slice_at(4, 3), one[4]["sequence"][2]]
+    assert all(other.shape == first.shape == (6, SIZE, SIZE) for other in others)
+    assert not any(torch.equal(other, first) for other in others)
+    plain = make(cohort)
+    assert torch.equal(plain.slice_at(4, 2, epoch=1), plain[4]["sequence"][2])
 
 
 def test_validation_items_are_left_as_they_are_in_every_epoch(cohort):
     dataset = make(cohort, split="validation")
-    before = dataset[0]["sequence"]
-    dataset.set_epoch(7)
-    assert torch.equal(dataset[0]["sequence"], before)
+    assert torch.equal(dataset[7, 0]["sequence"], dataset[0]["sequence"])
+
+
+@pytest.mark.parametrize("augment", [None, ALWAYS])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_items_stacked_with_channels_last_in_memory(cohort, augment, workers):
+    dataset = make(cohort, augment=augment)
+    keys = [[(1, 3), (1, 0), (1, 8)], [(2, 3)]]
+    loader = DataLoader(dataset, batch_sampler=keys, num_workers=workers, collate_fn=collate)
+    for batch, wanted in zip(loader, keys, strict=True):
+        items = [dataset[key] for key in wanted]
+        for name in items[0]:
+            assert torch.equal(batch[name], torch.stack([item[name] for item in items]))
+        assert batch["sequence"].shape == (len(wanted), SLICES, 6, SIZE, SIZE)
+        assert batch["sequence"].permute(0, 1, 3, 4, 2).is_contiguous()
+        assert items[0]["sequence"].permute(0, 2, 3, 1).is_contiguous()
+        assert batch["sequence"].flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
 
 
 def batches(cohort, epochs, **options) -> list[dict[str, torch.Tensor]]:
