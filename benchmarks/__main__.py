@@ -43,8 +43,9 @@ def render(results: dict[str, dict]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench`. Ratios compare two things in one run, called in turn: the ratio of the medians, in "
-        "parentheses the quartiles of the single ratios. Absolute times hold for the machine named above each table.",
+        "Written by `make bench`. A ratio compares two things in one run, called in turn: the ratio of the "
+        "medians, in parentheses the quartiles of the single ratios. Absolute times hold for the machine "
+        "named above each table.",
     ]
     for name in (part for part in PARTS if part in results):
         part = results[name]

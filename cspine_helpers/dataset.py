@@ -2,17 +2,14 @@
 
 import os
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from cspine_helpers.labels import UID, VERTEBRAE, require_columns
 from cspine_helpers.packed import MASK, open_sequence, sequence_path, slice_truth_array
@@ -20,8 +17,6 @@ from cspine_helpers.paths import listing
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version
 import albumentations as A
-
-Sampling = Literal["shuffle", "balanced"]
 
 
 @dataclass(frozen=True)
@@ -194,89 +189,3 @@ def _slice_truth(samples: pd.DataFrame, manifest: pd.DataFrame | None, slices: i
         names = listing(f"{uid} {vertebra}" for uid, vertebra in unlisted)
         raise ValueError(f"{len(unlisted)} samples are not in the manifest: {names}. Pack the cohort anew.")
     return np.stack([slice_truth_array(text, slices) for text in known.reindex(asked)])
-
-
-class EpochSampler(Sampler[int]):
-    """Order of the samples in an epoch, drawn from (seed, epoch) alone.
-
-    `set_epoch` moves the dataset's variations to that epoch as well.
-
-    Args:
-        dataset: what is sampled.
-        sampling: None keeps the order; "shuffle" takes each sample once; "balanced" draws as many with
-            replacement, fractured and intact vertebrae equally often.
-        seed: same seed and epoch, same order.
-    """
-
-    def __init__(self, dataset: SequenceDataset, *, sampling: Sampling | None, seed: int = 0) -> None:
-        if sampling is not None and sampling not in get_args(Sampling):
-            raise ValueError(f"sampling is None, 'shuffle' or 'balanced'; found {sampling!r}.")
-        positives, total = int(dataset.labels.sum()), len(dataset)
-        if sampling == "balanced" and positives in (0, total):
-            raise ValueError(
-                f"Balanced sampling needs fractured and intact samples; found {positives} of {total} "
-                "fractured. Use sampling='shuffle', or another split."
-            )
-        self._dataset, self._sampling, self._seed = dataset, sampling, seed
-        self._positives = positives
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass, here and in the dataset."""
-        self._dataset.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __iter__(self) -> Iterator[int]:
-        total = len(self)
-        if self._sampling is None:
-            return iter(range(total))
-        rng = np.random.default_rng((self._seed, self._dataset.epoch))
-        if self._sampling == "shuffle":
-            return iter(rng.permutation(total).tolist())
-        fractured = self._dataset.labels == 1
-        weights = np.where(fractured, 0.5 / self._positives, 0.5 / (total - self._positives))
-        return iter(rng.choice(total, size=total, p=weights).tolist())
-
-
-def make_loader(
-    dataset: SequenceDataset,
-    *,
-    batch_size: int,
-    sampling: Sampling | None = None,
-    workers: int = 0,
-    seed: int = 0,
-) -> DataLoader[dict[str, Tensor]]:
-    """Batches of a dataset. Call `loader.sampler.set_epoch(n)` before pass n, or every pass is the same.
-
-    Args:
-        dataset: what is loaded.
-        batch_size: sequences a batch; the last batch may be smaller.
-        sampling: order of the samples, see `EpochSampler`.
-        workers: processes that load, one a core at most; 0: this one loads. Batches do not depend on it.
-        seed: of the order.
-    """
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=EpochSampler(dataset, sampling=sampling, seed=seed),
-        **loader_options(workers, seed),
-    )
-
-
-def loader_options(workers: int, seed: int) -> dict[str, Any]:
-    """What all our loaders share: at most a process a core, one thread each, draws of their own."""
-    return {
-        "num_workers": min(workers, _cores()),
-        "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": _one_thread,
-        "generator": torch.Generator().manual_seed(seed),  # else each pass would draw from torch's global one
-    }
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _one_thread(worker: int) -> None:
-    cv2.setNumThreads(0)  # torch does the same for itself; more threads than cores slow each other down

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cspine_helpers.batches import make_loader
 from cspine_helpers.checkpoints import Run
-from cspine_helpers.dataset import SequenceDataset, make_loader
+from cspine_helpers.dataset import SequenceDataset
 from cspine_helpers.labels import UID, require_columns
 from cspine_helpers.metrics import auroc
 from cspine_helpers.packed import read_manifest

@@ -7,101 +7,86 @@ no fracture. Batches of single slices from many patients, as many fractured as i
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import torch
-from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset
 
-from cspine_helpers.dataset import SequenceDataset, loader_options
+from cspine_helpers.batches import Key
+from cspine_helpers.dataset import SequenceDataset
 from cspine_helpers.model import FractureClassifier
-from cspine_helpers.recipe import TrainConfig, adamw, learning_rate
+from cspine_helpers.recipe import TrainConfig
 
 
 class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
     """The slices of known truth of a `SequenceDataset`, one an item: uint8 `(6, H, W)` and its truth.
 
+    An item is asked for by (epoch, index), for the variation of that epoch.
+
     Attributes:
-        truth: `(N,)`, 1 for a fractured slice, 0 for an intact one.
+        truth: `(N,)` float32, 1 for a fractured slice, 0 for an intact one.
+
+    Raises:
+        ValueError: no fractured slice is known, or no intact one.
     """
 
     def __init__(self, sequences: SequenceDataset) -> None:
         self._sequences = sequences
         self._places = np.argwhere(~np.isnan(sequences.slice_truth))  # (N, 2): sequence, slice
         self.truth = sequences.slice_truth[tuple(self._places.T)]
+        if not 0 < self.truth.sum() < len(self):
+            raise ValueError(
+                f"Slice-level pretraining needs fractured and intact slices of known truth; found "
+                f"{int(self.truth.sum())} fractured of {len(self)}. Set slice_epochs=0, or give the manifest "
+                "its slice_truth."
+            )
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
+        epoch, index = key
         sequence, position = self._places[index].tolist()
-        return self._sequences.slice_at(sequence, position), torch.tensor(self.truth[index])
+        pixels = self._sequences.slice_at(sequence, position, epoch=epoch)
+        return pixels, torch.tensor(self.truth[index])
 
-    def draw(self, epoch: int, seed: int) -> list[int]:
+    def order(self, epoch: int, *, seed: int) -> np.ndarray:
         """An epoch's slices in random order: every fractured one, and as many intact ones anew each epoch."""
         rng = np.random.default_rng((seed, epoch))
         fractured, intact = np.flatnonzero(self.truth == 1), np.flatnonzero(self.truth == 0)
         chosen = rng.choice(intact, size=min(len(fractured), len(intact)), replace=False)
-        return rng.permutation(np.concatenate([fractured, chosen])).tolist()
+        return rng.permutation(np.concatenate([fractured, chosen]))
 
 
-def pretrain(
-    accelerator: Accelerator, model: FractureClassifier, sequences: SequenceDataset, config: TrainConfig
-) -> list[float]:
-    """Train the encoder and the slice head on single slices for `config.slice_epochs` epochs, in place.
+class SliceClassifier(nn.Module):
+    """The part of a classifier that single slices teach: its encoders and its slice head, shared with it."""
 
-    Every process of a launch does all of it, alike.
+    def __init__(self, model: FractureClassifier) -> None:
+        super().__init__()
+        self.backbone, self.mask_encoder, self.slice_head = (
+            model.backbone, model.mask_encoder, model.slice_head,
+        )  # fmt: skip
+        self._encode = model.encode
 
-    Returns:
-        Mean cross-entropy of each epoch (0.69 is guessing).
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logit `(N,)` of each slice, uint8 `(N, 6, H, W)`, being fractured."""
+        return self.slice_head(self._encode(pixels)).squeeze(1)
 
-    Raises:
-        ValueError: no fractured slice is known, or no intact one.
-    """
-    data = SliceDataset(sequences)
-    if not 0 < data.truth.sum() < len(data):
-        raise ValueError(
-            f"Slice-level pretraining needs fractured and intact slices of known truth; found "
-            f"{int(data.truth.sum())} fractured of {len(data)}. Set slice_epochs=0, or give the manifest its "
-            "slice_truth."
-        )
-    model.to(accelerator.device).train()
-    learned = [*model.backbone.parameters(), *model.mask_encoder.parameters(), *model.slice_head.parameters()]
-    optimizer = adamw(learned, config.slice_learning_rate, config.weight_decay)
-    schedule = replace(
+
+def slice_entropy(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean cross-entropy of a batch of slices (0.69 is guessing)."""
+    pixels, truth = batch
+    return binary_cross_entropy_with_logits(network(pixels).float(), truth)
+
+
+def slice_schedule(config: TrainConfig) -> TrainConfig:
+    """The settings of the pretraining in the terms of a training: its epochs, batches and learning rate."""
+    return replace(
         config,
         epochs=config.slice_epochs,
         warmup_epochs=0.15 * config.slice_epochs,
         learning_rate=config.slice_learning_rate,
+        batch_size=config.slice_batch_size,
+        accumulate=1,
         schedule="cosine",
     )
-    losses = []
-    quiet = not accelerator.is_main_process
-    bar = tqdm(range(config.slice_epochs), desc="slice epochs", leave=False, disable=quiet)
-    for epoch in bar:
-        sequences.set_epoch(epoch)
-        drawn = data.draw(epoch, config.seed)
-        loader = DataLoader(
-            data,
-            batch_size=config.slice_batch_size,
-            sampler=drawn,
-            drop_last=len(drawn) > config.slice_batch_size,  # a last batch of one would upset BatchNorm
-            **loader_options(config.workers, config.seed),
-        )
-        total = 0.0
-        for step, (pixels, truth) in enumerate(loader):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(schedule, epoch + (step + 0.5) / len(loader), pd.DataFrame())
-            with accelerator.autocast():
-                logit = model.slice_head(model.encode(pixels.to(accelerator.device))).squeeze(1)
-            loss = binary_cross_entropy_with_logits(logit.float(), truth.to(accelerator.device))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(learned, config.clip_norm)
-            optimizer.step()
-            total += loss.item()
-        losses.append(total / len(loader))
-        bar.set_postfix(loss=losses[-1])
-    return losses

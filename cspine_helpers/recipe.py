@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cspine_helpers.dataset import AugmentConfig, Sampling
+from cspine_helpers.batches import Sampling
+from cspine_helpers.dataset import AugmentConfig
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.losses import balanced_alpha, focal_loss, slice_loss, vertebra_weights
 from cspine_helpers.model import ClassifierOutput, ModelConfig
@@ -32,9 +33,11 @@ class TrainConfig:
         warmup_epochs: epochs in which the rate rises from 0; may be a fraction.
         schedule: after the warm-up: "cosine" falls to 0 at the last epoch, "plateau" halves after 3 epochs
             without a better validation average precision.
-        accumulate: batches whose gradients make one step.
+        accumulate: batches of each process whose gradients make one step.
         clip_norm: largest norm of the gradient.
         mixed_precision: "auto" is bf16 on a GPU that has it, else float32.
+        gradient_checkpointing: the backbone's inner values are computed again for the gradients instead of
+            kept: less memory, more time, the same result.
         patience: epochs without a new best epoch before training stops.
         precision_floor: least validation precision at the threshold that the run decides with.
         slice_weight: weight of the slice-level term of the loss; 0 turns it off.
@@ -42,7 +45,7 @@ class TrainConfig:
         slice_batch_size: slices in a batch of the pretraining.
         slice_learning_rate: highest learning rate of the pretraining.
         vertebra_weighting: rare fractures weigh more, see `losses.vertebra_weights`.
-        sampling: order of the training samples, see `dataset.EpochSampler`.
+        sampling: order of the training samples, see `batches.epoch_order`.
         seed: of weights, order, augmentation and dropout.
         workers: processes that load training data; 0 loads in the training process.
         augment: how training sequences are varied; None leaves them as they are.
@@ -57,6 +60,7 @@ class TrainConfig:
     accumulate: int = 2
     clip_norm: float = 1.0
     mixed_precision: Precision = "auto"
+    gradient_checkpointing: bool = False
     patience: int = 6
     precision_floor: float = 0.5
     slice_weight: float = 0.5
@@ -90,9 +94,10 @@ class TrainConfig:
             "precision_floor": (lambda x: 0 < x <= 1, "in (0, 1]"),
             "schedule": (get_args(Schedule).__contains__, f"one of {get_args(Schedule)}"),
             "mixed_precision": (
-                lambda p: p in get_args(Precision) and not (p == "fp16" and self.slice_epochs),
-                f"one of {get_args(Precision)}; not fp16 with slice_epochs, which scales no gradients",
+                get_args(Precision).__contains__,
+                f"one of {get_args(Precision)}",
             ),
+            "gradient_checkpointing": (lambda on: isinstance(on, bool), "true or false"),
             "sampling": (get_args(Sampling).__contains__, f"one of {get_args(Sampling)}"),
         }
         wrong = [
@@ -190,7 +195,7 @@ def adamw(parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) 
         {"params": [p for p in kept if p.ndim > 1]},
         {"params": [p for p in kept if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=rate, weight_decay=weight_decay)
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=weight_decay, fused=True)
 
 
 def learning_rate(config: TrainConfig, position: float, history: pd.DataFrame) -> float:

@@ -1,0 +1,177 @@
+"""Which samples make which batch, whatever the number of processes and workers, and their loaders."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cspine_helpers.dataset import SequenceDataset, collate
+
+Sampling = Literal["shuffle", "balanced"]
+Key = tuple[int, int]  # epoch and index: what a dataset is asked for
+
+
+def epoch_order(labels: np.ndarray, sampling: Sampling, *, seed: int, epoch: int) -> np.ndarray:
+    """Order of the samples in an epoch, drawn from (seed, epoch) alone: `(N,)` indices.
+
+    Args:
+        labels: `(N,)` of 0/1.
+        sampling: "shuffle" takes each sample once; "balanced" draws as many with replacement, fractured and
+            intact ones equally often.
+        seed: of the training.
+        epoch: in question.
+
+    Raises:
+        ValueError: an unknown sampling, or balanced sampling of one class.
+    """
+    if sampling not in get_args(Sampling):
+        raise ValueError(f"sampling is 'shuffle' or 'balanced'; found {sampling!r}.")
+    rng = np.random.default_rng((seed, epoch))
+    total, positives = len(labels), int(labels.sum())
+    if sampling == "shuffle":
+        return rng.permutation(total)
+    if positives in (0, total):
+        raise ValueError(
+            f"Balanced sampling needs fractured and intact samples; found {positives} of {total} fractured. "
+            "Use sampling='shuffle', or another split."
+        )
+    weights = np.where(labels == 1, 0.5 / positives, 0.5 / (total - positives))
+    return rng.choice(total, size=total, p=weights)
+
+
+def steps_of(
+    order: np.ndarray, *, batch_size: int, accumulate: int = 1, processes: int = 1
+) -> list[list[np.ndarray]]:
+    """An epoch's samples dealt out to optimiser steps, and each step's to its batches, none twice.
+
+    A step has `accumulate · processes` batches of at most `batch_size`. Sizes differ by at most one, so no
+    tiny batch is left at the end.
+
+    Raises:
+        ValueError: fewer samples than a step has batches.
+    """
+    batches = accumulate * processes
+    if len(order) < batches:
+        raise ValueError(
+            f"{len(order)} samples cannot fill the {batches} batches of one step ({accumulate} accumulated "
+            f"on each of {processes} processes). Use fewer processes, or accumulate less."
+        )
+    steps = math.ceil(len(order) / (batch_size * batches))
+    return [np.array_split(step, batches) for step in np.array_split(order, steps)]
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """The batches of one process in one epoch; call `set_epoch` before each pass.
+
+    Args:
+        order: epoch → its samples in order.
+        batch_size: most samples of a batch.
+        accumulate: batches of each process whose gradients make one step.
+        process: which of the processes this is.
+        processes: how many share the samples.
+
+    Attributes:
+        epoch: that is set.
+        accumulate: as given.
+        step_sizes: samples of each step, over all processes.
+    """
+
+    def __init__(
+        self,
+        order: Callable[[int], np.ndarray],
+        *,
+        batch_size: int,
+        accumulate: int = 1,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.accumulate = accumulate
+        self._order, self._process, self._processes = order, process, processes
+        self._sizes = {"batch_size": batch_size, "accumulate": accumulate, "processes": processes}
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Deal out the samples of this epoch."""
+        self.epoch = epoch
+        self._steps = steps_of(self._order(epoch), **self._sizes)
+        self.step_sizes = [sum(map(len, step)) for step in self._steps]
+
+    def __len__(self) -> int:
+        return len(self._steps) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in self._steps:
+            for batch in step[self._process :: self._processes]:
+                yield [(self.epoch, index) for index in batch.tolist()]
+
+
+def make_loader(
+    dataset: SequenceDataset,
+    *,
+    batch_size: int,
+    sampling: Sampling | None = None,
+    workers: int = 0,
+    seed: int = 0,
+    accumulate: int = 1,
+    process: int = 0,
+    processes: int = 1,
+) -> DataLoader[dict[str, Tensor]]:
+    """Batches of a dataset, on the device's side of pinned memory where there is a GPU.
+
+    Args:
+        dataset: what is loaded.
+        batch_size: most sequences of a batch.
+        sampling: order of training samples, see `epoch_order`; call `loader.batch_sampler.set_epoch(n)`
+            before pass n, or every pass is the same. None: the order of the dataset, in batches that do not
+            depend on the number of processes (they are dealt out in turn).
+        workers: processes that load, one a core at most; 0: this one loads. Batches do not depend on it.
+        seed: of the order.
+        accumulate: batches of each process whose gradients make one step.
+        process: which of the processes this is.
+        processes: how many share the samples.
+    """
+    if sampling is None:
+        chunks = [range(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size)]
+        batches: Any = [list(chunk) for chunk in chunks[process::processes]]
+    else:
+        labels, drawn = dataset.labels, sampling
+        epoch_order(labels, drawn, seed=seed, epoch=0)  # refuses now what it would refuse in the first epoch
+        batches = EpochBatches(
+            lambda epoch: epoch_order(labels, drawn, seed=seed, epoch=epoch),
+            batch_size=batch_size,
+            accumulate=accumulate,
+            process=process,
+            processes=processes,
+        )
+    return load_batches(dataset, batches, workers=workers, seed=seed, collate_fn=collate)
+
+
+def load_batches(
+    dataset: Dataset[Any], batches: Any, *, workers: int, seed: int, **options: Any
+) -> DataLoader[Any]:
+    """A loader of these batches: at most a process a core, one thread each, kept from epoch to epoch."""
+    workers = min(workers, _cores())
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+        generator=torch.Generator().manual_seed(seed),  # else each pass would draw from torch's global one
+        **options,
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)  # torch does the same for itself; more threads than cores slow each other down

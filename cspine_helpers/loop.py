@@ -1,0 +1,152 @@
+"""The steps of an epoch: gradients of all processes' batches, and running statistics that agree."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from cspine_helpers.batches import EpochBatches
+from cspine_helpers.model import ClassifierOutput, FractureClassifier
+
+Batch = dict[str, Tensor]
+
+
+class RunningStatistics:
+    """Running means and variances of all BatchNorm layers, advanced once a step by the mean of its batches.
+
+    Left to itself each layer would advance with every batch, in every process on its own, and twice where
+    gradient checkpointing computes a batch again; validation would then depend on all of that.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        pairs = [(layer.running_mean, layer.running_var) for layer in layers]
+        self._buffers = [buffer for pair in pairs for buffer in pair if buffer is not None]
+        self._before = [buffer.clone() for buffer in self._buffers]
+        self._sum = [torch.zeros_like(buffer) for buffer in self._buffers]
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Around the forward pass of each batch."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._before)
+        yield
+        if self._buffers:
+            torch._foreach_add_(self._sum, self._buffers)
+
+    def advance(self, accelerator: Accelerator, batches: int) -> None:
+        """After the step's last batch of this process, which had `batches` of them."""
+        if not self._buffers:
+            return
+        flat = torch.cat([part.flatten() for part in self._sum]) / batches
+        flat = accelerator.reduce(flat, reduction="mean")
+        parts = [part.view_as(b) for part, b in zip(self._split(flat), self._buffers, strict=True)]
+        for kept in (self._buffers, self._before):
+            torch._foreach_copy_(kept, parts)
+        torch._foreach_zero_(self._sum)
+
+    def _split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return flat.split([buffer.numel() for buffer in self._buffers])
+
+
+def train_epoch(
+    accelerator: Accelerator,
+    network: nn.Module,
+    optimizer: Any,
+    loader: DataLoader[Any],
+    loss: Callable[[Any, Any], Tensor],
+    *,
+    rates: list[float],
+    clip_norm: float,
+    seed: tuple[int, ...],
+) -> float:
+    """One pass over the training samples.
+
+    Dropout is drawn from (seed, epoch, step, batch), so it does not depend on which process has the batch.
+
+    Args:
+        accelerator: that prepared network and optimizer.
+        network: what is trained.
+        optimizer: of its parameters.
+        loader: of `EpochBatches`, their epoch set.
+        loss: (network, batch on the device) → mean over the batch's samples.
+        rates: learning rate of each step.
+        clip_norm: largest norm of the gradient.
+        seed: of this stage of the training.
+
+    Returns:
+        Mean loss over the epoch's samples, of all processes.
+    """
+    network.train()
+    batches: Any = loader.batch_sampler
+    assert isinstance(batches, EpochBatches)
+    statistics, total = RunningStatistics(network), torch.zeros((), device=accelerator.device)
+    bar = tqdm(
+        total=len(rates), desc="train", leave=False, disable=not accelerator.is_main_process, mininterval=0.5
+    )
+    loaded = iter(loader)
+    for step, (rate, size) in enumerate(zip(rates, batches.step_sizes, strict=True)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for turn in range(batches.accumulate):
+            batch, count = _on(accelerator.device, next(loaded))
+            number = turn * accelerator.num_processes + accelerator.process_index
+            torch.manual_seed(_draw(*seed, batches.epoch, step, number))
+            alone = turn < batches.accumulate - 1  # gradients are exchanged with the step's last batch
+            with accelerator.no_sync(network) if alone else nullcontext():
+                with statistics.batch():
+                    value = loss(network, batch)
+                accelerator.backward(value * (count * accelerator.num_processes / size))
+            total += value.detach() * count
+        statistics.advance(accelerator, batches.accumulate)
+        accelerator.clip_grad_norm_(network.parameters(), clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        bar.update()
+    bar.close()
+    return float(accelerator.reduce(total, reduction="sum")) / sum(batches.step_sizes)
+
+
+@torch.inference_mode()
+def evaluate(
+    accelerator: Accelerator, network: nn.Module, loader: DataLoader[Batch], samples: int
+) -> ClassifierOutput:
+    """Output for all samples in their order, each computed once whatever the number of processes.
+
+    In float32 as inference runs, also where training does not: else a threshold would not be its own.
+    """
+    plain = accelerator.unwrap_model(network).eval()
+    whole = torch.empty(0)
+    bar = tqdm(loader, desc="validate", leave=False, disable=not accelerator.is_main_process, mininterval=0.5)
+    for loaded in bar:
+        batch, _ = _on(accelerator.device, loaded)
+        output = FractureClassifier.forward(plain, batch["sequence"], batch["vertebra"])  # past autocast
+        columns = torch.cat([output.logit[:, None], output.attention, output.slice_logit], dim=1).float()
+        if not len(whole):
+            whole = columns.new_zeros(samples, columns.shape[1])  # (N, 1 + 2 · T)
+        whole[batch["index"]] = columns
+    if not len(whole):  # more processes than batches: this one had none
+        whole = torch.zeros(samples, 1 + 2 * plain.config.slices, device=accelerator.device)
+    whole = accelerator.reduce(whole, reduction="sum").cpu()  # each row is zero in all processes but one
+    logit, attention, slice_logit = whole.split([1, plain.config.slices, plain.config.slices], dim=1)
+    return ClassifierOutput(logit.squeeze(1), attention, slice_logit)
+
+
+def _on(device: torch.device, batch: Any) -> tuple[Any, int]:
+    """A batch moved to the device, and how many samples it has."""
+    if isinstance(batch, dict):
+        moved: Any = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        return moved, len(moved["label"])
+    moved = [tensor.to(device, non_blocking=True) for tensor in batch]
+    return moved, len(moved[0])
+
+
+def _draw(*words: int) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

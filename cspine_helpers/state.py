@@ -1,0 +1,112 @@
+"""The state of an interrupted training: one file, replaced in one step, from which it goes on exactly."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cspine_helpers.checkpoints import FORMAT
+from cspine_helpers.paths import atomic_path
+
+STATE = "state.safetensors"  # in the run folder while a training is not finished
+
+
+@dataclass
+class TrainingState:
+    """Where a training stands after a complete epoch.
+
+    Attributes:
+        setting: what must be the same for the training to go on: model, train, data, processes, left_out.
+        stage: "slices" (pretraining) or "sequences".
+        epoch: complete epochs of that stage.
+        slice_losses: of the pretraining's epochs.
+        rows: of the history, one an epoch of sequences.
+        best: what the record says of the best epoch so far.
+        epoch_seconds: of each epoch, of both stages.
+        scaler: of the gradients' scale in float16; None without.
+    """
+
+    setting: dict[str, Any]
+    stage: str = "slices"
+    epoch: int = 0
+    slice_losses: list[float] = field(default_factory=list)
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=dict)
+    epoch_seconds: list[float] = field(default_factory=list)
+    scaler: dict[str, float] | None = None
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch of sequences."""
+        return pd.DataFrame(
+            self.rows, columns=None if self.rows else ["epoch", "validation_average_precision"]
+        )
+
+
+def save_state(
+    folder: str | Path, state: TrainingState, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Path:
+    """Write the state with the weights and the optimizer's moments to `<folder>/state.safetensors`."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header = {"state": json.dumps({"format": FORMAT, **asdict(state)})}
+    path = Path(folder) / STATE
+    with atomic_path(path) as temporary:
+        save_file(plain, temporary, metadata=header)
+    return path
+
+
+def read_state(folder: str | Path) -> tuple[TrainingState, dict[str, Tensor]]:
+    """The state of an interrupted training, and its tensors for `restore`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged, or of another format.
+    """
+    path = Path(folder) / STATE
+    if not path.is_file():
+        raise FileNotFoundError(f"No interrupted training at {folder}: {STATE} is missing.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("state", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        found = header.pop("format")
+        state = TrainingState(**header)
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not the whole state of a training ({error}). Move the run aside with "
+            "training.set_aside(...), and train again."
+        ) from error
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} is of format {found!r}; this version reads {FORMAT}. Finish the training with the "
+            "version that began it, or move the run aside and train again."
+        )
+    return state, tensors
+
+
+def restore(
+    tensors: dict[str, Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Put the weights and, given it, the optimizer's moments back."""
+    model.load_state_dict(_below("model.", tensors))
+    if optimizer is None:
+        return
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _below("optimizer.", tensors).items():
+        number, _, kind = name.partition(".")
+        moments.setdefault(int(number), {})[kind] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
