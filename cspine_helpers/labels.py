@@ -1,12 +1,14 @@
 """The label table and the fracture boxes, in the schema of RSNA 2022: read, check, count, expand."""
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cspine_helpers.paths import atomic_path, check_uids, listing
+from cspine_helpers.paths import atomic_path, check_seal, check_uids, listing, seal_of, sha256_of
 
 UID = "StudyInstanceUID"
 PATIENT = "patient_overall"
@@ -19,26 +21,57 @@ _SOURCE = "`make cohort` makes the built-in cohort; data/README.md says where th
 _Z_95 = 1.959963984540054  # 97.5th percentile of the standard normal distribution
 
 
-def read_table(path: str | Path, columns: Sequence[str], *, what: str, source: str) -> pd.DataFrame:
-    """A CSV file's `columns`, study UIDs kept as text (pandas would read '1.2' as a number).
+def read_table(
+    path: str | Path, columns: Sequence[str], *, what: str, source: str, text: Sequence[str] = ()
+) -> pd.DataFrame:
+    """A CSV file's `columns`; study UIDs and `text` columns as text (pandas would read '1.2' as a number).
 
-    `what` it is and its `source` are for the error messages.
+    Only an empty cell is a missing value. A file with its SHA-256 beside it (`paths.seal_of`) is checked
+    against that. `what` it is and its `source` are for the error messages.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no comma-separated table, or columns are missing or stand there twice.
+        ValueError: it is no whole comma-separated table, not the file that was sealed, or columns are missing
+            or stand there twice.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No {what} at {path}. {source}")
+    content = path.read_bytes()
+    check_seal(path, content)
     try:
-        table = pd.read_csv(path, dtype={UID: str}, encoding="utf-8-sig", low_memory=False)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        content.decode()
+        table = pd.read_csv(
+            io.BytesIO(content),
+            dtype=dict.fromkeys((UID, *text), str),
+            encoding="utf-8-sig",
+            keep_default_na=False,
+            na_values=[""],
+            low_memory=False,
+        )
+        _check_whole(content, table)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path.name}: line {line} is not UTF-8 text. Save it in that encoding.") from error
+    except ValueError as error:  # also pandas' own
         raise ValueError(f"{path.name} is no comma-separated {what}: {error}") from error
-    if not isinstance(table.index, pd.RangeIndex):
-        raise ValueError(f"{path.name}: rows hold more values than the header has columns. Mend them.")
     require_columns(table, columns, what=path.name)
     return table[list(columns)]
+
+
+def _check_whole(content: bytes, table: pd.DataFrame) -> None:
+    """Refuse what pandas shifts, fills up, reads past or converts."""
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError("rows hold more values than the header has columns. Mend them.")
+    commas = table.shape[1] - 1
+    if content.count(b",") < (len(table) + 1) * commas:  # commas inside quotes can only add to them
+        lines = enumerate(content.splitlines(), start=1)
+        short = next(number for number, line in lines if line.strip(b" \t") and line.count(b",") < commas)
+        raise ValueError(f"rows hold fewer values than the header has columns (line {short}). Mend them.")
+    if not content.endswith((b"\n", b"\r")):
+        raise ValueError("its last line has no end: it may be cut off. If it is whole, add a line break.")
+    if logical := [name for name in table.columns if table[name].dtype == bool]:
+        raise ValueError(f"the columns {listing(logical)} hold True or False. Write 1 or 0.")
 
 
 def require_columns(table: pd.DataFrame, columns: Sequence[str], *, what: str) -> None:
@@ -139,10 +172,19 @@ def write_labels(table: pd.DataFrame, path: str | Path) -> None:
     write_table(validate_labels(table), path)
 
 
-def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a CSV file in one step, with the same bytes on every system."""
-    with atomic_path(path) as temporary:
+def write_table(table: pd.DataFrame, path: str | Path, *, sealed: bool = False) -> None:
+    """Write a CSV file in one step, the same bytes on every system; `sealed`: with its SHA-256 beside it.
+
+    Both files are complete before either takes its place. After a stop between the two, the seal does not fit
+    and the table is refused until it is written again.
+    """
+    path = Path(path)
+    with ExitStack() as files:
+        seal = files.enter_context(atomic_path(seal_of(path))) if sealed else None
+        temporary = files.enter_context(atomic_path(path))
         table.to_csv(temporary, index=False, lineterminator="\n")
+        if seal is not None:
+            seal.write_text(f"{sha256_of(temporary)}  {path.name}\n", encoding="utf-8")
 
 
 def read_boxes(path: str | Path) -> pd.DataFrame:

@@ -1,5 +1,10 @@
-"""Where files live, which names may become files, and how a file is replaced in one step."""
+"""Where files live, which names may become files, and how a file is replaced in one step.
 
+`data/<cohort>` may be a link, to a larger disk. A run's folder, and the files of a run or of a `packed`
+folder, may not be links out of the folder they stand in.
+"""
+
+import errno
 import hashlib
 import os
 import re
@@ -34,26 +39,44 @@ def project_root() -> Path:
 
 def cohort_dir(cohort: str) -> Path:
     """Folder of a cohort's artefacts, `data/<cohort>`; the name is checked, the folder need not exist."""
-    return project_root() / "data" / _checked(cohort, "cohort")
+    return project_root() / "data" / checked_name(cohort, "cohort")
 
 
 def run_dir(run: str) -> Path:
     """Folder of a run, `checkpoints/<run>`; the name is checked, the folder need not exist."""
-    return project_root() / "checkpoints" / _checked(run, "run")
+    return inside(project_root() / "checkpoints" / checked_name(run, "run"))
 
 
 def figures_dir(cohort: str = "builtin") -> Path:
     """Folder of a cohort's figures: `figures/` for the built-in cohort, else `figures/<cohort>`."""
     figures = project_root() / "figures"
-    return figures if cohort == "builtin" else figures / _checked(cohort, "cohort")
+    return figures if cohort == "builtin" else inside(figures / checked_name(cohort, "cohort"))
 
 
-def _checked(name: str, kind: str) -> str:
+def checked_name(name: str, kind: str) -> str:
+    """The name, where it can be that of a file or folder on any system, and leads nowhere else.
+
+    Raises:
+        ValueError: it holds anything but letters, digits, `-` and `_`, or more than 64 of them.
+    """
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"A {kind} name is up to 64 letters, digits, '-' and '_'; found {name!r}. Rename it."
         )
     return name
+
+
+def inside(path: Path) -> Path:
+    """The path, which need not exist; a link there may not lead out of the folder that it stands in.
+
+    Raises:
+        ValueError: it does.
+    """
+    if path.is_symlink() and not (target := path.resolve()).is_relative_to(path.parent.resolve()):
+        raise ValueError(
+            f"{path} is a link out of its folder, to {target}. Put what it leads to in its place."
+        )
+    return path
 
 
 def check_uids(uids: Iterable[object]) -> None:
@@ -77,27 +100,71 @@ def listing(items: Iterable[object]) -> str:
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary file beside `path`: takes its place when the block ends well, goes when it does not.
 
-    Readers therefore see the old file or the whole new one, never a part.
+    Readers therefore see the old file or the whole new one, never a part; with `durable` also after the
+    power failed (without it, an empty file may then stand there).
+
+    Raises:
+        OSError: the file cannot be written, as `PermissionError` or another of its kind; says which file
+            and why.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    path, temporary = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if isinstance(
+            error.__cause__, OSError
+        ):  # says already which file: one that is written together with it
+            raise
+        raise OSError(
+            error.errno or errno.EIO,
+            f"{path} was not written ({error.strerror or error}); what stood there is unchanged. Check the "
+            f"right to write to {path.parent} and the free space there.",
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal_of(path: str | Path) -> Path:
+    """Where the SHA-256 of a file stands, if it is kept: `<path>.sha256`, as `sha256sum --check` reads it."""
+    path = Path(path)
+    return path.with_name(f"{path.name}.sha256")
+
+
+def check_seal(path: str | Path, content: bytes) -> None:
+    """Refuse content that is not what the file's seal says; without a seal, nothing is known.
+
+    Raises:
+        ValueError: the file was changed after it was sealed; gives both hashes.
+    """
+    path, seal = Path(path), seal_of(path)
+    if not seal.is_file():
+        return
+    stored, found = seal.read_bytes().split()[:1], hashlib.sha256(content).hexdigest()
+    if stored != [found.encode()]:
+        says = b"".join(stored).decode(errors="replace") or "nothing"
+        raise ValueError(
+            f"{path.name} is not the file that was written: its SHA-256 is {found}, {seal.name} says {says}. "
+            f"Bring the old file back, or make it again; if the change is meant: "
+            f"sha256sum {path.name} > {seal.name}"
+        )

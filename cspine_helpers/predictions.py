@@ -33,8 +33,11 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
 
 
 def write_predictions(table: pd.DataFrame, path: str | Path) -> None:
-    """Check the predictions table and put it in place in one step."""
-    write_table(validate_predictions(table), path)
+    """Check the predictions table and put it in place in one step, with its SHA-256 beside it.
+
+    Tables made elsewhere need no hash.
+    """
+    write_table(validate_predictions(table), path, sealed=True)
 
 
 def validate_predictions(table: pd.DataFrame, *, what: str = "The predictions table") -> pd.DataFrame:

@@ -18,7 +18,7 @@ from cspine_helpers.labels import (
     validate_labels,
     write_table,
 )
-from cspine_helpers.paths import atomic_path, listing, sha256_of
+from cspine_helpers.paths import listing, seal_of
 
 SPLITS = ("train", "validation", "test")
 
@@ -236,10 +236,7 @@ def _outside_folds(folds: pd.Series) -> pd.Series:
 def write_split(split: pd.DataFrame, path: str | Path) -> None:
     """Check the split (or folds) and write it, with its SHA-256 beside it as `sha256sum --check` reads it."""
     validate_split(split)
-    path = Path(path)
-    write_table(split[[UID, _column(split)]].sort_values(UID), path)
-    with atomic_path(_sidecar(path)) as temporary:
-        temporary.write_text(f"{sha256_of(path)}  {path.name}\n", encoding="utf-8")
+    write_table(split[[UID, _column(split)]].sort_values(UID), path, sealed=True)
 
 
 def read_split(
@@ -251,21 +248,9 @@ def read_split(
         FileNotFoundError: the split or its hash is not there.
         ValueError: the file was changed after it was written, or breaks a rule; offenders are named.
     """
-    path = Path(path)
     what = "split" if column == "split" else "table of folds"
     split = read_table(path, (UID, column), what=what, source="Notebook 02 makes it.")
-    sidecar = _sidecar(path)
-    if not sidecar.is_file():
-        raise FileNotFoundError(f"No {sidecar.name} beside {path}. Make the split again with notebook 02.")
-    stored, found = sidecar.read_text(encoding="utf-8").split()[:1], sha256_of(path)
-    if stored != [found]:
-        raise ValueError(
-            f"{path.name} is not the file that was written: its SHA-256 is {found}, {sidecar.name} says "
-            f"{''.join(stored) or 'nothing'}. Bring the old file back, or make the split again (notebook 02)."
-        )
+    if not (seal := seal_of(path)).is_file():
+        raise FileNotFoundError(f"No {seal.name} beside {path}. Make the split again with notebook 02.")
     validate_split(split, table=table)
     return split
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
