@@ -1,7 +1,9 @@
 """The threshold slider: every number that moves when the threshold moves, while it moves."""
 
-import io
+import struct
+import zlib
 from base64 import b64encode
+from functools import cache
 from typing import Any
 
 import ipywidgets
@@ -11,10 +13,13 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
-from PIL import Image
+from matplotlib.transforms import IdentityTransform
+from PIL import Image, ImageDraw, ImageFont
 
 from cspine_helpers.curves import LEVEL_NAMES, RATE_NAMES, RATE_STYLES, draw_pr, ink_over
 from cspine_helpers.decisions import choose_threshold
@@ -22,10 +27,11 @@ from cspine_helpers.metrics import at_level, counts_at, defined_levels, rates, t
 from cspine_helpers.plots import INK, PALE, STYLE
 from cspine_helpers.predictions import validate_predictions
 
-_Moving = dict[str, tuple[Rectangle, Text]]
 DECIMALS = 4  # at least, of what is written beside the slider
 STEP = 0.001  # of one press of an arrow key; Page Up and Down move five
 CELLS = {"tp": (0, 1), "fn": (1, 1), "fp": (0, 0), "tn": (1, 0)}  # column and row (from below) of each count
+_BLUES = matplotlib.colormaps["Blues"]
+_ANCHORS = {"left": "ls", "center": "ms", "right": "rs"}  # of text that stands on its baseline
 
 
 class ThresholdExplorer:
@@ -166,17 +172,21 @@ class _Picture:
             )  # off the curve
             curve.set_title(LEVEL_NAMES[level])
             (self._point,) = curve.plot([], [], "o", color=INK, ms=10, mec="white", zorder=5)
-            self._title = matrix.set_title(f"threshold {_digits(start)}")
+            self._title = matrix.set_title(f"threshold {_digits(start)}", y=1)
             self._cells = _empty_matrix(matrix, begin)
             self._bars = _empty_bars(bars)
-            moving: list[Artist] = [self._point, self._title]
-            for group in (self._cells, self._bars):
-                moving += [artist for pair in group.values() for artist in pair]
-            self._moving = moving
-            for artist in moving:
+            self._shapes: list[Artist] = [self._point]
+            self._texts = [self._title]
+            for patch, *texts in (*self._cells.values(), *self._bars.values()):
+                self._shapes.append(patch)
+                self._texts += texts
+            for artist in (*self._shapes, *self._texts):
                 artist.set_animated(True)  # left out of the still background
             self._canvas.draw()
             figure.set_layout_engine("none")  # nothing may shift from here on
+            for text in self._texts:  # onto whole pixels, where Pillow's text is matplotlib's
+                x, y = text.get_transform().transform(text.get_position())
+                text.set(transform=IdentityTransform(), position=(round(x), round(y)))
             self._background = self._canvas.copy_from_bbox(figure.bbox)
 
     def numbers(self, threshold: float) -> dict[str, Any]:
@@ -189,25 +199,59 @@ class _Picture:
         now = self.numbers(threshold)
         self._point.set_data([now["recall"]], [now["precision"]])
         self._title.set_text(f"threshold {_digits(threshold)}")
-        for name, (patch, text) in self._cells.items():
+        for name, (patch, count, percent) in self._cells.items():
             total = now["tp"] + now["fn"] if name in ("tp", "fn") else now["fp"] + now["tn"]
             share = now[name] / total
-            patch.set_facecolor(matplotlib.colormaps["Blues"](share / 1.2))
-            text.set(text=f"{now[name]:,}\n{share:.1%}", color=ink_over(share))
+            patch.set_facecolor(_BLUES(share / 1.2))
+            count.set(text=f"{now[name]:,}", color=ink_over(share))
+            percent.set(text=f"{share:.1%}", color=ink_over(share))
         for name, (patch, text) in self._bars.items():
             value = now[name]
             patch.set_width(0 if np.isnan(value) else value)
             text.set_text("–" if np.isnan(value) else f"{value:.3f}")
+        return self._drawn()
+
+    def _drawn(self) -> bytes:
+        """What moves, over the background: shapes by matplotlib, texts by Pillow in a tenth of the time."""
         self._canvas.restore_region(self._background)
-        for artist in self._moving:
-            artist.draw(self._canvas.get_renderer())
-        buffer = io.BytesIO()
-        image = Image.frombuffer("RGBA", self._canvas.get_width_height(), self._canvas.buffer_rgba())
-        image.convert("RGB").save(buffer, "png", compress_level=1)
-        return buffer.getvalue()
+        for shape in self._shapes:
+            shape.draw(self._canvas.get_renderer())
+        width, height = self._canvas.get_width_height()
+        pixels = self._canvas.buffer_rgba()
+        image = Image.frombuffer("RGBA", (width, height), pixels, "raw", "RGBA", 0, 1)
+        image.readonly = 0  # write into the canvas, not into a copy
+        pen = ImageDraw.Draw(image)
+        for text in self._texts:
+            x, y = text.get_position()
+            font = _font(text.get_fontproperties(), self._canvas.figure.dpi)
+            ink, anchor = to_hex(text.get_color()), _ANCHORS[text.get_horizontalalignment()]
+            pen.text((x, height - y), text.get_text(), fill=ink, font=font, anchor=anchor)
+        return _png(np.asarray(pixels))
 
 
-def _empty_matrix(axes: Axes, numbers: dict[str, Any]) -> _Moving:
+@cache
+def _font(style: FontProperties, dpi: float) -> ImageFont.FreeTypeFont:
+    pixels = style.get_size_in_points() * dpi / 72
+    return ImageFont.truetype(findfont(style), pixels, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """(H, W, 4) uint8 as PNG with unfiltered rows: as small as Pillow's here, in a quarter of its time.
+
+    Source: W3C, Portable Network Graphics, sections 5 and 11.
+    """
+    height, width, _ = pixels.shape
+    rows = np.zeros((height, 1 + 4 * width), np.uint8)  # in front of each row its filter, 0: none
+    rows[:, 1:] = pixels.reshape(height, -1)
+    header = struct.pack(">2I5B", width, height, 8, 6, 0, 0, 0)  # 8 bits, RGBA, not interlaced
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows.data, 1), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
+
+
+def _empty_matrix(axes: Axes, numbers: dict[str, Any]) -> dict[str, tuple[Rectangle, Text, Text]]:
     """Cells of the confusion matrix, to be filled; truth in rows, call in columns."""
     axes.set(xlim=(0, 2), ylim=(0, 2), aspect="equal")
     axes.spines[:].set_visible(False)
@@ -215,23 +259,24 @@ def _empty_matrix(axes: Axes, numbers: dict[str, Any]) -> _Moving:
     axes.set_xticks([0.5, 1.5], ["called\nfractured", "called\nintact"])
     fractured, intact = numbers["tp"] + numbers["fn"], numbers["fp"] + numbers["tn"]
     axes.set_yticks([0.5, 1.5], [f"intact\n{intact:,}", f"fractured\n{fractured:,}"])
-    cells: _Moving = {}
+    cells = {}
     for name, (x, y) in CELLS.items():
         axes.add_patch(patch := Rectangle((x, y), 1, 1, edgecolor="white", linewidth=2))
-        cells[name] = (patch, axes.text(x + 0.5, y + 0.5, "", ha="center", va="center", fontsize=12))
+        count = axes.text(x + 0.5, y + 0.55, "", ha="center", fontsize=12)
+        cells[name] = (patch, count, axes.text(x + 0.5, y + 0.4, "", ha="center", fontsize=12))
     return cells
 
 
-def _empty_bars(axes: Axes) -> _Moving:
+def _empty_bars(axes: Axes) -> dict[str, tuple[Rectangle, Text]]:
     """Bars of the rates, to be filled, each over a pale track from 0 to 1."""
     axes.set(xlim=(0, 1), ylim=(3.6, -0.6))
     axes.spines[:].set_visible(False)
     axes.set_xticks([])
     axes.set_yticks([])
-    bars: _Moving = {}
+    bars = {}
     for y, (name, label) in enumerate(RATE_NAMES.items()):
         axes.add_patch(Rectangle((0, y), 1, 0.34, color=PALE))
-        axes.text(0, y - 0.08, label, va="bottom")
+        axes.text(0, y - 0.13, label)
         axes.add_patch(patch := Rectangle((0, y), 0, 0.34, color=RATE_STYLES[name]["color"], linewidth=0))
-        bars[name] = (patch, axes.text(1, y - 0.08, "", ha="right", va="bottom", weight="bold"))
+        bars[name] = (patch, axes.text(1, y - 0.13, "", ha="right", weight="bold"))
     return bars

@@ -1,5 +1,4 @@
 import io
-import time
 from base64 import b64decode
 
 import numpy as np
@@ -134,11 +133,11 @@ def test_the_quick_redraw_equals_a_whole_drawing():
     explorer.threshold = 0.35
     quick = pixels(shown(explorer))
     picture = explorer._picture()
-    for artist in picture._moving:
+    for artist in (*picture._shapes, *picture._texts):
         artist.set_animated(False)
     picture._canvas.draw()
     whole = np.asarray(picture._canvas.buffer_rgba())[..., :3].astype(int)
-    assert (np.abs(quick - whole).max(axis=2) > 32).mean() < 0.002  # other stacking order at few edges
+    assert (np.abs(quick - whole).max(axis=2) > 32).mean() < 0.001  # other order, half pixels
 
 
 def test_what_a_notebook_stores_shows_without_a_kernel():
@@ -184,13 +183,3 @@ def test_a_threshold_outside_0_to_1_is_refused(threshold):
     explorer = ThresholdExplorer(made_table(), threshold=0.2)
     with pytest.raises(ValueError, match="lies in"):
         explorer.threshold = threshold
-
-
-def test_a_move_on_a_whole_competition_takes_at_most_50_ms():
-    explorer = ThresholdExplorer(made_table(studies=2019), threshold=0.2)
-    seconds = []
-    for threshold in np.linspace(0.05, 0.6, 12):
-        start = time.process_time()
-        explorer.threshold = threshold
-        seconds.append(time.process_time() - start)
-    assert np.median(seconds) <= 0.05
