@@ -1,18 +1,32 @@
-"""A run applied to packed sequences: a table for many studies, or the answer for one."""
+"""A run applied to packed sequences: a table for many studies, or the answer for one.
 
+A whole cohort's validation and test patients, into `checkpoints/<run>/predictions.csv`; stopped and started
+again, it goes on where it was:
+
+    python -m cspine_helpers.inference --cohort builtin
+"""
+
+import argparse
+import json
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from cspine_helpers.checkpoints import Run
-from cspine_helpers.dataset import SequenceDataset, make_loader
+from cspine_helpers.batches import make_loader
+from cspine_helpers.checkpoints import Run, load_run
+from cspine_helpers.cohort import Cohort, read_cohort
+from cspine_helpers.dataset import SequenceDataset
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.packed import check_sequences, sequence_path
-from cspine_helpers.paths import listing
-from cspine_helpers.predictions import validate_predictions
+from cspine_helpers.paths import cohort_dir, listing, run_dir
+from cspine_helpers.predictions import validate_predictions, write_predictions
 
 
 def predict(
@@ -42,25 +56,139 @@ def predict(
     Raises:
         ValueError: packed sequences are missing or cannot be used; names them.
     """
-    check_sequences(packed_dir, samples, slices=run.config.slices, size=run.config.size)
     table = samples[[UID, "vertebra"]].assign(split=split, label=samples["label"])
-    table["probability"] = _probabilities(run, samples, packed_dir, batch_size, workers)
+    table["probability"] = list(chain.from_iterable(_batches(run, samples, packed_dir, batch_size, workers)))
     return validate_predictions(table)
 
 
+def predict_cohort(
+    run: Run,
+    cohort: Cohort,
+    path: str | Path,
+    *,
+    splits: Sequence[str] = ("validation", "test"),
+    batch_size: int = 16,
+    workers: int = 0,
+) -> pd.DataFrame:
+    """Predictions table of a run for splits of a cohort, written to `path`.
+
+    Every batch is noted in `<path>.partial` as soon as it is computed. Stopped at any moment and called
+    again, the prediction goes on behind the last whole batch, and the table has the bytes it would have had.
+
+    Args:
+        run: of `checkpoints.load_run`.
+        cohort: of `cohort.read_cohort`.
+        path: where the table goes, in one step, when it is complete.
+        splits: which samples, in this order.
+        batch_size: sequences computed at once.
+        workers: processes that load; 0 loads in this one.
+
+    Raises:
+        ValueError: packed sequences are missing or cannot be used; or the partial file is of another run,
+            other data or other settings; says which.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    table = pd.concat([cohort.samples[name].assign(split=name) for name in splits], ignore_index=True)
+    made_of = {
+        "weights_sha256": run.record["weights_sha256"],
+        **cohort.fingerprint(),
+        "splits": list(splits),
+        "batch_size": batch_size,  # another size, version or device rounds otherwise
+        "computed_by": f"torch {torch.__version__} on {next(run.model.parameters()).device.type}",
+    }
+    records = _whole_records(partial) or [made_of]
+    _check_same(partial, records[0], made_of)
+    done = sum(map(len, records[1:]))
+    if done < len(table):
+        for batch in _batches(run, table, cohort.packed, batch_size, workers, start=done):
+            _append(partial, (b"" if partial.exists() else _line(0, made_of)) + _line(len(records), batch))
+            records.append(batch)
+    table["probability"] = list(chain.from_iterable(records[1:]))
+    write_predictions(table, path)
+    partial.unlink(missing_ok=True)
+    return validate_predictions(table)
+
+
+def _line(number: int, record: Any) -> bytes:
+    """A record of a partial file: its checksum, into which the line's number goes, and its text."""
+    return _signed(number, json.dumps(record).encode())
+
+
+def _signed(number: int, text: bytes) -> bytes:
+    return b"%08x %s\n" % (zlib.crc32(text, number), text)
+
+
+def _append(partial: Path, lines: bytes) -> None:
+    try:
+        with partial.open("ab") as file:
+            file.write(lines)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{partial} could not be written ({error.strerror}). Mend that and predict again: what it holds "
+            "is kept.",
+        ) from error
+
+
+def _whole_records(partial: Path) -> list[Any]:
+    """Records of a partial file: what it is made of, then batches; none where there is no file.
+
+    A line that is torn, garbled or out of place ends them. It and what follows are cut off, so that nothing
+    needs to be synced to disk.
+    """
+    if not partial.exists():
+        return []
+    records, end = [], 0
+    with partial.open("r+b") as file:
+        for number, line in enumerate(file):
+            text = line[9:-1]
+            if line != _signed(number, text):
+                break
+            records.append(json.loads(text))
+            end += len(line)
+        file.truncate(end)
+    if not records:
+        partial.unlink()
+    return records
+
+
+def _check_same(partial: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Refuse to go on with predictions that were begun with other data or settings."""
+    differ = [
+        f"{name} is {theirs.get(name)!r}, not {ours.get(name)!r}"
+        for name in {**ours, **theirs}
+        if theirs.get(name) != ours.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            f"{partial} was begun otherwise: {'; '.join(differ)}. Go on the way it was begun, or delete it "
+            "to predict from the start."
+        )
+
+
 @torch.inference_mode()
-def _probabilities(
-    run: Run, samples: pd.DataFrame, packed_dir: str | Path, batch_size: int, workers: int
-) -> list[float]:
-    """Probability of fracture of each sample, in their order."""
-    dataset = SequenceDataset(samples, packed_dir, slices=run.config.slices, size=run.config.size)
+def _batches(
+    run: Run, samples: pd.DataFrame, packed_dir: str | Path, batch_size: int, workers: int, *, start: int = 0
+) -> Iterator[list[float]]:
+    """Probabilities of fracture, a batch at a time, of the samples from `start` on.
+
+    Raises:
+        ValueError: packed sequences are missing or cannot be used; names them.
+    """
+    slices, size = run.config.slices, run.config.size
+    rest = samples.iloc[start:]
+    check_sequences(packed_dir, rest, slices=slices, size=size)
+    dataset = SequenceDataset(rest, packed_dir, slices=slices, size=size)
     loader = make_loader(dataset, batch_size=batch_size, workers=workers)
     model, device = run.model.eval(), next(run.model.parameters()).device
-    found: list[float] = []
-    for batch in tqdm(loader, desc="predict", leave=False):
-        output = model(batch["sequence"].to(device), batch["vertebra"].to(device))
-        found += output.logit.double().sigmoid().tolist()
-    return found
+    with tqdm(desc="predict", total=len(samples), initial=start, unit="sequence", leave=False) as bar:
+        for batch in loader:
+            output = model(batch["sequence"].to(device), batch["vertebra"].to(device))
+            values = output.logit.double().sigmoid().tolist()
+            bar.update(len(values))
+            yield values
 
 
 @dataclass(frozen=True)
@@ -130,11 +258,41 @@ def predict_study(
             f"Study {uid!r} has no packed sequence in {packed_dir}: none of {names}. Pack it first."
         )
     samples = pd.DataFrame({UID: uid, "vertebra": present, "label": 0})  # no label is known or used
-    check_sequences(packed_dir, samples, slices=run.config.slices, size=run.config.size)
-    values = _probabilities(run, samples, packed_dir, len(present), workers=0)
+    (values,) = _batches(run, samples, packed_dir, len(present), workers=0)
     return StudyPrediction(
         uid=uid,
         threshold=float(threshold),
         probability=dict(zip(present, values, strict=True)),
         missing=tuple(name for name in VERTEBRAE if name not in present),
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Predict a cohort's validation and test patients from the command line."""
+    parser = argparse.ArgumentParser(
+        description="Write checkpoints/<run>/predictions.csv; a stopped one goes on."
+    )
+    parser.add_argument("--cohort", default="builtin", help="folder of data/ (default: builtin)")
+    parser.add_argument("--run", help="folder of checkpoints/ (default: named like the cohort)")
+    parser.add_argument("--batch-size", type=int, default=16, help="sequences computed at once (default: 16)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load (default: none but this)")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        run, cohort = (
+            load_run(run_dir(options.run or options.cohort)),
+            read_cohort(cohort_dir(options.cohort)),
+        )
+        cohort.check_run(run.record)
+        run.model.to(options.device)
+        path = run.folder / "predictions.csv"
+        table = predict_cohort(run, cohort, path, batch_size=options.batch_size, workers=options.workers)
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    print(f"{path}: {len(table)} sequences of {table[UID].nunique()} studies.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,20 @@
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toy_cohort import make_toy_cohort, tiny_model
 
-from cspine_helpers.checkpoints import Run
+from cspine_helpers import inference
+from cspine_helpers.checkpoints import Run, load_run, save_weights, write_record
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.inference import predict, predict_study
-from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.inference import predict, predict_cohort, predict_study
+from cspine_helpers.labels import UID, VERTEBRAE, write_labels
 from cspine_helpers.model import FractureClassifier
 from cspine_helpers.packed import open_sequence, sequence_path
 from cspine_helpers.predictions import COLUMNS, read_predictions, write_predictions
@@ -22,7 +29,7 @@ def cohort(tmp_path_factory):
 def run(tmp_path_factory):
     torch.manual_seed(0)
     config = tiny_model()
-    record = {"decision": {"threshold": 0.5, "reason": "made up."}}
+    record = {"weights_sha256": "0" * 64, "decision": {"threshold": 0.5, "reason": "made up."}}
     return Run(tmp_path_factory.mktemp("run"), FractureClassifier(config).eval(), config, 0.5, record)
 
 
@@ -55,6 +62,210 @@ def test_the_table_can_be_written_and_read(run, cohort, tmp_path):
 def test_missing_sequences_stop_the_prediction_by_name(run, cohort, tmp_path):
     with pytest.raises(ValueError, match=r"14 of 14 packed sequences .*missing"):
         predict(run, cohort.samples["test"], tmp_path, split="test")
+
+
+BATCH = 3  # 28 sequences of validation and test: ten batches, the last of one
+
+
+class Stop(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run, cohort, tmp_path_factory):
+    """The table's bytes, and those of the partial file just before it went."""
+    path = tmp_path_factory.mktemp("whole") / "predictions.csv"
+    partial = path.with_name("predictions.csv.partial")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "write_predictions", stop)
+        with pytest.raises(Stop):
+            predict_cohort(run, cohort, path, batch_size=BATCH)
+    noted = partial.read_bytes()
+    predict_cohort(run, cohort, path, batch_size=BATCH)  # nothing is left to compute
+    assert not partial.exists()
+    return path.read_bytes(), noted
+
+
+def stop(*_):
+    raise Stop
+
+
+def resumed(run, cohort, folder, partial: bytes) -> tuple[bytes, int]:
+    """The table's bytes after going on from a partial file, and the batches that were computed for it."""
+    path, computed = folder / "predictions.csv", []
+    noted = folder / "predictions.csv.partial"
+    noted.write_bytes(partial)
+    hook = run.model.register_forward_pre_hook(lambda *_: computed.append(1))
+    predict_cohort(run, cohort, path, batch_size=BATCH)
+    hook.remove()
+    assert not noted.exists()
+    return path.read_bytes(), len(computed)
+
+
+def test_a_cohorts_table_is_that_of_its_splits(run, cohort, tmp_path):
+    table = predict_cohort(run, cohort, tmp_path / "new" / "predictions.csv", batch_size=BATCH)
+    parts = [predict(run, cohort.samples[name], cohort.packed, split=name) for name in ("validation", "test")]
+    pd.testing.assert_frame_equal(table, pd.concat(parts, ignore_index=True), rtol=0, atol=1e-6)
+    stored = read_predictions(tmp_path / "new" / "predictions.csv")
+    pd.testing.assert_frame_equal(stored, table, check_exact=True)
+
+
+def test_workers_change_nothing(run, cohort, tmp_path, uninterrupted):
+    predict_cohort(run, cohort, tmp_path / "predictions.csv", batch_size=BATCH, workers=2)
+    assert (tmp_path / "predictions.csv").read_bytes() == uninterrupted[0]
+
+
+def test_stopped_after_any_byte_it_goes_on_behind_the_last_whole_batch(run, cohort, tmp_path, uninterrupted):
+    whole, noted = uninterrupted
+    ends = [place + 1 for place, byte in enumerate(noted) if byte == ord("\n")]
+    assert len(ends) == 11
+    cuts = {0, 1, *ends, *(end - 1 for end in ends), *(end + 20 for end in ends[:-1])}
+    for cut in sorted(cuts):
+        batches = max(sum(end <= cut for end in ends) - 1, 0)
+        assert resumed(run, cohort, tmp_path, noted[:cut]) == (whole, 10 - batches), cut
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_a_garbled_partial_file_changes_no_result(run, cohort, tmp_path_factory, uninterrupted, data):
+    whole, noted = uninterrupted
+    place = data.draw(st.integers(0, len(noted) - 1))
+    garbage = data.draw(st.binary(min_size=1, max_size=40))
+    garbled = noted[:place] + garbage + noted[place + len(garbage) :]
+    found, _ = resumed(run, cohort, tmp_path_factory.mktemp("garbled"), garbled)
+    assert found == whole
+
+
+def test_batches_that_two_processes_noted_count_once(run, cohort, tmp_path, uninterrupted):
+    whole, noted = uninterrupted
+    lines = noted.splitlines(keepends=True)
+    assert resumed(run, cohort, tmp_path, b"".join([*lines[:3], lines[2], *lines[3:]])) == (whole, 8)
+    assert resumed(run, cohort, tmp_path, b"".join([lines[0], *lines[2:]])) == (whole, 10)
+
+
+def test_an_exception_in_between_keeps_what_was_computed(run, cohort, tmp_path, uninterrupted):
+    whole, noted = uninterrupted
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+
+    hook = run.model.register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        predict_cohort(run, cohort, tmp_path / "predictions.csv", batch_size=BATCH)
+    hook.remove()
+    partial = tmp_path / "predictions.csv.partial"
+    assert partial.read_bytes() == b"".join(noted.splitlines(keepends=True)[:5])
+    assert resumed(run, cohort, tmp_path, partial.read_bytes()) == (whole, 6)
+
+
+def test_going_on_otherwise_than_begun_is_refused_and_nothing_is_lost(run, cohort, tmp_path, uninterrupted):
+    path, partial = tmp_path / "predictions.csv", tmp_path / "predictions.csv.partial"
+    begun = uninterrupted[1][:-30]
+    partial.write_bytes(begun)
+    other_run = replace(run, record={**run.record, "weights_sha256": "1" * 64})
+    with pytest.raises(
+        ValueError, match=r"partial was begun otherwise: weights_sha256 is '0{64}', not '1{64}'"
+    ):
+        predict_cohort(other_run, cohort, path, batch_size=BATCH)
+    with pytest.raises(
+        ValueError, match=r"splits is \['validation', 'test'\], not \['test'\]; batch_size is 3, not 4"
+    ):
+        predict_cohort(run, cohort, path, splits=["test"], batch_size=4)
+    other = make_toy_cohort(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match=r"labels_sha256 is .* delete it to predict from the start"):
+        predict_cohort(run, read_cohort(other), path, batch_size=BATCH)
+    assert partial.read_bytes().startswith(begun[: begun.rindex(b"\n") + 1])
+    assert not path.exists()
+
+
+def test_what_cannot_be_predicted_leaves_nothing_behind(run, cohort, tmp_path):
+    elsewhere = replace(cohort, folder=tmp_path)
+    write_labels(cohort.labels, tmp_path / "train.csv")
+    with pytest.raises(ValueError, match=r"28 of 28 packed sequences .*missing"):
+        predict_cohort(run, replace(elsewhere, manifest=None), tmp_path / "run" / "predictions.csv")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.fixture
+def project(tmp_path, cohort, monkeypatch):
+    """A project folder with the toy cohort and a run of it, both named toy."""
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "toy").symlink_to(cohort.folder)
+    torch.manual_seed(0)
+    model = FractureClassifier(tiny_model())
+    folder = tmp_path / "checkpoints" / "toy"
+    folder.mkdir(parents=True)
+    save_weights(folder, model)
+    record = {"model": asdict(model.config), "classes": list(VERTEBRAE), "data": cohort.fingerprint()}
+    write_record(folder, {**record, "decision": {"threshold": None, "reason": "untrained."}})
+    return folder
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from cspine_helpers import inference
+
+folder = pathlib.Path(os.environ["CSPINE_ROOT"], "checkpoints", "toy")
+table, partial, line = folder / "predictions.csv", folder / "predictions.csv.partial", inference._line
+
+
+def killed_in_line(moment):
+    def torn(number, record):
+        text = line(number, record)
+        if number == moment:
+            with partial.open("ab") as file:
+                file.write(text[: len(text) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return text
+
+    inference._line = torn
+
+
+def predict(prepare=lambda: None):
+    if not (child := os.fork()):  # torch is imported once, and has computed nothing yet
+        prepare()
+        inference.main(["--cohort", "toy", "--batch-size", "3", "--device", "cpu"])
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+for moment in (0, 2, 3, 4, 9, 10):  # the first line is written together with the second
+    assert predict(lambda: killed_in_line(moment)) == signal.SIGKILL
+    assert partial.read_bytes().count(b"\\n") == moment and not table.exists(), moment
+assert predict() == 0
+resumed = table.read_bytes()
+table.unlink()
+assert predict() == 0
+assert table.read_bytes() == resumed
+assert not partial.exists()
+"""
+
+
+def test_a_killed_process_goes_on_and_writes_the_same_bytes(project):
+    subprocess.run([sys.executable, "-c", KILLED], check=True)
+
+
+def test_command_line_says_what_it_wrote_and_refuses_in_one_sentence(project, cohort, capsys, monkeypatch):
+    inference.main(["--cohort", "toy", "--device", "cpu"])
+    assert capsys.readouterr().out == f"{project / 'predictions.csv'}: 28 sequences of 4 studies.\n"
+    table = read_predictions(project / "predictions.csv")
+    assert table["split"].unique().tolist() == ["validation", "test"]
+    again = predict(load_run(project), cohort.samples["test"], cohort.packed, split="test")
+    found = table.loc[table["split"] == "test", "probability"]
+    np.testing.assert_allclose(found, again["probability"], rtol=0, atol=1e-6)
+    with pytest.raises(SystemExit, match=r"^No run at .*none: run\.json is missing"):
+        inference.main(["--cohort", "toy", "--run", "none"])
+    with pytest.raises(SystemExit, match=r"A run name is up to 64 letters"):
+        inference.main(["--cohort", "toy", "--run", "../toy"])
+    record = load_run(project).record
+    write_record(project, {**record, "data": {**record["data"], "split_sha256": "0"}})
+    with pytest.raises(SystemExit, match="trained on other data"):
+        inference.main(["--cohort", "toy"])
 
 
 def test_a_study_is_answered_for_each_vertebra_and_the_patient(run, cohort):
