@@ -6,14 +6,33 @@ Channels 0–4 hold five neighbouring slices' intensity, channel 5 the vertebra 
 
 import ast
 import math
+import os
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.paths import atomic_path, check_uids, listing
+from cspine_helpers.labels import (
+    UID,
+    VERTEBRAE,
+    read_table,
+    refuse,
+    require_columns,
+    uid_problems,
+    write_table,
+)
+from cspine_helpers.paths import (
+    CHECKSUMS,
+    atomic_path,
+    check_uids,
+    inside,
+    listing,
+    read_checksums,
+    sha256_of,
+)
 
 CHANNELS = 6
 MASK = 5  # the mask's channel; a pixel belongs to the vertebra where it is above 127
@@ -71,8 +90,12 @@ def write_sequence(folder: str | Path, uid: str, vertebra: str, array: np.ndarra
         _check_mask(array)
     except ValueError as error:
         raise ValueError(f"{path.name} was not written: {error}.") from None
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    array = np.ascontiguousarray(array)
+    header = np.lib.format.header_data_from_array_1_0(array)
+    # Synced, thousands of files take ten times as long; after a power failure readers refuse the empty ones.
+    with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(array.data)  # NumPy's own tofile tells no cause where this says "No space left on device"
     return path
 
 
@@ -92,19 +115,24 @@ def open_sequence(path: str | Path, *, slices: int | None = None, size: int | No
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a packed sequence of that shape.
+        ValueError: the file is not a packed sequence of that shape, or a link out of its folder.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No packed sequence at {path}. {_REMEDY}")
     try:
         return _open(path, slices, size)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No packed sequence at {path}. {_REMEDY}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not a usable packed sequence: {error}. {_REMEDY}") from None
 
 
 def check_sequences(
-    folder: str | Path, samples: pd.DataFrame, *, slices: int | None = None, size: int | None = None
+    folder: str | Path,
+    samples: pd.DataFrame,
+    *,
+    slices: int | None = None,
+    size: int | None = None,
+    verify: bool = False,
 ) -> None:
     """Check the file of every sample: present, complete, of the right shape and range, mask not empty.
 
@@ -113,11 +141,14 @@ def check_sequences(
         samples: StudyInstanceUID and vertebra of the sequences to check.
         slices: T that is expected; None takes any.
         size: H and W that are expected, pixels; None takes any.
+        verify: whether every file is read whole and held against `SHA256SUMS` (`paths.write_checksums`).
+            Without it, a pixel that changed on disk goes unnoticed.
 
     Raises:
+        FileNotFoundError: there is no `SHA256SUMS` to verify with.
         ValueError: one for all the files that cannot be used, each with its reason.
     """
-    bad = unusable_sequences(folder, samples, slices=slices, size=size)
+    bad = unusable_sequences(folder, samples, slices=slices, size=size, verify=verify)
     if bad:
         named = (f"{sequence_path(folder, *which).name} ({reason})" for which, reason in bad.items())
         raise ValueError(
@@ -127,42 +158,50 @@ def check_sequences(
 
 
 def unusable_sequences(
-    folder: str | Path, samples: pd.DataFrame, *, slices: int | None = None, size: int | None = None
+    folder: str | Path,
+    samples: pd.DataFrame,
+    *,
+    slices: int | None = None,
+    size: int | None = None,
+    verify: bool = False,
 ) -> dict[tuple[str, str], str]:
     """Which samples have no usable file: (StudyInstanceUID, vertebra) → the reason; arguments as above."""
+    sums = read_checksums(folder) if verify else None
     bad = {}
     for uid, vertebra in zip(samples[UID], samples["vertebra"], strict=True):
         path = sequence_path(folder, uid, vertebra)
         try:
-            if not path.is_file():
-                raise ValueError("missing")
             _check_mask(_open(path, slices, size))
+            if sums is not None and sums.get(path.name) != sha256_of(path):
+                raise ValueError(f"its SHA-256 is not that of {CHECKSUMS}")
+        except FileNotFoundError:
+            bad[uid, vertebra] = "missing"
         except (ValueError, OSError) as error:
             bad[uid, vertebra] = str(error)
     return bad
 
 
 def _open(path: Path, slices: int | None, size: int | None) -> np.ndarray:
-    shape, dtype, offset = _read_header(path)
-    _check_shape(shape, slices, size)
-    expected, found = offset + math.prod(shape) * dtype.itemsize, path.stat().st_size
-    if found != expected:
-        kind = "truncated" if found < expected else "trailing bytes"
-        raise ValueError(f"{kind}: {found} bytes, where its header declares {expected}")
-    return _as_uint8(np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape))
-
-
-def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, dtype and length of the header of a `.npy` file of version 1.0, in C order.
-
-    Source: numpy.lib.format. Only what this project writes is read, so headers of at most 64 KiB.
-    """
+    """The sequence of a file; its header is held against the file's size before anything is mapped."""
+    if not inside(path).is_file():  # neither a folder nor a pipe is opened
+        raise FileNotFoundError(path)
     with open(path, "rb") as file:
-        if file.read(8) != _NPY_1_0:
+        start = file.read(len(_NPY_1_0) + 2)
+        if not start.startswith(_NPY_1_0):
             raise ValueError("not a .npy file of version 1.0")
-        length = int.from_bytes(file.read(2), "little")
-        text = file.read(length)
-        offset = file.tell()
+        shape, dtype = _parse_header(file.read(int.from_bytes(start[-2:], "little")))
+        _check_shape(shape, slices, size)
+        offset, found = file.tell(), os.fstat(file.fileno()).st_size
+        expected = offset + math.prod(shape) * dtype.itemsize
+        if found != expected:
+            kind = "truncated" if found < expected else "trailing bytes"
+            raise ValueError(f"{kind}: {found} bytes, where its header declares {expected}")
+        return _as_uint8(np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=shape))
+
+
+@lru_cache(maxsize=16)  # the files of a cohort have one header
+def _parse_header(text: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of an array in C order, from at most 64 KiB. Source: numpy.lib.format, version 1.0."""
     try:
         header = ast.literal_eval(text.decode("latin1").strip())
         descr, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
@@ -174,7 +213,7 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         raise ValueError("Fortran order, expected C order (numpy.ascontiguousarray before numpy.save)")
     if not isinstance(shape, tuple) or any(type(length) is not int for length in shape):
         raise ValueError(f"shape {shape!r} in its header is no tuple of whole numbers")
-    return shape, np.dtype(descr), offset
+    return shape, np.dtype(descr)
 
 
 def _check_shape(shape: tuple[int, ...], slices: int | None, size: int | None) -> None:
@@ -203,17 +242,19 @@ def _as_uint8(array: np.ndarray) -> np.ndarray:
 
 def _check_mask(array: np.ndarray) -> None:
     """Refuse a mask without one pixel; starts in the middle, where a good sequence answers at once."""
-    middle = len(array) // 2
-    if not any((array[t, ..., MASK] > 127).any() for t in (middle, *range(len(array)))):
+    mask, middle = np.asarray(array)[..., MASK], len(array) // 2
+    if not any((mask[t] > 127).any() for t in (middle, *range(len(mask)))):
         raise ValueError("empty mask: no pixel of channel 5 above 127")
 
 
 def write_manifest(table: pd.DataFrame, folder: str | Path) -> Path:
-    """Write `manifest.csv`, one row a sequence, into the `packed` folder; returns its path."""
+    """Write `manifest.csv`, one row a sequence, with its SHA-256 beside it, into the `packed` folder.
+
+    Returns:
+        Its path.
+    """
     path = Path(folder) / "manifest.csv"
-    table = _validate_manifest(table, str(path))
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_table(_validate_manifest(table, path), path, sealed=True)
     return path
 
 
@@ -230,29 +271,35 @@ def read_manifest(folder: str | Path) -> pd.DataFrame:
         ValueError: it does not keep to the schema.
     """
     path = Path(folder) / "manifest.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"No manifest at {path}. Pack the cohort (the built-in one: make cohort).")
-    text = {UID: str, "vertebra": str, "slice_truth": str}
-    return _validate_manifest(pd.read_csv(path, dtype=text), str(path))
+    source, text = "Pack the cohort (the built-in one: make cohort).", ("vertebra", "slice_truth")
+    table = read_table(path, MANIFEST_COLUMNS, what="manifest", source=source, text=text)
+    return _validate_manifest(table, path)
 
 
-def _validate_manifest(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    missing = [column for column in MANIFEST_COLUMNS if column not in table]
-    if missing:
-        raise ValueError(f"{name} lacks the columns {listing(missing)}. Pack the cohort anew.")
-    check_uids(table[UID])
-    numbers = [column for column in MANIFEST_COLUMNS[2:-1] if table[column].dtype.kind not in "fiu"]
-    if numbers:
-        raise ValueError(f"{name} holds text in the number columns {listing(numbers)}. Correct them.")
-    truth = table["slice_truth"].dropna()
-    for what, bad in (
-        ("vertebrae that are none of C1 … C7", table.loc[~table["vertebra"].isin(VERTEBRAE), "vertebra"]),
-        ("sequences twice", table.loc[table.duplicated([UID, "vertebra"]), UID]),
-        ("slice truths that are not made of '.' and 'x'", truth[~truth.astype(str).str.fullmatch("[.x]+")]),
-    ):
-        if len(bad):
-            raise ValueError(f"{name} holds {len(bad)} {what}: {listing(bad)}. Correct them.")
+def _validate_manifest(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    require_columns(table, MANIFEST_COLUMNS, what=str(path))
+    refuse(_manifest_problems(table), what=str(path))
     return table[list(MANIFEST_COLUMNS)].reset_index(drop=True)
+
+
+def _manifest_problems(table: pd.DataFrame) -> Iterator[str]:
+    yield from uid_problems(table[UID])
+    numbers = table[list(MANIFEST_COLUMNS[2:-1])]
+    if text := [column for column in numbers if numbers[column].dtype.kind not in "fiu"]:
+        yield f"text in the number columns {listing(text)}"
+    numbers = numbers.drop(columns=text)
+    truth = table["slice_truth"].fillna(".").astype(str)  # missing where nobody knows
+    for what, bad in (
+        ("vertebrae that are none of C1 … C7", ~table["vertebra"].isin(VERTEBRAE)),
+        ("sequences that stand there twice", table.duplicated([UID, "vertebra"])),
+        ("numbers that are missing or infinite", ~np.isfinite(numbers).all(axis=1)),
+        ("sizes that are not above 0", (numbers.filter(regex="^(spacing|pixel|mask)") <= 0).any(axis=1)),
+        ("slice truths that are not made of '.' and 'x'", ~truth.str.fullmatch("[.x]+")),
+    ):
+        if bad.any():
+            rows = table[bad]
+            names = (f"{uid} {level}" for uid, level in zip(rows[UID], rows["vertebra"], strict=True))
+            yield f"{what} ({bad.sum()}): {listing(names)}"
 
 
 def slice_truth_array(text: object, slices: int) -> np.ndarray:

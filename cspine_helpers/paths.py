@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _UID = re.compile(r"[0-9.]{1,64}")
+CHECKSUMS = "SHA256SUMS"  # a folder's, as `sha256sum --check` reads it
+_CHECKSUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -168,3 +170,32 @@ def check_seal(path: str | Path, content: bytes) -> None:
             f"Bring the old file back, or make it again; if the change is meant: "
             f"sha256sum {path.name} > {seal.name}"
         )
+
+
+def write_checksums(folder: str | Path) -> Path:
+    """Write the SHA-256 of each file in the folder to its `SHA256SUMS`; returns that file's path."""
+    path = Path(folder) / CHECKSUMS
+    files = sorted(file for file in path.parent.glob("[!.]*") if file.is_file() and file != path)
+    with atomic_path(path) as temporary:
+        lines = (f"{sha256_of(file)}  {file.name}\n" for file in files)
+        temporary.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def read_checksums(folder: str | Path) -> dict[str, str]:
+    """File name → SHA-256, from the folder's `SHA256SUMS`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not as `sha256sum` writes it.
+    """
+    path = Path(folder) / CHECKSUMS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No {CHECKSUMS} in {folder} to verify its files with. paths.write_checksums(...) makes it."
+        )
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = [_CHECKSUM.fullmatch(line) for line in lines]
+    if bad := [number for number, match in enumerate(found, start=1) if match is None]:
+        raise ValueError(f"{path} is not as sha256sum writes it in the lines {listing(bad)}. Make it again.")
+    return {match[2]: match[1] for match in found if match}

@@ -4,6 +4,7 @@ from toy_cohort import make_toy_cohort
 
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels, without, write_labels
+from cspine_helpers.packed import read_manifest, write_manifest
 from cspine_helpers.paths import sha256_of
 from cspine_helpers.splits import SPLITS, split_patients, write_split
 
@@ -29,8 +30,8 @@ def test_the_fingerprint_changes_with_each_input(folder):
     assert before["cohort"] == "toy"
     assert before["labels_sha256"] == sha256_of(folder / "train.csv")
     assert before["split_sha256"] == sha256_of(folder / "split.csv")
-    manifest = folder / "packed" / "manifest.csv"
-    manifest.write_text(manifest.read_text().replace("1.0", "2.0"))
+    packed = folder / "packed"
+    write_manifest(read_manifest(packed).assign(pixel_mm=2.0), packed)
     after = read_cohort(folder).fingerprint()
     assert {key for key in before if before[key] != after[key]} == {"manifest_sha256"}
 

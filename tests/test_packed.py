@@ -201,9 +201,12 @@ def test_the_manifest_comes_back_as_it_was_written(tmp_path):
     [
         ({"vertebra": "C9"}, "vertebrae that are none of C1"),
         ({UID: "../x"}, "digits and dots"),
-        ({UID: "1.1", "vertebra": "C1"}, "sequences twice: '1.1'"),
+        ({UID: "1.1", "vertebra": "C1"}, r"stand there twice \(1\): '1\.1 C1'"),
         ({"pixel_mm": "wide"}, "text in the number columns 'pixel_mm'"),
-        ({"slice_truth": "..o.."}, r"slice truths .*: '\.\.o\.\.'"),
+        ({"z_first_mm": np.nan}, r"missing or infinite \(2\): '1\.2\.3 C1', '1\.20 C2'"),
+        ({"window_low_hu": -np.inf}, r"missing or infinite \(2\)"),
+        ({"pixel_mm": 0.0}, r"not above 0 \(2\)"),
+        ({"slice_truth": "..o.."}, r"slice truths .*: '1\.2\.3 C1', '1\.20 C2'"),
     ],
 )
 def test_a_manifest_that_breaks_the_schema_is_refused(tmp_path, change, reason):
@@ -218,7 +221,7 @@ def test_a_manifest_that_breaks_the_schema_is_refused(tmp_path, change, reason):
 def test_a_manifest_without_a_column_or_a_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="make cohort"):
         read_manifest(tmp_path)
-    with pytest.raises(ValueError, match="lacks the columns 'pixel_mm'"):
+    with pytest.raises(ValueError, match=r"lacks the column\(s\) 'pixel_mm'"):
         write_manifest(manifest().drop(columns="pixel_mm"), tmp_path)
 
 
