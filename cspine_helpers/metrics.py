@@ -35,14 +35,14 @@ def check_scores(
             "Labels and probabilities must be two columns of one length, at least 1; "
             f"found shapes {y.shape} and {p.shape}. Pass two columns of one table."
         )
-    _refuse(~np.isin(y, (0, 1)), y, "labels are neither 0 nor 1", "Correct or drop them.")
+    _refuse(~((y == 0) | (y == 1)), y, "labels are neither 0 nor 1", "Correct or drop them.")
     _refuse(
         ~((p >= 0) & (p <= 1)),
         p,
         "probabilities are missing or outside [0, 1]",
         "Turn logits into probabilities with a sigmoid, and drop missing values.",
     )
-    if both_classes and len(np.unique(y)) == 1:
+    if both_classes and (y == y[0]).all():
         raise ValueError(
             f"All {len(y)} labels are {int(y[0])}: this is defined only where both classes occur. "
             "Use more studies, or pool the vertebrae."
@@ -69,9 +69,9 @@ def threshold_counts(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFram
 
     y, p = check_scores(labels, probabilities)
     tn, fp, fn, tp, threshold = confusion_matrix_at_thresholds(y, p, pos_label=1)
-    counts = pd.DataFrame({"tp": tp, "fp": fp, "fn": fn, "tn": tn}).astype(np.int64)
-    counts.insert(0, "threshold", threshold)
-    return counts
+    counts = {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
+    whole = {name: count.astype(np.int64) for name, count in counts.items()}
+    return pd.DataFrame({"threshold": threshold} | whole, copy=False)
 
 
 def counts_at(counts: pd.DataFrame, thresholds: ArrayLike) -> pd.DataFrame:
@@ -87,7 +87,7 @@ def counts_at(counts: pd.DataFrame, thresholds: ArrayLike) -> pd.DataFrame:
     if np.isnan(wanted).any():
         raise ValueError("A threshold is missing (NaN). Choose one with decisions.choose_threshold.")
     called = np.searchsorted(-counts["threshold"].to_numpy(), -wanted, side="right") - 1  # -1: none called
-    tp, fp, fn, tn = counts[["tp", "fp", "fn", "tn"]].to_numpy().T
+    tp, fp, fn, tn = (counts[name].to_numpy() for name in ("tp", "fp", "fn", "tn"))
     positives, negatives = tp[0] + fn[0], fp[0] + tn[0]
     tp, fp = np.where(called < 0, 0, tp[called]), np.where(called < 0, 0, fp[called])
     return pd.DataFrame({"threshold": wanted, "tp": tp, "fp": fp, "fn": positives - tp, "tn": negatives - fp})
@@ -129,8 +129,9 @@ def pr_curve(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
     from sklearn.metrics import precision_recall_curve
 
     y, p = check_scores(labels, probabilities, both_classes=True)
-    precision, recall, threshold = precision_recall_curve(y, p)
-    return pd.DataFrame({"threshold": [*threshold, np.inf], "recall": recall, "precision": precision})
+    precision, recall, threshold = precision_recall_curve(y, p, pos_label=1)
+    curve = {"threshold": np.append(threshold, np.inf), "recall": recall, "precision": precision}
+    return pd.DataFrame(curve, copy=False)
 
 
 def roc_curve(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
@@ -145,10 +146,9 @@ def roc_curve(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
     from sklearn.metrics import roc_curve as roc
 
     y, p = check_scores(labels, probabilities, both_classes=True)
-    false_positive_rate, recall, threshold = roc(y, p, drop_intermediate=False)
-    return pd.DataFrame(
-        {"threshold": threshold, "false_positive_rate": false_positive_rate, "recall": recall}
-    )
+    false_positive_rate, recall, threshold = roc(y, p, pos_label=1, drop_intermediate=False)
+    curve = {"threshold": threshold, "false_positive_rate": false_positive_rate, "recall": recall}
+    return pd.DataFrame(curve, copy=False)
 
 
 def average_precision(labels: ArrayLike, probabilities: ArrayLike) -> float:
