@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup cohort notebooks train lab test check format lock clean
+.PHONY: help setup cohort notebooks train lab test check bench licences format lock clean
 
 help:  ## list the recipes
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,12 @@ check-code: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: setup  ## measure the package against its limits; writes benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
+
+licences: setup  ## list the licences of all dependencies; fails on GPL, AGPL and LGPL
+	$(BIN)/pip-licenses
 
 format: setup  ## let ruff format code and notebooks, and mend what it can
 	$(BIN)/ruff check --fix .

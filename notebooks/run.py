@@ -2,9 +2,9 @@
 
 For the built-in cohort the committed notebooks are rendered in place, so that running twice on one machine
 changes nothing. With any other parameter they stay as they are and executed copies go to
-`notebooks/rendered/<cohort>/`.
+`notebooks/rendered/<cohort>/`, those of a run with another name to a folder of that name in it.
 
-    python notebooks/run.py [--cohort NAME] [--retrain] [NN ...]
+    python notebooks/run.py [--cohort NAME] [--run NAME] [--retrain] [NN ...]
 """
 
 import argparse
@@ -21,6 +21,8 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 from tqdm import tqdm
 from traitlets.config import Config
+
+from cspine_helpers import paths
 
 FOLDER = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -193,18 +195,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--cohort", default="builtin", help="folder of data/ to run on (default: builtin)")
+    parser.add_argument("--run", help="folder of checkpoints/ to use (default: named like the cohort)")
     parser.add_argument("--retrain", action="store_true", help="set RETRAIN = True where a notebook has it")
     parser.add_argument("numbers", nargs="*", metavar="NN", help="only these notebooks (default: all)")
     options = parser.parse_args(arguments)
     parameters: dict[str, object] = {}
     if options.cohort != "builtin":
         parameters["COHORT"] = options.cohort
+    if options.run:
+        parameters["RUN"] = options.run
     if options.retrain:
         parameters["RETRAIN"] = True
     runs = []
     try:
+        copies = FOLDER / "rendered" / paths.checked_name(options.cohort, "cohort")
+        if options.run:
+            copies /= paths.checked_name(options.run, "run")
         for path in series(numbers=options.numbers):
-            out = FOLDER / "rendered" / options.cohort / path.name if parameters else path
+            out = copies / path.name if parameters else path
             run = execute(path, parameters, out=out)
             runs.append(run)
             where = out.relative_to(FOLDER.parent)

@@ -1,5 +1,6 @@
-"""Shared by the tests: real inputs where they are present, and small helpers."""
+"""Shared by the tests: real inputs where they are present, and a fixture that refuses the network."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,3 +10,17 @@ RSNA = REAL_DATA / "rsna2022"
 needs_rsna = pytest.mark.skipif(
     not RSNA.is_dir(), reason=f"the real RSNA 2022 label tables are not at {RSNA}"
 )
+
+
+@pytest.fixture
+def no_network(tmp_path, monkeypatch):
+    """Python processes started in the test, kernels too, reach this machine only; none may even try.
+
+    Returns:
+        Where attempts are noted; a test that makes one on purpose deletes it.
+    """
+    attempts = tmp_path / "network_attempts.txt"
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "no_network"), prepend=os.pathsep)
+    monkeypatch.setenv("NETWORK_ATTEMPTS", str(attempts))
+    yield attempts
+    assert not attempts.exists(), attempts.read_text()

@@ -1,7 +1,10 @@
 """What a fresh machine installs, and what the README tells a stranger to type."""
 
 import ast
+import json
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -49,6 +52,62 @@ def test_lock_has_hashes_for_every_pin_and_names_no_place():
     assert [entry.splitlines()[0] for entry in entries if "--hash=sha256:" not in entry] == []
     for text in (LOCK, (ROOT / "constraints.txt").read_text(), (ROOT / "environment.yml").read_text()):
         assert re.findall(r"https?:|file:|index-url|find-links|^\s*/", text, re.MULTILINE) == []
+
+
+def test_lock_holds_nothing_but_pins_and_sha256_hashes():
+    name_and_pin = r"[a-z0-9][a-z0-9-]*==[a-z0-9.]+(?: ; [^\\]+)? \\"
+    last_or_not = r"    --hash=sha256:[0-9a-f]{64}(?: \\)?"
+    odd = [line for line in LOCK.splitlines() if not re.fullmatch(f"{name_and_pin}|{last_or_not}", line)]
+    assert odd == []
+
+
+def test_nothing_is_installed_without_its_hash_checked():
+    installs = re.findall(r"^\t.*\b(?:install|sync)\b.*$", MAKEFILE, re.MULTILINE)
+    assert len(installs) == 3
+    for line in installs:
+        own = "--no-deps --no-build-isolation -e ." in line  # this package, built with what is locked
+        assert own or "--require-hashes" in line, line
+
+
+def licences(**environment: str) -> subprocess.CompletedProcess[str]:
+    """What `make licences` runs, as JSON."""
+    (command,) = re.findall(r"^licences:.*\n\t\$\(BIN\)/(\S+)$", MAKEFILE, re.MULTILINE)
+    return subprocess.run(
+        [Path(sys.executable).with_name(command), "--format=json"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_licences_of_all_that_is_locked_are_listed_and_none_is_gpl():
+    found = licences()
+    assert found.returncode == 0, found.stderr
+    listed = {canonicalize_name(row["Name"]): row["License"] for row in json.loads(found.stdout)}
+    here = {canonicalize_name(p.name) for p in pins(LOCK) if p.marker is None or p.marker.evaluate()}
+    assert sorted(here - set(listed)) == []
+    assert {name for name, licence in listed.items() if licence == "UNKNOWN"} <= {"cuda-toolkit"}
+    proprietary = [name for name, licence in listed.items() if "proprietary" in licence.lower()]
+    assert sorted(name for name in proprietary if not name.startswith("nvidia-")) == []
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        "License-Expression: MIT AND GPL-3.0-or-later",
+        "License: LGPL",
+        "Classifier: License :: OSI Approved :: GNU Affero General Public License v3",
+        "Classifier: License :: OSI Approved :: GNU General Public License v2 or later (GPLv2+)",
+    ],
+)
+def test_a_gpl_licence_fails_the_list(tmp_path, declared):
+    folder = tmp_path / "strange-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.4\nName: strange\nVersion: 1.0\n{declared}\n")
+    found = licences(PYTHONPATH=str(tmp_path))
+    assert found.returncode == 1
+    assert "was found for package strange:1.0" in found.stderr
 
 
 def test_constraints_are_the_lock_without_its_hashes():

@@ -121,7 +121,19 @@ def test_command_line_prints_a_table_and_stops_with_one_sentence(tmp_path, monke
     assert "01_tiny" in capsys.readouterr().out.splitlines()[-2]
     assert runner.main(["--cohort", "quick", "--retrain", "01_tiny", "02_bad", "03_later"]) == 1
     assert capsys.readouterr().err == "02_bad, cell 2: ValueError: no\n"
+    assert runner.main(["--run", "mine", "03_three"]) == 0
+    assert runner.main(["--cohort", "quick", "--run", "mine", "03_three"]) == 0
     assert calls == [
         ("01_tiny.ipynb", {}, "01_tiny.ipynb"),
         ("01_tiny.ipynb", {"COHORT": "quick", "RETRAIN": True}, "rendered/quick/01_tiny.ipynb"),
+        ("03_three.ipynb", {"RUN": "mine"}, "rendered/builtin/mine/03_three.ipynb"),
+        ("03_three.ipynb", {"COHORT": "quick", "RUN": "mine"}, "rendered/quick/mine/03_three.ipynb"),
     ]
+
+
+@pytest.mark.parametrize("option", ["--run", "--cohort"])
+@pytest.mark.parametrize("name", ["../x", "/x", "a b"])
+def test_names_that_are_no_folder_here_are_refused_before_a_notebook_runs(option, name, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "execute", lambda *_, **__: pytest.fail("a notebook was run"))
+    assert runner.main([option, name, "01"]) == 1
+    assert f"found {name!r}" in capsys.readouterr().err

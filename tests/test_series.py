@@ -23,14 +23,11 @@ pytestmark = pytest.mark.series
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A copy of the notebooks; whatever they read and write stays beside it. No network."""
+def project(tmp_path, monkeypatch, no_network):
+    """A copy of the notebooks; whatever they read and write stays beside it. The network is refused."""
     ignored = shutil.ignore_patterns("rendered", ".ipynb_checkpoints", "__pycache__")
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=ignored)
     monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
-        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
     return tmp_path
 
 
