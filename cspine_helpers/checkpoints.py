@@ -1,23 +1,30 @@
 """The run folder: weights and the record of where they come from; strict when read, never a pickle."""
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers import __version__
+from cspine_helpers.labels import VERTEBRAE, read_table, refuse
 from cspine_helpers.model import FractureClassifier, ModelConfig
-from cspine_helpers.paths import atomic_path, listing, sha256_of
+from cspine_helpers.paths import atomic_path, inside, listing, sha256_of
 
 FORMAT = 1  # of run.json and the weights' names; rises when older runs can no longer be read
 RECORD = "run.json"
 WEIGHTS = "model"  # the best epoch's weights are in model.safetensors
+HISTORY = "history.csv"
+SHARES = tuple(f"validation_{name}" for name in ("recall", "precision", "average_precision", "auroc"))
+HISTORY_COLUMNS = ("epoch", "train_loss", "validation_loss", *SHARES, "threshold", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -41,20 +48,34 @@ class Run:
 
 
 def save_weights(folder: str | Path, model: FractureClassifier, name: str = WEIGHTS) -> Path:
-    """Write the weights to `<folder>/<name>.safetensors` in one step, the model's config in their header."""
-    path = Path(folder) / f"{name}.safetensors"
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    header = {"model": json.dumps(asdict(model.config))}
+    """Write the weights to `<folder>/<name>.safetensors` in one step, the model's config in their header.
+
+    Raises:
+        ValueError: they hold NaN or infinity; names the tensors.
+    """
+    path, tensors = Path(folder) / f"{name}.safetensors", model.state_dict()
+    if bad := _not_finite_tensors(tensors):
+        raise ValueError(
+            f"{path} was not written: {'; '.join(bad)}. Lower the learning rate, and train again."
+        )
+    return write_tensors(path, tensors, {"model": json.dumps(asdict(model.config))})
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], header: dict[str, str]) -> Path:
+    """Write a safetensors file in one step; returns its path."""
+    path = Path(path)
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        temporary.write_bytes(save(plain, metadata=header))  # save_file has errors of its own for a full disk
     return path
 
 
 def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
-    """Write `run.json` in one step; `"format"` and `"weights_sha256"` are added.
+    """Write `run.json` in one step; `"format"` and the SHA-256 of what it describes are added.
 
-    The second is that of `model.safetensors`, so write the weights first. After a stop between the two,
-    the old record stands beside new weights, and `load_run` notices.
+    `"weights_sha256"` and `"history_sha256"` are those of `model.safetensors` and, where there is one, of
+    `history.csv`, so write them first. After a stop between them, the old record stands beside new files, and
+    `load_run` and `read_history` notice. `"record_sha256"` is that of the record itself.
 
     Raises:
         FileNotFoundError: there are no weights to describe.
@@ -65,15 +86,26 @@ def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
         raise ValueError(
             f"A run's record has no NaN or infinity; found at {listing(numbers)}. Leave them out."
         )
-    path, weights = Path(folder) / RECORD, Path(folder) / f"{WEIGHTS}.safetensors"
+    path, weights, history = (Path(folder) / name for name in (RECORD, f"{WEIGHTS}.safetensors", HISTORY))
     if not weights.is_file():
         raise FileNotFoundError(f"{weights} is missing; save_weights(...) comes before write_record(...).")
     added = {"format": FORMAT, "weights_sha256": sha256_of(weights)}
+    if history.is_file():
+        added["history_sha256"] = sha256_of(history)
+    added["record_sha256"] = ""
     whole = {**added, **record, **added}  # they come first, and a record that was read cannot change them
+    whole["record_sha256"] = _record_sha256(whole)
     text = json.dumps(whole, indent=2, default=_plain, ensure_ascii=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def _record_sha256(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's content without this hash, whatever the order of its keys."""
+    rest = {key: value for key, value in record.items() if key != "record_sha256"}
+    plain = json.loads(json.dumps(rest, default=_plain))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -81,28 +113,80 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not JSON, or of another format than this version of the package reads.
+        ValueError: it is not JSON, of another format than this version of the package reads, not as it was
+            written, or a link out of the folder.
     """
-    path = Path(folder) / RECORD
+    path = inside(Path(folder) / RECORD)
     if not path.is_file():
         raise FileNotFoundError(f"No run at {folder}: {RECORD} is missing. Train one with notebook 03.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}). Restore it, or train again.") from error
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT:
         raise ValueError(
-            f"{path} is of format {found!r}; this version reads format {FORMAT}. Read it with the version of "
-            "cspine_helpers that wrote it, or train again."
+            f"{path} is of format {found!r}; this version reads format {FORMAT}. {_writer(record)} Read it "
+            "with the version that wrote it, or train again."
+        )
+    if record.get("record_sha256") != _record_sha256(record):
+        raise ValueError(
+            f"{path} is not the record that was written: its content has another SHA-256 than it says "
+            "(record_sha256). Restore it, or train again. A change that is meant goes through "
+            "checkpoints.write_record(...)."
         )
     return record
 
 
+def _writer(record: object) -> str:
+    versions = record.get("versions") if isinstance(record, dict) else None
+    found = versions.get("cspine_helpers") if isinstance(versions, dict) else None
+    return f"It was written by cspine_helpers {found or 'of an unknown version'}; this is {__version__}."
+
+
+def read_history(folder: str | Path) -> pd.DataFrame:
+    """Read a run's `history.csv`: `HISTORY_COLUMNS`, one row an epoch; no threshold where none qualified.
+
+    Raises:
+        FileNotFoundError: there is none, or no record beside it.
+        ValueError: it breaks the schema, or is not the file that the record describes; says what differs.
+    """
+    path = inside(Path(folder) / HISTORY)
+    source = "Training writes it (notebook 03)."
+    history = read_table(path, HISTORY_COLUMNS, what="history", source=source)
+    refuse(_history_problems(history), what=str(path))
+    _check_described(path, read_record(folder), "history_sha256")
+    return history
+
+
+def _history_problems(history: pd.DataFrame) -> Iterator[str]:
+    if text := [column for column in history if history[column].dtype.kind not in "fi"]:
+        yield f"text in the number columns {listing(text)}"
+        return
+    if history["epoch"].tolist() != list(range(1, len(history) + 1)) or history.empty:
+        yield f"epochs are 1, 2, 3 and so on; found {listing(history['epoch'])}"
+    numbers = history.assign(threshold=history["threshold"].fillna(0))
+    shares = numbers[[*SHARES, "threshold"]]
+    for rule, bad in (
+        ("numbers that are missing or infinite", ~np.isfinite(numbers).all(axis=1)),
+        ("shares outside [0, 1]", ((shares < 0) | (shares > 1)).any(axis=1)),
+    ):
+        if bad.any():
+            yield f"{rule}, in the epochs {listing(history['epoch'][np.asarray(bad)])}"
+
+
+def _check_described(path: Path, record: Mapping[str, Any], key: str) -> None:
+    stored, found = record.get(key), sha256_of(path)
+    if stored != found:
+        raise ValueError(
+            f"{path} is not the file that {RECORD} describes: its SHA-256 is {found}, {RECORD} says "
+            f"{stored or 'nothing'} ({key}); one was exchanged, or training was stopped between the two. "
+            "Put back the two files of one run, or train again."
+        )
+
+
 def load_run(folder: str | Path) -> Run:
     """Load a run: its weights by name, shape and dtype, nothing guessed, nothing unpickled.
-
-    The random state is left as it was.
 
     Raises:
         FileNotFoundError: `run.json` or `model.safetensors` is missing.
@@ -111,18 +195,12 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     record = read_record(folder)
     config, threshold = _config(record, folder), _threshold(record, folder)
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):  # shapes without numbers: a false config costs no memory
         model = FractureClassifier(replace(config, pretrained=False, pretrained_file=None))
     model.config = config
-    weights = folder / f"{WEIGHTS}.safetensors"
+    weights = inside(folder / f"{WEIGHTS}.safetensors")
     _load_weights(weights, model)
-    stored, found = record.get("weights_sha256"), sha256_of(weights)
-    if stored != found:
-        raise ValueError(
-            f"{weights} is not the file that {RECORD} describes: its SHA-256 is {found}, {RECORD} says "
-            f"{stored or 'nothing'} (weights_sha256); one was exchanged, or training was stopped between the "
-            "two. Put back the two files of one run, or train again."
-        )
+    _check_described(weights, record, "weights_sha256")
     return Run(folder, model.eval(), config, threshold, record)
 
 
@@ -130,7 +208,8 @@ def _config(record: dict[str, Any], folder: Path) -> ModelConfig:
     """The model's config, once classes and keys are those of this package."""
     if record.get("classes") != list(VERTEBRAE):
         raise ValueError(
-            f"The run at {folder} has classes {record.get('classes')}; this package's are {list(VERTEBRAE)}."
+            f"The run at {folder} has classes {record.get('classes')}; this package's are {list(VERTEBRAE)}. "
+            f"{_writer(record)}"
         )
     found = record.get("model")
     if not isinstance(found, dict):
@@ -139,7 +218,9 @@ def _config(record: dict[str, Any], folder: Path) -> ModelConfig:
     problems = [f"{name} is unknown" for name in found if name not in known]
     problems += [f"{name} is missing" for name in sorted(known - set(found))]
     if problems:
-        raise ValueError(f"The model config in {folder / RECORD} does not fit: {'; '.join(problems)}.")
+        raise ValueError(
+            f"The model config in {folder / RECORD} does not fit: {'; '.join(problems)}. {_writer(record)}"
+        )
     try:
         return ModelConfig(**found)
     except ValueError as error:
@@ -165,7 +246,7 @@ def _load_weights(path: Path, model: FractureClassifier) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dict
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}). Pickled weights are never opened here: "
@@ -179,12 +260,18 @@ def _load_weights(path: Path, model: FractureClassifier) -> None:
         theirs, ours = _kind(tensors[name]), _kind(wanted[name])
         if theirs != ours:
             problems.append(f"{name} is {theirs}, not {ours}")
+    problems += _not_finite_tensors(tensors)
     if problems:
         raise ValueError(
             f"{path} does not fit {RECORD} beside it: {'; '.join(problems)}. "
             "Put back the two files of one run, or train again."
         )
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, assign=True)
+    model.to(memory_format=torch.channels_last)  # as a new model has it
+
+
+def _not_finite_tensors(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    return [f"{name} holds NaN or infinity" for name, value in tensors.items() if not value.isfinite().all()]
 
 
 def _config_differences(header: str | None, config: ModelConfig) -> list[str]:

@@ -8,12 +8,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cspine_helpers import checkpoints
-from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers import __version__, checkpoints
+from cspine_helpers.labels import VERTEBRAE, write_table
 from cspine_helpers.model import FractureClassifier, ModelConfig
 
 BUILTIN = Path(__file__).parents[1] / "checkpoints" / "builtin"
@@ -34,9 +35,15 @@ def run(tmp_path, model):
     return tmp_path
 
 
-def edit(run, **changes):
-    path = run / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def content_sha256(record) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def edit(run, *, without=(), **changes):
+    """Change the record, and its own hash with it."""
+    record = json.loads((run / "run.json").read_text()) | changes
+    record = {key: value for key, value in record.items() if key not in ("record_sha256", *without)}
+    (run / "run.json").write_text(json.dumps(record | {"record_sha256": content_sha256(record)}))
 
 
 def edit_weights(run, change):
@@ -93,7 +100,9 @@ def test_the_record_is_readable_json_and_takes_numpy_numbers(tmp_path, model):
     record = {"metrics": {"recall": np.float64(0.5), "n": np.int64(3)}, "note": "C1 – C7"}
     path = checkpoints.write_record(tmp_path, record)
     assert "C1 – C7" in path.read_text(encoding="utf-8")
-    assert checkpoints.read_record(tmp_path) == {
+    found = checkpoints.read_record(tmp_path)
+    assert found.pop("record_sha256") == content_sha256(found)
+    assert found == {
         "format": 1,
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "metrics": {"recall": 0.5, "n": 3},
@@ -139,9 +148,7 @@ def test_a_record_that_names_no_weights_is_refused(run, value):
     edit(run, weights_sha256=value)
     with pytest.raises(ValueError, match=rf"run\.json says {value or 'nothing'} \(weights_sha256\)"):
         checkpoints.load_run(run)
-    record = json.loads((run / "run.json").read_text())
-    del record["weights_sha256"]
-    (run / "run.json").write_text(json.dumps(record))
+    edit(run, without=["weights_sha256"])
     with pytest.raises(ValueError, match=r"run\.json says nothing \(weights_sha256\)"):
         checkpoints.load_run(run)
 
@@ -173,7 +180,10 @@ def test_missing_files_say_what_makes_them(run, tmp_path):
         ({"model": asdict(CONFIG) | {"colour": 1}}, "colour is unknown"),
         ({"model": {"size": 32}}, "backbone is missing; dropout is missing"),
         ({"model": asdict(CONFIG) | {"slices": 0}}, r"slices = 0 \(1 or more\)"),
+        ({"model": asdict(CONFIG) | {"channels": 4}}, "channels is unknown"),
+        ({"model": asdict(CONFIG) | {"slices": "3"}}, r"slices = '3' \(1 or more\)"),
         ({"model": asdict(CONFIG) | {"slices": 5}}, "slices is 3, not 5"),
+        ({"model": asdict(CONFIG) | {"lstm_hidden": 10**8}}, "lstm_hidden is 4, not 100000000"),
         ({"model": asdict(CONFIG) | {"backbone": "resnet18"}}, "backbone is 'tf_efficientnetv2_b0', not"),
         ({"decision": None}, "no threshold"),
         ({"decision": {}}, "no threshold"),
@@ -187,11 +197,111 @@ def test_another_record_is_refused(run, changes, message):
         checkpoints.load_run(run)
 
 
-@pytest.mark.parametrize("text", ["{", "", "[]", "null"])
-def test_a_damaged_record_is_refused(run, text):
+@pytest.mark.parametrize(
+    "text", ["{", "", "[]", "null", "\ufeff{}", "[" * 100_000, '{"a":' * 100_000, "9" * 10_000], ids=repr
+)
+def test_a_damaged_record_is_refused_by_name(run, text):
     (run / "run.json").write_text(text)
-    with pytest.raises(ValueError, match=r"is not JSON|is of format None"):
+    with pytest.raises(ValueError, match=r"run\.json (is not JSON|is of format None)"):
         checkpoints.load_run(run)
+
+
+def test_a_number_changed_by_hand_is_noticed_and_a_new_seal_makes_it_meant(run):
+    path = run / "run.json"
+    path.write_text(path.read_text().replace("0.25", "0.35"))
+    with pytest.raises(ValueError, match=r"run\.json is not the record that was written.*write_record"):
+        checkpoints.load_run(run)
+    checkpoints.write_record(run, json.loads(path.read_text()))
+    assert checkpoints.load_run(run).threshold == 0.35
+
+
+def test_a_record_laid_out_differently_reads_the_same(run):
+    record = checkpoints.read_record(run)
+    text = json.dumps(dict(reversed(record.items())), indent=7).replace("\n", "\r\n")
+    (run / "run.json").write_bytes(text.encode())
+    assert checkpoints.read_record(run) == record
+
+
+def test_a_run_of_another_version_says_which(run):
+    other = {"versions": {"cspine_helpers": "0.0.9"}}
+    sentence = rf"written by cspine_helpers 0\.0\.9; this is {re.escape(__version__)}"
+    for changes, differs in (
+        ({"format": 2}, r"of format 2; this version reads format 1\."),
+        ({"classes": ["L1"]}, r"classes \['L1'\]"),
+        ({"model": asdict(CONFIG) | {"colour": 1}}, "colour is unknown"),
+    ):
+        edit(run, **{"format": 1, "classes": list(VERTEBRAE)} | other | changes)
+        with pytest.raises(ValueError, match=f"{differs}.*{sentence}"):
+            checkpoints.load_run(run)
+    edit(run, format=3, versions=None)
+    with pytest.raises(ValueError, match="cspine_helpers of an unknown version"):
+        checkpoints.load_run(run)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_neither_written_nor_read(run, model, value):
+    before = (run / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        model.head.bias.fill_(value)
+    with pytest.raises(ValueError, match=r"model\.safetensors was not written: head\.bias holds NaN or inf"):
+        checkpoints.save_weights(run, model)
+    assert (run / "model.safetensors").read_bytes() == before
+    edit_weights(run, lambda tensors: tensors["head.bias"].fill_(value))
+    with pytest.raises(ValueError, match=r"head\.bias holds NaN or infinity"):
+        checkpoints.load_run(run)
+
+
+@pytest.mark.parametrize("name", ["run.json", "model.safetensors"])
+def test_a_file_that_is_a_link_out_of_the_run_is_refused(run, tmp_path, name):
+    outside = tmp_path / "elsewhere" / name
+    outside.parent.mkdir()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for file in ("run.json", "model.safetensors"):
+        (run / file).rename(folder / file)
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(ValueError, match=rf"{name} is a link out of its folder, to .*elsewhere"):
+        checkpoints.load_run(folder)
+
+
+def history(epochs=3):
+    columns = {name: np.linspace(0.1, 0.7, epochs) for name in checkpoints.HISTORY_COLUMNS}
+    table = pd.DataFrame(columns | {"epoch": range(1, epochs + 1), "seconds": 2.5})
+    table.loc[0, "threshold"] = np.nan
+    return table
+
+
+def test_a_history_comes_back_and_belongs_to_its_record(run):
+    write_table(history(), run / "history.csv")
+    with pytest.raises(ValueError, match=r"history\.csv is not the file that run\.json .*\(history_sha256\)"):
+        checkpoints.read_history(run)
+    checkpoints.write_record(run, checkpoints.read_record(run))
+    found = checkpoints.read_history(run)
+    pd.testing.assert_frame_equal(found, history()[list(checkpoints.HISTORY_COLUMNS)], check_exact=True)
+    assert len(checkpoints.read_history(BUILTIN)) >= checkpoints.read_record(BUILTIN)["best_epoch"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": [1, 2, 4]}, "epochs are 1, 2, 3 and so on; found 1, 2, 4"),
+        ({"train_loss": [0.1, np.nan, 0.1]}, "missing or infinite, in the epochs 2"),
+        ({"learning_rate": [0.1, 0.1, np.inf]}, "missing or infinite, in the epochs 3"),
+        ({"validation_auroc": [0.1, 1.1, -0.1]}, r"outside \[0, 1\], in the epochs 2, 3"),
+        ({"threshold": ["low", 0.1, 0.1]}, "text in the number columns 'threshold'"),
+    ],
+)
+def test_a_history_that_breaks_a_rule_is_refused(run, change, message):
+    write_table(history().assign(**change), run / "history.csv")
+    checkpoints.write_record(run, checkpoints.read_record(run))
+    with pytest.raises(ValueError, match=f"(?s)history.csv.*{message}"):
+        checkpoints.read_history(run)
+
+
+def test_a_run_without_history_says_what_writes_it(run):
+    with pytest.raises(FileNotFoundError, match=r"No history at .*notebook 03"):
+        checkpoints.read_history(run)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +316,10 @@ def test_a_damaged_record_is_refused(run, text):
         (
             lambda tensors: tensors.update({"head.bias": torch.zeros(1, dtype=torch.float16)}),
             r"head.bias is float16 \(1,\), not float32 \(1,\)",
+        ),
+        (
+            lambda tensors: tensors.update({"backbone.conv_stem.weight": torch.zeros(32, 4, 3, 3)}),
+            r"conv_stem\.weight is float32 \(32, 4, 3, 3\), not float32 \(32, 5, 3, 3\)",
         ),
         (lambda tensors: tensors.clear(), r"conv_stem.*head\.weight is missing; head\.bias is missing"),
     ],
@@ -229,13 +343,16 @@ class Bomb:
         return (pytest.fail, ("a pickle was opened",))
 
 
-@pytest.mark.parametrize("kind", ["pickle", "torch", "truncated", "empty"])
+@pytest.mark.parametrize("kind", ["pickle", "torch", "truncated", "empty", "huge header", "long header"])
 def test_a_file_that_is_not_safetensors_is_refused_unopened(run, kind):
     path = run / "model.safetensors"
     if kind == "pickle":
         path.write_bytes(pickle.dumps(Bomb()))
     elif kind == "torch":
         torch.save(Bomb(), path)
+    elif kind.endswith("header"):  # its first 8 bytes say how long it is
+        length = 2**60 if kind == "huge header" else 90_000_000
+        path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
     else:
         path.write_bytes(path.read_bytes()[: 5000 if kind == "truncated" else 0])
     with pytest.raises(ValueError, match=re.escape("is not a whole safetensors file")):
