@@ -149,7 +149,7 @@ def _label_problems(table: pd.DataFrame) -> Iterator[str]:
 def uid_problems(uids: pd.Series) -> Iterator[str]:
     """The sentence of `paths.check_uids` about bad UIDs, if there are any."""
     try:
-        check_uids(uids)
+        check_uids(uids.tolist())
     except ValueError as error:
         yield str(error)
 
@@ -232,18 +232,19 @@ def without(table: pd.DataFrame, studies: Iterable[str]) -> pd.DataFrame:
     Raises:
         ValueError: names the studies that the table does not hold.
     """
-    _known(table, studies := list(studies))
-    return table[~table[UID].isin(studies)].reset_index(drop=True)
+    return table[~table[UID].isin(_known(table, studies))].reset_index(drop=True)
 
 
-def _known(table: pd.DataFrame, studies: Sequence[str]) -> None:
-    asked = pd.Series(studies, dtype=object)
+def _known(table: pd.DataFrame, studies: Iterable[str]) -> pd.Series:
+    """These studies as a column, where the table holds each of them."""
+    asked = pd.Series(studies.tolist() if isinstance(studies, pd.Series) else list(studies), dtype=object)
     unknown = asked[~asked.isin(table[UID])]
     if len(unknown):
         raise ValueError(
             f"Studies that are not in the table ({len(unknown)}): {listing(unknown)}. "
             "Check their UIDs, or leave them out."
         )
+    return asked
 
 
 def prevalence(table: pd.DataFrame) -> pd.DataFrame:
@@ -289,13 +290,13 @@ def expand(table: pd.DataFrame, studies: Sequence[str]) -> pd.DataFrame:
     Raises:
         ValueError: names studies that are unknown, or asked for twice.
     """
-    studies = list(studies)
-    _known(table, studies)
-    refuse(_duplicates(pd.Series(studies, dtype=object)), what="The list of studies")
-    labels = table.set_index(UID)[list(VERTEBRAE)].loc[studies].to_numpy(dtype="int64")  # (N, 7)
+    asked = _known(table, studies)
+    refuse(_duplicates(asked), what="The list of studies")
+    labels = table.set_index(UID)[list(VERTEBRAE)].loc[asked].to_numpy(dtype="int64")  # (N, 7)
+    names = pd.array(VERTEBRAE, dtype="str")
     samples = {
-        UID: np.repeat(np.array(studies, dtype=object), len(VERTEBRAE)),
-        "vertebra": np.tile(np.array(VERTEBRAE, dtype=object), len(studies)),
+        UID: asked.astype("str").array.repeat(len(names)),
+        "vertebra": names.take(np.tile(np.arange(len(names)), len(asked))),
         "label": labels.ravel(),  # (N·7,)
     }
-    return pd.DataFrame(samples).astype({UID: "str", "vertebra": "str"})
+    return pd.DataFrame(samples)

@@ -64,7 +64,7 @@ def _assign(
 ) -> pd.DataFrame:
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed is a whole number from 0; found {seed!r}.")
-    ordered = validate_labels(table).sort_values(UID, ignore_index=True)
+    ordered = validate_labels(table).sort_values(UID, ignore_index=True, kind="stable")
     parts = _stratify(ordered[list(VERTEBRAE)].to_numpy(), shares, np.random.default_rng(seed))
     empty = [str(names[part]) for part in range(len(shares)) if not (parts == part).any()]
     if empty:
@@ -196,7 +196,7 @@ def studies_of(split: pd.DataFrame, name: str | int) -> list[str]:
 
 def split_hash(split: pd.DataFrame) -> str:
     """SHA-256 of which study is where, whatever the order of rows: that of the file `write_split` writes."""
-    rows = split[[UID, _column(split)]].sort_values(UID)
+    rows = split[[UID, _column(split)]].sort_values(UID, kind="stable")
     return hashlib.sha256(rows.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
@@ -236,7 +236,7 @@ def _outside_folds(folds: pd.Series) -> pd.Series:
 def write_split(split: pd.DataFrame, path: str | Path) -> None:
     """Check the split (or folds) and write it, with its SHA-256 beside it as `sha256sum --check` reads it."""
     validate_split(split)
-    write_table(split[[UID, _column(split)]].sort_values(UID), path, sealed=True)
+    write_table(split[[UID, _column(split)]].sort_values(UID, kind="stable"), path, sealed=True)
 
 
 def read_split(
