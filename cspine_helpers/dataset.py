@@ -1,15 +1,18 @@
-"""Packed sequences as torch samples, augmented with one draw for a whole sequence, and their loaders."""
+"""Packed sequences as torch samples, augmented with one draw for a whole sequence, and batches of them."""
 
 import os
 import random
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from cspine_helpers.labels import UID, VERTEBRAE, require_columns
 from cspine_helpers.packed import MASK, open_sequence, sequence_path, slice_truth_array
@@ -67,26 +70,30 @@ class AugmentConfig:
 
 
 class Augment:
-    """One random variation of a sequence: the same draw for all slices and channels, the mask moved along."""
+    """One random variation of a sequence: the same draw for all slices and channels, the mask moved along.
+
+    albumentations draws; the steps below apply what it drew to the sequence as it lies in memory, where it
+    would go slice by slice through copies of four channels and float.
+    """
 
     def __init__(self, config: AugmentConfig) -> None:
         c = config
         size = (c.hole_size / 2, c.hole_size)
         self._compose = A.Compose(
             [
-                A.HorizontalFlip(p=c.flip),
-                A.Affine(
+                _Flip(p=c.flip),
+                _Affine(
                     rotate=(-c.rotate_degrees, c.rotate_degrees),
                     scale=(1 - c.scale, 1 + c.scale),
                     translate_percent=(-c.shift, c.shift),
                     keep_ratio=True,
                     p=c.affine,
                 ),
-                A.RandomBrightnessContrast(
+                _Contrast(
                     (-c.contrast_limit, c.contrast_limit), (-c.contrast_limit, c.contrast_limit), p=c.contrast
                 ),
-                A.GaussNoise(std_range=(0, c.noise_std), p=c.noise),
-                A.CoarseDropout((1, c.holes), size, size, p=c.dropout),
+                _Noise(std_range=(0, c.noise_std), p=c.noise),
+                _Dropout((1, c.holes), size, size, p=c.dropout),
             ]
         )
 
@@ -95,14 +102,59 @@ class Augment:
 
         All steps draw from one stream: `Compose(seed=...)` would hand the same seed to each of them, and
         every flipped sequence would also be the noisy one.
+
+        Returns:
+            An array of its own, or the sequence itself where the draw leaves it as it is.
         """
         words = np.random.SeedSequence(seed).generate_state(2, np.uint64)
         self._compose.set_random_state(np.random.default_rng(words[0]), random.Random(int(words[1])))
-        varied = self._compose(
-            images=np.ascontiguousarray(sequence[..., :MASK]),  # (T, H, W, 5)
-            masks=np.ascontiguousarray(sequence[..., MASK]),  # (T, H, W)
-        )
-        return np.concatenate([varied["images"], varied["masks"][..., None]], axis=-1)
+        return self._compose(images=sequence)["images"]
+
+
+class _Flip(A.HorizontalFlip):
+    def apply_to_images(self, images: np.ndarray, **_: Any) -> np.ndarray:
+        rows = images.reshape(-1, *images.shape[2:]).view(np.uint16)  # (T·H, W, 3): three words a pixel
+        return cv2.flip(rows, 1).view(np.uint8).reshape(images.shape)
+
+
+class _Affine(A.Affine):
+    # OpenCV has a fast way for 4 channels and none for 6, so a pixel goes as its first and its last four.
+    _PIXEL = np.dtype({"names": ["first", "last"], "formats": ["V4"] * 2, "offsets": [0, 2], "itemsize": 6})
+
+    def apply_to_images(self, images: np.ndarray, matrix: np.ndarray, **_: Any) -> np.ndarray:
+        moved = np.empty_like(images)
+        slices, height, width, _channels = images.shape
+        source, target = (a.reshape(slices, height, -1).view(self._PIXEL) for a in (images, moved))
+        for t in range(slices):
+            for four in ("first", "last"):
+                part = np.ascontiguousarray(source[four][t]).view(np.uint8).reshape(height, width, 4)
+                target[four][t] = cv2.warpAffine(part, matrix[:2], (width, height)).view("V4")[..., 0]
+            mask = cv2.extractChannel(moved[t], MASK)  # interpolated, so its outline is made sharp again
+            cv2.insertChannel(cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1], moved[t], MASK)
+        return moved
+
+
+class _Contrast(A.RandomBrightnessContrast):
+    def apply_to_images(self, images: np.ndarray, alpha: float, beta: float, **_: Any) -> np.ndarray:
+        rows = images.reshape(len(images), -1)
+        varied = cv2.addWeighted(rows, alpha, rows, 0, beta).reshape(images.shape)
+        varied[..., MASK] = images[..., MASK]
+        return varied
+
+
+class _Noise(A.GaussNoise):
+    def apply_to_images(self, images: np.ndarray, noise_map: np.ndarray, **_: Any) -> np.ndarray:
+        noise_map[..., MASK] = 0
+        brighter, darker = (np.rint(np.maximum(part, 0)).astype(np.uint8) for part in (noise_map, -noise_map))
+        return np.stack([cv2.subtract(cv2.add(image, brighter), darker) for image in images])
+
+
+class _Dropout(A.CoarseDropout):
+    def apply_to_images(self, images: np.ndarray, holes: np.ndarray, **_: Any) -> np.ndarray:
+        varied = images.copy()
+        for left, top, right, bottom in holes:
+            varied[:, top:bottom, left:right, :MASK] = 0
+        return varied
 
 
 class SequenceDataset(Dataset[dict[str, Tensor]]):
@@ -137,10 +189,10 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
         require_columns(samples, (UID, "vertebra", "label"), what="The samples")
         if samples.empty:
             raise ValueError("There are no samples. Hand in the studies of a split that has some.")
-        self._paths = [
-            sequence_path(packed_dir, uid, vertebra)
-            for uid, vertebra in zip(samples[UID], samples["vertebra"], strict=True)
-        ]
+        self._folder = Path(packed_dir)
+        names = map(sequence_path, repeat(self._folder), samples[UID], samples["vertebra"])
+        # One block of bytes: workers would copy a list of paths, page by page, as they count references.
+        self._files = np.array([path.name for path in names], dtype=np.bytes_)  # (N,)
         self.slices, self.size, self.seed = slices, size, seed
         self.labels = samples["label"].to_numpy(dtype=np.float32)  # (N,)
         self.vertebrae = samples["vertebra"].map(VERTEBRAE.index).to_numpy(dtype=np.int64)  # (N,)
@@ -148,7 +200,7 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
         self._augment = None if augment is None else Augment(augment)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._files)
 
     def slice_at(self, index: int, position: int, *, epoch: int = 0) -> Tensor:
         """One slice of a sample, varied by a draw of its own: uint8 `(6, H, W)`, channels last in memory."""
@@ -166,18 +218,25 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
         }
 
     def _open(self, index: int) -> np.ndarray:
-        return open_sequence(self._paths[index], slices=self.slices, size=self.size)
+        path = self._folder / self._files[index].decode()
+        return np.asarray(open_sequence(path, slices=self.slices, size=self.size))
 
     def _varied(self, sequence: np.ndarray, seed: tuple[int, ...]) -> Tensor:
-        varied = np.array(sequence) if self._augment is None else self._augment(sequence, seed=seed)
+        varied = sequence if self._augment is None else self._augment(sequence, seed=seed)
+        if varied is sequence:  # the file, which nobody may write to
+            varied = np.array(sequence)
         return torch.from_numpy(varied).permute(0, 3, 1, 2)  # (T, 6, H, W)
 
 
 def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """One batch of a dataset's items; `sequence` is `(B, T, 6, H, W)`, in memory channels last as on disk."""
-    as_on_disk = [{**item, "sequence": item["sequence"].permute(0, 2, 3, 1)} for item in items]
-    batch: dict[str, Tensor] = default_collate(as_on_disk)  # in a worker, straight into shared memory
-    return {**batch, "sequence": batch["sequence"].permute(0, 1, 4, 2, 3)}
+    as_on_disk = [item["sequence"].permute(0, 2, 3, 1) for item in items]  # (T, H, W, 6)
+    if get_worker_info() is None:  # numpy asks for huge pages, torch would touch each page of 4 KiB
+        stacked = torch.from_numpy(np.stack([sequence.numpy() for sequence in as_on_disk]))
+    else:
+        stacked = default_collate(as_on_disk)  # straight into memory shared with the loader's process
+    others = default_collate([{name: item[name] for name in item if name != "sequence"} for item in items])
+    return {"sequence": stacked.permute(0, 1, 4, 2, 3), **others}
 
 
 def _slice_truth(samples: pd.DataFrame, manifest: pd.DataFrame | None, slices: int) -> np.ndarray:

@@ -1,21 +1,15 @@
+import pickle
+
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch.utils.data import DataLoader
 from toy_cohort import SIZE, SLICES, make_toy_cohort
 
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.dataset import (
-    Augment,
-    AugmentConfig,
-    EpochSampler,
-    SequenceDataset,
-    collate,
-    make_loader,
-)
+from cspine_helpers.dataset import Augment, AugmentConfig, SequenceDataset, collate
 from cspine_helpers.labels import UID
-from cspine_helpers.packed import open_sequence, sequence_path, write_sequence
+from cspine_helpers.packed import open_sequence, sequence_path
 
 OFF = {"flip": 0.0, "affine": 0.0, "contrast": 0.0, "noise": 0.0, "dropout": 0.0}
 ALWAYS = AugmentConfig(flip=1, affine=1, contrast=1, noise=1, dropout=1)
@@ -116,6 +110,52 @@ def test_the_mask_moves_with_the_image_and_stays_binary(seed):
     assert differs[0].sum() <= 0.3 * edge  # nearest against linear: pixels on the outline only
 
 
+@pytest.mark.parametrize("step", ["flip", "affine", "contrast", "noise", "dropout"])
+@pytest.mark.parametrize("seed", range(4))
+def test_every_step_does_what_albumentations_would_with_the_same_draw(step, seed):
+    sequence = np.stack([smooth(phase, size=48)[0] for phase in range(5)])  # slices that differ
+    augment = only(**{step: 1.0})
+    varied = augment(sequence, seed=(seed,))
+    (mine,) = (each for each in augment._compose.transforms if each.params)
+    theirs = type(mine).__mro__[1]  # of albumentations, which this step puts to work on whole sequences
+    assert theirs.__module__.startswith("albumentations")
+    images = theirs.apply_to_images(mine, sequence[..., :5].copy(), **_first_five(mine.params))
+    difference = np.abs(varied[..., :5].astype(int) - images)
+    assert difference.max() <= {"affine": 8, "contrast": 1, "noise": 1}.get(step, 0)  # rounding
+    assert difference.mean() < 0.6
+    if step in ("flip", "affine"):
+        masks = theirs.apply_to_masks(mine, sequence[..., 5].copy(), **mine.params)
+        assert (varied[..., 5] != masks).mean() < 0.01  # outlines are interpolated, theirs nearest pixels
+    else:
+        np.testing.assert_array_equal(varied[..., 5], sequence[..., 5])
+
+
+def _first_five(params: dict) -> dict:
+    return {name: value[..., :5] if name == "noise_map" else value for name, value in params.items()}
+
+
+def test_noise_and_contrast_stop_at_black_and_white():
+    sequence = np.zeros((2, 32, 32, 6), np.uint8)
+    sequence[:, :16] = 255
+    config = AugmentConfig(**{**OFF, "noise": 1.0, "contrast": 1.0, "noise_std": 0.04})
+    for seed in range(8):
+        varied = Augment(config)(sequence, seed=(seed,))[..., :5].astype(int)
+        assert varied[:, :16].min() > 128 > varied[:, 16:].max()  # nothing wraps around
+
+
+def test_a_draw_that_changes_nothing_hands_the_sequence_back():
+    sequence = smooth(size=32)
+    assert only()(sequence, seed=(0,)) is sequence
+
+
+@pytest.mark.parametrize("slices", [1, 2, 5])
+def test_any_number_of_slices_and_sides_of_any_length_can_be_varied(slices):
+    sequence = np.random.default_rng(1).integers(0, 256, (slices, 21, 34, 6), dtype=np.uint8)
+    sequence[..., 5] = 255 * (sequence[..., 5] > 127)
+    varied = Augment(ALWAYS)(sequence, seed=(2,))
+    assert (varied.shape, varied.dtype) == (sequence.shape, np.uint8)
+
+
 def test_a_flip_exchanges_left_and_right():
     sequence = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 6), dtype=np.uint8)
     np.testing.assert_array_equal(only(flip=1.0)(sequence, seed=(0,)), sequence[:, :, ::-1])
@@ -184,79 +224,30 @@ def test_batches_are_the_items_stacked_with_channels_last_in_memory(cohort, augm
         assert batch["sequence"].flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
 
 
-def batches(cohort, epochs, **options) -> list[dict[str, torch.Tensor]]:
-    loader = make_loader(make(cohort, augment=ALWAYS, seed=1), batch_size=16, seed=1, **options)
-    found = []
-    for epoch in epochs:
-        loader.sampler.set_epoch(epoch)
-        found += list(loader)
-    return found
-
-
-@pytest.mark.parametrize("sampling", [None, "shuffle", "balanced"])
-def test_batches_do_not_depend_on_the_number_of_workers(cohort, sampling):
-    alone = batches(cohort, (0, 1), sampling=sampling)
-    for workers in (1, 2):
-        for one, other in zip(
-            alone, batches(cohort, (0, 1), sampling=sampling, workers=workers), strict=True
-        ):
-            assert all(torch.equal(one[key], other[key]) for key in one)
-
-
-def test_workers_do_not_repeat_each_others_draws(tmp_path):
-    for uid in ("1.1", "1.2", "1.3", "1.4"):
-        write_sequence(tmp_path, uid, "C1", smooth())
-    samples = pd.DataFrame({UID: ["1.1", "1.2", "1.3", "1.4"], "vertebra": "C1", "label": 0})
-    dataset = SequenceDataset(samples, tmp_path, slices=15, size=64, augment=ALWAYS)
-    loader = make_loader(dataset, batch_size=1, workers=2)
-    first = [batch["sequence"] for batch in loader]
-    loader.sampler.set_epoch(1)
-    sequences = first + [batch["sequence"] for batch in loader]
-    for i, one in enumerate(sequences):
-        assert not any(torch.equal(one, other) for other in sequences[i + 1 :])
-
-
-def test_shuffle_takes_each_sample_once_in_an_order_of_its_epoch(cohort):
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a CUDA device")
+def test_pinned_batches_and_those_on_a_gpu_keep_their_layout_in_memory(cohort):
     dataset = make(cohort)
-    sampler = EpochSampler(dataset, sampling="shuffle", seed=5)
-    orders = []
-    for epoch in (0, 1, 0):
-        sampler.set_epoch(epoch)
-        assert dataset.epoch == epoch
-        orders.append(list(sampler))
-    assert sorted(orders[0]) == list(range(len(dataset)))
-    assert orders[0] == orders[2] != orders[1]
-    assert list(EpochSampler(dataset, sampling=None)) == list(range(len(dataset)))
+    for batch in DataLoader(dataset, batch_size=4, num_workers=2, collate_fn=collate, pin_memory=True):
+        pixels = batch["sequence"]
+        assert pixels.is_pinned()
+        assert pixels.permute(0, 1, 3, 4, 2).is_contiguous()
+        assert pixels.to("cuda", non_blocking=True).stride() == pixels.stride()
 
 
-def test_balanced_sampling_draws_both_classes_equally_often(cohort):
-    labels = np.zeros(1000, dtype=int)
-    labels[:40] = 1
-    samples = pd.DataFrame({UID: [f"1.{i}" for i in range(1000)], "vertebra": "C1", "label": labels})
-    dataset = SequenceDataset(samples, cohort.packed, slices=SLICES, size=SIZE)
-    sampler = EpochSampler(dataset, sampling="balanced", seed=2)
-    drawn = list(sampler)
-    assert len(drawn) == 1000
-    assert 0.45 < labels[drawn].mean() < 0.55
-    assert len(set(drawn)) < 1000  # with replacement
-    sampler.set_epoch(1)
-    assert list(sampler) != drawn
+def test_a_dataset_sent_to_a_worker_gives_the_same_items(cohort):
+    dataset = make(cohort, augment=ALWAYS, seed=2)
+    sent = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(sent[3, 5]["sequence"], dataset[3, 5]["sequence"])
 
 
-def test_sampling_that_cannot_be_is_refused(cohort):
-    dataset = make(cohort)
-    with pytest.raises(ValueError, match="found 'weighted'"):
-        EpochSampler(dataset, sampling="weighted")
-    dataset.labels[:] = 0
-    with pytest.raises(ValueError, match="found 0 of 42 fractured"):
-        EpochSampler(dataset, sampling="balanced")
-
-
-def test_a_pass_leaves_the_global_random_state_alone(cohort):
-    state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002  # the global one
-    batches(cohort, (0,), sampling="balanced")
-    assert torch.equal(torch.random.get_rng_state(), state[0])
-    assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
+def test_files_are_only_read(cohort):
+    paths = sorted(cohort.packed.iterdir())
+    before = [path.read_bytes() for path in paths]
+    for augment in (None, AugmentConfig(**OFF), ALWAYS):
+        item = make(cohort, augment=augment)[0]["sequence"]
+        item += 1
+    assert [path.read_bytes() for path in paths] == before
 
 
 def test_impossible_augmentation_settings_are_all_named():
