@@ -36,8 +36,8 @@ lab: cohort  ## open JupyterLab on notebooks/
 test: check-code  ## format, lint, types, layers, and every test, the whole series included
 	$(BIN)/python -m pytest
 
-check: check-code  ## the same without the series (under 2 minutes)
-	$(BIN)/python -m pytest -m "not series" -n 2
+check: check-code  ## the same without the series and the slow tests (under 2 minutes)
+	$(BIN)/python -m pytest -m "not series and not slow" -n 2
 
 .PHONY: check-code
 check-code: setup

@@ -50,8 +50,8 @@ def steps_of(
 ) -> list[list[np.ndarray]]:
     """An epoch's samples dealt out to optimiser steps, and each step's to its batches, none twice.
 
-    A step has `accumulate · processes` batches of at most `batch_size`. Sizes differ by at most one, so no
-    tiny batch is left at the end.
+    A step has `accumulate · processes` batches of at most `batch_size`, all of nearly one size: no tiny batch
+    is left at the end.
 
     Raises:
         ValueError: fewer samples than a step has batches.

@@ -87,6 +87,5 @@ def slice_schedule(config: TrainConfig) -> TrainConfig:
         warmup_epochs=0.15 * config.slice_epochs,
         learning_rate=config.slice_learning_rate,
         batch_size=config.slice_batch_size,
-        accumulate=1,
         schedule="cosine",
     )

@@ -33,7 +33,7 @@ class TrainConfig:
         warmup_epochs: epochs in which the rate rises from 0; may be a fraction.
         schedule: after the warm-up: "cosine" falls to 0 at the last epoch, "plateau" halves after 3 epochs
             without a better validation average precision.
-        accumulate: batches of each process whose gradients make one step.
+        accumulate: batches of each process whose gradients make one step, in both stages.
         clip_norm: largest norm of the gradient.
         mixed_precision: "auto" is bf16 on a GPU that has it, else float32.
         gradient_checkpointing: the backbone's inner values are computed again for the gradients instead of

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from cspine_helpers import __version__
 from cspine_helpers.batches import EpochBatches, load_batches, make_loader
-from cspine_helpers.checkpoints import save_weights, write_record
+from cspine_helpers.checkpoints import HISTORY, save_weights, write_record
 from cspine_helpers.cohort import Cohort
 from cspine_helpers.dataset import SequenceDataset
 from cspine_helpers.decisions import Decision, choose_threshold
@@ -115,7 +115,9 @@ class Training:
     def _slices(self) -> Stage:
         data, schedule = SliceDataset(self.seen), slice_schedule(self.config)
         order = partial(data.order, seed=self.config.seed)
-        batches = EpochBatches(order, batch_size=schedule.batch_size, **self._shares())
+        batches = EpochBatches(
+            order, batch_size=schedule.batch_size, accumulate=schedule.accumulate, **self._shares()
+        )
         loader = load_batches(data, batches, workers=self.config.workers, seed=self.config.seed)
         return Stage("slices", SliceClassifier(self.model), loader, slice_entropy, schedule)
 
@@ -229,9 +231,9 @@ class Training:
         output = evaluate(self.accelerator, network, self.validation, len(held_out))
         labels, probabilities = held_out.labels, output.logit.double().sigmoid().numpy()
         whole = {
-            "label": torch.from_numpy(labels),
-            "vertebra": torch.from_numpy(held_out.vertebrae),
-            "slice_truth": torch.from_numpy(held_out.slice_truth),
+            "label": torch.tensor(labels),
+            "vertebra": torch.tensor(held_out.vertebrae),
+            "slice_truth": torch.tensor(held_out.slice_truth),
         }
         decision = choose_threshold(labels, probabilities, precision_floor=self.config.precision_floor)
         metrics = {
@@ -246,7 +248,7 @@ class Training:
     def _publish(self) -> None:
         """Write what a reader of the run needs, from the state and the model as it was after that epoch."""
         if self.accelerator.is_main_process and self.state.rows:
-            write_table(self.state.history, self.folder / "history.csv")
+            write_table(self.state.history, self.folder / HISTORY)
             if self.state.best["best_epoch"] == self.state.epoch:
                 save_weights(self.folder, self.model)  # right before the record that holds their hash
             write_record(self.folder, self._record())

@@ -8,11 +8,9 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from cspine_helpers.checkpoints import FORMAT
-from cspine_helpers.paths import atomic_path
+from cspine_helpers.checkpoints import FORMAT, write_tensors
 
 STATE = "state.safetensors"  # in the run folder while a training is not finished
 
@@ -56,12 +54,9 @@ def save_state(
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    header = {"state": json.dumps({"format": FORMAT, **asdict(state)})}
-    path = Path(folder) / STATE
-    with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata=header)
-    return path
+    return write_tensors(
+        Path(folder) / STATE, tensors, {"state": json.dumps({"format": FORMAT, **asdict(state)})}
+    )
 
 
 def read_state(folder: str | Path) -> tuple[TrainingState, dict[str, Tensor]]:
@@ -96,14 +91,20 @@ def read_state(folder: str | Path) -> tuple[TrainingState, dict[str, Tensor]]:
 def restore(
     tensors: dict[str, Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Put the weights and, given it, the optimizer's moments back."""
+    """Put the weights and, given it, the optimizer's moments back.
+
+    Each moment gets the strides of its parameter: the fused optimizer walks both in memory order.
+    """
     model.load_state_dict(_below("model.", tensors))
     if optimizer is None:
         return
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _below("optimizer.", tensors).items():
-        number, _, kind = name.partition(".")
-        moments.setdefault(int(number), {})[kind] = value
+        number, kind = int(name.split(".")[0]), name.split(".")[1]
+        if value.shape == parameters[number].shape:
+            value = torch.empty_like(parameters[number], device="cpu").copy_(value)
+        moments.setdefault(number, {})[kind] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 

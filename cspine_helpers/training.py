@@ -15,10 +15,9 @@ import pandas as pd
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 
 from cspine_helpers import paths
-from cspine_helpers.checkpoints import RECORD, WEIGHTS, read_record
+from cspine_helpers.checkpoints import HISTORY, RECORD, WEIGHTS, read_history, read_record
 from cspine_helpers.cohort import Cohort, read_cohort
 from cspine_helpers.dataset import AugmentConfig
 from cspine_helpers.labels import UID
@@ -29,7 +28,7 @@ from cspine_helpers.recipe import TrainConfig, preset
 from cspine_helpers.stages import Training
 from cspine_helpers.state import STATE, TrainingState, read_state
 
-_FILES = (RECORD, "history.csv", f"{WEIGHTS}.safetensors", STATE)
+_FILES = (RECORD, HISTORY, f"{WEIGHTS}.safetensors", STATE)
 
 
 def set_aside(run_folder: str | Path) -> Path | None:
@@ -112,13 +111,26 @@ def train(
     }
     setting = json.loads(json.dumps(setting))  # as it will be read again: lists for tuples
     state, tensors = TrainingState(setting), None
+    ended = None
     if interrupted(folder):
         state, tensors = read_state(folder)
         _check_same(setting, state.setting, folder)
     elif _held(folder):
         _check_same(setting, read_record(folder), folder)
-        return pd.read_csv(folder / "history.csv")
+        ended = read_history(folder)
+    accelerator.wait_for_everyone()  # until all processes have read what the first one may now write
+    if ended is not None:
+        return ended
+    if accelerator.is_main_process:
+        _remove_unfinished(folder)
     return Training(accelerator, cohort, folder, model, config, state).run(tensors)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what was being written when an earlier process was killed."""
+    for path in folder.glob(".*"):
+        if path.name[1:].startswith(_FILES):
+            path.unlink()
 
 
 def _usable(
@@ -128,7 +140,8 @@ def _usable(
     kept = dict(cohort.samples)
     left_out: dict[str, dict[str, list[str]]] = {}
     for name in ("train", "validation"):
-        samples, form = cohort.samples[name], {"slices": model.slices, "size": model.size}
+        samples = cohort.samples[name]
+        form: dict[str, Any] = {"slices": model.slices, "size": model.size}
         if leave_out:
             bad: dict[str, list[str]] = {}
             for (uid, vertebra), reason in unusable_sequences(cohort.packed, samples, **form).items():
@@ -152,9 +165,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     if precision == "auto":
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "no"
-    # running statistics are kept alike by loop.RunningStatistics
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
+    return Accelerator(mixed_precision=precision)
 
 
 def _check_same(setting: dict[str, Any], stored: dict[str, Any], folder: Path) -> None:

@@ -151,7 +151,7 @@ def test_all_impossible_settings_are_named_at_once():
         {"slice_learning_rate": math.inf},
         {"learning_rate": math.inf},
         {"epochs": 2.5},
-        {"mixed_precision": "fp16", "slice_epochs": 1},
+        {"gradient_checkpointing": 1},
     ],
 )
 def test_settings_of_either_stage_that_cannot_work_are_named(wrong):

@@ -1,14 +1,13 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 from toy_cohort import make_toy_cohort, tiny_model
 
-from cspine_helpers import training
+from cspine_helpers import stages
 from cspine_helpers.checkpoints import load_run, read_record
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.decisions import choose_threshold
@@ -17,7 +16,8 @@ from cspine_helpers.labels import UID, read_labels, write_labels
 from cspine_helpers.metrics import auroc, average_precision
 from cspine_helpers.packed import sequence_path
 from cspine_helpers.recipe import TrainConfig
-from cspine_helpers.training import set_aside, train
+from cspine_helpers.stages import Training
+from cspine_helpers.training import interrupted, main, set_aside, train
 
 CONFIG = TrainConfig(
     epochs=2,
@@ -28,7 +28,7 @@ CONFIG = TrainConfig(
     precision_floor=0.3,
     vertebra_weighting=False,
 )
-FILES = {"history.csv", "last.safetensors", "model.safetensors", "run.json"}
+FILES = {"history.csv", "model.safetensors", "run.json"}
 
 
 @pytest.fixture(autouse=True)
@@ -57,10 +57,9 @@ def test_training_fills_the_run_folder_and_returns_its_history(run):
     assert {path.name for path in folder.iterdir()} == FILES
     assert list(history["epoch"]) == [1, 2]
     expected = "epoch train_loss validation_loss validation_recall validation_precision"
-    expected += " validation_average_precision validation_auroc threshold learning_rate seconds"
+    expected += " validation_average_precision validation_auroc threshold learning_rate"
     assert list(history.columns) == expected.split()
     pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv"), history, check_dtype=False)
-    assert (history["seconds"] > 0).all()
 
 
 def test_the_toy_cohort_is_learned(run):
@@ -77,7 +76,9 @@ def test_the_record_says_what_the_run_was_made_of(run, cohort):
     assert record["data"]["cohort"] == "toy"
     assert record["data"] == read_cohort(cohort).fingerprint()
     assert {"torch", "timm", "cspine_helpers", "python"} <= set(record["versions"])
-    assert record["seconds"] >= history["seconds"].sum()
+    assert record["seconds"] == pytest.approx(sum(record["epoch_seconds"]))
+    assert min(record["epoch_seconds"]) > 0
+    assert record["left_out"] == {}
     best = history.set_index("epoch").loc[record["best_epoch"]]
     for name, value in record["metrics"]["validation"].items():
         assert value == best[f"validation_{name}"]
@@ -101,20 +102,16 @@ def test_the_reloaded_best_epoch_gives_the_stored_metrics_again(run, cohort):
 def test_two_trainings_are_equal_bit_for_bit_whatever_the_workers(run, cohort, tmp_path):
     folder, history = run
     again = train(cohort, tmp_path / "run", model=tiny_model(), config=replace(CONFIG, workers=2))
-    pd.testing.assert_frame_equal(
-        again.drop(columns="seconds"), history.drop(columns="seconds"), check_exact=True
-    )
-    for name in ("model", "last"):
-        one, other = (load_file(place / f"{name}.safetensors") for place in (folder, tmp_path / "run"))
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one)
+    pd.testing.assert_frame_equal(again, history, check_exact=True)
+    for name in ("history.csv", "model.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
 def test_a_run_is_never_overwritten_but_set_aside(run, cohort, tmp_path):
     folder, _ = run
     with pytest.raises(FileExistsError, match=r"holds a run already .*set_aside"):
         train(cohort, folder, model=tiny_model(), config=CONFIG)
-    for name in FILES:
+    for name in (*FILES, "state.safetensors"):
         run_folder = tmp_path / "only" / name.partition(".")[0]
         run_folder.mkdir(parents=True)
         (run_folder / name).touch()
@@ -136,23 +133,6 @@ def test_setting_aside_keeps_every_earlier_run(tmp_path):
     assert set_aside(folder) is None
 
 
-def test_stopping_in_an_epoch_leaves_the_last_complete_one_usable(cohort, tmp_path, monkeypatch):
-    real, calls = training._train_epoch, []
-
-    def stop_in_second(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(training, "_train_epoch", stop_in_second)
-    with pytest.raises(KeyboardInterrupt):
-        train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
-    assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 1
-    assert load_run(tmp_path / "run").record["best_epoch"] == 1
-
-
 def fake_epochs(monkeypatch, recalls, average_precisions=None, losses=None):
     """Replace the epochs' work: each one has these validation metrics."""
     scores = iter(
@@ -160,10 +140,10 @@ def fake_epochs(monkeypatch, recalls, average_precisions=None, losses=None):
     )
     now = {}
 
-    def train_epoch(accelerator, network, *_):
+    def train_epoch(accelerator, network, *_, **__):
         now["row"] = next(scores)
         with torch.no_grad():
-            network.head.bias.add_(1)  # marks the epoch in the weights
+            network.head.bias.fill_(now["row"][0])  # marks the epoch in the weights
         return now["row"][2]
 
     def validate(*_):
@@ -173,25 +153,8 @@ def fake_epochs(monkeypatch, recalls, average_precisions=None, losses=None):
         values = {"loss": 1.0, "recall": recall, "precision": 0.5, "average_precision": score, "auroc": 0.5}
         return values, decision
 
-    monkeypatch.setattr(training, "_train_epoch", train_epoch)
-    monkeypatch.setattr(training, "_validate", validate)
-
-
-def test_stopping_between_the_weights_and_their_record_is_noticed(cohort, tmp_path, monkeypatch):
-    fake_epochs(monkeypatch, [0.5, 0.6])
-    real = training.write_record
-
-    def stop_at_second(folder, record):
-        if record["best_epoch"] == 2:
-            raise KeyboardInterrupt
-        return real(folder, record)
-
-    monkeypatch.setattr(training, "write_record", stop_at_second)
-    with pytest.raises(KeyboardInterrupt):
-        train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
-    assert read_record(tmp_path / "run")["best_epoch"] == 1
-    with pytest.raises(ValueError, match=r"not the file that run\.json describes.*training was stopped"):
-        load_run(tmp_path / "run")
+    monkeypatch.setattr(stages, "train_epoch", train_epoch)
+    monkeypatch.setattr(Training, "_validate", validate)
 
 
 def test_training_stops_when_no_epoch_was_better_for_as_long_as_the_patience(cohort, tmp_path, monkeypatch):
@@ -202,8 +165,8 @@ def test_training_stops_when_no_epoch_was_better_for_as_long_as_the_patience(coh
     record = read_record(tmp_path / "run")
     assert record["best_epoch"] == 2
     assert record["metrics"]["validation"]["recall"] == 0.6
-    best, last = (load_file(tmp_path / "run" / f"{name}.safetensors") for name in ("model", "last"))
-    assert last["head.bias"] - best["head.bias"] == 3
+    assert load_file(tmp_path / "run" / "model.safetensors")["head.bias"].item() == pytest.approx(0.6)
+    assert not interrupted(tmp_path / "run")
 
 
 def test_a_run_without_a_qualifying_threshold_says_so(cohort, tmp_path, monkeypatch):
@@ -218,7 +181,7 @@ def test_a_loss_that_is_no_number_stops_with_advice_and_keeps_the_last_good_epoc
     cohort, tmp_path, monkeypatch
 ):
     fake_epochs(monkeypatch, [0.5, 0.6], losses=[1.0, math.nan])
-    with pytest.raises(ValueError, match=r"loss of epoch 2 is nan. Lower the learning rate"):
+    with pytest.raises(ValueError, match=r"loss of epoch 2 \(sequences\) is nan. Lower the learning rate"):
         train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
     assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 1
 
@@ -251,23 +214,43 @@ def test_a_split_with_one_class_stops_training(tmp_path):
         train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
 
 
-def test_gradients_of_several_batches_make_one_step_like_one_large_batch(cohort, tmp_path, monkeypatch):
-    """Without BatchNorm's batch statistics, dropout and augmentation, 2 × 21 equals 1 × 42."""
-    monkeypatch.setattr(training.FractureClassifier, "train", lambda self, mode=True: self.eval_only())
-    monkeypatch.setattr(
-        training.FractureClassifier,
-        "eval_only",
-        lambda self: torch.nn.Module.train(self, False),
-        raising=False,
+def test_studies_that_cannot_be_used_are_left_out_when_asked_and_counted(tmp_path):
+    cohort = make_toy_cohort(tmp_path / "toy")
+    samples = read_cohort(cohort).samples
+    lost, torn = (samples[name][UID].iloc[0] for name in ("train", "validation"))
+    sequence_path(cohort / "packed", lost, "C2").unlink()
+    path = sequence_path(cohort / "packed", torn, "C7")
+    path.write_bytes(path.read_bytes()[:-1])
+    history = train(
+        cohort, tmp_path / "run", model=tiny_model(), config=CONFIG, leave_out_unusable=True, resume=True
     )
-    base = replace(CONFIG, epochs=1, augment=None, warmup_epochs=0, schedule="plateau", slice_weight=0.0)
-    weights = []
-    for batch_size, accumulate in ((42, 1), (21, 2)):
-        config = replace(base, batch_size=batch_size, accumulate=accumulate)
-        train(cohort, tmp_path / str(batch_size), model=tiny_model(), config=config)
-        weights.append(load_file(tmp_path / str(batch_size) / "last.safetensors"))
-    for key in weights[0]:
-        np.testing.assert_allclose(weights[1][key], weights[0][key], rtol=1e-4, atol=2e-5, err_msg=key)
+    assert len(history) == 2
+    left_out = read_record(tmp_path / "run")["left_out"]
+    assert left_out["train"] == {lost: ["C2: missing"]}
+    assert list(left_out["validation"]) == [torn]
+    assert "truncated" in left_out["validation"][torn][0]
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory_and_time(run, cohort, tmp_path):
+    _, history = run
+    again = train(
+        cohort, tmp_path / "run", model=tiny_model(), config=replace(CONFIG, gradient_checkpointing=True)
+    )
+    pd.testing.assert_frame_equal(again, history, rtol=1e-5)
+
+
+def test_the_command_line_trains_with_the_settings_of_a_record(run, cohort, tmp_path, monkeypatch, capsys):
+    folder, _ = run
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "toy").symlink_to(cohort)
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    main(["--cohort", "toy", "--run", "again", "--settings", str(folder / "run.json")])
+    again = tmp_path / "checkpoints" / "again"
+    assert (again / "history.csv").read_bytes() == (folder / "history.csv").read_bytes()
+    assert "validation_recall" in capsys.readouterr().out
+    (tmp_path / "bad.json").write_text('{"model": {"sizes": 3}, "train": {}}')
+    with pytest.raises(ValueError, match=r"bad\.json holds no .*unexpected keyword argument 'sizes'"):
+        main(["--cohort", "toy", "--settings", str(tmp_path / "bad.json")])
 
 
 def test_the_stored_decision_holds_for_inference_after_training_in_bf16(cohort, tmp_path):

@@ -1,0 +1,236 @@
+"""Trainings that are killed: at every kind of moment, and always resumed to the same end."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from toy_cohort import make_toy_cohort, tiny_model
+
+from cspine_helpers import checkpoints, paths, training
+from cspine_helpers.checkpoints import load_run, read_record
+from cspine_helpers.recipe import TrainConfig
+from cspine_helpers.training import interrupted, train
+
+CONFIG = TrainConfig(
+    epochs=3,
+    batch_size=16,
+    learning_rate=4e-3,
+    accumulate=1,
+    slice_epochs=2,
+    workers=0,
+    precision_floor=0.3,
+    vertebra_weighting=False,
+)
+TIMED = ("seconds", "epoch_seconds", "record_sha256")  # in the record, and different each time
+PROCESSES = multiprocessing.get_context("forkserver")  # a child starts in a moment, with all modules there
+PROCESSES.set_forkserver_preload(["cspine_helpers.training", "sklearn.metrics"])
+
+
+class Moments:
+    """Counts the moments of a training at which it may be killed, and kills this process at one of them.
+
+    Moments are: before each step of the optimizer, half-way through the writing of each file, when it is
+    written whole beside its place, and when it has just taken its place.
+    """
+
+    def __init__(self, kill_at: int | None) -> None:
+        self.kinds: list[str] = []
+        self._kill_at = kill_at
+
+    def reached(self, kind: str, *, torn: Path | None = None) -> None:
+        if len(self.kinds) == self._kill_at:
+            if torn is not None:
+                os.truncate(torn, torn.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.kinds.append(kind)
+
+    def watch(self) -> None:
+        """Put the moments into this process; it is one of a test's own, and ends with it."""
+        step, replaced = torch.optim.AdamW.step, os.replace
+
+        def counted_step(optimizer, *arguments, **options):
+            self.reached("step")
+            return step(optimizer, *arguments, **options)
+
+        def counted_replace(source, target):
+            name = Path(target).name
+            self.reached(f"written {name}")
+            replaced(source, target)
+            self.reached(f"replaced {name}")
+
+        torch.optim.AdamW.step = counted_step
+        paths.os.replace = counted_replace
+        write_bytes = Path.write_bytes
+
+        def torn_bytes(path, data):
+            write_bytes(path, data)
+            self.reached("torn weights", torn=path)
+
+        Path.write_bytes = torn_bytes
+        to_csv = pd.DataFrame.to_csv
+
+        def torn_csv(table, path=None, **options):
+            text = to_csv(table, path, **options)
+            if path is not None:
+                self.reached("torn history", torn=Path(path))
+            return text
+
+        pd.DataFrame.to_csv = torn_csv
+
+
+def training_process(cohort, folder, kill_at, answer):
+    """In a child: trains, or goes on, until it ends or is killed; writes down the moments it passed."""
+    torch.set_num_threads(1)
+    moments = Moments(kill_at)
+    moments.watch()
+    train(cohort, folder, model=tiny_model(), config=CONFIG, resume=True)
+    answer.write_text(json.dumps(moments.kinds))
+
+
+def run_child(cohort, folder, *, kill_at=None) -> tuple[int, list[str]]:
+    answer = folder.with_suffix(".moments")
+    child = PROCESSES.Process(target=training_process, args=(cohort, folder, kill_at, answer))
+    child.start()
+    child.join()
+    return child.exitcode, json.loads(answer.read_text()) if answer.is_file() else []
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """What two equal trainings have in common: the bytes of history and weights, the record without times."""
+    record = read_record(folder)
+    return {
+        "files": sorted(path.name for path in folder.iterdir()),
+        "history": (folder / "history.csv").read_bytes(),
+        "weights": (folder / "model.safetensors").read_bytes(),
+        "record": {name: value for name, value in record.items() if name not in TIMED},
+    }
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return make_toy_cohort(tmp_path_factory.mktemp("toy") / "toy")
+
+
+@pytest.fixture(scope="module")
+def whole(cohort):
+    """A training that nobody stopped: its folder's outcome and the moments at which it could have been."""
+    folder = cohort.parent / "whole"
+    code, kinds = run_child(cohort, folder)
+    assert code == 0
+    return outcome(folder), kinds
+
+
+KINDS = (
+    ("step", 0),  # nothing is written yet
+    ("torn weights", 0),  # the first state of all
+    ("replaced state.safetensors", 0),
+    ("step", 7),
+    ("torn weights", 2),  # the first state after an epoch of sequences
+    ("written state.safetensors", 2),
+    ("replaced state.safetensors", 2),  # its history, weights and record are not written yet
+    ("torn history", 0),
+    ("written history.csv", 1),
+    ("written model.safetensors", 0),
+    ("replaced model.safetensors", 0),  # weights without a record
+    ("written run.json", 0),
+    ("replaced model.safetensors", -1),  # weights of one epoch beside the record of another
+    ("step", -1),
+    ("replaced run.json", -1),  # all is written; the state is not removed yet
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "which"), KINDS, ids=lambda value: str(value).replace(" ", "-"))
+def test_a_killed_training_is_resumed_to_the_same_bytes(cohort, whole, tmp_path, kind, which):
+    expected, kinds = whole
+    moment = [place for place, found in enumerate(kinds) if found == kind][which]
+    code, _ = run_child(cohort, tmp_path / "run", kill_at=moment)
+    assert code == -signal.SIGKILL
+    code, again = run_child(cohort, tmp_path / "run")
+    assert code == 0
+    assert len(again) < len(kinds) or moment < kinds.index("replaced state.safetensors")
+    assert outcome(tmp_path / "run") == expected
+
+
+@pytest.fixture
+def stopped(cohort, tmp_path, monkeypatch):
+    """A training that was interrupted in its second epoch of sequences, as from a notebook."""
+    monkeypatch.setattr(torch, "get_num_threads", torch.get_num_threads)
+    torch.set_num_threads(1)
+    step, passed = torch.optim.AdamW.step, []
+
+    def interrupted_step(optimizer, *arguments, **options):
+        passed.append(1)
+        if (tmp_path / "run" / "run.json").is_file() and len(passed) % 2:
+            raise KeyboardInterrupt
+        return step(optimizer, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", interrupted_step)
+        with pytest.raises(KeyboardInterrupt):
+            train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
+    return tmp_path / "run"
+
+
+def test_an_interrupt_leaves_a_usable_run_that_can_go_on(stopped, cohort, whole):
+    assert interrupted(stopped)
+    assert load_run(stopped).record["epochs"] == 1
+    train(cohort, stopped, model=tiny_model(), config=CONFIG, resume=True)
+    assert not interrupted(stopped)
+    assert outcome(stopped) == whole[0]
+
+
+def test_an_interrupt_between_weights_and_record_leaves_a_usable_run(cohort, tmp_path, monkeypatch):
+    real, calls = checkpoints.write_record, []
+
+    def stop_once(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr("cspine_helpers.stages.write_record", stop_once)
+    with pytest.raises(KeyboardInterrupt):
+        train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
+    assert load_run(tmp_path / "run").record["epochs"] == 1
+
+
+def test_a_training_of_another_setting_is_not_resumed(stopped, cohort):
+    other = replace(CONFIG, seed=1, learning_rate=0.1)
+    with pytest.raises(ValueError, match=r"train.learning_rate is 0.004 there, 0.1 now; train.seed is 0"):
+        train(cohort, stopped, model=tiny_model(), config=other, resume=True)
+    with pytest.raises(ValueError, match=r"model.lstm_hidden is 8 there, 9 now"):
+        train(cohort, stopped, model=replace(tiny_model(), lstm_hidden=9), config=CONFIG, resume=True)
+    with pytest.raises(FileExistsError, match="resume=True"):
+        train(cohort, stopped, model=tiny_model(), config=CONFIG)
+
+
+def test_other_labels_are_not_resumed_upon(stopped, tmp_path):
+    other = make_toy_cohort(tmp_path / "toy", seed=3)
+    with pytest.raises(ValueError, match=r"data.labels_sha256 is"):
+        train(other, stopped, model=tiny_model(), config=CONFIG, resume=True)
+
+
+def test_a_training_that_ended_is_not_trained_again(stopped, cohort):
+    options = {"model": tiny_model(), "resume": True}
+    history = train(cohort, stopped, config=CONFIG, **options)
+    before = {path.name: path.stat().st_mtime_ns for path in stopped.iterdir()}
+    again = train(cohort, stopped, config=replace(CONFIG, workers=1), **options)
+    pd.testing.assert_frame_equal(again, history, check_exact=True)
+    assert {path.name: path.stat().st_mtime_ns for path in stopped.iterdir()} == before
+    with pytest.raises(ValueError, match=r"train.epochs is 3 there, 4 now"):
+        train(cohort, stopped, config=replace(CONFIG, epochs=4), **options)
+
+
+def test_a_stopped_training_is_set_aside_with_all_it_has(stopped):
+    target = training.set_aside(stopped)
+    assert target is not None
+    assert interrupted(target)
+    shutil.rmtree(target)
