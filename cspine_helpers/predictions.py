@@ -10,6 +10,7 @@ from cspine_helpers.labels import (
     UID,
     VERTEBRAE,
     is_binary,
+    numbers,
     read_table,
     refuse,
     require_columns,
@@ -75,7 +76,7 @@ def _problems(table: pd.DataFrame) -> Iterator[str]:
     odd = ~pd.Series(is_binary(table["label"]), index=table.index)
     if odd.any():
         yield f"labels that are neither 0 nor 1 ({odd.sum()}): {_rows(table, odd)}"
-    outside = ~pd.to_numeric(table["probability"], errors="coerce").between(0, 1)
+    outside = ~numbers(table["probability"]).between(0, 1)
     if outside.any():
         found = listing(table["probability"][outside].drop_duplicates())
         yield f"probabilities that are no numbers in [0, 1] ({found}): {_rows(table, outside)}"

@@ -11,6 +11,7 @@ import pandas as pd
 from cspine_helpers.labels import (
     UID,
     VERTEBRAE,
+    numbers,
     prevalence,
     read_table,
     refuse,
@@ -229,7 +230,7 @@ def validate_split(split: pd.DataFrame, *, table: pd.DataFrame | None = None) ->
 def _outside_folds(folds: pd.Series) -> pd.Series:
     """Which values are none of 0 … k - 1, k being how many different values there are (2 at least)."""
     whole = folds.map(lambda fold: isinstance(fold, int | np.integer) and not isinstance(fold, bool))
-    inside = pd.to_numeric(folds, errors="coerce").between(0, folds.nunique() - 1)
+    inside = numbers(folds).between(0, folds.nunique() - 1)
     return ~(inside & whole.astype(bool)) | (folds.nunique() < 2)
 
 
