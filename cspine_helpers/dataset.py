@@ -1,7 +1,9 @@
 """Packed sequences as torch samples, augmented with one draw for a whole sequence, and batches of them."""
 
+import math
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -12,10 +14,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from cspine_helpers.labels import UID, VERTEBRAE, require_columns
-from cspine_helpers.packed import MASK, open_sequence, sequence_path, slice_truth_array
+from cspine_helpers.packed import CHANNELS, MASK, open_sequence, sequence_path, slice_truth_array
 from cspine_helpers.paths import listing
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version
@@ -72,8 +74,8 @@ class AugmentConfig:
 class Augment:
     """One random variation of a sequence: the same draw for all slices and channels, the mask moved along.
 
-    albumentations draws; the steps below apply what it drew to the sequence as it lies in memory, where it
-    would go slice by slice through copies of four channels and float.
+    albumentations draws for the whole sequence. What it drew is then applied slice by slice, every step in
+    turn while the slice lies in the processor's cache.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
@@ -97,63 +99,77 @@ class Augment:
             ]
         )
 
-    def __call__(self, sequence: np.ndarray, *, seed: tuple[int, ...]) -> np.ndarray:
-        """Vary a uint8 `(T, H, W, 6)` sequence; the same seed gives the same variation.
+    def __call__(
+        self, sequence: np.ndarray, *, seed: tuple[int, ...], out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Vary a uint8 `(T, H, W, 6)` sequence into `out`, or a new array; same seed, same variation.
 
         All steps draw from one stream: `Compose(seed=...)` would hand the same seed to each of them, and
         every flipped sequence would also be the noisy one.
-
-        Returns:
-            An array of its own, or the sequence itself where the draw leaves it as it is.
         """
         words = np.random.SeedSequence(seed).generate_state(2, np.uint64)
         self._compose.set_random_state(np.random.default_rng(words[0]), random.Random(int(words[1])))
-        return self._compose(images=sequence)["images"]
+        self._compose(images=sequence)
+        drawn = [step for step in self._compose.transforms if step.params]
+        out = np.empty(sequence.shape, np.uint8) if out is None else out
+        for image, place in zip(np.asarray(sequence), out, strict=True):
+            for step in drawn:
+                image = step.apply(image, **step.params)
+            place[:] = image
+        return out
 
 
-class _Flip(A.HorizontalFlip):
+class _Drawn:
+    """A step that only draws when `Compose` calls it; `apply` takes and gives a slice of 6 channels."""
+
     def apply_to_images(self, images: np.ndarray, **_: Any) -> np.ndarray:
-        rows = images.reshape(-1, *images.shape[2:]).view(np.uint16)  # (T·H, W, 3): three words a pixel
-        return cv2.flip(rows, 1).view(np.uint8).reshape(images.shape)
+        return images
 
 
-class _Affine(A.Affine):
+class _Flip(_Drawn, A.HorizontalFlip):
+    def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
+        return cv2.flip(img.view(np.uint16), 1).view(np.uint8)  # as three words a pixel, which is faster
+
+
+class _Affine(_Drawn, A.Affine):
     # OpenCV has a fast way for 4 channels and none for 6, so a pixel goes as its first and its last four.
     _PIXEL = np.dtype({"names": ["first", "last"], "formats": ["V4"] * 2, "offsets": [0, 2], "itemsize": 6})
 
-    def apply_to_images(self, images: np.ndarray, matrix: np.ndarray, **_: Any) -> np.ndarray:
-        moved = np.empty_like(images)
-        slices, height, width, _channels = images.shape
-        source, target = (a.reshape(slices, height, -1).view(self._PIXEL) for a in (images, moved))
-        for t in range(slices):
-            for four in ("first", "last"):
-                part = np.ascontiguousarray(source[four][t]).view(np.uint8).reshape(height, width, 4)
-                target[four][t] = cv2.warpAffine(part, matrix[:2], (width, height)).view("V4")[..., 0]
-            mask = cv2.extractChannel(moved[t], MASK)  # interpolated, so its outline is made sharp again
-            cv2.insertChannel(cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1], moved[t], MASK)
-        return moved
+    def apply(self, img: np.ndarray, matrix: np.ndarray, **_: Any) -> np.ndarray:
+        height, width, _channels = img.shape
+        moved = np.empty_like(img)
+        source, target = (image.reshape(height, -1).view(self._PIXEL) for image in (img, moved))  # (H, W)
+        for four in ("first", "last"):
+            part = np.ascontiguousarray(source[four]).view(np.uint8).reshape(height, width, 4)
+            target[four] = cv2.warpAffine(part, matrix[:2], (width, height)).view("V4")[..., 0]
+        mask = cv2.extractChannel(moved, MASK)  # interpolated, so its outline is made sharp again
+        return cv2.insertChannel(cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1], moved, MASK)
 
 
-class _Contrast(A.RandomBrightnessContrast):
-    def apply_to_images(self, images: np.ndarray, alpha: float, beta: float, **_: Any) -> np.ndarray:
-        rows = images.reshape(len(images), -1)
-        varied = cv2.addWeighted(rows, alpha, rows, 0, beta).reshape(images.shape)
-        varied[..., MASK] = images[..., MASK]
+class _Contrast(_Drawn, A.RandomBrightnessContrast):
+    def apply(self, img: np.ndarray, alpha: float, beta: float, **_: Any) -> np.ndarray:
+        rows = img.reshape(len(img), -1)
+        varied = cv2.addWeighted(rows, alpha, rows, 0, beta).reshape(img.shape)
+        varied[..., MASK] = img[..., MASK]
         return varied
 
 
-class _Noise(A.GaussNoise):
-    def apply_to_images(self, images: np.ndarray, noise_map: np.ndarray, **_: Any) -> np.ndarray:
-        noise_map[..., MASK] = 0
-        brighter, darker = (np.rint(np.maximum(part, 0)).astype(np.uint8) for part in (noise_map, -noise_map))
-        return np.stack([cv2.subtract(cv2.add(image, brighter), darker) for image in images])
+class _Noise(_Drawn, A.GaussNoise):
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        noise = super().get_params_dependent_on_data(params, data)["noise_map"]
+        noise[..., MASK] = 0
+        brighter, darker = (np.rint(np.maximum(part, 0)).astype(np.uint8) for part in (noise, -noise))
+        return {"brighter": brighter, "darker": darker}
+
+    def apply(self, img: np.ndarray, brighter: np.ndarray, darker: np.ndarray, **_: Any) -> np.ndarray:
+        return cv2.subtract(cv2.add(img, brighter), darker)
 
 
-class _Dropout(A.CoarseDropout):
-    def apply_to_images(self, images: np.ndarray, holes: np.ndarray, **_: Any) -> np.ndarray:
-        varied = images.copy()
+class _Dropout(_Drawn, A.CoarseDropout):
+    def apply(self, img: np.ndarray, holes: np.ndarray, **_: Any) -> np.ndarray:
+        varied = img.copy()
         for left, top, right, bottom in holes:
-            varied[:, top:bottom, left:right, :MASK] = 0
+            varied[top:bottom, left:right, :MASK] = 0
         return varied
 
 
@@ -204,39 +220,50 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
 
     def slice_at(self, index: int, position: int, *, epoch: int = 0) -> Tensor:
         """One slice of a sample, varied by a draw of its own: uint8 `(6, H, W)`, channels last in memory."""
-        sequence = self._open(index)[position, None]  # (1, H, W, 6)
-        return self._varied(sequence, (self.seed, epoch, index, position))[0]
+        pixels = np.empty((1, self.size, self.size, CHANNELS), np.uint8)
+        self._fill(pixels, self._open(index)[position, None], (self.seed, epoch, index, position))
+        return torch.from_numpy(pixels[0]).permute(2, 0, 1)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        return {name: values[0] for name, values in self.__getitems__([key]).items()}
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, Tensor]:
+        """A batch of items, each put straight into its place; `sequence` is `(B, T, 6, H, W)`."""
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        pixels = _memory((len(pairs), self.slices, self.size, self.size, CHANNELS))
+        for place, (epoch, index) in zip(pixels.numpy(), pairs, strict=True):
+            self._fill(place, self._open(index), (self.seed, epoch, index))
+        indices = np.array([index for _, index in pairs])
         return {
-            "sequence": self._varied(self._open(index), (self.seed, epoch, index)),
-            "label": torch.tensor(self.labels[index]),
-            "vertebra": torch.tensor(self.vertebrae[index]),
-            "slice_truth": torch.from_numpy(self.slice_truth[index]),
-            "index": torch.tensor(index),
+            "sequence": pixels.permute(0, 1, 4, 2, 3),
+            "label": torch.from_numpy(self.labels[indices]),
+            "vertebra": torch.from_numpy(self.vertebrae[indices]),
+            "slice_truth": torch.from_numpy(self.slice_truth[indices]),
+            "index": torch.from_numpy(indices),
         }
 
     def _open(self, index: int) -> np.ndarray:
         path = self._folder / self._files[index].decode()
-        return np.asarray(open_sequence(path, slices=self.slices, size=self.size))
+        return open_sequence(path, slices=self.slices, size=self.size)
 
-    def _varied(self, sequence: np.ndarray, seed: tuple[int, ...]) -> Tensor:
-        varied = sequence if self._augment is None else self._augment(sequence, seed=seed)
-        if varied is sequence:  # the file, which nobody may write to
-            varied = np.array(sequence)
-        return torch.from_numpy(varied).permute(0, 3, 1, 2)  # (T, 6, H, W)
+    def _fill(self, place: np.ndarray, sequence: np.ndarray, seed: tuple[int, ...]) -> None:
+        if self._augment is None:
+            place[:] = sequence
+        else:
+            self._augment(sequence, seed=seed, out=place)
 
 
-def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One batch of a dataset's items; `sequence` is `(B, T, 6, H, W)`, in memory channels last as on disk."""
-    as_on_disk = [item["sequence"].permute(0, 2, 3, 1) for item in items]  # (T, H, W, 6)
-    if get_worker_info() is None:  # numpy asks for huge pages, torch would touch each page of 4 KiB
-        stacked = torch.from_numpy(np.stack([sequence.numpy() for sequence in as_on_disk]))
-    else:
-        stacked = default_collate(as_on_disk)  # straight into memory shared with the loader's process
-    others = default_collate([{name: item[name] for name in item if name != "sequence"} for item in items])
-    return {"sequence": stacked.permute(0, 1, 4, 2, 3), **others}
+def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For `DataLoader(collate_fn=...)`: a `SequenceDataset` hands over whole batches."""
+    return batch
+
+
+def _memory(shape: tuple[int, ...]) -> Tensor:
+    """Room for uint8 values: shared with the loader's process where this is one of its workers."""
+    if get_worker_info() is None:
+        return torch.from_numpy(np.empty(shape, np.uint8))  # in huge pages, which torch would not ask for
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own default_collate does
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _slice_truth(samples: pd.DataFrame, manifest: pd.DataFrame | None, slices: int) -> np.ndarray:

@@ -116,22 +116,31 @@ def test_every_step_does_what_albumentations_would_with_the_same_draw(step, seed
     sequence = np.stack([smooth(phase, size=48)[0] for phase in range(5)])  # slices that differ
     augment = only(**{step: 1.0})
     varied = augment(sequence, seed=(seed,))
-    (mine,) = (each for each in augment._compose.transforms if each.params)
-    theirs = type(mine).__mro__[1]  # of albumentations, which this step puts to work on whole sequences
+    (ours,) = (each for each in augment._compose.transforms if each.params)
+    params, theirs = dict(ours.params), type(ours).__bases__[-1]
     assert theirs.__module__.startswith("albumentations")
-    images = theirs.apply_to_images(mine, sequence[..., :5].copy(), **_first_five(mine.params))
-    difference = np.abs(varied[..., :5].astype(int) - images)
-    assert difference.max() <= {"affine": 8, "contrast": 1, "noise": 1}.get(step, 0)  # rounding
-    assert difference.mean() < 0.6
-    if step in ("flip", "affine"):
-        masks = theirs.apply_to_masks(mine, sequence[..., 5].copy(), **mine.params)
-        assert (varied[..., 5] != masks).mean() < 0.01  # outlines are interpolated, theirs nearest pixels
-    else:
-        np.testing.assert_array_equal(varied[..., 5], sequence[..., 5])
+    if step == "noise":
+        params["noise_map"] = params["brighter"][..., :5].astype(np.float32) - params["darker"][..., :5]
+    for result, image in zip(varied, sequence, strict=True):
+        expected = theirs.apply(ours, image[..., :5].copy(), **params)
+        difference = np.abs(result[..., :5].astype(int) - expected)
+        assert difference.max() <= {"affine": 8, "contrast": 1}.get(step, 0)  # rounding
+        assert difference.mean() < 0.6
+        mask = image[..., 5].copy()
+        if step == "affine":
+            mask = theirs.apply_to_mask(ours, mask, **params)  # nearest pixels; ours is interpolated
+        if step == "flip":
+            mask = theirs.apply(ours, mask)
+        assert (result[..., 5] != mask).mean() <= (0.01 if step == "affine" else 0)
 
 
-def _first_five(params: dict) -> dict:
-    return {name: value[..., :5] if name == "noise_map" else value for name, value in params.items()}
+def test_noise_has_mean_zero_and_a_spread_within_its_limit():
+    grey = np.full((1, 128, 128, 6), 128, np.uint8)
+    augment = only(noise=1.0, noise_std=0.04)
+    noise = np.stack([augment(grey, seed=(seed,))[0, ..., :5].astype(int) - 128 for seed in range(40)])
+    spreads = noise.std(axis=(1, 2, 3)) / 255
+    assert np.abs(noise.mean(axis=(1, 2, 3))).max() < 0.2
+    assert spreads.min() < 0.008 < 0.032 < spreads.max() < 0.041  # uniform up to the limit
 
 
 def test_noise_and_contrast_stop_at_black_and_white():
@@ -143,9 +152,19 @@ def test_noise_and_contrast_stop_at_black_and_white():
         assert varied[:, :16].min() > 128 > varied[:, 16:].max()  # nothing wraps around
 
 
-def test_a_draw_that_changes_nothing_hands_the_sequence_back():
+def test_a_draw_that_changes_nothing_copies_the_sequence():
     sequence = smooth(size=32)
-    assert only()(sequence, seed=(0,)) is sequence
+    varied = only()(sequence, seed=(0,))
+    np.testing.assert_array_equal(varied, sequence)
+    assert not np.shares_memory(varied, sequence)
+
+
+def test_a_sequence_is_varied_into_the_place_it_is_given():
+    place = np.zeros((15, 32, 32, 6), np.uint8)
+    sequence = smooth(size=32)
+    assert Augment(ALWAYS)(sequence, seed=(0,), out=place) is place
+    np.testing.assert_array_equal(place, Augment(ALWAYS)(sequence, seed=(0,)))
+    np.testing.assert_array_equal(sequence, smooth(size=32))  # which is left as it was
 
 
 @pytest.mark.parametrize("slices", [1, 2, 5])
