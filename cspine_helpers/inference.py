@@ -182,7 +182,7 @@ def _batches(
     check_sequences(packed_dir, rest, slices=slices, size=size)
     dataset = SequenceDataset(rest, packed_dir, slices=slices, size=size)
     loader = make_loader(dataset, batch_size=batch_size, workers=workers)
-    model, device = run.model.eval(), next(run.model.parameters()).device
+    model, device = run.model.folded(), next(run.model.parameters()).device
     with tqdm(desc="predict", total=len(samples), initial=start, unit="sequence", leave=False) as bar:
         for batch in loader:
             output = model(batch["sequence"].to(device), batch["vertebra"].to(device))

@@ -122,7 +122,7 @@ def evaluate(
 
     In float32 as inference runs, also where training does not: else a threshold would not be its own.
     """
-    plain = accelerator.unwrap_model(network).eval()
+    plain = accelerator.unwrap_model(network).folded()
     whole = torch.empty(0)
     bar = tqdm(loader, desc="validate", leave=False, disable=not accelerator.is_main_process, mininterval=0.5)
     for loaded in bar:

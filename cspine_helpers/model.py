@@ -1,5 +1,6 @@
 """The classifier: a CNN on every slice, a bidirectional LSTM along them, attention over their states."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -8,6 +9,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.packed import CHANNELS
@@ -15,6 +17,10 @@ from cspine_helpers.packed import CHANNELS
 INTENSITIES = CHANNELS - 1  # channels 0–4 of a packed sequence; channel 5 is the vertebra mask
 STRIDES = (2, 4, 8, 16, 32)
 POOLINGS = ("avg", "avgmax")
+
+# Pixels go from [0, 255] to [-1, 1], mean and deviation 0.5, as the default backbone was pretrained: towards
+# this point, which stays where it is.
+_CENTRE = -1 / (1 - 2 / 255)
 
 
 @dataclass(frozen=True)
@@ -169,13 +175,31 @@ class FractureClassifier(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """Features `(N, D)` of single slices, uint8 `(N, 6, H, W)`; `slice_head` scores them."""
         image = pixels[:, :INTENSITIES].to(torch.float32, memory_format=torch.channels_last)
-        image = image.mul_(2 / 255).sub_(1)  # [-1, 1]: mean and deviation 0.5, as the default was pretrained
+        image = image.lerp_(image.new_full((), _CENTRE), 1 - 2 / 255)  # x · 2 / 255 − 1, in one pass
         maps = self.backbone.forward_features(image)  # (N, D, H / stride, W / stride)
         pooled = [maps.mean((2, 3))]
         if self.config.pooling == "avgmax":
             pooled.append(maps.amax((2, 3)))
         mask = (pixels[:, INTENSITIES:] > 127).float()  # (N, 1, H, W)
         return torch.cat([*pooled, self.mask_encoder(mask)], dim=1)
+
+    def folded(self) -> Self:
+        """A copy for inference: each BatchNorm is folded into the weights of the convolution before it.
+
+        The same function up to rounding, without a pass over the maps for each norm.
+        """
+        twin = copy.deepcopy(self).eval().requires_grad_(False)
+        for module in list(twin.modules()):
+            convolution: Any = None
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Conv2d):
+                    convolution = child
+                elif isinstance(child, nn.BatchNorm2d) and convolution is not None:
+                    convolution.weight, convolution.bias = _fold(convolution, child)
+                    after = [getattr(child, part) for part in ("drop", "act") if hasattr(child, part)]
+                    setattr(module, name, nn.Sequential(*after))  # timm's norms carry their activation
+                    convolution = None
+        return twin
 
     def _check(self, sequences: Tensor, vertebrae: Tensor | None) -> None:
         config = self.config
@@ -224,10 +248,18 @@ def _backbone(config: ModelConfig) -> tuple[Any, int]:
     return backbone, channels
 
 
+def _fold(convolution: nn.Conv2d, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weight and bias of a convolution that does what it and its norm did."""
+    statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
+    return nn.Parameter(weight.contiguous(memory_format=torch.channels_last)), bias
+
+
 def _mask_encoder(features: int) -> nn.Module:
     """Outline and position of the vertebra: cells of 4 × 4 pixels, then two halvings, then their mean."""
     layers: list[nn.Module] = []
-    for inside, outside, kernel, stride in ((1, 16, 4, 4), (16, 32, 3, 2), (32, features, 3, 2)):
+    few, more = max(features // 4, 1), max(features // 2, 1)
+    for inside, outside, kernel, stride in ((1, few, 4, 4), (few, more, 3, 2), (more, features, 3, 2)):
         layers += [
             nn.Conv2d(inside, outside, kernel, stride, padding=kernel // 2 if stride == 2 else 0, bias=False),
             nn.BatchNorm2d(outside),
