@@ -91,6 +91,11 @@ def artefacts(tmp_path_factory) -> dict[str, Artefact]:
     bare = tmp_path_factory.mktemp("bare")
     run = tmp_path_factory.mktemp("run")
     table = labels.read_labels(folder / "train.csv")
+    table[UID] = [
+        f"{number}0" for number in (1.1, 1, "00", 2.2, 3, 40, 5, 6.60, 7, 8)
+    ]  # as text, not as numbers
+    labels.write_labels(table, folder / "train.csv")
+    splits.write_split(splits.split_patients(table), folder / "split.csv")
     rng = np.random.default_rng(0)
     boxes = pd.DataFrame(rng.uniform(1, 99, (6, 5)), columns=list(BOX_COLUMNS[1:])).assign(
         slice_number=range(97, 103)
@@ -109,7 +114,7 @@ def artefacts(tmp_path_factory) -> dict[str, Artefact]:
     shutil.copy(run / "predictions.csv", bare)
     packed.write_manifest(packed.read_manifest(folder / "packed")[:10], bare)
     paths.seal_of(bare / "manifest.csv").unlink()
-    sequence = packed.sequence_path(folder / "packed", table[UID].iloc[0], "C1")
+    sequence = packed.sequence_path(folder / "packed", "1.2.826.0", "C1")
     paths.write_checksums(folder / "packed")
     split = folder / "split.csv"
     found = {
@@ -202,9 +207,9 @@ def cut(draw, content, rows, row, column):
 
 def no_value(draw, content, rows, row, column):
     name = rows[0][column]
-    assume(name not in ("split", "slice_truth"))  # any text names a split; nobody may know the slices
-    bad = NO_UIDS if name == UID else (*NO_NUMBERS, "C8", "c1") if name == "vertebra" else NO_NUMBERS
-    return table(with_cell(rows, row, column, draw(st.sampled_from(bad))))
+    assume(name != "split")  # any text names one
+    bad = {UID: NO_UIDS, "vertebra": (*NO_NUMBERS, "C8", "c1"), "slice_truth": [*filter(None, NO_NUMBERS)]}
+    return table(with_cell(rows, row, column, draw(st.sampled_from(bad.get(name, NO_NUMBERS)))))
 
 
 def same_value(draw, content, rows, row, column):
@@ -252,8 +257,9 @@ def columns(draw, content, rows, row, column):
         order = order[column:] + order[:column]
     elif kind == "less":
         order.remove(column)
-    elif kind == "twice":
-        order.insert(row % len(order), column)
+    elif kind == "twice":  # with other values
+        other = [rows[0][column], *reversed([values[column] for values in rows[1:]])]
+        return table([[*values, again] for values, again in zip(rows, other, strict=True)])
     elif kind == "renamed":
         old = rows[0][column]
         new = draw(
@@ -394,23 +400,33 @@ def test_a_damaged_sequence_is_refused_or_reads_the_same(artefact):
 
 @each("sequence")
 def test_another_array_in_a_sequences_place_is_refused(artefact):
-    shapes = st.tuples(*(st.integers(0, 7) for _ in range(3)), st.integers(4, 7))
-    dtypes = st.sampled_from(
-        (np.uint8, np.int8, np.uint16, np.int64, np.float16, np.float32, np.float64, bool, complex)
-    )
-    values = st.sampled_from((0, 1, 255, -1, -1000, 1.5, np.nan, np.inf, -np.inf))
+    array = np.load(artefact.path)
+    cells = st.tuples(*(st.integers(0, length - 1) for length in array.shape))
+    floats = st.sampled_from((np.float16, np.float32, np.float64))
+    outside = st.sampled_from((-0.01, 1.01, 255, -1000, np.nan, np.inf, -np.inf))
 
     @few
-    @given(shapes, dtypes, values)
-    def check(shape, dtype, value):
-        with np.errstate(all="ignore"):
-            array = np.zeros(shape).astype(dtype)
-            array[..., :1] = np.asarray(value).astype(dtype)
-        np.save(artefact.path, array)
+    @given(cells, floats, outside)
+    def check_values(cell, dtype, value):
+        spoilt = (array / 255).astype(dtype)
+        spoilt[cell] = value
+        np.save(artefact.path, spoilt)
+        with pytest.raises(ValueError, match=rf"{artefact.path.name} .*expected \[0, 1\] and no NaN"):
+            artefact.read()
+
+    check_values()
+    shapes = st.lists(st.integers(0, 7), max_size=6).map(tuple)
+    dtypes = st.sampled_from(tuple(np.sctypeDict.values()))
+
+    @few
+    @given(st.one_of(st.just(array.shape), shapes), dtypes)
+    def check_form(shape, dtype):
+        assume((shape, dtype) != (array.shape, np.uint8) and np.dtype(dtype).kind != "f")
+        np.save(artefact.path, np.zeros(shape, dtype))
         with pytest.raises(ValueError, match=artefact.path.name):
             artefact.read()
 
-    check()
+    check_form()
 
 
 @each("sequence")
