@@ -188,6 +188,13 @@ def test_expanding_gives_each_vertebra_of_the_asked_studies_in_their_order(table
     assert samples["label"].tolist() == [1, 1, 0, 0, 0, 0, 1] + [0] * 7
 
 
+def test_studies_may_come_as_a_column_of_any_order_and_index(table):
+    column = table[UID].iloc[[2, 0]]
+    pd.testing.assert_frame_equal(labels.expand(table, column), labels.expand(table, column.tolist()))
+    pd.testing.assert_frame_equal(labels.without(table, column), table.iloc[[1, 3]].reset_index(drop=True))
+    assert labels.expand(table, []).empty
+
+
 def test_expanding_unknown_or_repeated_studies_is_refused_by_name(table):
     with pytest.raises(ValueError, match=r"not in the table \(2\): '9.9', '8.8'"):
         labels.expand(table, ["1.2.840.1", "9.9", "8.8"])

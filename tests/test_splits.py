@@ -1,4 +1,6 @@
 import hashlib
+import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cspine_helpers import labels, splits
+from cspine_helpers import labels, phantom, splits
 from cspine_helpers.labels import PATIENT, TARGETS, UID, VERTEBRAE
 from cspine_helpers.splits import SPLITS
 
@@ -46,6 +48,12 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_order_of_rows(tmp_path)
         splits.write_split(splits.split_patients(rows, seed=3), tmp_path / name / "split.csv")
     for file in ("split.csv", "split.csv.sha256"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_the_split_that_the_cached_run_was_trained_on_is_made_again():
+    run = json.loads((Path(__file__).parents[1] / "checkpoints" / "builtin" / "run.json").read_text())
+    table = phantom.draw_labels(phantom.COHORTS["builtin"])
+    assert splits.split_hash(splits.split_patients(table)) == run["data"]["split_sha256"]
 
 
 def test_another_seed_gives_another_split():
