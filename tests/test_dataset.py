@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from cspine_helpers.labels import UID
 from cspine_helpers.packed import open_sequence, sequence_path
 
 OFF = {"flip": 0.0, "affine": 0.0, "contrast": 0.0, "noise": 0.0, "dropout": 0.0}
+MAPS = Path("/proc/self/maps")  # of Linux
 ALWAYS = AugmentConfig(flip=1, affine=1, contrast=1, noise=1, dropout=1)
 
 
@@ -267,6 +269,18 @@ def test_files_are_only_read(cohort):
         item = make(cohort, augment=augment)[0]["sequence"]
         item += 1
     assert [path.read_bytes() for path in paths] == before
+
+
+@pytest.mark.skipif(not MAPS.is_file(), reason="the system does not list its mapped files")
+def test_files_are_held_no_longer_than_an_item_is_made(cohort):
+    file = sequence_path(cohort.packed, cohort.samples["train"][UID].iloc[0], "C1")
+    mapped = open_sequence(file)
+    assert str(file) in MAPS.read_text()
+    del mapped
+    for augment in (None, AugmentConfig(**OFF), ALWAYS):
+        dataset = make(cohort, augment=augment)
+        _batch = dataset.__getitems__([0, 1, 2]), dataset.slice_at(0, 1)
+        assert str(cohort.packed) not in MAPS.read_text()
 
 
 def test_impossible_augmentation_settings_are_all_named():
