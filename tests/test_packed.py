@@ -19,6 +19,7 @@ from cspine_helpers.packed import (
     write_manifest,
     write_sequence,
 )
+from cspine_helpers.paths import write_checksums
 
 UID_1 = "1.2.3"
 
@@ -64,7 +65,7 @@ def test_a_fortran_ordered_array_is_written_in_c_order(tmp_path, array):
     np.testing.assert_array_equal(open_sequence(path), array)
 
 
-@pytest.mark.parametrize("uid", ["../1.2", "/etc/1", "..", "1.2/3", ""])
+@pytest.mark.parametrize("uid", ["../1.2", "/etc/1", ".", "..", "1.2/3", "", "1.2\0", "1.2\n", "１.2", "٣.٤"])
 def test_a_uid_that_could_leave_the_folder_is_refused(tmp_path, uid):
     with pytest.raises(ValueError, match="1 to 64 digits and dots"):
         sequence_path(tmp_path, uid, "C1")
@@ -242,3 +243,60 @@ def test_a_slice_truth_that_does_not_fit_is_refused(text):
 def test_no_temporary_file_stays_behind(tmp_path, array):
     write_sequence(tmp_path, UID_1, "C1", array)
     assert [path.name for path in Path(tmp_path).iterdir()] == ["1.2.3_1.npy"]
+
+
+def test_a_sequence_that_is_a_link_out_of_the_folder_is_refused_and_the_folder_may_be_one(tmp_path, array):
+    disk, elsewhere = tmp_path / "disk", tmp_path / "elsewhere"
+    write_sequence(disk, UID_1, "C1", array)
+    outside = write_sequence(elsewhere, UID_1, "C1", array)
+    (tmp_path / "packed").symlink_to(disk)
+    sequence_path(disk, UID_1, "C2").symlink_to(outside)
+    sequence_path(disk, UID_1, "C3").symlink_to("1.2.3_1.npy")
+    sequence_path(disk, UID_1, "C4").symlink_to("nowhere")
+    for vertebra in ("C1", "C3"):
+        np.testing.assert_array_equal(
+            open_sequence(sequence_path(tmp_path / "packed", UID_1, vertebra)), array
+        )
+    with pytest.raises(ValueError, match=r"1\.2\.3_2\.npy is a link out of its folder, to .*elsewhere"):
+        open_sequence(sequence_path(tmp_path / "packed", UID_1, "C2"))
+    samples = pd.DataFrame({UID: UID_1, "vertebra": ["C1", "C2", "C3", "C4"]})
+    assert list(unusable_sequences(tmp_path / "packed", samples)) == [(UID_1, "C2"), (UID_1, "C4")]
+
+
+def test_verifying_finds_a_changed_pixel_and_what_the_checksums_do_not_list(tmp_path, array):
+    samples = pd.DataFrame({UID: UID_1, "vertebra": ["C1", "C2"]})
+    for vertebra in samples["vertebra"]:
+        path = write_sequence(tmp_path, UID_1, vertebra, array)
+    with pytest.raises(FileNotFoundError, match=r"No SHA256SUMS in .*write_checksums"):
+        check_sequences(tmp_path, samples, verify=True)
+    write_checksums(tmp_path)
+    check_sequences(tmp_path, samples, verify=True)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    check_sequences(tmp_path, samples)
+    with pytest.raises(
+        ValueError, match=r"1 of 2 .*1\.2\.3_2\.npy \(its SHA-256 is not that of SHA256SUMS\)"
+    ):
+        check_sequences(tmp_path, samples, verify=True)
+    write_sequence(tmp_path, UID_1, "C3", array)
+    with pytest.raises(ValueError, match="1 of 1"):
+        check_sequences(tmp_path, samples.assign(vertebra="C3")[:1], verify=True)
+
+
+def test_a_manifest_changed_by_hand_is_refused_and_one_without_a_seal_is_read(tmp_path):
+    path = write_manifest(manifest(), tmp_path)
+    path.write_text(path.read_text().replace("2.5", "2.6"))
+    with pytest.raises(ValueError, match=r"manifest\.csv is not the file that was written"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.csv.sha256").unlink()
+    assert read_manifest(tmp_path)["pixel_mm"].tolist() == [1.5, 2.6]
+
+
+@pytest.mark.parametrize("text", ["NA", "nan", "null", "None", " "])
+def test_only_an_empty_slice_truth_means_unknown(tmp_path, text):
+    write_manifest(manifest(), tmp_path)
+    (tmp_path / "manifest.csv.sha256").unlink()
+    path = tmp_path / "manifest.csv"
+    path.write_text(path.read_text().replace("..x..", text))
+    with pytest.raises(ValueError, match=r"slice truths .*'1\.2\.3 C1'"):
+        read_manifest(tmp_path)

@@ -1,6 +1,9 @@
 import hashlib
+import os
 import re
+import shutil
 import stat
+import subprocess
 
 import pytest
 
@@ -29,12 +32,52 @@ def test_without_notebooks_above_the_error_names_the_folder_and_the_way_out(tmp_
         paths.project_root()
 
 
-@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a b", ".hidden", "-rf", "a" * 65, "x\n"])
+NAMES = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "/etc",
+    "a/b",
+    "a\\b",
+    "a b",
+    ".hidden",
+    "-rf",
+    "a" * 65,
+    "x\n",
+    "x\0",
+    "é",
+    "１",
+    "٣",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("folder", [paths.cohort_dir, paths.run_dir, paths.figures_dir])
 def test_names_that_are_no_plain_folder_names_are_refused(folder, name, tmp_path, monkeypatch):
     monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
     with pytest.raises(ValueError, match="name is up to 64 letters"):
         folder(name)
+
+
+def test_a_run_that_is_a_link_out_of_its_folder_is_refused_and_a_cohort_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path / "project"))
+    for name in ("data", "checkpoints", "figures"):
+        (tmp_path / "disk" / name / "inner").mkdir(parents=True)
+        (tmp_path / "project").mkdir(exist_ok=True)
+        (tmp_path / "project" / name).symlink_to(
+            tmp_path / "disk" / name
+        )  # the whole folder may be elsewhere
+        (tmp_path / "disk" / name / "alias").symlink_to("inner")
+        (tmp_path / "disk" / name / "out").symlink_to(tmp_path)
+    for folder in (paths.cohort_dir, paths.run_dir, paths.figures_dir):
+        assert folder("alias").name == "alias"
+    assert paths.cohort_dir("out").name == "out"
+    for folder in (paths.run_dir, paths.figures_dir):
+        with pytest.raises(
+            ValueError, match=rf"out is a link out of its folder, to {re.escape(str(tmp_path))}"
+        ):
+            folder("out")
 
 
 def test_uids_of_digits_and_dots_pass():
@@ -43,7 +86,25 @@ def test_uids_of_digits_and_dots_pass():
 
 @pytest.mark.parametrize(
     "uid",
-    ["", "../1.2", "1/2", "1.2\n", " 1.2", "a", "..", ".", "1" * 65, "٣.٤", 1.2, 12, None, float("nan")],
+    [
+        "",
+        "../1.2",
+        "/1.2",
+        "1/2",
+        "1.2\n",
+        "1.2\0",
+        "１.2",
+        " 1.2",
+        "a",
+        "..",
+        ".",
+        "1" * 65,
+        "٣.٤",
+        1.2,
+        12,
+        None,
+        float("nan"),
+    ],
 )
 def test_uids_that_could_not_be_file_names_are_refused_by_name(uid):
     with pytest.raises(ValueError, match=r"1 StudyInstanceUID not made of") as error:
@@ -77,6 +138,79 @@ def test_a_file_is_replaced_only_when_the_block_ends_well(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert [file.name for file in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path):
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with paths.atomic_path(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "target").read_text() == "precious"
+    assert not (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_is_synced_before_it_takes_its_place_where_that_is_asked_for(tmp_path, monkeypatch, durable):
+    events, replace, sync = [], os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (events.append("fsync"), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda *names: (events.append("replace"), replace(*names)))
+    with paths.atomic_path(tmp_path / "file", durable=durable) as temporary:
+        temporary.write_text("text")
+    assert events == (["fsync", "replace"] if durable else ["replace"])
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match=r"inner was not written"),
+        paths.atomic_path(tmp_path / "file" / "inner"),
+    ):
+        pass
+
+
+def test_an_error_without_a_number_is_told_with_its_text(tmp_path):
+    def short():
+        with paths.atomic_path(tmp_path / "file"):
+            raise OSError("4096 requested and 0 written")
+
+    with pytest.raises(OSError, match=r"file was not written \(4096 requested and 0 written\)"):
+        short()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_seal_is_compared_where_there_is_one(tmp_path):
+    path = tmp_path / "file"
+    paths.check_seal(path, b"anything")
+    digest = hashlib.sha256(b"right").hexdigest()
+    paths.seal_of(path).write_text(f"{digest} *file\n")
+    paths.check_seal(path, b"right")
+    with pytest.raises(
+        ValueError, match=f"SHA-256 is {hashlib.sha256(b'wrong').hexdigest()}, .* says {digest}"
+    ):
+        paths.check_seal(path, b"wrong")
+
+
+def test_checksums_are_those_of_sha256sum(tmp_path):
+    (tmp_path / "1_1.npy").write_bytes(b"one")
+    (tmp_path / "manifest.csv").write_bytes(b"table")
+    (tmp_path / ".hidden").write_bytes(b"left by a killed process")
+    (tmp_path / "folder").mkdir()
+    for _ in range(2):  # the second time, the list is there already
+        path = paths.write_checksums(tmp_path)
+    assert paths.read_checksums(tmp_path) == {
+        "1_1.npy": hashlib.sha256(b"one").hexdigest(),
+        "manifest.csv": hashlib.sha256(b"table").hexdigest(),
+    }
+    if tool := shutil.which("sha256sum"):
+        subprocess.run(
+            [tool, "--check", "--strict", path.name], cwd=tmp_path, check=True, capture_output=True
+        )
+    path.write_text(path.read_text() + "garbage\n")
+    with pytest.raises(ValueError, match=r"SHA256SUMS is not as sha256sum writes it in the lines 3"):
+        paths.read_checksums(tmp_path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"write_checksums\(\.\.\.\) makes it"):
+        paths.read_checksums(tmp_path)
 
 
 def test_a_replaced_file_has_the_rights_of_a_plainly_written_one(tmp_path):

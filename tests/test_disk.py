@@ -1,0 +1,174 @@
+"""A disk that is full or may not be written to: one error names the file, the old one stays, no litter."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from toy_cohort import make_toy_cohort, tiny_model, toy_sequence
+
+from cspine_helpers import checkpoints, labels, packed, paths, plots, predictions, splits
+from cspine_helpers.labels import BOX_COLUMNS, UID
+from cspine_helpers.model import FractureClassifier
+
+
+def history(rows: int) -> pd.DataFrame:
+    numbers = np.linspace(0.1, 0.9, rows * len(checkpoints.HISTORY_COLUMNS)).reshape(rows, -1)
+    return pd.DataFrame(numbers, columns=list(checkpoints.HISTORY_COLUMNS)).assign(epoch=range(1, rows + 1))
+
+
+@pytest.fixture
+def writers(tmp_path, monkeypatch) -> dict[str, tuple[Path, Callable[[], object]]]:
+    """Each artefact, written once: its path, and what writes it anew with other content."""
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    folder, run = make_toy_cohort(tmp_path / "toy"), tmp_path / "run"
+    table = labels.read_labels(folder / "train.csv")
+    boxes = pd.DataFrame([[table[UID].iloc[0], 1.0, 2.0, 3.0, 4.0, 5]] * 9, columns=list(BOX_COLUMNS))
+    labels.write_boxes(boxes, folder / "train_bounding_boxes.csv")
+    made = labels.expand(table, table[UID]).assign(split="test", probability=0.25)
+    predictions.write_predictions(made, run / "predictions.csv")
+    model = FractureClassifier(tiny_model())
+    checkpoints.save_weights(run, model)
+    labels.write_table(history(2), run / "history.csv")
+    checkpoints.write_record(run, {"note": "the first"})
+    figure = plots.prevalence_bars(labels.prevalence(table))
+    plots.save_figure(figure, "bars", cohort="toy")
+    paths.write_checksums(folder / "packed")
+    manifest = packed.read_manifest(folder / "packed")
+    other_split = splits.split_patients(table, fractions=(0.4, 0.3, 0.3))
+    array = toy_sequence(np.random.default_rng(1), fractured=False)[0]
+
+    def another_model() -> None:
+        checkpoints.save_weights(run, FractureClassifier(tiny_model()))
+
+    return {
+        "labels": (folder / "train.csv", lambda: labels.write_labels(table[1:], folder / "train.csv")),
+        "boxes": (
+            folder / "train_bounding_boxes.csv",
+            lambda: labels.write_boxes(boxes[1:], folder / "train_bounding_boxes.csv"),
+        ),
+        "split": (
+            folder / "split.csv",
+            lambda: splits.write_split(other_split, folder / "split.csv"),
+        ),
+        "sequence": (
+            folder / "packed" / "1.2.826.0_1.npy",
+            lambda: packed.write_sequence(folder / "packed", "1.2.826.0", "C1", array),
+        ),
+        "manifest": (
+            folder / "packed" / "manifest.csv",
+            lambda: packed.write_manifest(manifest[1:], folder / "packed"),
+        ),
+        "checksums": (
+            folder / "packed" / paths.CHECKSUMS,
+            lambda: paths.write_checksums(folder / "packed"),
+        ),
+        "weights": (run / "model.safetensors", another_model),
+        "history": (run / "history.csv", lambda: labels.write_table(history(3), run / "history.csv")),
+        "record": (run / "run.json", lambda: checkpoints.write_record(run, {"note": "the second"})),
+        "predictions": (
+            run / "predictions.csv",
+            lambda: predictions.write_predictions(made.assign(probability=0.5), run / "predictions.csv"),
+        ),
+        "figure": (
+            tmp_path / "figures" / "toy" / "bars.png",
+            lambda: plots.save_figure(figure, "bars", cohort="toy"),
+        ),
+    }
+
+
+ARTEFACTS = ("labels", "boxes", "split", "sequence", "manifest", "checksums", "weights", "history", "record",
+             "predictions", "figure")  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def refused(path: Path, write: Callable[[], object], kind: type[OSError], reason: str) -> None:
+    before = contents(path.parent)
+    with pytest.raises(kind, match=f"was not written .*{reason}.*what stood there is unchanged") as caught:
+        write()
+    assert str(path) in str(caught.value)
+    assert str(caught.value).count("was not written") == 1
+    assert contents(path.parent) == before
+
+
+@pytest.mark.parametrize("name", ARTEFACTS)
+def test_a_place_that_may_not_be_written_to_keeps_what_it_holds(writers, name, monkeypatch):
+    def denied(source, target):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+
+    path, write = writers[name]
+    monkeypatch.setattr(os, "replace", denied)
+    refused(path, write, PermissionError, "Permission denied")
+
+
+@pytest.mark.parametrize("name", [name for name in ARTEFACTS if name != "sequence"])
+def test_a_disk_that_turns_out_full_when_the_file_is_synced_keeps_what_it_holds(writers, name, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path, write = writers[name]
+    monkeypatch.setattr(os, "fsync", full)
+    refused(path, write, OSError, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ARTEFACTS)
+def test_a_folder_in_which_nothing_can_be_made_keeps_what_it_holds(writers, name, monkeypatch):
+    def denied(*_, dir, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(dir))
+
+    path, write = writers[name]
+    monkeypatch.setattr(paths.tempfile, "mkstemp", denied)
+    refused(path, write, PermissionError, "Permission denied")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files as POSIX does")
+@pytest.mark.parametrize("name", ARTEFACTS)
+def test_a_file_that_does_not_fit_leaves_the_old_one(writers, name):
+    """No simulation: the system itself writes 50 bytes of each file, and refuses the rest."""
+    import resource
+    import signal
+
+    path, write = writers[name]
+    before = contents(path.parent)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # else it would end the process
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"was not written .*File too large") as caught:
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert str(path) in str(caught.value)
+    assert contents(path.parent) == before
+    write()
+    assert contents(path.parent).keys() == before.keys()
+
+
+@pytest.mark.parametrize("name", ["split", "manifest", "predictions"])
+def test_a_stop_between_a_table_and_its_seal_is_noticed_and_mended_by_writing_again(
+    writers, name, monkeypatch
+):
+    read = {"split": splits.read_split, "predictions": predictions.read_predictions}
+    path, write = writers[name]
+    replace = os.replace
+
+    def stop(source, target):
+        if Path(target) != path:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    with pytest.raises(ValueError, match=f"{path.name} is not the file that was written"):
+        read.get(name, lambda _: packed.read_manifest(path.parent))(path)
+    write()
+    read.get(name, lambda _: packed.read_manifest(path.parent))(path)
