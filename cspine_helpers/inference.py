@@ -7,8 +7,6 @@ again, it goes on where it was:
 """
 
 import argparse
-import json
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +17,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from cspine_helpers import journal
 from cspine_helpers.batches import make_loader
 from cspine_helpers.checkpoints import Run, load_run
 from cspine_helpers.cohort import Cohort, read_cohort
@@ -98,60 +97,17 @@ def predict_cohort(
         "batch_size": batch_size,  # another size, version or device rounds otherwise
         "computed_by": f"torch {torch.__version__} on {next(run.model.parameters()).device.type}",
     }
-    records = _whole_records(partial) or [made_of]
+    records = journal.whole_records(partial) or [made_of]
     _check_same(partial, records[0], made_of)
     done = sum(map(len, records[1:]))
     if done < len(table):
         for batch in _batches(run, table, cohort.packed, batch_size, workers, start=done):
-            _append(partial, (b"" if partial.exists() else _line(0, made_of)) + _line(len(records), batch))
             records.append(batch)
+            journal.append(partial, records)
     table["probability"] = list(chain.from_iterable(records[1:]))
     write_predictions(table, path)
     partial.unlink(missing_ok=True)
     return validate_predictions(table)
-
-
-def _line(number: int, record: Any) -> bytes:
-    """A record of a partial file: its checksum, into which the line's number goes, and its text."""
-    return _signed(number, json.dumps(record).encode())
-
-
-def _signed(number: int, text: bytes) -> bytes:
-    return b"%08x %s\n" % (zlib.crc32(text, number), text)
-
-
-def _append(partial: Path, lines: bytes) -> None:
-    try:
-        with partial.open("ab") as file:
-            file.write(lines)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{partial} could not be written ({error.strerror}). Mend that and predict again: what it holds "
-            "is kept.",
-        ) from error
-
-
-def _whole_records(partial: Path) -> list[Any]:
-    """Records of a partial file: what it is made of, then batches; none where there is no file.
-
-    A line that is torn, garbled or out of place ends them. It and what follows are cut off, so that nothing
-    needs to be synced to disk.
-    """
-    if not partial.exists():
-        return []
-    records, end = [], 0
-    with partial.open("r+b") as file:
-        for number, line in enumerate(file):
-            text = line[9:-1]
-            if line != _signed(number, text):
-                break
-            records.append(json.loads(text))
-            end += len(line)
-        file.truncate(end)
-    if not records:
-        partial.unlink()
-    return records
 
 
 def _check_same(partial: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -208,10 +208,10 @@ def project(tmp_path, cohort, monkeypatch):
 
 KILLED = """
 import os, pathlib, signal, sys
-from cspine_helpers import inference
+from cspine_helpers import inference, journal
 
 folder = pathlib.Path(os.environ["CSPINE_ROOT"], "checkpoints", "toy")
-table, partial, line = folder / "predictions.csv", folder / "predictions.csv.partial", inference._line
+table, partial, line = folder / "predictions.csv", folder / "predictions.csv.partial", journal._line
 
 
 def killed_in_line(moment):
@@ -223,7 +223,7 @@ def killed_in_line(moment):
             os.kill(os.getpid(), signal.SIGKILL)
         return text
 
-    inference._line = torn
+    journal._line = torn
 
 
 def predict(prepare=lambda: None):
