@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -147,3 +149,53 @@ def test_real_out_of_fold_predictions_are_one_call_away():
     for row in sample.itertuples(index=False):
         assert row.probability == wide.set_index("uid").loc[row.StudyInstanceUID, row.vertebra]
         assert row.label == labels.set_index(UID).loc[row.StudyInstanceUID, row.vertebra]
+
+
+def test_a_table_of_ours_changed_by_hand_is_refused_and_one_made_elsewhere_needs_no_hash(table, tmp_path):
+    path = tmp_path / "predictions.csv"
+    predictions.write_predictions(table, path)
+    path.write_text(path.read_text().replace(",test,", ",validation,"))
+    with pytest.raises(ValueError, match=r"predictions\.csv is not the file that was written: its SHA-256"):
+        predictions.read_predictions(path)
+    (tmp_path / "predictions.csv.sha256").unlink()
+    assert set(predictions.read_predictions(path)["split"]) == {"train", "validation"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "\n1.2,C1,test,",
+            "\n1.2,C1,test\n1.2,C1,test,",
+            "fewer values than the header has columns (line 9)",
+        ),
+        ("\n1.2,C1,test,", "\n1.2,C1,\u00e9,", "line 9 is not UTF-8 text"),
+        ("\n1.2,", "\n1.2,x,", "Expected 5 fields in line 9, saw 6"),
+        (",label,", ",label;", "more values than the header has columns"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_the_line(table, tmp_path, old, new, message):
+    path = tmp_path / "predictions.csv"
+    path.write_bytes(table.to_csv(index=False).replace(old, new).encode("latin-1"))
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        predictions.read_predictions(path)
+    assert "predictions.csv" in str(error.value)
+
+
+def test_a_file_that_is_cut_off_or_holds_true_and_false_is_refused(table, tmp_path):
+    path = tmp_path / "predictions.csv"
+    text = table.to_csv(index=False)
+    path.write_text(text[:-3])
+    with pytest.raises(ValueError, match="its last line has no end: it may be cut off"):
+        predictions.read_predictions(path)
+    table.assign(label=table["label"] == 1).to_csv(path, index=False)
+    with pytest.raises(ValueError, match="columns 'label' hold True or False"):
+        predictions.read_predictions(path)
+
+
+def test_a_number_too_long_for_a_float_is_refused(table):
+    table = table.astype(object)
+    table.loc[1, ["label", "probability"]] = 10**400
+    text = refused(table)
+    assert "neither 0 nor 1 (1): '1.10 C2'" in text
+    assert "no numbers in [0, 1]" in text
