@@ -281,6 +281,7 @@ def memory(folder: Path) -> Iterator[Row]:
             f"{early:.0f} MiB, then {late:.0f} MiB in the last",
             "growth ≤ 16 MiB",
             late - early <= 16,
+            f"The cohort is {FILES} files under {LARGE} names. "
             "Means over batches, of all processes together, mapped files aside, shared pages counted once. "
             f"No process was allowed more than {LIMIT / 2**30:g} GiB of data, and none needed it.",
         )
