@@ -259,7 +259,7 @@ def columns(draw, content, rows, row, column):
         order.remove(column)
     elif kind == "twice":  # with other values
         other = [rows[0][column], *reversed([values[column] for values in rows[1:]])]
-        return table([[*values, again] for values, again in zip(rows, other, strict=True)])
+        return table([[again, *values] for values, again in zip(rows, other, strict=True)])
     elif kind == "renamed":
         old = rows[0][column]
         new = draw(
