@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Row, in_fresh_process, interleaved, milliseconds, ratio, spread
 from cspine_helpers import dataset as ours
+from cspine_helpers.augment import AugmentConfig
 from cspine_helpers.batches import make_loader
-from cspine_helpers.dataset import AugmentConfig, SequenceDataset
+from cspine_helpers.dataset import SequenceDataset
 from cspine_helpers.labels import UID
 from cspine_helpers.packed import CHANNELS, MASK, open_sequence, sequence_path, write_sequence
 from cspine_helpers.paths import cohort_dir

@@ -20,7 +20,7 @@ def append(path: Path, records: list[Any]) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{path} could not be written ({error.strerror}). Mend that and start again: its records are kept.",
+            f"{path} could not be written ({error.strerror}). Mend that and go on: its records are kept.",
         ) from error
 
 

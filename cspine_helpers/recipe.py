@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from cspine_helpers.augment import AugmentConfig
 from cspine_helpers.batches import Sampling
-from cspine_helpers.dataset import AugmentConfig
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.losses import balanced_alpha, focal_loss, slice_loss, vertebra_weights
 from cspine_helpers.model import ClassifierOutput, ModelConfig

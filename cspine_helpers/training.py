@@ -17,9 +17,9 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
 from cspine_helpers import paths
+from cspine_helpers.augment import AugmentConfig
 from cspine_helpers.checkpoints import HISTORY, RECORD, WEIGHTS, read_history, read_record
 from cspine_helpers.cohort import Cohort, read_cohort
-from cspine_helpers.dataset import AugmentConfig
 from cspine_helpers.labels import UID
 from cspine_helpers.model import ModelConfig
 from cspine_helpers.packed import check_sequences, unusable_sequences

@@ -4,9 +4,10 @@ import pytest
 import torch
 from toy_cohort import SIZE, SLICES, make_toy_cohort
 
+from cspine_helpers.augment import AugmentConfig
 from cspine_helpers.batches import EpochBatches, epoch_order, make_loader, steps_of
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.dataset import AugmentConfig, SequenceDataset
+from cspine_helpers.dataset import SequenceDataset
 from cspine_helpers.labels import UID
 from cspine_helpers.packed import write_sequence
 

@@ -7,9 +7,10 @@ import torch
 from accelerate import Accelerator
 from toy_cohort import make_toy_cohort, tiny_model
 
+from cspine_helpers.augment import AugmentConfig
 from cspine_helpers.batches import EpochBatches, load_batches
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.dataset import AugmentConfig, SequenceDataset
+from cspine_helpers.dataset import SequenceDataset
 from cspine_helpers.loop import train_epoch
 from cspine_helpers.model import FractureClassifier
 from cspine_helpers.pretraining import SliceClassifier, SliceDataset, slice_entropy, slice_schedule
