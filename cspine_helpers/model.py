@@ -258,8 +258,7 @@ def _fold(convolution: nn.Conv2d, norm: Any) -> tuple[nn.Parameter, nn.Parameter
 def _mask_encoder(features: int) -> nn.Module:
     """Outline and position of the vertebra: cells of 4 × 4 pixels, then two halvings, then their mean."""
     layers: list[nn.Module] = []
-    few, more = max(features // 4, 1), max(features // 2, 1)
-    for inside, outside, kernel, stride in ((1, few, 4, 4), (few, more, 3, 2), (more, features, 3, 2)):
+    for inside, outside, kernel, stride in ((1, 16, 4, 4), (16, 32, 3, 2), (32, features, 3, 2)):
         layers += [
             nn.Conv2d(inside, outside, kernel, stride, padding=kernel // 2 if stride == 2 else 0, bias=False),
             nn.BatchNorm2d(outside),
