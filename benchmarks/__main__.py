@@ -30,7 +30,7 @@ def measure(name: str) -> dict:
         rows.append(asdict(row))
         print(f"{row.what} | {row.against} | {row.found} | {row.target} | {ANSWER[row.met]}", flush=True)
     return {
-        "title": (module.__doc__ or name).strip().splitlines()[0],
+        "title": (module.__doc__ or name).strip().splitlines()[0].rstrip("."),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": dict(machine()),
         "versions": {package: version(package) for package in VERSIONS},

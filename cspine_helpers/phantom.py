@@ -24,6 +24,7 @@ from .packing import PackConfig
 from .rendering import Study, generator, render_study, study_uid
 
 MADE_BY = "cspine_helpers.phantom"
+_REMEDY = "Move the cohort aside, and make it anew."
 MIN_FRACTURE_VOXELS = 6  # fewer in a slice cannot be seen, and do not make it a fractured slice
 
 
@@ -86,7 +87,7 @@ def make_cohort(folder: Path, config: CohortConfig, *, workers: int | None = Non
     record = _record(config)
     if folder.exists():
         _check_ours(folder)
-        if json.loads((folder / "cohort.json").read_text()) == record:
+        if _read_record(folder) == record:
             print(f"{folder.name}: {config.studies} studies are there already.")
             return
     table = draw_labels(config)
@@ -103,6 +104,7 @@ def make_cohort(folder: Path, config: CohortConfig, *, workers: int | None = Non
         labels.write_labels(table, new / "train.csv")
         boxes = pd.DataFrame([box for _, found in made for box in found], columns=list(labels.BOX_COLUMNS))
         labels.write_boxes(boxes, new / "train_bounding_boxes.csv")
+        paths.write_checksums(new / "packed")
         (new / "cohort.json").write_text(json.dumps(record, indent=2) + "\n")
         if folder.exists():
             if (folder / "train.csv").read_bytes() == (new / "train.csv").read_bytes():
@@ -115,8 +117,7 @@ def make_cohort(folder: Path, config: CohortConfig, *, workers: int | None = Non
 def _check_ours(folder: Path) -> None:
     """Refuse to replace a folder that this module did not make, or that holds more than it made."""
     made = {"cohort.json", "train.csv", "train_bounding_boxes.csv", "packed", "split.csv", "split.csv.sha256"}
-    record = folder / "cohort.json"
-    if not record.is_file() or json.loads(record.read_text()).get("made_by") != MADE_BY:
+    if not (folder / "cohort.json").is_file() or _read_record(folder).get("made_by") != MADE_BY:
         raise FileExistsError(
             f"{folder} exists and is no phantom cohort. Choose another cohort name, or move it."
         )
@@ -140,12 +141,14 @@ def study_of(folder: Path, uid: str) -> Study:
         FileNotFoundError: the folder is no phantom cohort.
         ValueError: the cohort has no such study.
     """
-    record = folder / "cohort.json"
-    if not record.is_file():
+    if not (folder / "cohort.json").is_file():
         raise FileNotFoundError(
-            f"{folder} is no phantom cohort: it has no {record.name}. Its CT is not made here."
+            f"{folder} is no phantom cohort: it has no cohort.json. Its CT is not made here."
         )
-    seed = json.loads(record.read_text())["config"]["seed"]
+    config = _read_record(folder).get("config")
+    seed = config.get("seed") if isinstance(config, dict) else None
+    if not isinstance(seed, int):
+        raise ValueError(f"{folder / 'cohort.json'} has no seed; found {seed!r}. {_REMEDY}")
     table = labels.read_labels(folder / "train.csv").set_index(labels.UID)
     number = uid.rpartition(".")[2]
     if uid not in table.index or not number.isdigit() or study_uid(seed, int(number) - 1) != uid:
@@ -153,6 +156,22 @@ def study_of(folder: Path, uid: str) -> Study:
     row = table.loc[[uid], list(labels.VERTEBRAE)].to_numpy()[0]
     fractured = dict(zip(labels.VERTEBRAE, row.tolist(), strict=True))
     return render_study(seed, int(number) - 1, fractured)
+
+
+def _read_record(folder: Path) -> dict:
+    """`cohort.json` as it stands.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    path = folder / "cohort.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}). {_REMEDY}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no JSON object. {_REMEDY}")
+    return found
 
 
 def _record(config: CohortConfig) -> dict:

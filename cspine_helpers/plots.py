@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cspine_helpers.labels import PATIENT, TARGETS, UID, VERTEBRAE
-from cspine_helpers.paths import atomic_path, figures_dir
+from cspine_helpers.paths import atomic_path, checked_name, figures_dir
 from cspine_helpers.splits import SPLITS
 
 # Colours that stay apart for colour-blind readers. Source: Okabe & Ito, Color Universal Design (2008),
@@ -70,11 +70,9 @@ def save_figure(figure: Figure, name: str, *, cohort: str = "builtin") -> Path:
     The same figure gives the same bytes: the file holds no date and no version.
 
     Raises:
-        ValueError: the name is a path, or empty.
+        ValueError: the name holds more than letters, digits, `-` and `_`.
     """
-    if Path(name).name != name or not name.strip("."):
-        raise ValueError(f"A figure's name is a plain file name such as '01_prevalence'; found {name!r}.")
-    path = figures_dir(cohort) / f"{name}.png"
+    path = figures_dir(cohort) / f"{checked_name(name, 'figure')}.png"
     with atomic_path(path) as temporary:
         temporary.write_bytes(_png(figure))
     return path

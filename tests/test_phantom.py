@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cspine_helpers import labels, packed, packing, phantom
+from cspine_helpers import labels, packed, packing, paths, phantom
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.phantom import CohortConfig
 
@@ -140,3 +140,22 @@ def test_a_study_of_a_cohort_can_be_rendered_again(cohort, tmp_path):
         phantom.study_of(cohort, "1.2")
     with pytest.raises(FileNotFoundError, match="no phantom cohort"):
         phantom.study_of(tmp_path, "1.2")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "null", "[" * 10_000, '{"config": 3}', '{"config": {}}', "\x00"]
+)
+def test_a_damaged_record_of_a_cohort_is_refused_by_name(cohort, tmp_path, text):
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    (folder / "train.csv").write_bytes((cohort / "train.csv").read_bytes())
+    (folder / "cohort.json").write_text(text)
+    with pytest.raises(ValueError, match=r"cohort\.json .*make it anew"):
+        phantom.study_of(folder, "1.2.3")
+
+
+def test_a_cohort_is_sealed_file_by_file(cohort):
+    sums = paths.read_checksums(cohort / "packed")
+    assert len(sums) == len(list((cohort / "packed").glob("[!.]*"))) - 1
+    name = next(iter(sums))
+    assert sums[name] == paths.sha256_of(cohort / "packed" / name)

@@ -140,7 +140,7 @@ def test_a_saved_figure_has_the_same_bytes_every_time_and_no_version(table, tmp_
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".."])
 def test_a_figure_name_that_is_a_path_is_refused(name, table, tmp_path, monkeypatch):
     monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
-    with pytest.raises(ValueError, match="plain file name"):
+    with pytest.raises(ValueError, match="figure name is up to 64 letters"):
         plots.save_figure(plots.fractures_per_patient(table), name)
 
 
