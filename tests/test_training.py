@@ -265,3 +265,14 @@ def test_the_stored_decision_holds_for_inference_after_training_in_bf16(cohort, 
     assert run.record["metrics"]["validation"]["recall"] == decision.recall
     found = auroc(again["label"], again["probability"])
     assert run.record["metrics"]["validation"]["auroc"] == pytest.approx(found, abs=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA device trains it")
+def test_a_run_trained_on_a_gpu_says_the_same_on_a_cpu(cohort, tmp_path):
+    history = train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
+    run, known = load_run(tmp_path / "run"), read_cohort(cohort)
+    assert run.record["device"] == "cuda"
+    table = predict(run, known.samples["validation"], known.packed, split="validation", batch_size=8)
+    best = history.set_index("epoch").loc[run.record["best_epoch"]]
+    assert auroc(table["label"], table["probability"]) == pytest.approx(best["validation_auroc"], abs=1e-3)
