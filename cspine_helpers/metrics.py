@@ -99,11 +99,11 @@ def confusion(labels: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike
 
 
 def rates(counts: pd.DataFrame) -> pd.DataFrame:
-    """The counts with `recall, precision, specificity, f1, accuracy` beside them.
+    """The counts with `recall, precision, specificity, npv, f1, accuracy` beside them.
 
-    A rate whose denominator is zero is NaN: precision where nothing is called positive, recall where
-    there are no positives, specificity where there are no negatives, F1 where both kinds of positive
-    are absent.
+    A rate whose denominator is zero is NaN: precision where nothing is called positive, negative
+    predictive value (npv) where nothing is called negative, recall where there are no positives,
+    specificity where there are no negatives, F1 where both kinds of positive are absent.
     """
     tp, fp, fn, tn = (counts[name].to_numpy(dtype=np.float64) for name in ("tp", "fp", "fn", "tn"))
     with np.errstate(invalid="ignore"):  # 0 / 0 is the documented NaN
@@ -111,9 +111,27 @@ def rates(counts: pd.DataFrame) -> pd.DataFrame:
             recall=tp / (tp + fn),
             precision=tp / (tp + fp),
             specificity=tn / (tn + fp),
+            npv=tn / (tn + fn),
             f1=2 * tp / (2 * tp + fp + fn),
             accuracy=(tp + tn) / (tp + fp + fn + tn),
         )
+
+
+def f_beta(counts: pd.DataFrame, beta: float) -> NDArray[np.float64]:
+    """F-beta of each row of counts: recall weighs beta times as much as precision; 1 gives F1.
+
+    NaN where both kinds of positive are absent.
+
+    Raises:
+        ValueError: beta is not a positive number.
+
+    Source: van Rijsbergen, Information Retrieval (1979), chapter 7; F = 1 − E.
+    """
+    if not 0 < beta < np.inf:
+        raise ValueError(f"beta is a positive number; found {beta}. 2 favours recall, 0.5 precision.")
+    tp, fp, fn = (counts[name].to_numpy(dtype=np.float64) for name in ("tp", "fp", "fn"))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the documented NaN
+        return (1 + beta**2) * tp / ((1 + beta**2) * tp + beta**2 * fn + fp)
 
 
 def pr_curve(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
@@ -226,48 +244,3 @@ def cleared_by_vertebrae(
     wide = predictions[intact].pivot_table("probability", index=UID, columns="vertebra")
     below = ~(wide.reindex(columns=list(VERTEBRAE)).to_numpy() >= threshold)  # (patients, 7)
     return np.logical_and.accumulate(below, axis=1).mean(axis=0), np.cumprod(below.mean(axis=0))
-
-
-def rsna_weighted_log_loss(
-    predictions: pd.DataFrame, *, patient: pd.Series | None = None, per_patient: bool = False
-) -> float:
-    """Weighted log loss of the RSNA 2022 competition.
-
-    Weights: a vertebra 1 where intact and 2 where fractured, the patient 7 and 14. Probabilities are kept
-    one rounding error away from 0 and 1, where the loss would be infinite.
-
-    Args:
-        predictions: predictions table, all seven vertebrae of every study.
-        patient: the patients' probabilities by study UID; the highest of their vertebrae where not given.
-        per_patient: average each patient's eight terms by weight, then the patients alike; else all terms
-            of all patients by weight at once.
-
-    Raises:
-        ValueError: a study without all seven vertebrae or without a patient probability.
-
-    Source: RSNA 2022 Cervical Spine Fracture Detection, competition page, "Evaluation".
-    """
-    seen = predictions.groupby(UID, sort=False)["vertebra"].agg(lambda names: set(names) == set(VERTEBRAE))
-    if not seen.all():
-        raise ValueError(
-            f"{(~seen).sum()} studies lack some of C1…C7, so that the competition's loss is not defined: "
-            f"{listing(seen.index[~seen])}. Drop them."
-        )
-    whole = patient_level(predictions).set_index(UID)
-    if patient is not None:
-        absent = whole.index.difference(patient.index)
-        if len(absent):
-            raise ValueError(
-                f"{len(absent)} studies have no patient probability: {listing(absent)}. Add them."
-            )
-        whole["probability"] = patient.loc[whole.index]
-    terms = pd.concat([predictions.set_index(UID), whole], keys=["vertebra", "patient"], names=["level"])
-    y, p = check_scores(terms["label"], terms["probability"])
-    smallest = np.finfo(np.float64).eps
-    p = np.clip(p, smallest, 1 - smallest)
-    weight = np.where(terms.index.get_level_values("level") == "patient", 7.0, 1.0) * (1 + y)
-    loss = -weight * np.where(y == 1, np.log(p), np.log1p(-p))
-    sums = pd.DataFrame({"loss": loss, "weight": weight}).groupby(terms.index.get_level_values(UID)).sum()
-    if per_patient:
-        return float((sums["loss"] / sums["weight"]).mean())
-    return float(sums["loss"].sum() / sums["weight"].sum())

@@ -45,6 +45,7 @@ def test_rates_of_a_hand_worked_case():
     assert row["recall"] == 1 / 2
     assert row["precision"] == 1 / 2
     assert row["specificity"] == 2 / 3
+    assert row["npv"] == 2 / 3
     assert row["f1"] == 1 / 2
     assert row["accuracy"] == 3 / 5
 
@@ -53,9 +54,30 @@ def test_rates_without_a_denominator_are_nan_and_the_others_are_not():
     none_called = metrics.rates(metrics.confusion(LABELS, PROBABILITIES, 1.0)).iloc[0]
     assert np.isnan(none_called["precision"])
     assert none_called[["recall", "f1", "specificity"]].tolist() == [0, 0, 1]
+    all_called = metrics.rates(metrics.confusion(LABELS, PROBABILITIES, 0.0)).iloc[0]
+    assert np.isnan(all_called["npv"])
     no_positive = metrics.rates(metrics.confusion([0, 0], [0.2, 0.7], [0.5, 0.9]))
     assert no_positive["recall"].isna().all()
     assert no_positive["f1"].isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_f_beta_agrees_with_scikit_learn_at_every_threshold(beta):
+    counts = metrics.threshold_counts(LABELS, PROBABILITIES)
+    called = [np.array(PROBABILITIES) >= threshold for threshold in counts["threshold"]]
+    expected = [sk.fbeta_score(LABELS, calls, beta=beta) for calls in called]
+    np.testing.assert_allclose(metrics.f_beta(counts, beta), expected, rtol=0, atol=1e-12)
+
+
+def test_f_beta_of_one_is_f1_undefined_cases_included():
+    counts = metrics.confusion([0, 0], [0.2, 0.7], [0.5, 0.9])
+    np.testing.assert_array_equal(metrics.f_beta(counts, 1), metrics.rates(counts)["f1"])
+
+
+@pytest.mark.parametrize("beta", [0, -1, np.nan, np.inf])
+def test_f_beta_refuses_other_than_positive_numbers(beta):
+    with pytest.raises(ValueError, match="beta is a positive number; found"):
+        metrics.f_beta(metrics.threshold_counts(LABELS, PROBABILITIES), beta)
 
 
 @given(TIED, st.lists(st.integers(-1, 9), min_size=1, max_size=5))
@@ -100,20 +122,11 @@ def test_rates_of_real_predictions_agree_with_scikit_learn(real, threshold):
     assert row["recall"] == pytest.approx(sk.recall_score(labels, called), abs=1e-12)
     assert row["precision"] == pytest.approx(sk.precision_score(labels, called), abs=1e-12)
     assert row["specificity"] == pytest.approx(sk.recall_score(labels, called, pos_label=0), abs=1e-12)
+    assert row["npv"] == pytest.approx(sk.precision_score(labels, called, pos_label=0), abs=1e-12)
     assert row["f1"] == pytest.approx(sk.f1_score(labels, called), abs=1e-12)
     assert row["accuracy"] == pytest.approx(sk.accuracy_score(labels, called), abs=1e-12)
     matrix = sk.confusion_matrix(labels, called)
     assert row[["tn", "fp", "fn", "tp"]].tolist() == matrix.ravel().tolist()
-
-
-@needs_rsna
-def test_real_weighted_log_loss_agrees_with_scikit_learn(real):
-    patients = metrics.patient_level(real)
-    labels = np.concatenate([real["label"], patients["label"]])
-    probabilities = np.concatenate([real["probability"], patients["probability"]])
-    weights = np.repeat([1, 7], [len(real), len(patients)]) * (1 + labels)
-    oracle = sk.log_loss(labels, probabilities, sample_weight=weights)
-    assert metrics.rsna_weighted_log_loss(real) == pytest.approx(oracle, abs=1e-12)
 
 
 def test_auroc_counts_ties_half():
@@ -137,42 +150,6 @@ def test_levels_select_their_rows():
         metrics.at_level(table, "C8")
     with pytest.raises(ValueError, match="no row at level 'C3'"):
         metrics.at_level(table[table["vertebra"] != "C3"], "C3")
-
-
-def test_weighted_log_loss_of_a_hand_worked_study():
-    labels = np.array([[1, 0, 0, 0, 0, 0, 0]])
-    probabilities = np.array([[0.8, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]])
-    table = table_of(probabilities, labels, ["1.1"])
-    expected = -(2 * np.log(0.8) + 6 * np.log(0.9) + 14 * np.log(0.8)) / (2 + 6 + 14)
-    assert metrics.rsna_weighted_log_loss(table) == pytest.approx(expected, abs=1e-12)
-    expected += 14 / 22 * (np.log(0.8) - np.log(0.5))
-    patient = pd.Series({"1.1": 0.5})
-    assert metrics.rsna_weighted_log_loss(table, patient=patient) == pytest.approx(expected, abs=1e-12)
-
-
-def test_per_patient_loss_weighs_patients_alike():
-    labels = np.zeros((2, 7), int)
-    labels[1] = 1
-    probabilities = np.full((2, 7), 0.5)
-    probabilities[1] = 0.9
-    table = table_of(probabilities, labels)
-    each = [-np.log(0.5), -np.log(0.9)]
-    assert metrics.rsna_weighted_log_loss(table, per_patient=True) == pytest.approx(np.mean(each), abs=1e-12)
-    pooled = np.average(each, weights=[14, 28])
-    assert metrics.rsna_weighted_log_loss(table) == pytest.approx(pooled, abs=1e-12)
-
-
-def test_weighted_log_loss_stays_finite_at_certain_mistakes():
-    labels = np.eye(2, 7, dtype=int)
-    assert np.isfinite(metrics.rsna_weighted_log_loss(table_of(1.0 - labels, labels)))
-
-
-def test_weighted_log_loss_refuses_incomplete_studies_and_patients_by_name():
-    table = table_of(np.full((2, 7), 0.5), np.eye(2, 7, dtype=int))
-    with pytest.raises(ValueError, match=r"1 studies lack some of C1…C7.*'1\.2'"):
-        metrics.rsna_weighted_log_loss(table[:-1])
-    with pytest.raises(ValueError, match=r"1 studies have no patient probability: '1\.2'"):
-        metrics.rsna_weighted_log_loss(table, patient=pd.Series({"1.1": 0.5}))
 
 
 @pytest.mark.parametrize(
