@@ -1,6 +1,5 @@
 """The run folder: weights and the record of where they come from; strict when read, never a pickle."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -14,13 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from cspine_helpers import __version__
 from cspine_helpers.labels import VERTEBRAE, read_table, refuse
 from cspine_helpers.model import FractureClassifier, ModelConfig
 from cspine_helpers.paths import atomic_path, inside, listing, sha256_of
+from cspine_helpers.records import FORMAT, RECORD, SEAL, read_record, write_sealed, written_by
 
-FORMAT = 1  # of run.json and the weights' names; rises when older runs can no longer be read
-RECORD = "run.json"
 WEIGHTS = "model"  # the best epoch's weights are in model.safetensors
 HISTORY = "history.csv"
 SHARES = tuple(f"validation_{name}" for name in ("recall", "precision", "average_precision", "auroc"))
@@ -81,67 +78,15 @@ def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
         FileNotFoundError: there are no weights to describe.
         ValueError: the record holds NaN or infinity, which JSON does not have; names each place.
     """
-    numbers = _not_finite(record)
-    if numbers:
-        raise ValueError(
-            f"A run's record has no NaN or infinity; found at {listing(numbers)}. Leave them out."
-        )
-    path, weights, history = (Path(folder) / name for name in (RECORD, f"{WEIGHTS}.safetensors", HISTORY))
+    weights, history = (Path(folder) / name for name in (f"{WEIGHTS}.safetensors", HISTORY))
     if not weights.is_file():
         raise FileNotFoundError(f"{weights} is missing; save_weights(...) comes before write_record(...).")
     added = {"format": FORMAT, "weights_sha256": sha256_of(weights)}
     if history.is_file():
         added["history_sha256"] = sha256_of(history)
-    added["record_sha256"] = ""
+    added[SEAL] = ""  # its place; what stands there is the hash of the whole
     whole = {**added, **record, **added}  # they come first, and a record that was read cannot change them
-    whole["record_sha256"] = _record_sha256(whole)
-    text = json.dumps(whole, indent=2, default=_plain, ensure_ascii=False)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    return path
-
-
-def _record_sha256(record: Mapping[str, Any]) -> str:
-    """SHA-256 of a record's content without this hash, whatever the order of its keys."""
-    rest = {key: value for key, value in record.items() if key != "record_sha256"}
-    plain = json.loads(json.dumps(rest, default=_plain))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def read_record(folder: str | Path) -> dict[str, Any]:
-    """Read a run's `run.json`.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not JSON, of another format than this version of the package reads, not as it was
-            written, or a link out of the folder.
-    """
-    path = inside(Path(folder) / RECORD)
-    if not path.is_file():
-        raise FileNotFoundError(f"No run at {folder}: {RECORD} is missing. Train one with notebook 03.")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}). Restore it, or train again.") from error
-    found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
-        raise ValueError(
-            f"{path} is of format {found!r}; this version reads format {FORMAT}. {_writer(record)} Read it "
-            "with the version that wrote it, or train again."
-        )
-    if record.get("record_sha256") != _record_sha256(record):
-        raise ValueError(
-            f"{path} is not the record that was written: its content has another SHA-256 than it says "
-            "(record_sha256). Restore it, or train again. A change that is meant goes through "
-            "checkpoints.write_record(...)."
-        )
-    return record
-
-
-def _writer(record: object) -> str:
-    versions = record.get("versions") if isinstance(record, dict) else None
-    found = versions.get("cspine_helpers") if isinstance(versions, dict) else None
-    return f"It was written by cspine_helpers {found or 'of an unknown version'}; this is {__version__}."
+    return write_sealed(Path(folder) / RECORD, whole)
 
 
 def read_history(folder: str | Path) -> pd.DataFrame:
@@ -209,7 +154,7 @@ def _config(record: dict[str, Any], folder: Path) -> ModelConfig:
     if record.get("classes") != list(VERTEBRAE):
         raise ValueError(
             f"The run at {folder} has classes {record.get('classes')}; this package's are {list(VERTEBRAE)}. "
-            f"{_writer(record)}"
+            f"{written_by(record)}"
         )
     found = record.get("model")
     if not isinstance(found, dict):
@@ -219,7 +164,7 @@ def _config(record: dict[str, Any], folder: Path) -> ModelConfig:
     problems += [f"{name} is missing" for name in sorted(known - set(found))]
     if problems:
         raise ValueError(
-            f"The model config in {folder / RECORD} does not fit: {'; '.join(problems)}. {_writer(record)}"
+            f"The model config in {folder / RECORD} does not fit: {'; '.join(problems)}. {written_by(record)}"
         )
     try:
         return ModelConfig(**found)
@@ -292,19 +237,3 @@ def _config_differences(header: str | None, config: ModelConfig) -> list[str]:
 
 def _kind(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _plain(value: Any) -> Any:  # what json hands over
-    """NumPy numbers as Python's; anything else is refused by its name."""
-    if hasattr(value, "item"):
-        return value.item()
-    raise ValueError(f"A run's record holds plain values; found {type(value).__name__} {value!r}.")
-
-
-def _not_finite(value: Any, place: str = "record") -> list[str]:
-    """Places of numbers that JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return [found for key, item in value.items() for found in _not_finite(item, f"{place}.{key}")]
-    if isinstance(value, list | tuple):
-        return [found for i, item in enumerate(value) for found in _not_finite(item, f"{place}[{i}]")]
-    return [] if not isinstance(value, float) or math.isfinite(value) else [place]

@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -7,8 +8,9 @@ from conftest import RSNA, needs_rsna
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cspine_helpers.decisions import Decision, choose_threshold
-from cspine_helpers.labels import read_labels
+from cspine_helpers.aggregation import Aggregation
+from cspine_helpers.decisions import Decision, choose_threshold, state_threshold
+from cspine_helpers.labels import VERTEBRAE, read_labels
 from cspine_helpers.predictions import from_wide
 
 # Thresholds, recall, precision: 0.9: 1/3, 1; 0.8: 1/3, 1/2; 0.7: 2/3, 2/3; 0.4: 1, 3/5; 0.1: 1, 3/6
@@ -100,32 +102,102 @@ def test_choice_on_real_predictions_equals_an_exhaustive_search(floor):
         assert (decision.recall, decision.precision, decision.threshold) == best
 
 
-def test_a_decision_survives_json_fields():
-    decision = choose_threshold(LABELS, PROBABILITIES, precision_floor=0.6)
-    assert Decision(**asdict(decision)) == decision
+def test_a_decision_survives_json():
+    for decision in (
+        choose_threshold(LABELS, PROBABILITIES, precision_floor=0.6),
+        choose_threshold([0, 1, 0], [0.9, 0.5, 0.2], precision_floor=0.6),
+        choose_threshold(
+            LABELS, PROBABILITIES, objective="max_f1", level="patient", aggregation=Aggregation("top_k", k=2)
+        ),
+        replace(
+            choose_threshold(LABELS, PROBABILITIES, objective="max_f1"),
+            threshold=None,
+            thresholds=dict.fromkeys(VERTEBRAE, 0.5),
+        ),
+    ):
+        assert Decision(**asdict(decision)) == decision
+        assert Decision(**json.loads(json.dumps(asdict(decision)))) == decision
+
+
+def test_a_decision_of_an_earlier_record_is_read():
+    record = {
+        "threshold": 0.32,
+        "objective": "max_recall",
+        "level": "vertebra",
+        "precision_floor": 0.5,
+        "recall": 0.94,
+        "precision": 0.61,
+        "reason": "Highest recall among the 96 of 497 thresholds with precision at 0.500 or above.",
+    }
+    assert Decision(**record).require() == 0.32
+
+
+def test_a_stated_threshold_says_what_it_reaches():
+    decision = state_threshold(LABELS, PROBABILITIES, 0.75, reason="Chosen by hand.", level="patient")
+    assert (decision.objective, decision.level, decision.threshold) == ("stated", "patient", 0.75)
+    assert (decision.recall, decision.precision, decision.specificity) == (1 / 3, 1 / 2, 2 / 3)
+    assert (decision.cases, decision.positives, decision.value) == (6, 3, None)
+    assert state_threshold(LABELS, PROBABILITIES, 1.0, reason="Nobody.").precision == 0
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("threshold", "reason", "message"),
     [
-        ({}, "max_recall needs precision_floor"),
-        ({"precision_floor": 1.2}, r"precision_floor lies in \[0, 1\]; found 1.2"),
-        ({"precision_floor": float("nan")}, r"precision_floor lies in \[0, 1\]"),
-        ({"objective": "max_luck"}, "Unknown objective 'max_luck'.*max_recall, max_f1"),
-        ({"precision_floor": 0.5, "level": "C3"}, "Unknown level 'C3'.*vertebra, patient"),
+        (1.5, "By hand.", r"lies in \[0, 1\]; found 1.5"),
+        (float("nan"), "By hand.", "threshold is missing"),
+        (0.5, " ", "needs its reason"),
     ],
 )
-def test_unusable_options_are_refused(options, message):
+def test_a_stated_threshold_that_is_none_is_refused(threshold, reason, message):
     with pytest.raises(ValueError, match=message):
-        choose_threshold(LABELS, PROBABILITIES, **options)
+        state_threshold(LABELS, PROBABILITIES, threshold, reason=reason)
 
 
-def test_one_class_alone_gives_no_threshold():
-    with pytest.raises(ValueError, match="All 2 labels are 0"):
-        choose_threshold([0, 0], [0.1, 0.2], precision_floor=0.5)
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "message"),
+    [
+        ([0, 0], [0.1, 0.2], "All 2 labels are 0"),
+        ([0, 2], [0.1, 0.2], "1 labels are neither 0 nor 1"),
+        ([0, 1], [0.1, 1.2], r"1 probabilities are missing or outside \[0, 1\]"),
+        ([0, 1], [0.1, np.nan], "1 probabilities are missing"),
+        ([0, 1], [0.1], "two columns of one length"),
+    ],
+)
+def test_scores_that_cannot_choose_are_refused(labels, probabilities, message):
+    with pytest.raises(ValueError, match=message):
+        choose_threshold(labels, probabilities, precision_floor=0.5)
+    with pytest.raises(ValueError, match=message):
+        state_threshold(labels, probabilities, 0.5, reason="By hand.")
 
 
-def test_a_threshold_outside_0_to_1_is_no_decision():
+def test_an_unknown_level_is_refused():
+    with pytest.raises(ValueError, match=r"Unknown level 'C3'.*vertebra, patient"):
+        choose_threshold(LABELS, PROBABILITIES, precision_floor=0.5, level="C3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"threshold": 1.5}, r"lies in \[0, 1\]; found 1.5"),
+        ({"threshold": None, "thresholds": dict.fromkeys(VERTEBRAE, 2.0)}, r"lies in \[0, 1\]; found 2"),
+        ({"threshold": None, "thresholds": {"C1": 0.5}}, r"those of C1 … C7.*found \['C1'\]"),
+        ({"thresholds": dict.fromkeys(VERTEBRAE, 0.5)}, "without another"),
+        (
+            {"threshold": None, "thresholds": dict.fromkeys(VERTEBRAE, 0.5), "level": "patient"},
+            "vertebra level",
+        ),
+        ({"aggregation": Aggregation()}, "belongs to a decision at patient level"),
+        ({"objective": "max_luck"}, "Unknown objective 'max_luck'"),
+    ],
+)
+def test_other_fields_are_no_decision(changes, message):
     decision = choose_threshold(LABELS, PROBABILITIES, precision_floor=0.6)
-    with pytest.raises(ValueError, match="lies in"):
-        replace(decision, threshold=1.5)
+    with pytest.raises(ValueError, match=message):
+        replace(decision, **changes)
+
+
+def test_one_threshold_is_not_asked_of_seven():
+    decision = choose_threshold(LABELS, PROBABILITIES, objective="max_f1")
+    decision = replace(decision, threshold=None, thresholds=dict.fromkeys(VERTEBRAE, 0.5))
+    with pytest.raises(ValueError, match=r"one threshold a vertebra\. Use levels\.apply_decision"):
+        decision.require()

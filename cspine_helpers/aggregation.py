@@ -1,0 +1,249 @@
+"""From vertebrae to the patient: four ways to make one probability of seven."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.metrics import auroc, average_precision, check_scores
+from cspine_helpers.predictions import validate_predictions
+
+Method = Literal["max", "noisy_or", "top_k", "logistic"]
+MIN_PATIENTS = 20  # with and without fracture each, for the learned aggregation
+_LOGIT_LIMIT = 15.0  # probabilities of 0 and 1 have no finite logit
+_COUNT = len(VERTEBRAE)
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How the probabilities of a patient's vertebrae become one; plain values, so it can stand in JSON.
+
+    A vertebra that is missing says nothing: each method uses those that are present.
+
+    Attributes:
+        method: `max`, the highest; `noisy_or`, 1 - Π(1 - p), that of any fracture if vertebrae were
+            independent; `top_k`, the mean of the `k` highest (of all, where fewer are present); `logistic`,
+            the sigmoid of `intercept` + Σ `weights` · logits, logits sorted from the highest. In place of a
+            missing vertebra, `logistic` takes the lowest logit among those present.
+        k: of `top_k`.
+        intercept: of `logistic`.
+        weights: of `logistic`, seven, none below 0, so that a higher probability never lowers the patient's.
+        fitted_on: of `logistic`: split, patients and positives that it was fitted on.
+    """
+
+    method: Method = "max"
+    k: int | None = None
+    intercept: float | None = None
+    weights: tuple[float, ...] | None = None
+    fitted_on: dict[str, str | int] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            choices = ", ".join(get_args(Method))
+            raise ValueError(f"Unknown aggregation {self.method!r}. Choose one of {choices}.")
+        if (self.method == "top_k") != (self.k is not None) or (
+            self.k is not None and not (isinstance(self.k, int) and 1 <= self.k <= _COUNT)
+        ):
+            raise ValueError(
+                f"top_k takes k, 1 to {_COUNT}, and only it does; found {self.method}, k={self.k}."
+            )
+        learned = self.intercept is not None and self.weights is not None and self.fitted_on is not None
+        if (self.method == "logistic") != learned:
+            raise ValueError(
+                "logistic has intercept, weights and fitted_on, and only it does. "
+                "Make it with fit_logistic(...)."
+            )
+        if self.weights is not None:
+            values = np.array([self.intercept, *self.weights], dtype=np.float64)
+            if len(values) != _COUNT + 1 or not np.isfinite(values).all() or (values[1:] < 0).any():
+                raise ValueError(
+                    f"logistic has {_COUNT} finite weights, none below 0; found {list(self.weights)}, "
+                    f"intercept {self.intercept}. Make it with fit_logistic(...)."
+                )
+            object.__setattr__(
+                self, "weights", tuple(values[1:].tolist())
+            )  # a tuple also where JSON had a list
+
+    @property
+    def name(self) -> str:
+        """In words: max, noisy or, mean of top 3, logistic."""
+        return f"mean of top {self.k}" if self.method == "top_k" else self.method.replace("_", " ")
+
+
+def aggregate(predictions: pd.DataFrame, aggregation: Aggregation) -> pd.DataFrame:
+    """One row for each patient.
+
+    Returns:
+        Columns `StudyInstanceUID, split, label, probability, missing`, in the order of first appearance. The
+        label is the highest among the vertebrae present; `missing` counts those of C1 … C7 that are not.
+
+    Raises:
+        ValueError: the table breaks the schema of predictions.
+    """
+    table = validate_predictions(predictions)
+    patients, wide = _wide(table)
+    return patients.assign(probability=_combine(wide, aggregation), missing=np.isnan(wide).sum(axis=1))
+
+
+def _wide(table: pd.DataFrame) -> tuple[pd.DataFrame, NDArray[np.float64]]:
+    """Patients (UID, split, label) and their probabilities (patients, 7), NaN where a vertebra is missing."""
+    patients = table.groupby([UID, "split"], sort=False, observed=True)["label"].max().reset_index()
+    codes, _ = pd.factorize(table[UID])
+    wide = np.full((len(patients), _COUNT), np.nan)
+    wide[codes, table["vertebra"].map(dict(zip(VERTEBRAE, range(_COUNT), strict=True)))] = table[
+        "probability"
+    ]
+    return patients, wide
+
+
+def _combine(wide: NDArray[np.float64], aggregation: Aggregation) -> NDArray[np.float64]:
+    """Probability of each patient (N,) from those of the vertebrae (N, 7)."""
+    if aggregation.method == "max":
+        return np.nanmax(wide, axis=1)
+    if aggregation.method == "noisy_or":
+        return 1 - np.nanprod(1 - wide, axis=1)
+    if aggregation.method == "top_k":
+        highest = -np.sort(-wide, axis=1)[:, : aggregation.k]  # NaN is sorted to the end
+        return np.clip(np.nanmean(highest, axis=1), 0, 1)
+    assert aggregation.weights is not None
+    assert aggregation.intercept is not None
+    logit = aggregation.intercept + sorted_logits(wide) @ np.array(aggregation.weights)
+    return _sigmoid(logit)
+
+
+def sorted_logits(wide: ArrayLike) -> NDArray[np.float64]:
+    """Logits (N, 7), highest first, of probabilities (N, 7); a missing one (NaN) is the lowest present."""
+    p = np.asarray(wide, dtype=np.float64)
+    filled = np.where(np.isnan(p), np.nanmin(p, axis=1, keepdims=True), p)
+    with np.errstate(divide="ignore"):  # the logits of 0 and 1 are infinite, and clipped
+        logits = np.log(filled) - np.log1p(-filled)
+    return -np.sort(-np.clip(logits, -_LOGIT_LIMIT, _LOGIT_LIMIT), axis=1)
+
+
+def _sigmoid(logit: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.exp(-np.logaddexp(0, -logit))
+
+
+def fit_logistic(predictions: pd.DataFrame, *, penalty: float = 1.0) -> Aggregation:
+    """The `logistic` aggregation, fitted on the patients of the validation split; no other row is looked at.
+
+    Least Σ log loss + `penalty` / 2 · Σ weights², no weight below 0. A threshold that is then chosen on the
+    same patients looks a little better than it is; the test split tells.
+
+    Raises:
+        ValueError: the table breaks the schema, has no validation rows, or fewer than `MIN_PATIENTS` patients
+            there with, or without, a fracture.
+    """
+    if not (np.isfinite(penalty) and penalty >= 0):
+        raise ValueError(f"penalty is a finite number, 0 or more; found {penalty}. 1 is usual.")
+    patients, wide = _wide(validation_rows(predictions))
+    labels = patients["label"].to_numpy()
+    return _fit(labels, wide, penalty)
+
+
+def validation_rows(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the validation split, the only ones that may choose anything.
+
+    Raises:
+        ValueError: the table breaks the schema, or has none.
+    """
+    table = validate_predictions(predictions)
+    rows = table[table["split"] == "validation"]
+    if rows.empty:
+        found = ", ".join(sorted(table["split"].astype(str).unique()))
+        raise ValueError(
+            "The predictions have no row of the split 'validation', where decisions are made; found "
+            f"{found}. Predict it, or name the split of the patients that may choose 'validation'."
+        )
+    return rows
+
+
+def _fit(labels: NDArray[np.int64], wide: NDArray[np.float64], penalty: float = 1.0) -> Aggregation:
+    """Weights and intercept from labels (N,) and probabilities (N, 7)."""
+    from scipy.optimize import minimize
+
+    _require_both(labels)
+    features = sorted_logits(wide)
+    sign = 2 * labels - 1
+
+    def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        margin = sign * (values[0] + features @ values[1:])
+        slope = -sign * _sigmoid(-margin)
+        gradient = np.concatenate([[slope.sum()], features.T @ slope + penalty * values[1:]])
+        return np.logaddexp(0, -margin).sum() + penalty / 2 * (values[1:] ** 2).sum(), gradient
+
+    bounds = [(None, None)] + [(0, None)] * _COUNT
+    found = minimize(
+        loss, np.zeros(_COUNT + 1), jac=True, method="L-BFGS-B", bounds=bounds,
+        options={"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-8},
+    )  # fmt: skip
+    intercept, *weights = found.x.tolist()
+    counted: dict[str, str | int] = {"split": "validation", "patients": len(labels)}
+    counted["positives"] = int(labels.sum())
+    return Aggregation("logistic", intercept=intercept, weights=tuple(weights), fitted_on=counted)
+
+
+def _require_both(labels: NDArray[np.int64]) -> None:
+    positives = int(labels.sum())
+    if min(positives, len(labels) - positives) < MIN_PATIENTS:
+        raise ValueError(
+            f"A learned aggregation needs {MIN_PATIENTS} patients with a fracture and {MIN_PATIENTS} without "
+            f"to fit on; found {positives} and {len(labels) - positives}. Use max, or more patients."
+        )
+
+
+def compare_aggregations(
+    predictions: pd.DataFrame, *, k: tuple[int, ...] = (2, 3), folds: int = 5, seed: int = 0
+) -> pd.DataFrame:
+    """All aggregations side by side, on the patients of the validation split.
+
+    The learned one is judged on patients that it was not fitted on: `folds` times, each time fitted on the
+    other folds.
+
+    Returns:
+        Columns `aggregation, patients, positives, incomplete, auroc, average_precision, brier, undefined`,
+        one row a method; `incomplete` counts patients with a vertebra missing. Where there are too few
+        patients for the learned one, its three figures are NaN and `undefined` says why; else that is empty.
+
+    Raises:
+        ValueError: as `fit_logistic` about the table; or the split has one class only.
+    """
+    patients, wide = _wide(validation_rows(predictions))
+    labels, _ = check_scores(patients["label"], np.zeros(len(patients)), both_classes=True)
+    simple = [Aggregation("max"), Aggregation("noisy_or"), *(Aggregation("top_k", k=each) for each in k)]
+    rows: list[tuple[str, NDArray[np.float64] | None, str]]
+    rows = [(aggregation.name, _combine(wide, aggregation), "") for aggregation in simple]
+    try:
+        rows.append(("logistic, cross-fitted", _cross_fitted(labels, wide, folds, seed), ""))
+    except ValueError as error:
+        rows.append(("logistic, cross-fitted", None, str(error)))
+    return pd.DataFrame(
+        {
+            "aggregation": name,
+            "patients": len(labels),
+            "positives": int(labels.sum()),
+            "incomplete": int(np.isnan(wide).any(axis=1).sum()),
+            "auroc": np.nan if score is None else auroc(labels, score),
+            "average_precision": np.nan if score is None else average_precision(labels, score),
+            "brier": np.nan if score is None else float(((score - labels) ** 2).mean()),
+            "undefined": undefined,
+        }
+        for name, score, undefined in rows
+    )
+
+
+def _cross_fitted(
+    labels: NDArray[np.int64], wide: NDArray[np.float64], folds: int, seed: int
+) -> NDArray[np.float64]:
+    """Probability of each patient (N,) from an aggregation that was fitted on the other folds."""
+    from sklearn.model_selection import StratifiedKFold
+
+    _require_both(labels)
+    found = np.empty(len(labels))
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for fit, judge in parts.split(wide, labels):
+        found[judge] = _combine(wide[judge], _fit(labels[fit], wide[fit]))
+    return found

@@ -1,0 +1,297 @@
+"""The frozen decision of a run, and the one way to open the test split: with it, and on the record.
+
+`decision.json` holds a decision with the hashes of the split and of the predictions it was chosen on.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cspine_helpers import __version__
+from cspine_helpers.aggregation import validation_rows
+from cspine_helpers.decisions import Decision
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.levels import apply_decision
+from cspine_helpers.metrics import confusion, rates
+from cspine_helpers.openings import now_utc, read_openings, record_opening
+from cspine_helpers.paths import inside
+from cspine_helpers.predictions import validate_predictions
+from cspine_helpers.records import (
+    RECORD,
+    SEAL,
+    content_sha256,
+    read_record,
+    read_sealed,
+    write_sealed,
+    written_by,
+)
+from cspine_helpers.splits import split_hash
+
+FORMAT = 1  # of decision.json
+DECISION = "decision.json"
+_AGAIN = "choose again on the validation split, and freeze that with freeze(..., replace=True)."
+_NEEDED = ("decision", "guarantee", "split_sha256", "predictions_sha256", "chosen_on", "frozen_utc")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A decision that may be tried on the test split.
+
+    Attributes:
+        folder: of the run.
+        decision: level, threshold or thresholds, aggregation, and how it was chosen.
+        guarantee: what is guaranteed of it, in plain values; None: nothing.
+        record: the whole of `decision.json`.
+    """
+
+    folder: Path
+    decision: Decision
+    guarantee: dict[str, Any] | None
+    record: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the record's content, by which the openings of the test split name it."""
+        return self.record[SEAL]
+
+
+def predictions_sha256(predictions: pd.DataFrame) -> str:
+    """SHA-256 of the file that `predictions.write_predictions` makes of the table.
+
+    Raises:
+        ValueError: the table breaks the schema.
+    """
+    text = validate_predictions(predictions).to_csv(index=False, lineterminator="\n")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def freeze(
+    run_folder: str | Path,
+    decision: Decision,
+    predictions: pd.DataFrame,
+    *,
+    guarantee: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> Frozen:
+    """Write `<run>/decision.json`, once the decision reaches on the validation split what it says.
+
+    The same decision frozen again changes nothing, not even the date.
+
+    Args:
+        run_folder: `checkpoints/<run>`; made where it is not there yet.
+        decision: with a threshold, or one for each vertebra; at patient level with its aggregation.
+        predictions: the whole predictions table of the run, all of its splits.
+        guarantee: what is guaranteed of the threshold, `asdict(...)` of it; where each vertebra has its own
+            threshold, vertebra → guarantee.
+        replace: put this decision in the place of another. What the test split was opened with stays on
+            record, and the new decision says how often that was before it ("test_openings_before").
+
+    Raises:
+        FileExistsError: another decision is frozen there, and `replace` is not set.
+        ValueError: the decision has no threshold, or does not reach what it says; the guarantee does not
+            cover it; the table breaks the schema or has no validation rows; the run's record is damaged.
+    """
+    path = inside(Path(run_folder) / DECISION)
+    rows = validation_rows(predictions)
+    _check_reached(decision, rows)
+    _check_guarantee(decision, guarantee)
+    content = {
+        "format": FORMAT,
+        SEAL: "",
+        "decision": asdict(decision),
+        "guarantee": None if guarantee is None else dict(guarantee),
+        "split_sha256": _split_sha256(path.parent, predictions),
+        "predictions_sha256": predictions_sha256(predictions),
+        "chosen_on": {"split": "validation", "patients": rows[UID].nunique(), "vertebrae": len(rows)},
+    }
+    created = {
+        "frozen_utc": now_utc(),
+        "test_openings_before": len(read_openings(path.parent)),
+        "versions": {"cspine_helpers": __version__},
+    }
+    if path.is_file():
+        if (old := _readable(path.parent, replace)) and _same(old.record, content):
+            return old
+        if old and not replace:
+            raise FileExistsError(
+                f"{path} holds another decision: {old.decision.reason} The test split was opened "
+                f"{created['test_openings_before']} time(s). Go on with it (read_decision), or put this one "
+                "in its place with freeze(..., replace=True)."
+            )
+    write_sealed(path, content | created)
+    return read_decision(path.parent)
+
+
+def _readable(folder: Path, replace: bool) -> Frozen | None:
+    """The decision that is frozen there; None where it is damaged and may be replaced."""
+    try:
+        return read_decision(folder)
+    except ValueError:
+        if not replace:
+            raise
+        return None
+
+
+def _same(record: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
+    return content_sha256({name: record.get(name) for name in content}) == content_sha256(content)
+
+
+def _split_sha256(folder: Path, predictions: pd.DataFrame) -> str:
+    """SHA-256 of the split that the run was trained on; without a run, of that in the predictions."""
+    if (folder / RECORD).is_file():
+        return read_record(folder)["data"]["split_sha256"]
+    return split_hash(predictions[[UID, "split"]].drop_duplicates())
+
+
+def _check_reached(decision: Decision, rows: pd.DataFrame) -> None:
+    """Refuse a decision that was made on other cases than these."""
+    called = apply_decision(decision, rows, level=decision.level)
+    found = rates(confusion(called["label"], called["positive"], 0.5)).fillna({"precision": 0.0})
+    found = found.assign(cases=len(called), positives=called["label"].sum())
+    differ = []
+    for name in ("recall", "precision", "specificity", "cases", "positives"):
+        said, here = getattr(decision, name), float(found[name].iloc[0])
+        if said is not None and not abs(said - here) < 1e-9:
+            differ.append(f"{name} is {here:.6g}, the decision says {said:.6g}")
+    if differ:
+        raise ValueError(
+            f"The decision was not made on the validation split of these predictions: {'; '.join(differ)}. "
+            "Choose on that split (levels.choose_decision), and freeze that."
+        )
+
+
+def _check_guarantee(decision: Decision, guarantee: Mapping[str, Any] | None) -> None:
+    """Refuse a guarantee that does not cover the decision's threshold, or each of its thresholds."""
+    if guarantee is None:
+        return
+    thresholds, promises = decision.thresholds, guarantee
+    if thresholds is None:
+        thresholds, promises = {decision.level: decision.require()}, {decision.level: guarantee}
+    for level, threshold in thresholds.items():
+        promise = promises.get(level)
+        if not isinstance(promise, Mapping) or not {"threshold", "level"} <= set(promise):
+            raise ValueError(
+                f"No guarantee with threshold and level for {level!r}. Hand in asdict(...) of one; where "
+                "each vertebra has its own threshold, vertebra → asdict(...)."
+            )
+        highest = promise["threshold"]
+        if promise["level"] != level or highest is None or threshold > highest:
+            raise ValueError(
+                f"The guarantee is for thresholds up to {highest} at level {promise['level']!r}; the "
+                f"decision has {threshold} at level {level!r}. Freeze a threshold that it covers."
+            )
+    if decision.aggregation is not None and decision.aggregation.fitted_on is not None:
+        raise ValueError(
+            "No guarantee holds with an aggregation that was fitted on the validation patients: it has seen "
+            "them. Use max, noisy_or or top_k, or leave the guarantee out."
+        )
+
+
+def read_decision(run_folder: str | Path) -> Frozen:
+    """Read `<run>/decision.json`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON, of another format, not as it was written, not whole, or a link out of the
+            folder.
+    """
+    folder = Path(run_folder)
+    path = folder / DECISION
+    record = read_sealed(
+        path,
+        version=FORMAT,
+        missing=f"No frozen decision at {folder}: {DECISION} is missing. Choose one on the validation split "
+        "and freeze it with frozen.freeze(...).",
+        again="choose and freeze a decision again",
+        writer="frozen.freeze(..., replace=True)",
+    )
+    found, known = record.get("decision"), [field.name for field in fields(Decision)]
+    problems = [f"{name} is missing" for name in _NEEDED if name not in record]
+    if isinstance(found, dict):
+        problems += [f"decision.{name} is missing" for name in known if name not in found]
+        problems += [f"decision.{name} is unknown" for name in found if name not in known]
+    if problems or not isinstance(found, dict):
+        raise ValueError(
+            f"{path} is no whole decision: {'; '.join(problems) or 'its decision is no object'}. "
+            f"{written_by(record)} Choose and freeze a decision again."
+        )
+    try:
+        decision = Decision(**found)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Frozen(folder, decision, record["guarantee"], record)
+
+
+def evaluate_on_test(run_folder: str | Path, predictions: pd.DataFrame) -> pd.DataFrame:
+    """What the frozen decision reaches on the test split; the opening is on record before that is told.
+
+    Args:
+        run_folder: `checkpoints/<run>`, with a frozen decision.
+        predictions: the predictions table that it was frozen with.
+
+    Returns:
+        Columns `level, patients, incomplete, tp, fp, fn, tn`, the `metrics.rates` and `undefined`. At
+        vertebra level, one row for all vertebrae (`all`) and one for each; at patient level, one row.
+        `incomplete` counts patients with a vertebra missing. A rate whose denominator is zero is NaN;
+        `undefined` counts those.
+
+    Raises:
+        FileNotFoundError: no decision is frozen there.
+        ValueError: it was frozen with other predictions or another split; there are no test rows; or the
+            table breaks the schema.
+        OSError: the opening cannot be put on record, so that nothing is told.
+    """
+    frozen, table = read_decision(run_folder), validate_predictions(predictions)
+    _check_hashes(frozen, table)
+    test = table[table["split"] == "test"]
+    if test.empty:
+        found = ", ".join(sorted(table["split"].unique()))
+        raise ValueError(f"The predictions have no row of the split 'test'; found {found}. Predict it.")
+    results = _results(frozen.decision, test)
+    record_opening(
+        frozen.folder,
+        decision_sha256=frozen.sha256,
+        predictions_sha256=frozen.record["predictions_sha256"],
+        level=frozen.decision.level,
+        objective=frozen.decision.objective,
+    )
+    return results
+
+
+def _check_hashes(frozen: Frozen, predictions: pd.DataFrame) -> None:
+    path = frozen.folder / DECISION
+    stored, found = frozen.record["predictions_sha256"], predictions_sha256(predictions)
+    if stored != found:
+        raise ValueError(
+            f"{path} was frozen with other predictions: their SHA-256 is {stored}, that of these is {found}. "
+            "Hand in the whole table as predictions.read_predictions(...) reads it; if the model was trained "
+            f"or run again, {_AGAIN}"
+        )
+    stored, found = frozen.record["split_sha256"], _split_sha256(frozen.folder, predictions)
+    if stored != found:
+        raise ValueError(
+            f"{path} was frozen with another split: its SHA-256 is {stored}, that of the run now is {found}, "
+            f"so that patients it was chosen on may be test patients. Bring that split back, or {_AGAIN}"
+        )
+
+
+def _results(decision: Decision, test: pd.DataFrame) -> pd.DataFrame:
+    called = apply_decision(decision, test, level=decision.level)
+    parts = {"patient": called}
+    if decision.level == "vertebra":
+        parts = {"all": called} | {str(name): part for name, part in called.groupby("vertebra")}
+    seen = test.groupby(UID).size()
+    rows = []
+    for level, part in parts.items():
+        patients = part[UID].unique()
+        row = rates(confusion(part["label"], part["positive"], 0.5)).drop(columns="threshold")
+        row.insert(0, "level", level)
+        row.insert(1, "patients", len(patients))
+        row.insert(2, "incomplete", int((seen[patients] < len(VERTEBRAE)).sum()))
+        rows.append(row)
+    table = pd.concat(rows, ignore_index=True)
+    return table.assign(undefined=table.isna().sum(axis=1))

@@ -1,0 +1,108 @@
+"""Records: JSON files that hold their own SHA-256, so that a change by hand is noticed, as `run.json`."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cspine_helpers import __version__
+from cspine_helpers.paths import atomic_path, inside, listing
+
+RECORD = "run.json"
+FORMAT = 1  # of run.json and the weights' names; rises when older runs can no longer be read
+SEAL = "record_sha256"
+
+
+def write_sealed(path: str | Path, content: Mapping[str, Any]) -> Path:
+    """Write a record in one step; `"record_sha256"` is added, or put right where it stands. Returns the path.
+
+    Raises:
+        ValueError: the record holds NaN or infinity, which JSON does not have, or no plain value; names each.
+    """
+    path, numbers = Path(path), _not_finite(content)
+    if numbers:
+        raise ValueError(f"A record has no NaN or infinity; found at {listing(numbers)}. Leave them out.")
+    whole = {**content, SEAL: content_sha256(content)}
+    text = json.dumps(whole, indent=2, default=_plain, ensure_ascii=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def content_sha256(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's content without this hash, whatever the order of its keys."""
+    rest = {key: value for key, value in record.items() if key != SEAL}
+    plain = json.loads(json.dumps(rest, default=_plain))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def read_sealed(path: str | Path, *, version: int, missing: str, again: str, writer: str) -> dict[str, Any]:
+    """Read a record.
+
+    Args:
+        path: the file.
+        version: the `"format"` that it must have.
+        missing: the error's text where there is no such file.
+        again: how to make it again, for the error messages: "train again".
+        writer: the call that writes such a record, for a change that is meant.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON, of another format than this version of the package reads, not as it was
+            written, or a link out of the folder.
+    """
+    path = inside(Path(path))
+    if not path.is_file():
+        raise FileNotFoundError(missing)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}). Restore it, or {again}.") from error
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != version:
+        raise ValueError(
+            f"{path} is of format {found!r}; this version reads format {version}. {written_by(record)} Read "
+            f"it with the version that wrote it, or {again}."
+        )
+    if record.get(SEAL) != content_sha256(record):
+        raise ValueError(
+            f"{path} is not the record that was written: its content has another SHA-256 than it says "
+            f"({SEAL}). Restore it, or {again}. A change that is meant goes through {writer}."
+        )
+    return record
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """Read a run's `run.json`; see `read_sealed`."""
+    return read_sealed(
+        Path(folder) / RECORD,
+        version=FORMAT,
+        missing=f"No run at {folder}: {RECORD} is missing. Train one with notebook 03.",
+        again="train again",
+        writer="checkpoints.write_record(...)",
+    )
+
+
+def written_by(record: object) -> str:
+    """A sentence that says which version of the package wrote a record, and which this is."""
+    versions = record.get("versions") if isinstance(record, dict) else None
+    found = versions.get("cspine_helpers") if isinstance(versions, dict) else None
+    return f"It was written by cspine_helpers {found or 'of an unknown version'}; this is {__version__}."
+
+
+def _plain(value: Any) -> Any:  # what json hands over
+    """NumPy numbers as Python's; anything else is refused by its name."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise ValueError(f"A record holds plain values; found {type(value).__name__} {value!r}.")
+
+
+def _not_finite(value: Any, place: str = "record") -> list[str]:
+    """Places of numbers that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return [found for key, item in value.items() for found in _not_finite(item, f"{place}.{key}")]
+    if isinstance(value, list | tuple):
+        return [found for i, item in enumerate(value) for found in _not_finite(item, f"{place}[{i}]")]
+    return [] if not isinstance(value, float) or math.isfinite(value) else [place]

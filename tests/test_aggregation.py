@@ -1,0 +1,200 @@
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import RSNA, needs_rsna
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
+
+from cspine_helpers.aggregation import (
+    MIN_PATIENTS,
+    Aggregation,
+    aggregate,
+    compare_aggregations,
+    fit_logistic,
+    sorted_logits,
+    validation_rows,
+)
+from cspine_helpers.labels import UID, VERTEBRAE, read_labels
+from cspine_helpers.metrics import patient_level
+from cspine_helpers.predictions import from_wide
+
+LEARNED = Aggregation(
+    "logistic", intercept=-0.5, weights=(1.0, 0.5, 0.25, 0, 0, 0, 0), fitted_on={"split": "validation"}
+)
+
+
+def toy(patients=120, seed=0, split="validation"):
+    """Predictions of patients whose fractured vertebrae score higher."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((patients, 7)) < 0.1).astype(int)
+    scores = expit(rng.normal(2.5 * labels - 2, 1))
+    uids = [f"1.{split == 'test':d}.{number}" for number in range(patients)]
+    return pd.DataFrame(
+        {
+            UID: np.repeat(uids, 7),
+            "vertebra": VERTEBRAE * patients,
+            "split": split,
+            "label": labels.ravel(),
+            "probability": scores.ravel(),
+        }
+    )
+
+
+def patient(*probabilities, labels=None):
+    """One patient with the first vertebrae only."""
+    n = len(probabilities)
+    return pd.DataFrame(
+        {
+            UID: "1.2",
+            "vertebra": VERTEBRAE[:n],
+            "split": "validation",
+            "label": labels or [0] * n,
+            "probability": probabilities,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        (Aggregation(), 0.5),
+        (Aggregation("noisy_or"), 1 - 0.5 * 0.9 * 0.8),
+        (Aggregation("top_k", k=2), 0.35),
+        (Aggregation("top_k", k=7), (0.5 + 0.1 + 0.2) / 3),
+        # sorted: 0.5, 0.2, 0.1, and 0.1 for each that is missing
+        (LEARNED, expit(-0.5 + logit(0.5) + 0.5 * logit(0.2) + 0.25 * logit(0.1))),
+    ],
+)
+def test_worked_by_hand_with_four_vertebrae_missing(aggregation, expected):
+    found = aggregate(patient(0.5, 0.1, 0.2, labels=[0, 1, 0]), aggregation)
+    assert list(found.columns) == [UID, "split", "label", "probability", "missing"]
+    assert found["probability"].item() == pytest.approx(expected, rel=1e-12)
+    assert (found["label"].item(), found["missing"].item()) == (1, 4)
+
+
+def test_max_is_the_patient_level_of_metrics_whatever_the_order_of_rows():
+    table = toy().drop(index=[0, 1, 9]).sample(frac=1, random_state=0)
+    found = aggregate(table, Aggregation())
+    pd.testing.assert_frame_equal(found.drop(columns="missing"), patient_level(table), check_exact=True)
+    assert found["missing"].sum() == 3
+
+
+@pytest.mark.parametrize(
+    "aggregation", [Aggregation(), Aggregation("noisy_or"), Aggregation("top_k", k=3), LEARNED], ids=str
+)
+def test_probabilities_of_0_and_1_stay_in_the_unit_interval(aggregation):
+    for p in ((0.0,) * 7, (1.0,) * 7, (0.0, 1.0), (1e-300, 1 - 1e-16)):
+        assert 0 <= aggregate(patient(*p), aggregation)["probability"].item() <= 1
+
+
+@needs_rsna
+def test_noisy_or_is_the_overall_column_of_real_predictions():
+    wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
+    real = from_wide(wide, read_labels(RSNA / "train.csv"), "validation", missing="drop")
+    found = aggregate(real, Aggregation("noisy_or")).set_index(UID)["probability"]
+    overall = wide.set_index("uid")["Overall"].loc[found.index]
+    np.testing.assert_allclose(found, overall, atol=1e-6)
+
+
+def test_the_learned_weights_are_those_of_scikit_learn_where_none_is_negative():
+    rng = np.random.default_rng(1)
+    wide = np.sort(expit(rng.normal(0, 1.5, (6000, 7))), axis=1)[:, ::-1]
+    weights = np.array([1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.3])
+    labels = (rng.random(6000) < expit(sorted_logits(wide) @ weights - 0.5)).astype(int)
+    table = pd.DataFrame(wide, columns=list(VERTEBRAE)).assign(**{UID: [f"1.{n}" for n in range(6000)]})
+    long = table.melt(UID, list(VERTEBRAE), "vertebra", "probability").assign(split="validation", label=0)
+    long["label"] = np.where(long["vertebra"] == "C1", np.tile(labels, 7), 0)
+    found = fit_logistic(long)
+    oracle = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000).fit(sorted_logits(wide), labels)
+    assert oracle.coef_.min() > 0
+    np.testing.assert_allclose(found.weights, oracle.coef_[0], atol=1e-4)
+    assert found.intercept == pytest.approx(oracle.intercept_[0], abs=1e-4)
+    assert found.fitted_on == {"split": "validation", "patients": 6000, "positives": labels.sum()}
+
+
+def test_a_higher_vertebra_never_lowers_the_learned_patient():
+    fitted = fit_logistic(toy())
+    assert min(fitted.weights) == 0
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p = rng.random(7)
+        before = aggregate(patient(*p), fitted)["probability"].item()
+        p[rng.integers(7)] += 0.5 * (1 - p.max())
+        assert aggregate(patient(*p), fitted)["probability"].item() >= before - 1e-12
+
+
+def test_only_validation_patients_are_fitted_on():
+    both = pd.concat([toy(), toy(seed=5, split="test").assign(label=1)], ignore_index=True)
+    assert fit_logistic(both) == fit_logistic(toy())
+
+
+def test_side_by_side_the_learned_one_is_judged_on_patients_it_has_not_seen():
+    table = compare_aggregations(toy().drop(index=[3]))
+    assert table["aggregation"].tolist() == [
+        "max", "noisy or", "mean of top 2", "mean of top 3", "logistic, cross-fitted",
+    ]  # fmt: skip
+    assert (table["incomplete"] == 1).all()
+    assert (table["undefined"] == "").all()
+    assert not table.isna().any(axis=None)
+    noise = toy(60, seed=3)
+    noise["probability"] = np.random.default_rng(9).random(len(noise))
+    assert compare_aggregations(noise)["auroc"].iloc[-1] < 0.65
+
+
+def test_side_by_side_too_few_patients_are_said():
+    table = compare_aggregations(toy(30))
+    assert table["auroc"].isna().tolist() == [False] * 4 + [True]
+    assert table["undefined"].iloc[-1].startswith(f"A learned aggregation needs {MIN_PATIENTS} patients")
+
+
+def test_it_survives_json():
+    for aggregation in (Aggregation(), Aggregation("top_k", k=2), fit_logistic(toy())):
+        assert Aggregation(**json.loads(json.dumps(asdict(aggregation)))) == aggregation
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "median"}, "Unknown aggregation 'median'. Choose one of max, noisy_or, top_k, logistic"),
+        ({"method": "top_k"}, "top_k takes k, 1 to 7, and only it does; found top_k, k=None"),
+        ({"method": "top_k", "k": 8}, "k=8"),
+        ({"method": "top_k", "k": 2.0}, "k=2.0"),
+        ({"method": "max", "k": 2}, "only it does; found max, k=2"),
+        ({"method": "logistic"}, r"make it|Make it with fit_logistic"),
+        ({"method": "max", "intercept": 0.0, "weights": (1,) * 7, "fitted_on": {}}, "only it does"),
+        ({**asdict(LEARNED), "weights": (1.0,) * 6}, "7 finite weights"),
+        ({**asdict(LEARNED), "weights": (-1.0,) * 7}, "none below 0"),
+        ({**asdict(LEARNED), "intercept": float("nan")}, "finite"),
+    ],
+)
+def test_other_aggregations_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Aggregation(**fields)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (toy(30), "needs 20 patients with a fracture and 20 without to fit on; found 1[0-9] and 1[0-9]"),
+        (toy(split="test"), "no row of the split 'validation'.*found test"),
+        (toy().assign(probability=1.5), r"no numbers in \[0, 1\]"),
+        (toy().assign(probability=np.nan), r"no numbers in \[0, 1\]"),
+        (toy().assign(label=2), "neither 0 nor 1"),
+        (pd.concat([toy(), toy()]), "repeat a study and vertebra"),
+        (toy().assign(split=["validation", "test"] * 420), "more than one split"),
+    ],
+)
+def test_tables_that_cannot_be_fitted_on_are_refused(table, message):
+    with pytest.raises(ValueError, match=message):
+        fit_logistic(table)
+
+
+def test_one_class_cannot_be_compared_and_a_penalty_is_a_number():
+    with pytest.raises(ValueError, match="All 120 labels are 0"):
+        compare_aggregations(toy().assign(label=0))
+    with pytest.raises(ValueError, match="penalty is a finite number"):
+        fit_logistic(toy(), penalty=float("nan"))
+    assert len(validation_rows(toy())) == 840

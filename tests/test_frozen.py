@@ -1,0 +1,326 @@
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import RSNA, needs_rsna
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_aggregation import toy
+
+from cspine_helpers import frozen, openings
+from cspine_helpers.aggregation import Aggregation, fit_logistic
+from cspine_helpers.decisions import choose_threshold, state_threshold
+from cspine_helpers.frozen import evaluate_on_test, freeze, predictions_sha256, read_decision
+from cspine_helpers.labels import UID, VERTEBRAE, read_labels
+from cspine_helpers.levels import choose_decision, choose_per_vertebra
+from cspine_helpers.metrics import confusion, rates
+from cspine_helpers.openings import read_openings
+from cspine_helpers.paths import sha256_of
+from cspine_helpers.predictions import from_wide, read_predictions, write_predictions
+from cspine_helpers.records import write_sealed
+from cspine_helpers.splits import split_hash, split_patients
+
+WHOLE = pd.concat([toy(150), toy(80, seed=7, split="test")], ignore_index=True)
+VERTEBRA = choose_decision(WHOLE, level="vertebra", precision_floor=0.5)
+PATIENT = choose_decision(WHOLE, level="patient", aggregation=Aggregation("noisy_or"), objective="max_youden")
+SPLIT = WHOLE[[UID, "split"]].drop_duplicates()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on by a day at each look."""
+    days = iter(range(1, 29))
+
+    def now():
+        return f"2026-11-{next(days):02d}T12:00:00+00:00"
+
+    monkeypatch.setattr(frozen, "now_utc", now)
+    monkeypatch.setattr(openings, "now_utc", now)
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def change(folder, **changes):
+    """Change the record, and its seal with it."""
+    record = json.loads((folder / "decision.json").read_text()) | changes
+    write_sealed(folder / "decision.json", record)
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        VERTEBRA,
+        PATIENT,
+        choose_per_vertebra(WHOLE, min_positives=5, objective="max_f1"),
+        choose_decision(WHOLE, level="patient", aggregation=fit_logistic(WHOLE), objective="max_f1"),
+    ],
+    ids=["vertebra", "patient", "each vertebra", "learned"],
+)
+def test_a_frozen_decision_comes_back(tmp_path, decision):
+    run = tmp_path / "run"
+    made = freeze(run, decision, WHOLE)
+    found = read_decision(run)
+    assert made == found
+    assert (found.decision, found.guarantee, found.folder) == (decision, None, run)
+    assert found.record["predictions_sha256"] == predictions_sha256(WHOLE)
+    assert found.record["split_sha256"] == split_hash(SPLIT)
+    assert found.record["chosen_on"] == {"split": "validation", "patients": 150, "vertebrae": 1050}
+    assert found.record["test_openings_before"] == 0
+    assert found.sha256 == found.record["record_sha256"]
+    results = evaluate_on_test(run, WHOLE)
+    assert results["level"].tolist() == ["patient"] if decision.level == "patient" else ["all", *VERTEBRAE]
+
+
+def test_the_predictions_hash_is_that_of_their_file(tmp_path):
+    path = tmp_path / "predictions.csv"
+    write_predictions(WHOLE, path)
+    assert predictions_sha256(read_predictions(path)) == predictions_sha256(WHOLE) == sha256_of(path)
+
+
+def test_results_on_the_test_split_are_those_of_its_rows_alone(tmp_path):
+    table = WHOLE.drop(index=WHOLE.index[-3:])
+    table = table.assign(
+        label=table["label"].where((table["split"] != "test") | (table["vertebra"] != "C2"), 0)
+    )
+    freeze(tmp_path, VERTEBRA, table)
+    found = evaluate_on_test(tmp_path, table).set_index("level")
+    test = table[table["split"] == "test"]
+    expected = rates(confusion(test["label"], test["probability"], VERTEBRA.require())).iloc[0]
+    for name in ("tp", "fp", "fn", "tn", "recall", "precision", "specificity", "f1", "accuracy"):
+        assert found.loc["all", name] == expected[name], name
+    assert found.loc[["all", "C1", "C7"], "patients"].tolist() == [80, 80, 79]
+    assert found.loc[["all", "C1", "C7"], "incomplete"].tolist() == [1, 1, 0]
+    assert np.isnan(found.loc["C2", "recall"])
+    assert found.loc["C2", "undefined"] >= 1
+    assert (found["undefined"] == found.isna().sum(axis=1)).all()
+    counted = found.drop(index="all")[["tp", "fp", "fn", "tn"]].sum()
+    assert (counted == found.loc["all", ["tp", "fp", "fn", "tn"]]).all()
+
+
+def test_freezing_and_opening_again_change_no_byte(tmp_path, clock):
+    first = freeze(tmp_path, PATIENT, WHOLE)
+    results = evaluate_on_test(tmp_path, WHOLE)
+    before = files(tmp_path)
+    assert set(before) == {"decision.json", "test_openings.csv", "test_openings.csv.sha256"}
+    for again in (False, True):
+        assert freeze(tmp_path, PATIENT, WHOLE, replace=again) == first
+        pd.testing.assert_frame_equal(evaluate_on_test(tmp_path, WHOLE), results)
+        assert files(tmp_path) == before
+
+
+def test_each_decision_that_opened_the_test_split_stays_on_record(tmp_path, clock):
+    assert read_openings(tmp_path).empty
+    first = freeze(tmp_path, PATIENT, WHOLE)
+    evaluate_on_test(tmp_path, WHOLE)
+    with pytest.raises(
+        FileExistsError, match=r"holds another decision: Highest Youden.*opened 1 time.*replace"
+    ):
+        freeze(tmp_path, VERTEBRA, WHOLE)
+    assert read_decision(tmp_path) == first
+    second = freeze(tmp_path, VERTEBRA, WHOLE, replace=True)
+    assert second.record["test_openings_before"] == 1
+    evaluate_on_test(tmp_path, WHOLE)
+    table = read_openings(tmp_path)
+    assert tuple(table.columns) == openings.COLUMNS
+    assert table["decision_sha256"].tolist() == [first.sha256, second.sha256]
+    assert (table["predictions_sha256"] == predictions_sha256(WHOLE)).all()
+    assert table["level"].tolist() == ["patient", "vertebra"]
+    assert table["objective"].tolist() == ["max_youden", "max_recall"]
+    assert table["opened_utc"].is_monotonic_increasing
+    assert pd.read_csv(tmp_path / "test_openings.csv").shape == (2, 5)
+
+
+def test_nothing_is_told_where_the_opening_cannot_be_recorded(tmp_path):
+    freeze(tmp_path, PATIENT, WHOLE)
+    evaluate_on_test(tmp_path, WHOLE)
+    path = tmp_path / "test_openings.csv"
+    path.write_text(path.read_text().replace("patient", "vertebra"))
+    with pytest.raises(ValueError, match=r"test_openings\.csv is not the file that was written"):
+        evaluate_on_test(tmp_path, WHOLE)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError, match=r"test_openings\.csv was not written"):
+        evaluate_on_test(tmp_path, WHOLE)
+
+
+def test_the_test_split_stays_shut_without_a_frozen_decision(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"decision\.json is missing\. Choose one on the validation"):
+        evaluate_on_test(tmp_path, WHOLE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            WHOLE.assign(probability=WHOLE["probability"].round(6)),
+            r"with other predictions: their SHA-256 is ",
+        ),
+        (WHOLE[WHOLE["split"] == "test"], r"Hand in the whole table .* choose again on the validation split"),
+        (WHOLE.sample(frac=1, random_state=0), "with other predictions"),
+        (WHOLE.assign(probability=2.0), r"no numbers in \[0, 1\]"),
+        (pd.concat([WHOLE, WHOLE[:1]]), "repeat a study and vertebra"),
+        (WHOLE.assign(split=["validation", "test"] * 805), "more than one split"),
+    ],
+)
+def test_other_predictions_do_not_open_the_test_split(tmp_path, table, message):
+    freeze(tmp_path, VERTEBRA, WHOLE)
+    with pytest.raises(ValueError, match=message):
+        evaluate_on_test(tmp_path, table)
+    assert read_openings(tmp_path).empty
+
+
+def test_predictions_without_test_rows_have_nothing_to_open(tmp_path):
+    table = WHOLE[WHOLE["split"] == "validation"]
+    freeze(tmp_path, VERTEBRA, table)
+    with pytest.raises(ValueError, match="no row of the split 'test'; found validation"):
+        evaluate_on_test(tmp_path, table)
+    assert read_openings(tmp_path).empty
+
+
+def test_a_run_that_was_trained_on_another_split_since_does_not_open_it(tmp_path):
+    write_sealed(tmp_path / "run.json", {"format": 1, "data": {"split_sha256": "a" * 64}})
+    assert freeze(tmp_path, VERTEBRA, WHOLE).record["split_sha256"] == "a" * 64
+    evaluate_on_test(tmp_path, WHOLE)
+    write_sealed(tmp_path / "run.json", {"format": 1, "data": {"split_sha256": "b" * 64}})
+    with pytest.raises(
+        ValueError, match=r"another split: its SHA-256 is a{64}, that of the run now is b{64}"
+    ):
+        evaluate_on_test(tmp_path, WHOLE)
+
+
+def test_a_decision_made_on_test_patients_is_not_frozen(tmp_path):
+    test = WHOLE[WHOLE["split"] == "test"]
+    peeked = choose_threshold(test["label"], test["probability"], precision_floor=0.5)
+    with pytest.raises(
+        ValueError, match=r"not made on the validation split .*recall is .*cases is 1050, the dec"
+    ):
+        freeze(tmp_path, peeked, WHOLE)
+    with pytest.raises(ValueError, match="specificity is"):
+        freeze(tmp_path, replace(VERTEBRA, specificity=0.99, cases=None, positives=None), WHOLE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_threshold_no_validation_rows_and_no_aggregation_are_not_frozen(tmp_path):
+    nothing = choose_threshold([0, 1, 0], [0.9, 0.5, 0.2], precision_floor=0.6)
+    with pytest.raises(ValueError, match="No threshold keeps precision"):
+        freeze(tmp_path, nothing, WHOLE)
+    with pytest.raises(ValueError, match="no row of the split 'validation'"):
+        freeze(tmp_path, VERTEBRA, WHOLE[WHOLE["split"] == "test"])
+    with pytest.raises(ValueError, match="say how the vertebrae of a patient become one probability"):
+        freeze(tmp_path, replace(PATIENT, aggregation=None), WHOLE)
+
+
+def promise(threshold, level):
+    return {"threshold": threshold, "level": level, "recall": 0.9, "delta": 0.05}
+
+
+def test_a_guarantee_that_covers_the_threshold_is_kept(tmp_path):
+    validation = WHOLE[WHOLE["split"] == "validation"]
+    stated = state_threshold(
+        validation["label"], validation["probability"], 0.2, reason="Guaranteed: recall 0.9 or above."
+    )
+    found = freeze(tmp_path, stated, WHOLE, guarantee=promise(0.2, "vertebra"))
+    assert found.guarantee == promise(0.2, "vertebra")
+    assert freeze(tmp_path, stated, WHOLE, guarantee=promise(0.2, "vertebra")) == found
+    with pytest.raises(FileExistsError, match="holds another decision"):
+        freeze(tmp_path, stated, WHOLE, guarantee=promise(0.25, "vertebra"))
+
+
+def test_each_vertebra_has_its_own_guarantee(tmp_path):
+    each = choose_per_vertebra(WHOLE, min_positives=5, objective="max_f1")
+    promises = {name: promise(threshold, name) for name, threshold in each.thresholds.items()}
+    assert freeze(tmp_path, each, WHOLE, guarantee=promises).guarantee == promises
+    with pytest.raises(ValueError, match="No guarantee with threshold and level for 'C3'"):
+        freeze(tmp_path, each, WHOLE, guarantee={**promises, "C3": None}, replace=True)
+
+
+@pytest.mark.parametrize(
+    ("decision", "guarantee", "message"),
+    [
+        (VERTEBRA, promise(0.0, "vertebra"), r"up to 0\.0 at level 'vertebra'; the decision has"),
+        (VERTEBRA, promise(None, "vertebra"), "up to None"),
+        (VERTEBRA, promise(1.0, "patient"), "at level 'patient'; the decision has .* at level 'vertebra'"),
+        (VERTEBRA, {"recall": 0.9}, "No guarantee with threshold and level"),
+        (
+            choose_decision(WHOLE, level="patient", aggregation=fit_logistic(WHOLE), objective="max_f1"),
+            promise(1.0, "patient"),
+            "fitted on the validation patients: it has seen them",
+        ),
+    ],
+)
+def test_a_guarantee_of_something_else_is_refused(tmp_path, decision, guarantee, message):
+    with pytest.raises(ValueError, match=message):
+        freeze(tmp_path, decision, WHOLE, guarantee=guarantee)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "of format 2; this version reads format 1. It was written by"),
+        ({"decision": None}, "its decision is no object"),
+        ({"decision": {"threshold": 0.5}}, "decision.objective is missing"),
+        ({"decision": {**asdict(PATIENT), "colour": 1}}, "decision.colour is unknown"),
+        (
+            {"decision": {**asdict(PATIENT), "threshold": 1.5}},
+            r"decision\.json: A threshold lies in \[0, 1\]",
+        ),
+        ({"decision": {**asdict(PATIENT), "threshold": "0.5"}}, r"decision\.json: "),
+        ({"decision": {**asdict(PATIENT), "aggregation": {"method": "median"}}}, "Unknown aggregation"),
+        ({"decision": {**asdict(PATIENT), "aggregation": {"way": "max"}}}, r"decision\.json: "),
+    ],
+)
+def test_a_record_that_is_no_decision_is_refused(tmp_path, changes, message):
+    freeze(tmp_path, PATIENT, WHOLE)
+    change(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        read_decision(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        freeze(tmp_path, PATIENT, WHOLE)
+    assert freeze(tmp_path, PATIENT, WHOLE, replace=True).decision == PATIENT
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return freeze(folder, PATIENT, WHOLE), (folder / "decision.json").read_bytes()
+
+
+@settings(max_examples=150, derandomize=True, deadline=None, database=None)
+@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_any_byte_changed_is_noticed_or_means_the_same(record, place, flip):
+    made, content = record
+    at = int(place * len(content))
+    (made.folder / "decision.json").write_bytes(
+        content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :]
+    )
+    try:
+        assert read_decision(made.folder).decision == PATIENT
+    except ValueError as error:
+        assert "decision.json" in str(error)  # noqa: PT017  # no error is as good
+
+
+@needs_rsna
+def test_a_decision_on_real_predictions_opens_their_test_split_once(tmp_path):
+    labels = read_labels(RSNA / "train.csv")
+    wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
+    real = from_wide(wide, labels, split_patients(labels), missing="drop")
+    each = choose_per_vertebra(real, min_positives=10, objective="max_f1")
+    assert len(each.thresholds) == 7
+    decision = choose_decision(
+        real,
+        level="patient",
+        aggregation=Aggregation("noisy_or"),
+        objective="max_recall",
+        specificity_floor=0.5,
+    )
+    freeze(tmp_path, decision, real)
+    found = evaluate_on_test(tmp_path, real).iloc[0]
+    assert (found["patients"], found["incomplete"], found["undefined"]) == (403, 0, 0)
+    assert abs(found["recall"] - decision.recall) < 0.1
+    evaluate_on_test(tmp_path, real)
+    assert len(read_openings(tmp_path)) == 1

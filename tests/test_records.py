@@ -1,0 +1,82 @@
+import json
+
+import numpy as np
+import pytest
+
+from cspine_helpers import records
+
+
+def read(path):
+    return records.read_sealed(
+        path, version=1, missing="It is missing.", again="make it again", writer="write_sealed(...)"
+    )
+
+
+def test_a_record_comes_back_with_its_hash_where_it_stood(tmp_path):
+    content = {"format": 1, records.SEAL: "", "numbers": [np.float64(0.5), np.int64(3)], "note": "C1 – C7"}
+    path = records.write_sealed(tmp_path / "made" / "record.json", content)
+    found = read(path)
+    assert list(found) == list(content)
+    assert found["numbers"] == [0.5, 3]
+    assert found[records.SEAL] == records.content_sha256(found)
+    assert "C1 – C7" in path.read_text(encoding="utf-8")
+
+
+def test_a_record_without_a_place_for_the_hash_has_it_last(tmp_path):
+    found = read(records.write_sealed(tmp_path / "record.json", {"format": 1}))
+    assert list(found) == ["format", records.SEAL]
+
+
+def test_the_order_of_keys_and_the_hash_itself_are_not_hashed():
+    record = {"a": 1, "b": [1, 2]}
+    again = {"b": (1, 2), records.SEAL: "another", "a": 1}
+    assert records.content_sha256(record) == records.content_sha256(again)
+    assert records.content_sha256(record) != records.content_sha256(record | {"a": 2})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": {"b": float("nan")}, "c": [0.0, float("inf")]}, r"'record\.a\.b', 'record\.c\[1\]'"),
+        ({"a": {1, 2}}, r"plain values; found set"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_and_nothing_written(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        records.write_sealed(tmp_path / "record.json", content)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_record_says_what_to_do(tmp_path):
+    path = tmp_path / "record.json"
+    with pytest.raises(FileNotFoundError, match=r"^It is missing\.$"):
+        read(path)
+    records.write_sealed(path, {"format": 1, "number": 0.25})
+    whole = path.read_text()
+    for text, message in (
+        (
+            whole.replace("0.25", "0.35"),
+            r"another SHA-256.*make it again.*goes through write_sealed\(\.\.\.\)",
+        ),
+        (
+            whole.replace('"format": 1', '"format": 2'),
+            r"of format 2; this version reads format 1\..*unknown ver",
+        ),
+        (whole[:-3], r"is not JSON .*make it again"),
+        ("[1]", "of format None"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read(path)
+    path.unlink()
+    outside = tmp_path / "elsewhere" / "record.json"
+    records.write_sealed(outside, {"format": 1})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "record.json").symlink_to(outside)
+    with pytest.raises(ValueError, match="link out of its folder"):
+        read(tmp_path / "run" / "record.json")
+
+
+def test_the_version_that_wrote_a_record_is_named():
+    assert "cspine_helpers 0.0.9; this is" in records.written_by({"versions": {"cspine_helpers": "0.0.9"}})
+    assert "of an unknown version" in records.written_by(json.loads("null"))
