@@ -1,0 +1,259 @@
+"""Thresholds that keep a promised recall on new patients, whatever the scores look like.
+
+A threshold whose recall on the validation patients is just what was asked for falls short on new patients
+about half the time. Here the most lenient threshold comes first, and it rises as long as a test rejects, at
+level δ, that recall is below r: fixed-sequence testing. Recall only falls on the way, so that one δ serves
+all thresholds: the promise is broken only where the threshold passes the last one with recall ≥ r, and then
+the test has erred right above that one, which happens with probability δ at most. Equal scores do no harm.
+
+Patients are drawn independently, their vertebrae are not: the tests count patients. For patients, and for
+one vertebra (C1 … C7), each fractured patient is found or missed: exact binomial test. Vertebrae: `betting`.
+
+The promise is for patients drawn as these were, whom neither training, nor the choice of the epoch, nor a
+fitted aggregation has seen. It says nothing of another hospital. Promises for seven vertebrae hold all
+together with confidence 1 − δ where each is asked for with δ/7.
+
+Source: Angelopoulos, Bates, Candès, Jordan, Lei, "Learn then test" (2021; fixed sequences). Bates et al.,
+"Distribution-free, risk-controlling prediction sets", J. ACM 68 (2021; risks that only rise). Clopper,
+Pearson, Biometrika 26 (1934; the binomial test).
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from cspine_helpers.betting import MOST, PatientLosses, highest_threshold
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.metrics import check_scores
+from cspine_helpers.paths import listing
+
+Average = Literal["vertebrae", "patients"]
+GUARANTEE_LEVELS = ("patient", "vertebra", *VERTEBRAE)
+_LARGEST = 2**17  # patients; beyond that no number is worth naming
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """A promise about recall on new patients, or why none can be made.
+
+    Attributes:
+        threshold: the highest that keeps the promise; None: only calling everything positive keeps it.
+        level: what the threshold applies to, one of `GUARANTEE_LEVELS`; it holds for no other.
+        average: at level `vertebra`, what recall is averaged over: `vertebrae`, all alike (pooled, as
+            `metrics.rates` counts), or `patients`, the share found of each one's fractures.
+        recall: the recall promised.
+        delta: how often, at most, such a promise is broken; 1 − delta is the confidence.
+        patients: fractured patients that it rests on.
+        positives: their fractured vertebrae at level `vertebra`; at other levels the same as `patients`.
+        found: those of `positives` at or above the threshold; 0 where there is none.
+        needed: fractured patients that would suffice if all positives were found.
+        needed_as_hoped: fractured patients that would suffice to guarantee the threshold hoped for, at the
+            recall observed there; None: nothing was hoped for, or no number up to 131,072 suffices.
+        reason: one sentence that says why this threshold, or why none.
+    """
+
+    threshold: float | None
+    level: str
+    average: Average
+    recall: float
+    delta: float
+    patients: int
+    positives: int
+    found: int
+    needed: int
+    needed_as_hoped: int | None
+    reason: str
+
+    def __post_init__(self) -> None:
+        _check_promise(self.recall, self.delta)
+        _check_choice("level", self.level, GUARANTEE_LEVELS)
+        _check_choice("average", self.average, get_args(Average))
+        if self.threshold is not None:
+            _check_threshold(self.threshold)
+
+    def require(self) -> float:
+        """The threshold.
+
+        Raises:
+            ValueError: there is none; says why.
+        """
+        if self.threshold is None:
+            raise ValueError(f"{self.reason} Use more patients, or ask for less recall or confidence.")
+        return self.threshold
+
+
+def guarantee_recall(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    patients: ArrayLike,
+    *,
+    recall: float,
+    level: str,
+    delta: float = 0.05,
+    average: Average = "vertebrae",
+    hoped: float | None = None,
+) -> Guarantee:
+    """The highest threshold at which recall ≥ `recall` on new patients, with confidence 1 − `delta`.
+
+    Args:
+        labels: (N,) of 0/1, at the level asked for.
+        probabilities: (N,) in [0, 1].
+        patients: (N,) study UIDs. Several rows of one patient belong to level `vertebra` alone.
+        recall: what is promised, between 0 and 1.
+        level: one of `GUARANTEE_LEVELS`.
+        delta: how often the promise may be broken.
+        average: see `Guarantee`; makes a difference at level `vertebra` only.
+        hoped: a threshold one would rather have, to learn how many patients that would take.
+
+    Raises:
+        ValueError: see `metrics.check_scores`; no positives; a recall, delta, level, average or threshold
+            that is none; a patient without UID, with several rows where one is due, or over seven fractures.
+    """
+    _check_promise(recall, delta)
+    _check_choice("level", level, GUARANTEE_LEVELS)
+    _check_choice("average", average, get_args(Average))
+    if hoped is not None:
+        _check_threshold(hoped)
+    y, p = check_scores(labels, probabilities)
+    who = _check_patients(patients, y, level)
+    codes, uids = pd.factorize(who[y == 1])
+    if (np.bincount(codes) > MOST).any():
+        many = listing(uids[np.bincount(codes) > MOST].tolist())
+        raise ValueError(f"A patient has {MOST} vertebrae; more are fractured in {many}. Drop repeated rows.")
+
+    pooled = level != "vertebra" or average == "vertebrae"
+    losses = PatientLosses(p[y == 1], codes, recall=recall, pooled=pooled)
+    missed = None if hoped is None else losses.missed(hoped)
+    if level == "vertebra":
+        threshold = highest_threshold(losses, delta)
+        needed = losses.needed_if_all_found(delta)
+        needed_as_hoped = None if missed is None else losses.needed(missed, delta)
+    else:
+        allowed = _most_misses(len(uids), recall, delta)
+        threshold = None if allowed < 0 else float(losses.scores[allowed])  # one more would be too many
+        needed = patients_needed(recall, delta=delta)
+        needed_as_hoped = None if missed is None else _least_patients(recall, delta, float(1 - missed.mean()))
+    found = 0 if threshold is None else int((losses.scores >= threshold).sum())
+
+    what = {"patient": "of patients", "vertebra": "of vertebrae"}.get(level, f"of {level}")
+    over = "" if pooled else ", averaged over patients,"
+    promise = f"recall {what}{over} ≥ {recall:.4g} with confidence {1 - delta:.4g}"
+    if threshold is None:
+        reason = (
+            f"No threshold guarantees {promise}: {len(uids)} fractured patients are too few, even if all is "
+            f"found; that takes {needed}, and more where some is missed."
+        )
+    else:
+        here = f"{found} of {len(losses.scores)} positives in {len(uids)} fractured patients are found here"
+        reason = f"Highest threshold that guarantees {promise}: {here}."
+    return Guarantee(
+        threshold=threshold,
+        level=level,
+        average=average,
+        recall=recall,
+        delta=delta,
+        patients=len(uids),
+        positives=len(losses.scores),
+        found=found,
+        needed=needed,
+        needed_as_hoped=needed_as_hoped,
+        reason=reason,
+    )
+
+
+def patients_needed(recall: float, *, delta: float = 0.05, observed: float = 1.0) -> int:
+    """The least number of fractured patients that guarantees `recall` where the share `observed` is found.
+
+    For patients and single vertebrae, by the exact binomial test; log δ / log r where all are found.
+
+    Raises:
+        ValueError: recall or delta is none; `observed` is not above `recall`, so that no number suffices, or
+            so close to it that more than 131,072 would be needed.
+    """
+    _check_promise(recall, delta)
+    if not recall < observed <= 1:
+        raise ValueError(
+            f"To guarantee recall {recall:.4g} one must observe more than that; found {observed:.4g}. "
+            "Ask for less recall, or lower the threshold."
+        )
+    least = _least_patients(recall, delta, observed)
+    if least is None:
+        raise ValueError(
+            f"To guarantee recall {recall:.4g} where {observed:.4g} is observed takes more than {_LARGEST:,} "
+            "patients. Ask for less recall."
+        )
+    return least
+
+
+@cache
+def _least_patients(recall: float, delta: float, observed: float) -> int | None:
+    """See `patients_needed`; None: no number, or too large a one."""
+    from scipy.stats import binom
+
+    first, last = 1, 1024
+    while first < _LARGEST and observed > recall:
+        n = np.arange(first, last)
+        missed = np.ceil(n * (1 - observed) - 1e-9)
+        enough = np.flatnonzero(binom.cdf(missed, n, 1 - recall) <= _rounded_up(delta))
+        if len(enough):
+            return int(n[enough[0]])
+        first, last = last, 2 * last
+    return None
+
+
+@cache
+def _most_misses(patients: int, recall: float, delta: float) -> int:
+    """The most misses that the binomial test allows; -1: it allows no patient to be missed, nor none."""
+    from scipy.stats import binom
+
+    allowed = int(binom.ppf(delta, patients, 1 - recall))  # the first whose probability reaches δ …
+    return allowed - int(binom.cdf(allowed, patients, 1 - recall) > _rounded_up(delta))  # … or exceeds it
+
+
+def _rounded_up(delta: float) -> float:
+    """δ with room for the rounding of a probability that equals it."""
+    return delta * (1 + 1e-12)
+
+
+def _check_promise(recall: float, delta: float) -> None:
+    for name, value in (("recall", recall), ("delta", delta)):
+        if not 0 < value < 1:
+            raise ValueError(
+                f"{name} lies between 0 and 1; found {value}. Give a fraction such as 0.9 or 0.05."
+            )
+
+
+def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"Unknown {what} {value!r}. Choose one of {', '.join(choices)}.")
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"A threshold lies in [0, 1]; found {threshold}. Choose it again.")
+
+
+def _check_patients(patients: ArrayLike, labels: NDArray[np.int64], level: str) -> NDArray:
+    who = np.asarray(patients)
+    absent = pd.isna(who)
+    if who.shape != labels.shape or absent.any():
+        raise ValueError(
+            f"Each of the {len(labels)} rows needs its patient; found shape {who.shape}, {absent.sum()} "
+            "missing. Pass the column StudyInstanceUID of the same table."
+        )
+    if not labels.any():
+        raise ValueError(
+            f"None of the {len(labels)} rows at level {level!r} is positive, so that recall is not defined. "
+            "Use more studies, or another level."
+        )
+    if level != "vertebra" and len(pd.unique(who)) < len(who):
+        twice = pd.unique(who[pd.Series(who).duplicated()]).tolist()
+        raise ValueError(
+            f"At level {level!r} a patient has one row; found several of {len(twice)} ({listing(twice)}). "
+            f"Pass metrics.at_level(predictions, {level!r})."
+        )
+    return who

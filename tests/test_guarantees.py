@@ -1,0 +1,231 @@
+from dataclasses import asdict, replace
+from math import ceil, log
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import RSNA, needs_rsna
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom, binomtest
+
+from cspine_helpers.betting import fixed_bet
+from cspine_helpers.guarantees import Guarantee, guarantee_recall, patients_needed
+from cspine_helpers.labels import UID, read_labels
+from cspine_helpers.metrics import at_level, confusion, rates
+from cspine_helpers.predictions import from_wide
+
+
+def patients_of(scores, intact=5):
+    """Rows at patient level: fractured patients with these scores, and intact ones at 0.5."""
+    labels = np.repeat([1, 0], [len(scores), intact])
+    return labels, np.append(scores, np.full(intact, 0.5)), np.arange(len(labels)).astype(str)
+
+
+def slow_patient_threshold(scores, recall, delta):
+    """Fixed-sequence testing as it is written down: up from the lowest, until a test fails."""
+    chosen = None
+    for threshold in np.unique(scores):
+        missed = int((scores < threshold).sum())
+        # The one-sided Clopper-Pearson test that more than 1 - recall of all patients are missed.
+        if binomtest(missed, len(scores), 1 - recall, alternative="less").pvalue > delta:
+            break
+        chosen = threshold
+    return chosen
+
+
+def slow_vertebra_threshold(groups, recall, delta, average):
+    """The bet on each patient, at every threshold from its definition."""
+    largest = recall * (7 if average == "vertebrae" else 1)
+    bet = min(fixed_bet(len(groups), 1 - recall, delta), 1 / largest)
+    chosen = None
+    for threshold in np.unique(np.concatenate(groups)):
+        owned = 1.0
+        for scores in groups:
+            x = (scores < threshold).sum() - (1 - recall) * len(scores)
+            owned *= 1 - bet * (x if average == "vertebrae" else x / len(scores))
+        if owned < 1 / delta:
+            break
+        chosen = threshold
+    return chosen
+
+
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=120),
+    st.sampled_from([0.5, 0.8, 0.9, 0.95]),
+    st.sampled_from([0.05, 0.1, 0.3]),
+)
+def test_patients_as_by_testing_one_threshold_after_the_other(scores, recall, delta):
+    scores = np.array(scores) / 40
+    found = guarantee_recall(*patients_of(scores), recall=recall, delta=delta, level="patient")
+    assert found.threshold == slow_patient_threshold(scores, recall, delta)
+    assert found.found == (0 if found.threshold is None else (scores >= found.threshold).sum())
+    assert (found.patients, found.positives) == (len(scores), len(scores))
+
+
+@pytest.mark.parametrize("average", ["vertebrae", "patients"])
+@pytest.mark.parametrize(("recall", "delta"), [(0.7, 0.1), (0.9, 0.1), (0.8, 0.3)])
+@pytest.mark.parametrize("seed", range(4))
+def test_vertebrae_as_by_betting_at_one_threshold_after_the_other(seed, recall, delta, average):
+    rng = np.random.default_rng(seed)
+    groups = [np.round(rng.beta(2, 1, size), 2) for size in rng.integers(1, 8, 80)]  # with ties
+    who = np.repeat(np.arange(len(groups)), [len(scores) for scores in groups])
+    scores, labels = np.concatenate(groups), np.ones(len(who), dtype=int)
+    mixed = rng.permutation(len(who))
+    found = guarantee_recall(
+        labels[mixed],
+        scores[mixed],
+        who[mixed],
+        recall=recall,
+        delta=delta,
+        level="vertebra",
+        average=average,
+    )
+    assert found.threshold is not None
+    assert found.threshold == slow_vertebra_threshold(groups, recall, delta, average)
+
+
+def test_worked_case():
+    # 59 patients at recall 0.95: 0.95^59 = 0.0485, so that none may be missed; 0.95^58 = 0.051 is too much.
+    scores = np.linspace(0.2, 0.9, 59)
+    found = guarantee_recall(*patients_of(scores), recall=0.95, level="patient")
+    assert (found.threshold, found.found, found.needed) == (0.2, 59, 59)
+    assert "recall of patients ≥ 0.95 with confidence 0.95: 59 of 59" in found.reason
+    assert found.require() == 0.2
+    none = guarantee_recall(*patients_of(scores[1:]), recall=0.95, level="patient")
+    assert (none.threshold, none.found, none.needed) == (None, 0, 59)
+    with pytest.raises(ValueError, match=r"58 fractured patients are too few.*takes 59.*Use more patients"):
+        none.require()
+
+
+def test_one_vertebra_is_judged_as_patients_are():
+    rows = patients_of(np.linspace(0.2, 0.9, 80))
+    single, whole = (guarantee_recall(*rows, recall=0.9, level=level) for level in ("C3", "patient"))
+    assert single.threshold == whole.threshold
+    assert single.level == "C3"
+    assert "recall of C3" in single.reason
+
+
+def test_averages_of_patients_with_one_fracture_each_follow_hoeffdings_bound():
+    scores = np.linspace(0.01, 0.99, 300)
+    found = guarantee_recall(*patients_of(scores), recall=0.9, level="vertebra", average="patients")
+    missed = np.arange(1, 30) / 300
+    divergence = missed * np.log(missed / 0.1) + (1 - missed) * np.log((1 - missed) / 0.9)
+    assert found.positives - found.found == (300 * divergence >= log(1 / 0.05)).sum()
+    exact = guarantee_recall(*patients_of(scores), recall=0.9, level="patient")
+    assert exact.threshold > found.threshold  # the exact test allows more misses
+    assert found.needed == patients_needed(0.9) == 29
+
+
+def test_needed_patients_suffice_and_one_fewer_do_not():
+    # Patients with 1, 2 and 3 fractures in turn, all found.
+    def of(patients):
+        sizes = np.arange(patients) % 3 + 1
+        who = np.repeat(np.arange(patients), sizes)
+        return guarantee_recall(np.ones(len(who)), np.full(len(who), 0.7), who, recall=0.9, level="vertebra")
+
+    needed = of(30).needed
+    assert of(30).threshold is None
+    assert needed > 42
+    enough = 3 * ceil(needed / 3)
+    assert of(enough).threshold == 0.7
+    assert of(enough - 3).threshold is None
+
+
+@pytest.mark.parametrize(
+    ("recall", "delta", "observed"), [(0.9, 0.05, 0.95), (0.8, 0.1, 0.85), (0.95, 0.2, 1)]
+)
+def test_patients_needed_is_the_first_number_that_passes(recall, delta, observed):
+    needed = patients_needed(recall, delta=delta, observed=observed)
+    numbers = np.arange(1, 2000)
+    missed = np.ceil(np.round(numbers * (1 - observed), 6))
+    assert needed == numbers[binom.cdf(missed, numbers, 1 - recall) <= delta][0]
+    assert patients_needed(recall, delta=delta) == ceil(log(delta) / log(recall))
+
+
+def test_what_a_hoped_for_threshold_would_take():
+    scores = np.linspace(0.01, 1, 100)
+    found = guarantee_recall(*patients_of(scores), recall=0.9, level="patient", hoped=0.055)  # 5 missed
+    assert found.needed_as_hoped == patients_needed(0.9, observed=0.95) > 100
+    assert found.threshold < 0.055
+    for level in ("patient", "vertebra"):
+        out_of_reach = guarantee_recall(*patients_of(scores), recall=0.9, level=level, hoped=0.3)
+        assert out_of_reach.needed_as_hoped is None
+    vertebrae = guarantee_recall(*patients_of(scores), recall=0.9, level="vertebra", hoped=0.055)
+    assert vertebrae.needed_as_hoped > found.needed_as_hoped
+    twice = np.tile(scores, 60)
+    again = guarantee_recall(*patients_of(twice), recall=0.9, level="vertebra")
+    assert again.threshold >= 0.055
+
+
+def test_order_of_rows_and_intact_rows_change_nothing():
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.arange(150), 7)
+    labels, scores = (rng.random(1050) < 0.3).astype(int), rng.random(1050)
+    keywords = {"recall": 0.6, "level": "vertebra"}
+    mixed = rng.permutation(1050)
+    first = guarantee_recall(labels, scores, who, **keywords)
+    assert first == guarantee_recall(labels[mixed], scores[mixed], who[mixed], **keywords)
+    assert first == guarantee_recall(labels[labels == 1], scores[labels == 1], who[labels == 1], **keywords)
+
+
+def test_a_guarantee_survives_json_fields():
+    found = guarantee_recall(*patients_of(np.linspace(0.1, 1, 90)), recall=0.9, level="patient")
+    assert Guarantee(**asdict(found)) == found
+    with pytest.raises(ValueError, match="lies in"):
+        replace(found, threshold=1.2)
+
+
+@needs_rsna
+def test_real_predictions_at_every_level():
+    wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
+    real = from_wide(wide, read_labels(RSNA / "train.csv"), "validation", missing="drop")
+    for level, name in (("patient", "patient"), ("vertebra", "all"), ("C1", "C1"), ("C7", "C7")):
+        rows = at_level(real, name)
+        found = guarantee_recall(rows["label"], rows["probability"], rows[UID], recall=0.8, level=level)
+        here = rates(confusion(rows["label"], rows["probability"], found.require())).iloc[0]
+        assert (here["tp"], here["tp"] + here["fn"]) == (found.found, found.positives)
+        assert 0.8 < here["recall"] < 0.9  # some way above what is promised, not far
+    rows = at_level(real, "C3")
+    few = guarantee_recall(rows["label"], rows["probability"], rows[UID], recall=0.97, level="C3")
+    assert few.threshold is None
+    assert (few.patients, few.needed) == (rows["label"].sum(), 99)
+
+
+def several(labels=(1, 0, 1), patients=("a", "b", "c"), **options):
+    keywords = {"recall": 0.9, "level": "patient"} | options
+    return guarantee_recall(labels, [0.5] * len(labels), patients, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recall": 90}, "recall lies between 0 and 1; found 90"),
+        ({"delta": 0.0}, "delta lies between 0 and 1; found 0.0"),
+        ({"recall": float("nan")}, "recall lies between"),
+        ({"level": "all"}, "Unknown level 'all'.*patient, vertebra, C1"),
+        ({"average": "mean"}, "Unknown average 'mean'.*vertebrae, patients"),
+        ({"hoped": -0.1}, r"A threshold lies in \[0, 1\]; found -0.1"),
+        ({"labels": (0, 0, 0)}, "None of the 3 rows at level 'patient' is positive"),
+        ({"labels": (0, 2, 1)}, "1 labels are neither 0 nor 1"),
+        ({"patients": ("a", "b")}, r"Each of the 3 rows needs its patient; found shape \(2,\), 0 missing"),
+        ({"patients": ("a", None, "c")}, r"found shape \(3,\), 1 missing"),
+        ({"patients": ("a", "b", "a")}, r"a patient has one row; found several of 1 \('a'\).*at_level"),
+        ({"patients": ("a", "b", "a"), "level": "C2"}, "At level 'C2' a patient has one row"),
+        ({"labels": [1] * 8, "patients": ["a"] * 8, "level": "vertebra"}, "has 7 vertebrae.*in 'a'"),
+    ],
+)
+def test_unusable_input_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        several(**options)
+
+
+@pytest.mark.parametrize("observed", [0.9, 0.5, 1.1, float("nan")])
+def test_no_number_of_patients_guarantees_more_than_is_observed(observed):
+    with pytest.raises(ValueError, match="one must observe more than that"):
+        patients_needed(0.9, observed=observed)
+
+
+def test_more_than_a_hundred_thousand_patients_are_not_counted():
+    with pytest.raises(ValueError, match="takes more than 131,072 patients"):
+        patients_needed(0.9, observed=0.9002)
