@@ -1,0 +1,144 @@
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from cspine_helpers import benefit, calibration, evidence, metrics, prevalence, reliability
+from cspine_helpers.labels import UID, VERTEBRAE
+
+
+def made(seed):
+    rng = np.random.default_rng(seed)
+    rows = [(f"1.{study}", name, "validation") for study in range(120) for name in VERTEBRAE]
+    table = pd.DataFrame(rows, columns=[UID, "vertebra", "split"])
+    p = rng.beta(1, 6, len(table))
+    return table.assign(label=(rng.random(len(table)) < p**1.2).astype(int), probability=p)
+
+
+@pytest.fixture
+def table():
+    return made(1)
+
+
+@pytest.fixture
+def mended(table):
+    return calibration.apply(calibration.fit_calibrator(made(2), kind="platt", level="patient"), table)
+
+
+def line(axes, label):
+    return next(found for found in axes.lines if found.get_label() == label)
+
+
+def texts(axes):
+    return " ".join(text.get_text() for text in axes.texts)
+
+
+def ends(axes):
+    """Lower and upper ends of the whiskers, or of the columns of a bar."""
+    (whiskers,) = axes.collections
+    return np.array([path.vertices[:, 1] for path in whiskers.get_paths()]).T
+
+
+def test_reliability_diagrams_draw_the_bins_of_each_level(table):
+    figure = evidence.reliability_diagrams(table, bins=6)
+    assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["All vertebrae", "Patients"]
+    for axes, level in zip(figure.axes[:2], ("all", "patient"), strict=True):
+        found = reliability.reliability_table(table, level=level, bins=6)
+        points = axes.lines[1].get_xydata()
+        np.testing.assert_array_equal(points, found[["probability", "observed"]])
+        np.testing.assert_allclose(ends(axes), found[["low", "high"]].to_numpy().T)
+        scores = reliability.calibration_scores(table, level=level, bins=6).set_index("score")["value"]
+        for name, key in (("log loss", "log_loss"), ("Brier", "brier"), ("ECE", "ece")):
+            assert f"{name} {scores[key]:.3f} (" in texts(axes)
+
+
+def test_histograms_count_every_case(table):
+    lower = evidence.reliability_diagrams(table).axes[2:]
+    for axes, level in zip(lower, ("all", "patient"), strict=True):
+        rows = metrics.at_level(table, level)
+        heights = np.array([[bar.get_height() for bar in bars] for bars in axes.containers])
+        assert heights.sum(axis=1).tolist() == [(rows["label"] == 0).sum(), (rows["label"] == 1).sum()]
+
+
+def test_bins_without_a_case_are_left_out(table):
+    few = table.assign(probability=table["probability"].where(table["probability"] > 0.3, 0.05))
+    figure = evidence.reliability_diagrams(few, levels=["all"], strategy="uniform")
+    assert len(figure.axes[0].lines[1].get_xydata()) < 10
+    assert np.isfinite(figure.axes[0].lines[1].get_xydata()).all()
+
+
+def test_a_comparison_has_a_panel_for_each_table(table, mended):
+    figure = evidence.calibration_comparison({"before": table, "Platt": mended}, level="patient", bins=5)
+    assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["before", "Platt"]
+    found = reliability.reliability_table(mended, level="patient", bins=5)
+    np.testing.assert_array_equal(
+        figure.axes[1].lines[1].get_xydata(), found[["probability", "observed"]].to_numpy()
+    )
+
+
+@pytest.mark.parametrize("elsewhere", [None, 0.07])
+def test_decision_curves_are_those_of_benefit(table, mended, elsewhere):
+    tables = {"before": table, "Platt": mended}
+    (axes,) = evidence.decision_curves(tables, prevalence=elsewhere).axes
+    for name, rows in tables.items():
+        found = benefit.decision_curve(rows, prevalence=elsewhere)
+        np.testing.assert_array_equal(line(axes, name).get_ydata(), found["net_benefit"])
+        np.testing.assert_array_equal(line(axes, "act on all").get_ydata(), found["treat_all"])
+    assert line(axes, "act on none").get_ydata() == [0, 0]
+    assert len(axes.collections) == 2
+    assert ("7.0%" in axes.get_title(loc="left")) == (elsewhere is not None)
+
+
+def test_bands_of_many_tables_are_left_out_and_lines_differ_in_more_than_colour(table):
+    (axes,) = evidence.decision_curves(dict.fromkeys("abcd", table)).axes
+    assert len(axes.collections) == 0
+    assert len({line(axes, name).get_linestyle() for name in "abcd"}) == 4
+
+
+def test_predictive_values_are_written_where_marked(table):
+    (axes,) = evidence.predictive_value_curves(table, 0.3).axes
+    marks = [prevalence.SCREENING_PREVALENCE, prevalence.COMPETITION_PREVALENCE]
+    found = prevalence.predictive_curve(table, 0.3, marks)
+    for row in found.itertuples():
+        assert f"{row.ppv:.2f}" in texts(axes)
+        assert f"{row.npv:.2f}" in texts(axes)
+    assert "screening\n7.0%" in texts(axes)
+    assert "competition\n47.6%" in texts(axes)
+    drawn = line(axes, "fractured, if called so")
+    expected = prevalence.predictive_curve(table, 0.3, drawn.get_xdata())
+    np.testing.assert_allclose(drawn.get_ydata(), expected["ppv"])
+
+
+def test_prevalences_of_patients_are_not_marked_for_vertebrae(table):
+    (axes,) = evidence.predictive_value_curves(table, 0.2, level="all").axes
+    assert "screening" not in texts(axes)
+    assert f"this split\n{table['label'].mean():.1%}" in texts(axes)
+    (axes,) = evidence.predictive_value_curves(table, 0.2, level="all", marks={}).axes
+    assert texts(axes) == ""
+
+
+def test_every_picture_shows_itself_and_touches_no_global_state(table):
+    before = dict(matplotlib.rcParams)
+    for draw in (
+        lambda: evidence.reliability_diagrams(table),
+        lambda: evidence.decision_curves({"before": table}),
+        lambda: evidence.predictive_value_curves(table, 0.3),
+    ):
+        assert draw()._repr_png_() == draw()._repr_png_()
+    after = dict(matplotlib.rcParams)
+    assert {name for name in before if before[name] != after[name]} <= {"backend"}
+
+
+def test_what_cannot_be_drawn_is_refused(table, mended):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        evidence.reliability_diagrams(table, levels=[])
+    with pytest.raises(ValueError, match="Unknown level 'C8'"):
+        evidence.reliability_diagrams(table, levels=["C8"])
+    with pytest.raises(ValueError, match="One to 4 tables can be told apart; found 5"):
+        evidence.decision_curves(dict.fromkeys("abcde", table))
+    with pytest.raises(ValueError, match="not of the same cases"):
+        evidence.decision_curves({"a": mended, "b": mended.assign(label=1 - mended["label"])})
+    with pytest.raises(ValueError, match="is one of vertebrae"):
+        evidence.decision_curves({"a": mended}, level="all")
+    with pytest.raises(ValueError, match="All 840 labels are 0"):
+        evidence.predictive_value_curves(table.assign(label=0), 0.3, level="all", marks={"here": 0.1})
