@@ -16,7 +16,8 @@ from pathlib import Path
 from benchmarks.measure import Row, machine
 
 HERE = Path(__file__).parent
-PARTS = ("model", "loop", "loader", "tables", "scale", "phantom", "slider")  # modules with a `rows` function
+# Modules with a `rows` function.
+PARTS = ("model", "loop", "loader", "tables", "scale", "phantom", "slider", "guarantees")
 VERSIONS = ("torch", "timm", "albumentations", "numpy", "pandas", "scikit-learn", "matplotlib")
 STORE, TABLE = HERE / "results.json", HERE / "RESULTS.md"
 ANSWER = {True: "yes", False: "**no**", None: ""}

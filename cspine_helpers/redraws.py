@@ -248,12 +248,13 @@ def guarantee_picture(table: pd.DataFrame, *, recall: float, delta: float) -> Pi
         mark = {"color": _COLOURS[method], "fmt": "o", "ms": 6, "elinewidth": 2.5}
         left.errorbar(middle[row], row, xerr=[[middle[row] - low[row]], [high[row] - middle[row]]], **mark)
         right.errorbar(share[row], row, xerr=[[share[row] - least[row]], [most[row] - share[row]]], **mark)
-        right.text(most[row] + 0.015, row, f"{share[row]:.1%}", va="center", color=_COLOURS[method])
+        text = {"va": "center", "color": _COLOURS[method], "bbox": {"color": "white", "pad": 1}}
+        right.text(most[row] + 0.015, row, f"{share[row]:.1%}", **text)
     left.axvline(recall, color=INK, linestyle="--", linewidth=1)
     right.axvline(delta, color=INK, linestyle="--", linewidth=1)
     targets = table["target"].map(_TARGETS)
     left.set_yticks(range(len(table)), [f"{a}\n{b}" for a, b in zip(targets, table["method"], strict=True)])
-    left.invert_yaxis()
+    left.set_ylim(len(table) - 0.5, -0.5)
     left.set(xlabel="true recall: median, 90% of redraws (dashed: asked for)")
     left.set_title("What new patients get")
     right.set(xlim=(0, max(most.max() * 1.25, 2 * delta)))
