@@ -22,7 +22,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Row, in_fresh_process, interleaved, milliseconds, ratio, spread
-from cspine_helpers import dataset as ours
+from cspine_helpers import augment
+from cspine_helpers import dataset as loading
 from cspine_helpers.augment import AugmentConfig
 from cspine_helpers.batches import make_loader
 from cspine_helpers.dataset import SequenceDataset
@@ -34,13 +35,13 @@ SLICES, SIZE, FILES, BATCH = 15, 224, 16, 8
 LARGE = 512  # sequences of the cohort that memory is watched on, 2.2 GiB
 LIMIT = 3 * 2**29  # bytes of data that a process may have then, less than the cohort
 STEPS = {
-    "read": (ours, "open_sequence"),
-    "flip": (ours._Flip, "apply"),
-    "affine": (ours._Affine, "apply"),
-    "contrast": (ours._Contrast, "apply"),
-    "noise, drawn": (ours._Noise, "get_params_dependent_on_data"),
-    "noise, added": (ours._Noise, "apply"),
-    "dropout": (ours._Dropout, "apply"),
+    "read": (loading, "open_sequence"),
+    "flip": (augment._Flip, "apply"),
+    "affine": (augment._Affine, "apply"),
+    "contrast": (augment._Contrast, "apply"),
+    "noise, drawn": (augment._Noise, "get_params_dependent_on_data"),
+    "noise, added": (augment._Noise, "apply"),
+    "dropout": (augment._Dropout, "apply"),
 }
 REST = "rest"
 REASONS = {
@@ -177,7 +178,7 @@ def bare_warp(folder: Path) -> float:
     """Time of OpenCV's own warp, on images of four channels made before, over that of our step."""
     sequence = np.array(open_sequence(sequence_path(folder, "1.2.0", "C1")))
     fours = [np.ascontiguousarray(image[..., i : i + 4]) for image in sequence for i in (0, 2)]
-    step, matrix = ours._Affine(), np.array([[1, 0.1, -5], [-0.1, 1, 5], [0, 0, 1]])
+    step, matrix = augment._Affine(), np.array([[1, 0.1, -5], [-0.1, 1, 5], [0, 0, 1]])
     functions = {
         "bare": lambda: [cv2.warpAffine(four, matrix[:2], (SIZE, SIZE)) for four in fours],
         "step": lambda: [step.apply(image, matrix=matrix) for image in sequence],
