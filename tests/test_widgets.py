@@ -1,17 +1,24 @@
 import io
 from base64 import b64decode
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import RSNA, needs_rsna
 from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
-from PIL import Image
+from PIL import Image, ImageFilter
 
+from cspine_helpers.aggregation import Aggregation
 from cspine_helpers.decisions import choose_threshold
+from cspine_helpers.frozen import read_decision
+from cspine_helpers.guarantees import guarantee_recall
+from cspine_helpers.intervals import bootstrap
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
+from cspine_helpers.levels import choose_decision, choose_per_vertebra
+from cspine_helpers.marks import digits
 from cspine_helpers.metrics import LEVELS, at_level, confusion, rates
-from cspine_helpers.predictions import from_wide
+from cspine_helpers.predictions import from_wide, write_predictions
 from cspine_helpers.widgets import ThresholdExplorer
 
 
@@ -28,9 +35,24 @@ def made_table(studies=40, seed=0):
     return table.assign(label=label.ravel(), probability=probability.ravel())
 
 
+def promised(table, recall=0.5, level="vertebra"):
+    rows = at_level(table, "all" if level == "vertebra" else level)
+    return guarantee_recall(rows["label"], rows["probability"], rows[UID], recall=recall, level=level)
+
+
 def shown(explorer):
     """The picture as the notebook would store it."""
     return b64decode(explorer._repr_mimebundle_()["image/png"])
+
+
+def said(explorer):
+    return explorer._repr_mimebundle_()["text/plain"]
+
+
+def note(explorer):
+    return next(
+        part.value for part in explorer.widget.children if 'role="note"' in getattr(part, "value", "")
+    )
 
 
 def pixels(png):
@@ -41,8 +63,7 @@ def assert_summary_is_metrics(explorer, table):
     rows = at_level(table, explorer.level)
     expected = rates(confusion(rows["label"], rows["probability"], explorer.threshold)).iloc[0].to_dict()
     summary = explorer.summary()
-    assert summary.pop("level") == explorer.level
-    assert summary == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert {name: summary[name] for name in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -55,12 +76,22 @@ def test_the_numbers_are_those_of_metrics_at_every_level(level):
         assert_summary_is_metrics(explorer, table)
 
 
+def test_the_intervals_are_those_of_the_bootstrap():
+    table = made_table(studies=80)
+    summary = ThresholdExplorer(table, threshold=0.2).summary()
+    expected = bootstrap(table, threshold=0.2).set_index("metric")
+    for name in ("recall", "precision", "specificity", "npv", "f1"):
+        found = [summary[name + end] for end in ("", "_low", "_high")]
+        assert found == pytest.approx(expected.loc[name, ["value", "low", "high"]].tolist(), abs=1e-6)
+
+
 @needs_rsna
-def test_real_predictions_with_the_threshold_that_was_chosen_on_them():
+def test_real_predictions_with_the_decision_that_was_made_on_them():
     wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
     table = from_wide(wide, read_labels(RSNA / "train.csv"), "validation", missing="drop")
-    decision = choose_threshold(table["label"], table["probability"], precision_floor=0.3)
-    explorer = ThresholdExplorer(table, threshold=decision.threshold)
+    decision = choose_decision(table, level="vertebra", precision_floor=0.3)
+    explorer = ThresholdExplorer(table, decision)
+    assert explorer.decision == decision
     assert explorer.summary()["recall"] == decision.recall
     assert explorer.summary()["precision"] == decision.precision
     explorer.level = "patient"
@@ -70,7 +101,7 @@ def test_real_predictions_with_the_threshold_that_was_chosen_on_them():
 def test_starts_at_the_threshold_it_was_given_and_writes_it_in_four_decimals():
     explorer = ThresholdExplorer(made_table(), threshold=0.123456789)
     assert explorer.threshold == 0.1235
-    assert "Starts at the threshold it was given, 0.1235." in explorer.widget.children[1].value
+    assert "Starts at the threshold it was given, 0.1235." in note(explorer)
 
 
 @pytest.mark.parametrize("scores", [(0.40996, 0.40991), (0.409912346, 0.409912345), (0.1 + 0.2, 0.3)])
@@ -81,21 +112,31 @@ def test_what_is_shown_is_what_is_counted_though_thresholds_are_scores(scores):
         explorer = ThresholdExplorer(table, threshold=threshold)
         explorer.threshold = 0.9
         explorer.threshold = threshold
-        words, readout = explorer._repr_mimebundle_()["text/plain"], explorer.widget.children[0].children[0]
-        text = words.split("threshold ")[1].split(":")[0]
-        assert f"given, {text}." in explorer.widget.children[1].value
-        assert format(explorer.threshold, readout.readout_format) == text
+        text = said(explorer).split("threshold ")[1].split(":")[0]
+        assert f"given, {text}." in note(explorer)
+        assert explorer._box.value == explorer._slider.value == float(text)
         called = explorer.summary()["tp"] + explorer.summary()["fp"]
         assert called == (table["probability"] >= float(text)).sum()
         assert called == (table["probability"] >= threshold).sum()
 
 
-def test_a_dragged_slider_is_written_without_the_noise_of_its_steps():
+def test_a_dragged_slider_is_written_without_the_noise_of_its_steps_and_not_tugged_at():
     explorer = ThresholdExplorer(made_table(), threshold=0.2)
-    slider = explorer.widget.children[0].children[0]
-    slider.value = 0.41590000000000005  # what a browser sends for 0.4159
-    assert "threshold 0.4159:" in explorer._repr_mimebundle_()["text/plain"]
-    assert explorer.threshold == 0.4159
+    explorer._slider.value = 0.41590000000000005  # what a browser sends for 0.4159
+    assert "threshold 0.4159:" in said(explorer)
+    assert explorer.threshold == explorer._box.value == 0.4159
+    assert explorer._slider.value == 0.41590000000000005
+
+
+def test_slider_and_number_box_move_each_other_and_draw_once():
+    explorer = ThresholdExplorer(made_table(), threshold=0.2)
+    drawn = []
+    explorer._image.observe(drawn.append, names="value")
+    explorer._box.value = 0.123456
+    assert explorer._slider.value == explorer.threshold == 0.123456  # exactly as typed
+    explorer._slider.value = 0.3
+    assert explorer._box.value == explorer.threshold == 0.3
+    assert len(drawn) == 2
 
 
 def test_without_a_threshold_starts_at_the_highest_f1_and_says_so():
@@ -103,41 +144,131 @@ def test_without_a_threshold_starts_at_the_highest_f1_and_says_so():
     explorer = ThresholdExplorer(table)
     best = choose_threshold(table["label"], table["probability"], objective="max_f1")
     assert explorer.summary()["f1"] == pytest.approx(2 / (1 / best.recall + 1 / best.precision))
-    assert "No threshold is chosen. Starts at the highest F1" in explorer.widget.children[1].value
+    assert "No threshold is chosen. Starts at the highest F1 of all vertebrae" in note(explorer)
 
 
-def test_the_slider_and_the_dropdown_move_picture_and_numbers():
+def test_starts_at_a_decision_and_marks_it_and_the_guarantee_at_their_level():
+    table = made_table(studies=100)
+    decision, promise = choose_decision(table, level="vertebra", objective="max_f1"), promised(table)
+    explorer = ThresholdExplorer(table, decision, guarantee=promise)
+    assert explorer.level == "all"
+    assert promise.reason in note(explorer)
+    chosen, guaranteed = (explorer._jumps[name] for name in ("chosen", "guaranteed"))
+    explorer.threshold = 0.9
+    for button, threshold in ((chosen, decision.threshold), (guaranteed, promise.threshold)):
+        assert button.layout.display is None
+        button.click()
+        assert button.description.endswith(f" {digits(explorer.threshold)}")
+        assert explorer.summary()["tp"] == (table["probability"][table["label"] == 1] >= threshold).sum()
+    explorer.level = "C2"
+    assert (chosen.layout.display, guaranteed.layout.display) == (None, "none")
+    explorer.level = "patient"
+    assert (chosen.layout.display, guaranteed.layout.display) == ("none", "none")
+
+
+def test_patients_are_those_of_the_decision_and_its_guarantee_is_marked_there():
+    table, mean = made_table(studies=100), Aggregation("top_k", k=3)
+    decision = choose_decision(table, level="patient", aggregation=mean, objective="max_youden")
+    explorer = ThresholdExplorer(table, decision, guarantee=asdict(promised(table, level="patient")))
+    assert explorer.level == "patient"
+    assert explorer.decision == decision
+    assert explorer.summary()["recall"] == decision.recall
+    assert explorer._jumps["guaranteed"].layout.display is None
+
+
+def test_thresholds_of_single_vertebrae_are_marked_at_theirs():
+    table = made_table(studies=150)
+    decision = choose_per_vertebra(table, objective="max_f1", min_positives=5)
+    promises = {name: asdict(promised(table, 0.3, name)) for name in VERTEBRAE}
+    explorer = ThresholdExplorer(table, decision, guarantee=promises)
+    assert explorer.level == "C1"
+    for name in VERTEBRAE:
+        explorer.level = name
+        explorer._jumps["chosen"].click()
+        rows = at_level(table, name)
+        called = (rows["probability"] >= decision.thresholds[name]).sum()
+        assert explorer.summary()["tp"] + explorer.summary()["fp"] == called
+        assert explorer._jumps["guaranteed"].layout.display is None
+    explorer.level = "all"
+    assert explorer._jumps["chosen"].layout.display == "none"
+
+
+def test_a_guarantee_without_threshold_says_why():
+    table = made_table()
+    explorer = ThresholdExplorer(table, threshold=0.2, guarantee=promised(table, 0.99, "patient"))
+    explorer.level = "patient"
+    assert "No threshold guarantees recall of patients ≥ 0.99" in note(explorer)
+    assert explorer._jumps["guaranteed"].layout.display == "none"
+
+
+def test_rates_are_restated_for_another_prevalence_and_the_matrix_stays():
+    explorer = ThresholdExplorer(made_table(studies=100), threshold=0.2)
+    found, picture = explorer.summary(), shown(explorer)
+    assert found["prevalence"] is None
+    assert "As found: 4" in said(explorer)
+    explorer._other.value = True  # 7 % stands in the box
+    restated = explorer.summary()
+    assert restated["prevalence"] == 0.07
+    assert "Restated: 7% of patients fractured" in said(explorer)
+    assert shown(explorer) != picture
+    assert all(restated[name] == found[name] for name in ("tp", "fp", "fn", "tn", "recall_C2"))
+    assert restated["recall"] == pytest.approx(found["recall"])
+    assert restated["precision"] < found["precision"]
+    assert restated["npv"] > found["npv"]
+    assert restated["missed_per_1000"] < found["missed_per_1000"]
+    explorer.prevalence = 0.3
+    assert explorer.summary()["precision"] > restated["precision"]
+    explorer.prevalence = None
+    assert explorer.summary() == found
+    assert shown(explorer) == picture
+    with pytest.raises(ValueError, match="A prevalence lies between 0 and 1"):
+        explorer.prevalence = 0
+
+
+def test_no_other_prevalence_where_all_patients_are_fractured():
+    table = made_table()
+    table = table[table.groupby(UID)["label"].transform("max") == 1]
+    explorer = ThresholdExplorer(table, threshold=0.2)
+    explorer.prevalence = 0.07
+    assert explorer._other.disabled
+    assert explorer.prevalence is None
+
+
+def test_the_controls_move_picture_and_numbers():
     explorer = ThresholdExplorer(made_table(), threshold=0.2)
-    slider, levels = explorer.widget.children[0].children
-    first = shown(explorer)
-    slider.value = 0.4
-    second = shown(explorer)
-    levels.value = "patient"
-    assert len({first, second, shown(explorer)}) == 3
-    assert (explorer.threshold, explorer.level) == (0.4, "patient")
-    assert explorer.widget.children[2].value == shown(explorer)
+    pictures, words = [shown(explorer)], [explorer._numbers.value]
+    for control, value in ((explorer._slider, 0.4), (explorer._levels, "patient"), (explorer._box, 0.41)):
+        control.value = value
+        pictures.append(shown(explorer))
+        words.append(explorer._numbers.value)
+    assert len({*pictures}) == len({*words}) == 4
+    assert (explorer.threshold, explorer.level) == (0.41, "patient")
+    assert explorer._image.value == pictures[-1]
+    assert said(explorer) in words[-1]
 
 
 def test_moves_leave_no_traces_in_the_picture():
     travelled, fresh = (ThresholdExplorer(made_table(), threshold=0.2) for _ in range(2))
     for threshold in (0.9, 0.05, 1.0, 0.3):
         travelled.threshold = threshold
+    travelled.prevalence = 0.2
     travelled.level = "C2"
     travelled.level = "all"
+    travelled.prevalence = None
     fresh.threshold = 0.3
     assert shown(travelled) == shown(fresh)
 
 
-def test_the_quick_redraw_equals_a_whole_drawing():
+@pytest.mark.parametrize("prevalence", [None, 0.07])
+def test_the_quick_redraw_equals_a_whole_drawing(prevalence):
     explorer = ThresholdExplorer(made_table(), threshold=0.2)
-    explorer.threshold = 0.35
-    quick = pixels(shown(explorer))
-    picture = explorer._picture()
-    for artist in (*picture._shapes, *picture._texts):
-        artist.set_animated(False)
-    picture._canvas.draw()
-    whole = np.asarray(picture._canvas.buffer_rgba())[..., :3].astype(int)
-    assert (np.abs(quick - whole).max(axis=2) > 32).mean() < 0.001  # other order, half pixels
+    explorer.threshold, explorer.prevalence = 0.35, prevalence
+    quick = Image.open(io.BytesIO(shown(explorer))).convert("RGB")
+    whole = Image.fromarray(explorer._panels["all"].picture.whole())
+    soft = [np.asarray(image.filter(ImageFilter.GaussianBlur(2))).astype(int) for image in (quick, whole)]
+    assert (
+        np.abs(soft[0] - soft[1]).max() < 40
+    )  # texts may lie a pixel apart; what is missing gives 60 or more
 
 
 def test_what_a_notebook_stores_shows_without_a_kernel():
@@ -145,16 +276,83 @@ def test_what_a_notebook_stores_shows_without_a_kernel():
     bundle = explorer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert pixels(b64decode(bundle["image/png"])).shape[2] == 3
-    assert bundle["text/plain"].startswith("All vertebrae at threshold 0.2000: recall 0.")
+    assert bundle["text/plain"].startswith("All vertebrae at threshold 0.2000: tp ")
     without_state = WidgetsDataTypeFilter(notebook_metadata={"": {}}, resources={"metadata": {}})
     assert without_state(bundle) == ["image/png"]
+
+
+def test_a_button_freezes_the_decision_in_the_run_folder_but_asks_first(tmp_path):
+    table = made_table(studies=100)
+    write_predictions(table, tmp_path / "predictions.csv")
+    decision = choose_decision(table, level="vertebra", objective="max_f1")
+    explorer = ThresholdExplorer(table, decision, guarantee=promised(table), freeze=tmp_path)
+    freezer = explorer._freezer
+    freezer.confirm()
+    assert not (tmp_path / "decision.json").exists()  # nothing was asked
+    freezer.ask()
+    assert freezer.words.startswith(f"Freeze threshold {digits(explorer.threshold)} at vertebra level?")
+    assert not (tmp_path / "decision.json").exists()
+    freezer.confirm()
+    assert freezer.words == f"Frozen: threshold {digits(explorer.threshold)} at vertebra level."
+    assert read_decision(tmp_path).decision == decision
+    explorer._jumps["guaranteed"].click()
+    assert freezer.words == ""  # it was about another threshold
+    freezer.ask()
+    assert "The guarantee above holds" in freezer.words
+    assert "The decision in" in freezer.words
+    freezer.confirm()
+    assert read_decision(tmp_path).decision == explorer.decision
+    assert read_decision(tmp_path).decision.objective == "stated"
+    assert read_decision(tmp_path).guarantee["recall"] == 0.5
+
+
+def test_what_is_asked_is_withdrawn_when_the_slider_moves_or_on_no():
+    explorer = ThresholdExplorer(made_table(), threshold=0.2, freeze=lambda *_, **__: pytest.fail("frozen"))
+    freezer = explorer._freezer
+    for withdraw in (lambda: setattr(explorer, "threshold", 0.3), freezer._cancel.click):
+        freezer.ask()
+        assert freezer.words
+        withdraw()
+        assert not freezer.words
+        freezer.confirm()
+
+
+def test_the_button_calls_what_it_was_given_and_says_what_is_wrong():
+    calls = []
+    explorer = ThresholdExplorer(made_table(), threshold=0.2, freeze=lambda *a, **k: calls.append((a, k)))
+    explorer.level = "patient"
+    explorer._freezer.ask()
+    explorer._freezer.confirm()
+    ((decision,), options) = calls[0]
+    assert (decision.threshold, decision.level, decision.objective) == (0.2, "patient", "stated")
+    assert decision.aggregation == Aggregation("max")
+    assert options == {"guarantee": None}
+    explorer.level = "C2"
+    explorer._freezer.ask()
+    assert explorer._freezer.words.startswith("A decision is for all vertebrae, or for patients.")
+
+
+def test_a_decision_that_cannot_be_frozen_says_why(tmp_path):
+    explorer = ThresholdExplorer(made_table(), threshold=0.2, freeze=tmp_path)
+    explorer._freezer.ask()
+    explorer._freezer.confirm()
+    assert "predictions.csv" in explorer._freezer.words
+    write_predictions(made_table(seed=1), tmp_path / "predictions.csv")
+    explorer._freezer.ask()
+    explorer._freezer.confirm()
+    assert "not made on the validation split of these predictions" in explorer._freezer.words
+
+
+def test_without_freeze_there_is_no_such_button():
+    explorer = ThresholdExplorer(made_table(), threshold=0.2)
+    assert explorer._freezer.widget not in explorer.widget.children
 
 
 def test_only_levels_with_both_classes_are_offered():
     table = made_table()
     table.loc[table["vertebra"] == "C3", "label"] = 0
     explorer = ThresholdExplorer(table, threshold=0.2)
-    offered = [level for _, level in explorer.widget.children[0].children[1].options]
+    offered = [level for _, level in explorer._levels.options]
     assert offered == [level for level in LEVELS if level != "C3"]
     with pytest.raises(ValueError, match="Level 'C3' is not offered: these data allow all, C1, C2, C4"):
         explorer.level = "C3"
@@ -183,3 +381,19 @@ def test_a_threshold_outside_0_to_1_is_refused(threshold):
     explorer = ThresholdExplorer(made_table(), threshold=0.2)
     with pytest.raises(ValueError, match="lies in"):
         explorer.threshold = threshold
+
+
+def test_a_decision_without_threshold_or_beside_one_is_refused():
+    table = made_table()
+    decision = choose_decision(table, level="vertebra", precision_floor=1.0, recall_floor=1.0)
+    with pytest.raises(ValueError, match="No threshold keeps precision"):
+        ThresholdExplorer(table, decision)
+    with pytest.raises(ValueError, match="A decision has its threshold"):
+        ThresholdExplorer(table, decision, threshold=0.2)
+
+
+def test_a_decision_about_patients_needs_both_kinds_of_them():
+    table = made_table()
+    decision = choose_decision(table, level="patient", aggregation=Aggregation("max"), objective="max_f1")
+    with pytest.raises(ValueError, match="The decision is of patient level, where all labels are alike"):
+        ThresholdExplorer(table[table.groupby(UID)["label"].transform("max") == 1], decision)

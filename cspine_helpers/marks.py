@@ -1,0 +1,146 @@
+"""The chosen and the guaranteed threshold of each level, and the decision that any other one makes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cspine_helpers.aggregation import Aggregation, aggregate
+from cspine_helpers.decisions import Decision, choose_threshold, state_threshold
+from cspine_helpers.guarantees import Guarantee
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.metrics import at_level, defined_levels
+
+DECIMALS = 4  # of a threshold, at least
+
+
+def digits(threshold: float) -> str:
+    """All decimals of a threshold, four at least."""
+    return np.format_float_positional(threshold, unique=True, min_digits=DECIMALS)
+
+
+class Marks:
+    """What is marked on the slider.
+
+    Args:
+        predictions: predictions table, checked.
+        decision: marked as chosen at its level; thresholds of single vertebrae at theirs.
+        threshold: marked as start at every level, without a decision; None: the highest F1 of the first.
+        guarantee: a promise, or a mapping of levels to promises, marked at their levels.
+
+    Attributes:
+        levels: those of `metrics.LEVELS` that can be looked at.
+        aggregation: how vertebrae become patients; None: by the highest.
+        level: to start at.
+        start: threshold there.
+        note: why there, and what is promised.
+
+    Raises:
+        ValueError: there is one class only, no threshold, one outside [0, 1], or one beside a decision.
+    """
+
+    def __init__(
+        self,
+        predictions: pd.DataFrame,
+        decision: Decision | None,
+        threshold: float | None,
+        guarantee: Guarantee | Mapping[str, Any] | None,
+    ) -> None:
+        if decision is not None and threshold is not None:
+            raise ValueError("A decision has its threshold. Leave out the one or the other.")
+        self._predictions, self._given = predictions, decision
+        self.levels = defined_levels(predictions)
+        if not self.levels:
+            raise ValueError(
+                f"All {len(predictions)} labels are alike, so no threshold can be judged. Use more studies."
+            )
+        self.aggregation = decision.aggregation if decision else None
+        self._scores = np.sort(predictions["probability"])
+        if self.aggregation is not None:
+            patients = aggregate(predictions, self.aggregation)["probability"]
+            self._scores = np.sort(np.concatenate([self._scores, patients]))
+        self.level, start, why = self._beginning(threshold)
+        self.start = self.readable(start)
+
+        promises = asdict(guarantee) if isinstance(guarantee, Guarantee) else dict(guarantee or {})
+        self._promises = [promises] if "threshold" in promises else list(promises.values())
+        reasons = [promise["reason"] for promise in self._promises if "reason" in promise]
+        self.note = " ".join([f"{why}, {digits(self.start)}.", *reasons])
+
+    def _beginning(self, threshold: float | None) -> tuple[str, float, str]:
+        """Level and threshold to start at, and why there."""
+        first, given = self.levels[0], self._given
+        if given is None and threshold is not None:
+            return first, threshold, "Starts at the threshold it was given"
+        if given is None:
+            rows = at_level(self._predictions, first)
+            best = choose_threshold(rows["label"], rows["probability"], objective="max_f1").require()
+            name = {"all": "all vertebrae", "patient": "patients"}.get(first, first)
+            return first, best, f"No threshold is chosen. Starts at the highest F1 of {name}"
+        if given.thresholds is not None:
+            level = next(level for level in self.levels if level in VERTEBRAE)
+            return level, given.thresholds[level], f"Starts at the threshold chosen for {level}"
+        level = _shown(given.level)
+        if level not in self.levels:
+            raise ValueError(
+                f"The decision is of {given.level} level, where all labels are alike here. Use more studies."
+            )
+        return level, given.require(), "Starts at the chosen threshold"
+
+    def readable(self, threshold: float) -> float:
+        """The threshold in the fewest decimals that call the same, so that what is shown is counted.
+
+        A chosen threshold is itself a score as a rule: rounded up, it would leave its own case out.
+
+        Raises:
+            ValueError: it is not in [0, 1].
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"A threshold lies in [0, 1]; found {threshold}. Choose it again.")
+        below = np.searchsorted(self._scores, threshold)
+        rounded = (round(float(threshold), decimals) for decimals in range(DECIMALS, 18))
+        alike = (value for value in rounded if np.searchsorted(self._scores, value) == below)
+        return next(alike, float(threshold))
+
+    def at(self, level: str) -> dict[str, float]:
+        """Name → threshold, of what is marked at a level."""
+        marks: dict[str, float | None] = {}
+        if self._given is None:
+            marks["start"] = self.start
+        elif (self._given.level == "patient") == (level == "patient"):
+            marks["chosen"] = (self._given.thresholds or {}).get(level, self._given.threshold)
+        if promise := self._promise(level):
+            marks["guaranteed"] = promise["threshold"]
+        return {name: self.readable(mark) for name, mark in marks.items() if mark is not None}
+
+    def guarantee(self, level: str, threshold: float) -> dict[str, Any] | None:
+        """The promise that holds for a threshold at a level, in plain values; None: none does."""
+        highest = self.at(level).get("guaranteed")
+        return None if highest is None or threshold > highest else self._promise(level)
+
+    def decision(self, level: str, threshold: float) -> Decision:
+        """The decision that a threshold makes: the one given where it is that one's, else a stated one.
+
+        Raises:
+            ValueError: the level is a single vertebra.
+        """
+        if level in VERTEBRAE:
+            raise ValueError("A decision is for all vertebrae, or for patients. Choose that level.")
+        if self._given is not None and self.at(level).get("chosen") == threshold:
+            return self._given
+        rows, options = at_level(self._predictions, level), dict[str, Any]()
+        if level == "patient":
+            options = {"level": "patient", "aggregation": self.aggregation or Aggregation("max")}
+            rows = aggregate(self._predictions, options["aggregation"])
+        reason = "Set by hand on the slider."
+        return state_threshold(rows["label"], rows["probability"], threshold, reason=reason, **options)
+
+    def _promise(self, level: str) -> dict[str, Any] | None:
+        return next((dict(one) for one in self._promises if _shown(one["level"]) == level), None)
+
+
+def _shown(level: str) -> str:
+    """Level of the slider, for one of a decision or a guarantee."""
+    return "all" if level == "vertebra" else level

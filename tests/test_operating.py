@@ -1,0 +1,138 @@
+import numpy as np
+import pandas as pd
+import pytest
+from test_widgets import made_table
+
+from cspine_helpers.aggregation import Aggregation, aggregate
+from cspine_helpers.estimates import score_interval
+from cspine_helpers.intervals import bootstrap
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.metrics import LEVELS, at_level, confusion, rates
+from cspine_helpers.operating import Operating, weigh
+from cspine_helpers.prevalence import predictive_values
+
+
+def operating(table, level="all", **options):
+    return Operating(table, level, weigh(table), **options)
+
+
+def copied(table, which, times):
+    """The table with the patients of one kind (their label) there so many times."""
+    kind = table.groupby(UID)["label"].transform("max") == which
+    copies = [table[kind].assign(**{UID: table[UID][kind] + f".{n}"}) for n in range(times - 1)]
+    return pd.concat([table, *copies], ignore_index=True)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_counts_and_rates_are_those_of_metrics_at_every_score_and_beside_it(level):
+    table = made_table(studies=60)
+    table["probability"] = table["probability"].round(2)  # ties
+    rows, explored = at_level(table, level), operating(table, level)
+    scores = np.unique(rows["probability"])
+    for threshold in [0, *scores, *(scores + 1e-9), 1]:
+        expected = rates(confusion(rows["label"], rows["probability"], threshold)).iloc[0]
+        point = explored.at(threshold)
+        assert point.counts == expected[["tp", "fp", "fn", "tn"]].to_dict()
+        for name, found in point.found.items():
+            assert found == pytest.approx(expected[name], nan_ok=True)
+            assert point.rates[name].value == pytest.approx(expected[name], nan_ok=True)
+
+
+@pytest.mark.parametrize("level", ["all", "C2", "patient"])
+def test_intervals_are_those_of_the_bootstrap(level):
+    table = made_table(studies=120)
+    explored = operating(table, level)
+    for threshold in (0.1, 0.3):
+        expected = bootstrap(table, threshold=threshold, level=level, keep_undefined=True).set_index("metric")
+        for name, found in explored.at(threshold).rates.items():
+            value, low, high, undefined = expected.loc[name]
+            limits = (low, high) if undefined <= 50 else (np.nan, np.nan)  # of 1,000 resamples
+            assert found == pytest.approx((value, *limits), abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("level", ["all", "C2"])
+def test_another_prevalence_is_as_if_there_were_more_patients_of_one_kind(level):
+    table = made_table(studies=80)
+    for which in (0, 1):
+        more = copied(table, which, 3)
+        prevalence = more.groupby(UID)["label"].max().mean()
+        restated, counted = operating(table, level).at(0.3, prevalence), operating(more, level).at(0.3)
+        for name in counted.rates:
+            assert restated.rates[name].value == pytest.approx(counted.rates[name].value)
+        assert restated.missed.value == pytest.approx(counted.missed.value)
+        assert restated.counts != counted.counts  # they stay what was found
+
+
+def test_predictive_values_of_patients_follow_bayes():
+    explored = operating(made_table(studies=120), "patient")
+    point = explored.at(0.3, 0.07)
+    expected = predictive_values(point.found["recall"], point.found["specificity"], 0.07).iloc[0]
+    assert point.rates["precision"].value == pytest.approx(expected["ppv"])
+    assert point.rates["npv"].value == pytest.approx(expected["npv"])
+    assert point.rates["recall"] == pytest.approx(explored.at(0.3).rates["recall"])
+    low, high = point.rates["precision"][1:]
+    assert low < expected["ppv"] < high < explored.at(0.3).rates["precision"].value
+
+
+def test_patients_missed_are_the_fractured_who_are_not_called():
+    table = made_table(studies=120)
+    patients = table.groupby(UID).agg(label=("label", "max"), probability=("probability", "max"))
+    missed = ((patients["label"] == 1) & (patients["probability"] < 0.45)).sum()
+    fractured = patients["label"].sum()
+    for level in ("all", "patient"):
+        low, high = score_interval(missed / 120, 120)
+        point = operating(table, level).at(0.45)
+        assert point.missed == pytest.approx((1000 * missed / 120, 1000 * low, 1000 * high))
+        low, high = score_interval(missed / fractured, fractured)
+        restated = operating(table, level).at(0.45, 0.07).missed
+        assert restated == pytest.approx((70 * missed / fractured, 70 * low, 70 * high))
+    one = table[table["vertebra"] == "C5"]
+    missed = ((one["label"] == 1) & (one["probability"] < 0.45)).sum()
+    assert operating(table, "C5").at(0.45).missed.value == pytest.approx(1000 * missed / 120)
+
+
+def test_recall_of_each_vertebra_and_of_the_patients_with_it():
+    table = made_table(studies=120)
+    highest = table.groupby(UID)["probability"].transform("max")
+    for level, scores in (("all", table["probability"]), ("C2", table["probability"]), ("patient", highest)):
+        recalls = operating(table, level).at(0.4).recalls
+        for name in VERTEBRAE:
+            here = (table["vertebra"] == name) & (table["label"] == 1)
+            value = (scores[here] >= 0.4).mean()
+            assert recalls[name] == pytest.approx((value, *score_interval(value, here.sum())))
+
+
+def test_a_vertebra_without_fractures_has_no_recall():
+    table = made_table()
+    table.loc[table["vertebra"] == "C3", "label"] = 0
+    explored = operating(table)
+    assert explored.positives["C3"] == 0
+    assert np.isnan(explored.at(0.3).recalls["C3"]).all()
+
+
+def test_patients_by_another_aggregation():
+    table, mean = made_table(studies=60), Aggregation("top_k", k=3)
+    rows = aggregate(table, mean)
+    point = operating(table, "patient", aggregation=mean).at(0.3)
+    expected = confusion(rows["label"], rows["probability"], 0.3).iloc[0]
+    assert point.counts == expected[["tp", "fp", "fn", "tn"]].to_dict()
+    assert point.missed.value == pytest.approx(1000 * expected["fn"] / 60)
+    held = rows.set_index(UID)["probability"][table[UID][(table["vertebra"] == "C1") & (table["label"] == 1)]]
+    assert point.recalls["C1"].value == pytest.approx((held >= 0.3).mean())
+
+
+def test_a_rate_that_few_resamples_define_has_no_interval():
+    point = operating(made_table()).at(made_table()["probability"].max())
+    assert point.rates["precision"].value in (0, 1)
+    assert np.isnan(point.rates["precision"][1:]).all()  # one row is called, in two resamples of three
+    assert not np.isnan(point.rates["recall"][1:]).any()
+    assert np.isnan(operating(made_table()).at(1.0).rates["precision"]).all()
+
+
+def test_a_prevalence_needs_both_kinds_of_patient_and_lies_between_0_and_1():
+    table = made_table()
+    with pytest.raises(ValueError, match="A prevalence lies between 0 and 1; found 1"):
+        operating(table).at(0.3, 1.0)
+    table = table[table.groupby(UID)["label"].transform("max") == 1]
+    with pytest.raises(ValueError, match="Another prevalence needs patients with and without a fracture"):
+        operating(table).at(0.3, 0.07)
