@@ -51,7 +51,7 @@ def steps_of(
     """An epoch's samples dealt out to optimiser steps, and each step's to its batches, none twice.
 
     A step has `accumulate · processes` batches of at most `batch_size`, all of nearly one size: no tiny batch
-    is left at the end.
+    is left at the end, and none is empty (where samples do not go round, a batch has one more instead).
 
     Raises:
         ValueError: fewer samples than a step has batches.
@@ -62,7 +62,7 @@ def steps_of(
             f"{len(order)} samples cannot fill the {batches} batches of one step ({accumulate} accumulated "
             f"on each of {processes} processes). Use fewer processes, or accumulate less."
         )
-    steps = math.ceil(len(order) / (batch_size * batches))
+    steps = min(math.ceil(len(order) / (batch_size * batches)), len(order) // batches)
     return [np.array_split(step, batches) for step in np.array_split(order, steps)]
 
 

@@ -23,7 +23,7 @@ from cspine_helpers.checkpoints import Run, load_run
 from cspine_helpers.cohort import Cohort, read_cohort
 from cspine_helpers.dataset import SequenceDataset
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.packed import check_sequences, sequence_path
+from cspine_helpers.packed import check_sequences, sequence_path, unusable_sequences
 from cspine_helpers.paths import cohort_dir, listing, run_dir
 from cspine_helpers.predictions import validate_predictions, write_predictions
 
@@ -68,6 +68,7 @@ def predict_cohort(
     splits: Sequence[str] = ("validation", "test"),
     batch_size: int = 16,
     workers: int = 0,
+    leave_out_unusable: bool = False,
 ) -> pd.DataFrame:
     """Predictions table of a run for splits of a cohort, written to `path`.
 
@@ -81,6 +82,8 @@ def predict_cohort(
         splits: which samples, in this order.
         batch_size: sequences computed at once.
         workers: processes that load; 0 loads in this one.
+        leave_out_unusable: leave out the studies whose packed sequences cannot be used, and say so; else
+            they are an error.
 
     Raises:
         ValueError: packed sequences are missing or cannot be used; or the partial file is of another run,
@@ -90,10 +93,19 @@ def predict_cohort(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     table = pd.concat([cohort.samples[name].assign(split=name) for name in splits], ignore_index=True)
+    left_out: list[str] = []
+    if leave_out_unusable:
+        bad = unusable_sequences(cohort.packed, table, slices=run.config.slices, size=run.config.size)
+        left_out = sorted({uid for uid, _ in bad})
+        table = table[~table[UID].isin(left_out)].reset_index(drop=True)
+        print(
+            f"{len(left_out)} studies left out, whose sequences cannot be used: {listing(left_out) or 'none'}"
+        )
     made_of = {
         "weights_sha256": run.record["weights_sha256"],
         **cohort.fingerprint(),
         "splits": list(splits),
+        "left_out": left_out,
         "batch_size": batch_size,  # another size, version or device rounds otherwise
         "computed_by": f"torch {torch.__version__} on {next(run.model.parameters()).device.type}",
     }
@@ -141,7 +153,8 @@ def _batches(
     model, device = run.model.folded(), next(run.model.parameters()).device
     with tqdm(desc="predict", total=len(samples), initial=start, unit="sequence", leave=False) as bar:
         for batch in loader:
-            output = model(batch["sequence"].to(device), batch["vertebra"].to(device))
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 as on a CPU
+                output = model(batch["sequence"].to(device), batch["vertebra"].to(device))
             values = output.logit.double().sigmoid().tolist()
             bar.update(len(values))
             yield values
@@ -235,6 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"
     )
+    parser.add_argument(
+        "--leave-out-unusable", action="store_true", help="predict without studies that cannot be read"
+    )
     options = parser.parse_args(arguments)
     try:
         run, cohort = (
@@ -244,7 +260,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cohort.check_run(run.record)
         run.model.to(options.device)
         path = run.folder / "predictions.csv"
-        table = predict_cohort(run, cohort, path, batch_size=options.batch_size, workers=options.workers)
+        table = predict_cohort(
+            run,
+            cohort,
+            path,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            leave_out_unusable=options.leave_out_unusable,
+        )
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     print(f"{path}: {len(table)} sequences of {table[UID].nunique()} studies.")

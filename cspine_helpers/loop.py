@@ -115,6 +115,7 @@ def train_epoch(
 
 
 @torch.inference_mode()
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 def evaluate(
     accelerator: Accelerator, network: nn.Module, loader: DataLoader[Batch], samples: int
 ) -> ClassifierOutput:

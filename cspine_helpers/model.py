@@ -166,7 +166,8 @@ class FractureClassifier(nn.Module):
         if self.vertebra is not None:
             embedded = self.vertebra(vertebrae).unsqueeze(1).expand(-1, slices, -1)
             features = torch.cat([encoded, embedded], dim=2)
-        states, _ = self.lstm(self.dropout(features))  # (B, T, 2 · hidden)
+        with torch.autocast(features.device.type, enabled=False):  # on a GPU it would run in float16
+            states, _ = self.lstm(self.dropout(features).float())  # (B, T, 2 · hidden)
         attention = self.attention(states).squeeze(2).float().softmax(dim=1)
         summary = (attention.unsqueeze(2) * states).sum(dim=1)  # (B, 2 · hidden)
         logit = self.head(self.dropout(summary)).squeeze(1)
@@ -199,6 +200,7 @@ class FractureClassifier(nn.Module):
                     after = [getattr(child, part) for part in ("drop", "act") if hasattr(child, part)]
                     setattr(module, name, nn.Sequential(*after))  # timm's norms carry their activation
                     convolution = None
+        twin.lstm.flatten_parameters()  # copied one by one, they lie apart, which cuDNN does not like
         return twin
 
     def _check(self, sequences: Tensor, vertebrae: Tensor | None) -> None:

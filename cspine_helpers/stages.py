@@ -94,10 +94,10 @@ class Training:
         Args:
             tensors: of the state that is resumed; None at the beginning.
         """
-        if tensors is not None:
-            restore(tensors, self.model)
-            self._publish()  # the stop may have come before that
         try:
+            if tensors is not None:
+                restore(tensors, self.model)
+                self._publish()  # the stop may have come before that
             if self.config.slice_epochs and self.state.stage == "slices":
                 self._train(self._slices(), tensors)
             self._train(self._sequences(), tensors)
@@ -105,7 +105,7 @@ class Training:
             if (self.folder / STATE).is_file():
                 self.state, tensors = read_state(self.folder)
                 restore(tensors, self.model)
-                self._publish()
+                self._publish(wait=False)  # the other processes may wait elsewhere
             raise
         if self.accelerator.is_main_process:
             (self.folder / STATE).unlink()
@@ -188,9 +188,11 @@ class Training:
             clip_norm=stage.config.clip_norm,
             seed=(self.config.seed, STAGES.index(stage.name)),
         )
-        if not math.isfinite(loss):
+        finite = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        if not (math.isfinite(loss) and finite):
             raise ValueError(
-                f"The training loss of epoch {epoch} ({stage.name}) is {loss}. Lower the learning rate "
+                f"The training loss of epoch {epoch} ({stage.name}) is {loss}"
+                f"{'' if finite else ', and its weights are not finite'}. Lower the learning rate "
                 f"({stage.config.learning_rate:g}), or train without mixed precision. What {self.folder} "
                 "holds is of earlier epochs."
             )
@@ -245,14 +247,15 @@ class Training:
         }
         return metrics, decision
 
-    def _publish(self) -> None:
+    def _publish(self, *, wait: bool = True) -> None:
         """Write what a reader of the run needs, from the state and the model as it was after that epoch."""
         if self.accelerator.is_main_process and self.state.rows:
             write_table(self.state.history, self.folder / HISTORY)
             if self.state.best["best_epoch"] == self.state.epoch:
                 save_weights(self.folder, self.model)  # right before the record that holds their hash
             write_record(self.folder, self._record())
-        self.accelerator.wait_for_everyone()
+        if wait:
+            self.accelerator.wait_for_everyone()
 
     def _record(self) -> dict[str, Any]:
         """What `run.json` says of the inputs, the settings, the software and the outcome."""
@@ -266,8 +269,6 @@ class Training:
                 "python": platform.python_version(),
                 **{name: version(name) for name in packages},
             },
-            "device": self.accelerator.device.type,
-            "mixed_precision": self.accelerator.mixed_precision,
             **self.state.best,
             "epochs": self.state.epoch,
             "slice_losses": self.state.slice_losses,

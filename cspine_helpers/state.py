@@ -1,5 +1,6 @@
 """The state of an interrupted training: one file, replaced in one step, from which it goes on exactly."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,9 +55,17 @@ def save_state(
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
-    return write_tensors(
-        Path(folder) / STATE, tensors, {"state": json.dumps({"format": FORMAT, **asdict(state)})}
-    )
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    sealed = {"format": FORMAT, "sha256": _content_sha256(state, tensors), **asdict(state)}
+    return write_tensors(Path(folder) / STATE, tensors, {"state": json.dumps(sealed)})
+
+
+def _content_sha256(state: TrainingState, tensors: dict[str, Tensor]) -> str:
+    found = hashlib.sha256(json.dumps(asdict(state)).encode())
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def read_state(folder: str | Path) -> tuple[TrainingState, dict[str, Tensor]]:
@@ -73,8 +82,11 @@ def read_state(folder: str | Path) -> tuple[TrainingState, dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("state", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        found = header.pop("format")
-        state = TrainingState(**header)
+        found, sealed = header.pop("format"), header.pop("sha256", None)
+        if found == FORMAT:
+            state = TrainingState(**header)
+            if _content_sha256(state, tensors) != sealed:
+                raise ValueError("its content is not what was written")
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} is not the whole state of a training ({error}). Move the run aside with "

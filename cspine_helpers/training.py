@@ -107,6 +107,8 @@ def train(
         "train": asdict(config),
         "data": cohort.fingerprint(),
         "processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        "mixed_precision": accelerator.mixed_precision,
         "left_out": left_out,
     }
     setting = json.loads(json.dumps(setting))  # as it will be read again: lists for tuples
@@ -163,7 +165,8 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         AcceleratorState._reset_state()
     precision: str = config.mixed_precision
     if precision == "auto":
-        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        on_gpu = PartialState().device.type == "cuda"
+        has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "no"
     return Accelerator(mixed_precision=precision)
 
@@ -206,17 +209,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--leave-out-unusable", action="store_true", help="train without studies that cannot be read"
     )
     options = parser.parse_args(arguments)
-    model, config = preset(options.cohort)
-    if options.settings:
-        model, config = _settings(options.settings)
-    history = train(
-        paths.cohort_dir(options.cohort),
-        paths.run_dir(options.run or options.cohort),
-        model=model,
-        config=config,
-        resume=options.resume,
-        leave_out_unusable=options.leave_out_unusable,
-    )
+    try:
+        model, config = _settings(options.settings) if options.settings else preset(options.cohort)
+        history = train(
+            paths.cohort_dir(options.cohort),
+            paths.run_dir(options.run or options.cohort),
+            model=model,
+            config=config,
+            resume=options.resume,
+            leave_out_unusable=options.leave_out_unusable,
+        )
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from error
     if PartialState().is_main_process:
         print(history.to_string(index=False))
 

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -327,3 +328,17 @@ def test_a_run_without_a_threshold_needs_one_from_the_user(run, cohort):
     with pytest.raises(ValueError, match=r"has no threshold: No threshold keeps precision at 0.900. Pass"):
         predict_study(undecided, cohort.packed, uid)
     assert predict_study(undecided, cohort.packed, uid, threshold=0.3).threshold == 0.3
+
+
+def test_studies_that_cannot_be_used_are_left_out_when_asked(run, cohort, tmp_path, capsys):
+    packed = tmp_path / "toy" / "packed"
+    shutil.copytree(cohort.folder, packed.parent)
+    known = read_cohort(packed.parent)
+    lost = known.samples["test"]["StudyInstanceUID"].iloc[0]
+    (packed / f"{lost}_3.npy").unlink()
+    with pytest.raises(ValueError, match=rf"{lost}_3.npy \(missing\)"):
+        predict_cohort(run, known, tmp_path / "predictions.csv")
+    table = predict_cohort(run, known, tmp_path / "predictions.csv", leave_out_unusable=True)
+    assert lost not in set(table["StudyInstanceUID"])
+    assert len(table) == len(known.samples["validation"]) + len(known.samples["test"]) - 7
+    assert f"1 studies left out, whose sequences cannot be used: '{lost}'" in capsys.readouterr().out

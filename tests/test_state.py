@@ -65,6 +65,26 @@ def test_a_state_without_its_header_or_of_another_format_is_refused(tmp_path):
     save_file(tensors, tmp_path / STATE)
     with pytest.raises(ValueError, match="not the whole state"):
         read_state(tmp_path)
-    save_file(tensors, tmp_path / STATE, metadata={"state": json.dumps({"format": 99, "setting": SETTING})})
+    later = {"format": 99, "setting": SETTING, "a field of its own": 1}
+    save_file(tensors, tmp_path / STATE, metadata={"state": json.dumps(later)})
     with pytest.raises(ValueError, match="format 99; this version reads"):
+        read_state(tmp_path)
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.99])
+def test_a_single_changed_byte_is_noticed(tmp_path, place):
+    save_state(tmp_path, TrainingState(SETTING), *trained(0))
+    content = bytearray((tmp_path / STATE).read_bytes())
+    content[int(place * len(content))] ^= 4
+    (tmp_path / STATE).write_bytes(content)
+    with pytest.raises(ValueError, match="not the whole state of a training"):
+        read_state(tmp_path)
+
+
+def test_a_state_that_says_another_epoch_is_noticed(tmp_path):
+    save_state(tmp_path, TrainingState(SETTING, epoch=3), *trained(0))
+    content = (tmp_path / STATE).read_bytes()
+    (tmp_path / STATE).write_bytes(content.replace(b'\\"epoch\\": 3', b'\\"epoch\\": 7'))
+    assert (tmp_path / STATE).read_bytes() != content
+    with pytest.raises(ValueError, match="its content is not what was written"):
         read_state(tmp_path)

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from toy_cohort import make_toy_cohort, tiny_model
 
@@ -249,7 +250,7 @@ def test_the_command_line_trains_with_the_settings_of_a_record(run, cohort, tmp_
     assert (again / "history.csv").read_bytes() == (folder / "history.csv").read_bytes()
     assert "validation_recall" in capsys.readouterr().out
     (tmp_path / "bad.json").write_text('{"model": {"sizes": 3}, "train": {}}')
-    with pytest.raises(ValueError, match=r"bad\.json holds no .*unexpected keyword argument 'sizes'"):
+    with pytest.raises(SystemExit, match=r"bad\.json holds no .*unexpected keyword argument 'sizes'"):
         main(["--cohort", "toy", "--settings", str(tmp_path / "bad.json")])
 
 
@@ -269,10 +270,13 @@ def test_the_stored_decision_holds_for_inference_after_training_in_bf16(cohort, 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA device trains it")
-def test_a_run_trained_on_a_gpu_says_the_same_on_a_cpu(cohort, tmp_path):
+def test_a_run_trained_on_a_gpu_says_the_same_on_a_cpu(cohort, tmp_path, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    AcceleratorState._reset_state(reset_partial_state=True)  # other tests have chosen the CPU
     history = train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
     run, known = load_run(tmp_path / "run"), read_cohort(cohort)
     assert run.record["device"] == "cuda"
     table = predict(run, known.samples["validation"], known.packed, split="validation", batch_size=8)
     best = history.set_index("epoch").loc[run.record["best_epoch"]]
     assert auroc(table["label"], table["probability"]) == pytest.approx(best["validation_auroc"], abs=1e-3)
+    AcceleratorState._reset_state(reset_partial_state=True)
