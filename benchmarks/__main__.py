@@ -17,7 +17,18 @@ from benchmarks.measure import Row, machine
 
 HERE = Path(__file__).parent
 # Modules with a `rows` function.
-PARTS = ("model", "loop", "loader", "tables", "intervals", "scale", "phantom", "slider", "guarantees")
+PARTS = (
+    "model",
+    "memory",
+    "loop",
+    "loader",
+    "tables",
+    "intervals",
+    "scale",
+    "phantom",
+    "slider",
+    "guarantees",
+)
 VERSIONS = ("torch", "timm", "albumentations", "numpy", "pandas", "scikit-learn", "matplotlib")
 STORE, TABLE = HERE / "results.json", HERE / "RESULTS.md"
 ANSWER = {True: "yes", False: "**no**", None: ""}

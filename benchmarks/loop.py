@@ -75,7 +75,7 @@ def rows() -> Iterator[Row]:
             )
 
         held = Held(loader)
-        times = interleaved({"loaded": lambda: epoch(loader), "held": lambda: epoch(held)}, repeats=5)
+        times = interleaved({"loaded": lambda: epoch(loader), "held": lambda: epoch(held)}, repeats=9)
     share = ratio(times["held"], times["loaded"])
     target = 0.97 if CUDA else 0.90
     yield Row(
