@@ -16,7 +16,6 @@ from pathlib import Path
 from benchmarks.measure import Row, machine
 
 HERE = Path(__file__).parent
-# Modules with a `rows` function.
 PARTS = (
     "model",
     "memory",
