@@ -21,7 +21,6 @@ from cspine_helpers.predictions import read_predictions, validate_predictions
 from cspine_helpers.prevalence import SCREENING_PREVALENCE, check_prevalence
 
 STEP = 0.001  # of one press of an arrow key; Page Up and Down move five
-_NOISE = 12  # decimals: the steps of a slider add up to 0.41590000000000005
 _WRAP = {"flex_flow": "row wrap", "align_items": "center"}  # rows break where the window is narrow
 
 
@@ -70,12 +69,13 @@ class ThresholdExplorer:
         controls = [ipywidgets.HBox(row, layout=_WRAP) for row in rows]
         note = ipywidgets.HTML(paragraph(self._marks.note))
         self.widget = ipywidgets.VBox([*controls, note, self._image, self._numbers])
+        self.widget.add_class("cspine-explorer")
         self._redraw()
 
     def _make_controls(self) -> None:
         style = {"description_width": "auto"}
         self._slider = ipywidgets.FloatSlider(
-            value=self._threshold, min=0, max=1, step=STEP, readout=False,
+            value=_nearest_step(self._threshold), min=0, max=1, step=STEP, readout=False,
             description="Threshold", layout={"flex": "1 1 360px"},
         )  # fmt: skip
         self._box = ipywidgets.BoundedFloatText(
@@ -100,8 +100,10 @@ class ThresholdExplorer:
         )
         self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
         self._numbers = ipywidgets.HTML()
-        self._numbers.add_class("cspine-numbers")
-        self._slider.observe(lambda change: self._move(change["new"], tidy=True), names="value")
+        parts = {"threshold": self._box, "level": self._levels, "other": self._other}
+        for name, part in (parts | {"numbers": self._numbers}).items():
+            part.add_class(f"cspine-{name}")  # by which it is found on the page
+        self._slider.observe(lambda change: self._slide(change["new"]), names="value")
         self._box.observe(lambda change: self._move(change["new"]), names="value")
         for control in (self._levels, self._other, self._percent):
             control.observe(lambda _: self._redraw(), names="value")
@@ -167,13 +169,18 @@ class ThresholdExplorer:
             shown |= {name: value, f"{name}_low": low, f"{name}_high": high}
         return shown
 
-    def _move(self, threshold: float, *, tidy: bool = False) -> None:
+    def _slide(self, value: float) -> None:
+        """Follow the slider, which stands on its steps only, and says so of itself when it is shown."""
+        if _nearest_step(value) != _nearest_step(self._threshold):
+            self._move(_nearest_step(value))
+
+    def _move(self, threshold: float) -> None:
         if threshold == self._threshold:
             return
-        self._threshold = round(threshold, _NOISE) if tidy else threshold
-        if abs(self._slider.value - self._threshold) > 10**-_NOISE:  # else it would tug at a hand that drags
-            self._slider.value = self._threshold
-        self._box.value = self._threshold
+        self._threshold = threshold
+        if _nearest_step(self._slider.value) != _nearest_step(threshold):  # else it would tug at the hand
+            self._slider.value = _nearest_step(threshold)
+        self._box.value = threshold
         self._redraw()
 
     def _at_level(self) -> Operating:
@@ -242,3 +249,8 @@ class ThresholdExplorer:
             "image/png": b64encode(self._image.value).decode(),
             "text/plain": self._words(self._point()),
         }
+
+
+def _nearest_step(threshold: float) -> float:
+    """Where the slider stands for a threshold; its own steps add up to 0.41600000000000004."""
+    return round(round(threshold / STEP) * STEP, DECIMALS)

@@ -114,7 +114,8 @@ def test_what_is_shown_is_what_is_counted_though_thresholds_are_scores(scores):
         explorer.threshold = threshold
         text = said(explorer).split("threshold ")[1].split(":")[0]
         assert f"given, {text}." in note(explorer)
-        assert explorer._box.value == explorer._slider.value == float(text)
+        assert explorer._box.value == float(text)
+        assert explorer._slider.value == round(threshold, 3)
         called = explorer.summary()["tp"] + explorer.summary()["fp"]
         assert called == (table["probability"] >= float(text)).sum()
         assert called == (table["probability"] >= threshold).sum()
@@ -122,10 +123,20 @@ def test_what_is_shown_is_what_is_counted_though_thresholds_are_scores(scores):
 
 def test_a_dragged_slider_is_written_without_the_noise_of_its_steps_and_not_tugged_at():
     explorer = ThresholdExplorer(made_table(), threshold=0.2)
-    explorer._slider.value = 0.41590000000000005  # what a browser sends for 0.4159
-    assert "threshold 0.4159:" in said(explorer)
-    assert explorer.threshold == explorer._box.value == 0.4159
-    assert explorer._slider.value == 0.41590000000000005
+    explorer._slider.value = 0.41600000000000004  # what a browser sends for 0.416
+    assert "threshold 0.4160:" in said(explorer)
+    assert explorer.threshold == explorer._box.value == 0.416
+    assert explorer._slider.value == 0.41600000000000004
+
+
+def test_a_slider_that_reports_its_own_step_moves_nothing():
+    explorer = ThresholdExplorer(made_table(), threshold=0.2)
+    explorer.threshold = 0.32261
+    assert explorer._slider.value == 0.323
+    explorer._slider.value = 0.32300000000000006  # as it does when it is shown
+    assert explorer.threshold == explorer._box.value == 0.3226
+    explorer._slider.value = 0.324
+    assert explorer.threshold == explorer._box.value == 0.324
 
 
 def test_slider_and_number_box_move_each_other_and_draw_once():
@@ -133,7 +144,8 @@ def test_slider_and_number_box_move_each_other_and_draw_once():
     drawn = []
     explorer._image.observe(drawn.append, names="value")
     explorer._box.value = 0.123456
-    assert explorer._slider.value == explorer.threshold == 0.123456  # exactly as typed
+    assert explorer.threshold == 0.123456  # exactly as typed
+    assert explorer._slider.value == 0.123
     explorer._slider.value = 0.3
     assert explorer._box.value == explorer.threshold == 0.3
     assert len(drawn) == 2
