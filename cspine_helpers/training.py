@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import parse_flag_from_env
 
 from cspine_helpers import paths
 from cspine_helpers.augment import AugmentConfig
@@ -165,7 +166,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         AcceleratorState._reset_state()
     precision: str = config.mixed_precision
     if precision == "auto":
-        on_gpu = PartialState().device.type == "cuda"
+        on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
         has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "no"
     return Accelerator(mixed_precision=precision)
