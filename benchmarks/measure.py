@@ -94,6 +94,10 @@ def machine() -> Iterator[tuple[str, str]]:
     total = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
     if total:
         yield "memory", f"{total[0] / 2**20:.0f} GiB"
+    import torch  # here, so that no peak of memory measured with this module holds it
+
+    if torch.cuda.is_available():
+        yield "GPU", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     yield "system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
 
 

@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from benchmarks.measure import Row, interleaved, milliseconds, ratio, spread
+from cspine_helpers.loop import RunningStatistics
 from cspine_helpers.model import INTENSITIES, FractureClassifier, ModelConfig
 from cspine_helpers.recipe import Loss, adamw
 
@@ -52,14 +54,18 @@ def done(function: Callable[[], object]) -> Callable[[], object]:
 
 
 def training_step(network: FractureClassifier, batch: dict[str, Tensor], *, precision: str) -> Callable:
-    """Forward, loss, backward, clipping and optimizer: what `loop.train_epoch` does with a batch."""
+    """What `loop.train_epoch` does with a batch: forward, loss, backward, running statistics, optimizer."""
+    accelerator, statistics = Accelerator(), RunningStatistics(network)
     optimizer = adamw(network.parameters(), 1e-4, 0.02)
     loss = Loss(alpha=0.9, slice_alpha=0.9, slice_weight=1.0, vertebra_weights=(1.0,) * 7)
 
     def step() -> None:
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
+        torch.manual_seed(0)
+        autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16")
+        with autocast, statistics.batch():
             output = network(batch["sequence"], batch["vertebra"])
         loss(output, batch).backward()
+        statistics.advance(accelerator, 1)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
