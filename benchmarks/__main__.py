@@ -26,6 +26,7 @@ PARTS = (
     "scale",
     "phantom",
     "slider",
+    "start",
     "guarantees",
 )
 VERSIONS = ("torch", "timm", "albumentations", "numpy", "pandas", "scikit-learn", "matplotlib")

@@ -2,8 +2,6 @@ import hashlib
 import json
 import pickle
 import re
-import statistics
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -78,15 +76,6 @@ def test_a_run_of_pretrained_weights_loads_without_them(tmp_path):
     found = checkpoints.load_run(tmp_path)
     assert found.config == config
     assert found.threshold is None
-
-
-def test_the_cached_run_loads_within_a_second_of_cpu_time():
-    seconds = []
-    for _ in range(3):
-        start = time.process_time()
-        assert checkpoints.load_run(BUILTIN).threshold > 0
-        seconds.append(time.process_time() - start)
-    assert statistics.median(seconds) <= 1
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path, model):

@@ -141,18 +141,18 @@ class TestOutputs:
 
 
 @pytest.mark.parametrize("name", ["01_label_prevalence", "02_split_and_expand", "04_thresholds"])
-def test_what_needs_no_model_imports_no_torch_and_takes_at_most_three_seconds(name):
+def test_what_needs_no_model_imports_no_torch(name):
     source = code(read(name))[0].source
-    probe = f"{source}\nimport sys, time\nprint('torch' in sys.modules, time.process_time())"
+    probe = f"{source}\nimport sys\nprint('torch' in sys.modules)"
     command = [sys.executable, "-c", probe]
-    torch, seconds = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert torch == "False"
-    assert float(seconds) <= 3.0
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 
-def test_importing_the_package_takes_a_tenth_of_a_second_at_most():
+def test_importing_the_package_imports_no_library():
     probe = (
-        "import time\nstart = time.process_time()\nimport cspine_helpers\nprint(time.process_time() - start)"
+        "import sys\nbefore = set(sys.modules)\nimport cspine_helpers\nprint(*(set(sys.modules) - before))"
     )
     command = [sys.executable, "-c", probe]
-    assert float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) <= 0.1
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == [
+        "cspine_helpers"
+    ]
