@@ -130,7 +130,8 @@ def make_loader(
         sampling: order of training samples, see `epoch_order`; call `loader.batch_sampler.set_epoch(n)`
             before pass n, or every pass is the same. None: the order of the dataset, in batches that do not
             depend on the number of processes (they are dealt out in turn).
-        workers: processes that load, one a core at most; 0: this one loads. Batches do not depend on it.
+        workers: processes that load, at most one a core for all trainings on this machine; 0: this one loads.
+            Batches do not depend on it.
         seed: of the order.
         accumulate: batches of each process whose gradients make one step.
         process: which of the processes this is.
@@ -155,8 +156,9 @@ def make_loader(
 def load_batches(
     dataset: Dataset[Any], batches: Any, *, workers: int, seed: int, **options: Any
 ) -> DataLoader[Any]:
-    """A loader of these batches: at most a process a core, one thread each, kept from epoch to epoch."""
-    workers = min(workers, _cores())
+    """A loader of these batches: processes with one thread each, kept from epoch to epoch."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes on this machine, which share its cores
+    workers = min(workers, max(_cores() // here, 1))
     return DataLoader(
         dataset,
         batch_sampler=batches,

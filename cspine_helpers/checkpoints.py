@@ -13,10 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from cspine_helpers.labels import VERTEBRAE, read_table, refuse
+from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.model import FractureClassifier, ModelConfig
 from cspine_helpers.paths import atomic_path, inside, listing, sha256_of
 from cspine_helpers.records import FORMAT, RECORD, SEAL, read_record, write_sealed, written_by
+from cspine_helpers.tables import read_table, refuse
 
 WEIGHTS = "model"  # the best epoch's weights are in model.safetensors
 HISTORY = "history.csv"
@@ -98,7 +99,7 @@ def read_history(folder: str | Path) -> pd.DataFrame:
     """
     path = inside(Path(folder) / HISTORY)
     source = "Training writes it (notebook 03)."
-    history = read_table(path, HISTORY_COLUMNS, what="history", source=source)
+    history = read_table(path, HISTORY_COLUMNS, what="history", source=source, text=())
     refuse(_history_problems(history), what=str(path))
     _check_described(path, read_record(folder), "history_sha256")
     return history

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from cspine_helpers.labels import expand, read_labels
-from cspine_helpers.packed import read_manifest
+from cspine_helpers.manifest import read_manifest
 from cspine_helpers.paths import sha256_of
 from cspine_helpers.splits import SPLITS, read_split, split_hash, studies_of
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from cspine_helpers.augment import Augment, AugmentConfig
-from cspine_helpers.labels import UID, VERTEBRAE, require_columns
-from cspine_helpers.packed import CHANNELS, open_sequence, sequence_path, slice_truth_array
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.manifest import slice_truth_array
+from cspine_helpers.packed import CHANNELS, open_sequence, sequence_path
 from cspine_helpers.paths import listing
+from cspine_helpers.tables import require_columns
 
 
 class SequenceDataset(Dataset[dict[str, Tensor]]):
@@ -32,7 +34,7 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
         augment: how sequences are varied; None leaves them as they are.
         seed: the variation of an item depends on (seed, epoch, index) alone, so that it is the same
             whatever the number of workers and the order.
-        manifest: table of `packed.read_manifest`, for the slice truth; None: unknown throughout.
+        manifest: table of `manifest.read_manifest`, for the slice truth; None: unknown throughout.
     """
 
     def __init__(

@@ -11,9 +11,10 @@ import torch
 from cspine_helpers.batches import make_loader
 from cspine_helpers.checkpoints import Run
 from cspine_helpers.dataset import SequenceDataset
-from cspine_helpers.labels import UID, require_columns
+from cspine_helpers.labels import UID
+from cspine_helpers.manifest import read_manifest
 from cspine_helpers.metrics import auroc
-from cspine_helpers.packed import read_manifest
+from cspine_helpers.tables import require_columns
 
 COLUMNS = (UID, "vertebra", "label", "probability", "slice", "attention", "fractured")
 SCORES = (UID, "vertebra", "probability", "auroc", "share", "uniform_share", "top1")

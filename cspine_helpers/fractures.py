@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .anatomy import DIMENSIONS, Array, LocalGrid, Point
+from cspine_helpers.anatomy import DIMENSIONS, Array, LocalGrid, Point
 
 BLOOD_HU = 60.0
 

@@ -24,7 +24,7 @@ from cspine_helpers.cohort import Cohort, read_cohort
 from cspine_helpers.dataset import SequenceDataset
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.packed import check_sequences, sequence_path, unusable_sequences
-from cspine_helpers.paths import cohort_dir, listing, run_dir
+from cspine_helpers.paths import cohort_dir, exclusive, listing, remove_unfinished, run_dir
 from cspine_helpers.predictions import validate_predictions, write_predictions
 
 
@@ -86,6 +86,7 @@ def predict_cohort(
             they are an error.
 
     Raises:
+        BlockingIOError: another process predicts or trains in that folder.
         ValueError: packed sequences are missing or cannot be used; or the partial file is of another run,
             other data or other settings; says which.
     """
@@ -109,16 +110,18 @@ def predict_cohort(
         "batch_size": batch_size,  # another size, version or device rounds otherwise
         "computed_by": f"torch {torch.__version__} on {next(run.model.parameters()).device.type}",
     }
-    records = journal.whole_records(partial) or [made_of]
-    _check_same(partial, records[0], made_of)
-    done = sum(map(len, records[1:]))
-    if done < len(table):
-        for batch in _batches(run, table, cohort.packed, batch_size, workers, start=done):
-            records.append(batch)
-            journal.append(partial, records)
-    table["probability"] = list(chain.from_iterable(records[1:]))
-    write_predictions(table, path)
-    partial.unlink(missing_ok=True)
+    with exclusive(path.with_name(".lock"), f"writing to {path.parent}"):
+        remove_unfinished(path)
+        records = journal.whole_records(partial) or [made_of]
+        _check_same(partial, records[0], made_of)
+        done = sum(map(len, records[1:]))
+        if done < len(table):
+            for batch in _batches(run, table, cohort.packed, batch_size, workers, start=done):
+                records.append(batch)
+                journal.append(partial, records)
+        table["probability"] = list(chain.from_iterable(records[1:]))
+        write_predictions(table, path)
+        partial.unlink(missing_ok=True)
     return validate_predictions(table)
 
 

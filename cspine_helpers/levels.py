@@ -13,9 +13,8 @@ from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.objectives import Rule, check_choice
 from cspine_helpers.predictions import validate_predictions
 
-MIN_POSITIVES = (
-    20  # of a vertebra's own threshold; where 18 of 20 are found, 70 to 97 % of all may be (Wilson)
-)
+# of a vertebra's own threshold; where 18 of 20 are found, 70 to 97 % of all may be (Wilson)
+MIN_POSITIVES = 20
 
 
 def choose_decision(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from cspine_helpers.labels import read_table, write_table
 from cspine_helpers.paths import inside
+from cspine_helpers.tables import read_table, write_table
 
 OPENINGS = "test_openings.csv"
 COLUMNS = ("opened_utc", "decision_sha256", "predictions_sha256", "level", "objective")

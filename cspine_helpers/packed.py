@@ -7,7 +7,6 @@ Channels 0–4 hold five neighbouring slices' intensity, channel 5 the vertebra 
 import ast
 import math
 import os
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,41 +14,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cspine_helpers.labels import (
-    UID,
-    VERTEBRAE,
-    read_table,
-    refuse,
-    require_columns,
-    uid_problems,
-    write_table,
-)
+from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.paths import (
     CHECKSUMS,
     atomic_path,
     check_uids,
     inside,
-    listing,
     read_checksums,
     sha256_of,
 )
 
 CHANNELS = 6
 MASK = 5  # the mask's channel; a pixel belongs to the vertebra where it is above 127
-MANIFEST_COLUMNS = (
-    UID,
-    "vertebra",
-    "spacing_z_mm",
-    "spacing_y_mm",
-    "spacing_x_mm",
-    "z_first_mm",
-    "z_last_mm",
-    "pixel_mm",
-    "mask_volume_mm3",
-    "window_low_hu",
-    "window_high_hu",
-    "slice_truth",
-)
 _NPY_1_0 = b"\x93NUMPY\x01\x00"
 _DTYPES = ("|u1", "<f2", "<f4", "<f8")
 _REMEDY = "Make them anew (the built-in cohort: make cohort), or drop the studies with labels.without(...)."
@@ -245,75 +221,3 @@ def _check_mask(array: np.ndarray) -> None:
     mask, middle = np.asarray(array)[..., MASK], len(array) // 2
     if not any((mask[t] > 127).any() for t in (middle, *range(len(mask)))):
         raise ValueError("empty mask: no pixel of channel 5 above 127")
-
-
-def write_manifest(table: pd.DataFrame, folder: str | Path) -> Path:
-    """Write `manifest.csv`, one row a sequence, with its SHA-256 beside it, into the `packed` folder.
-
-    Returns:
-        Its path.
-    """
-    path = Path(folder) / "manifest.csv"
-    write_table(_validate_manifest(table, path), path, sealed=True)
-    return path
-
-
-def read_manifest(folder: str | Path) -> pd.DataFrame:
-    """Read `manifest.csv` from a `packed` folder.
-
-    Returns:
-        `MANIFEST_COLUMNS`: voxel spacing of the volume, first and last slice position, side of a packed
-        pixel, mask volume, HU window, and `slice_truth`: T characters, `.` an intact slice, `x` a
-        fractured one, missing where nobody knows.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it does not keep to the schema.
-    """
-    path = Path(folder) / "manifest.csv"
-    source, text = "Pack the cohort (the built-in one: make cohort).", ("vertebra", "slice_truth")
-    table = read_table(path, MANIFEST_COLUMNS, what="manifest", source=source, text=text)
-    return _validate_manifest(table, path)
-
-
-def _validate_manifest(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    require_columns(table, MANIFEST_COLUMNS, what=str(path))
-    refuse(_manifest_problems(table), what=str(path))
-    return table[list(MANIFEST_COLUMNS)].reset_index(drop=True)
-
-
-def _manifest_problems(table: pd.DataFrame) -> Iterator[str]:
-    yield from uid_problems(table[UID])
-    numbers = table[list(MANIFEST_COLUMNS[2:-1])]
-    if text := [column for column in numbers if numbers[column].dtype.kind not in "fiu"]:
-        yield f"text in the number columns {listing(text)}"
-    numbers = numbers.drop(columns=text)
-    truth = table["slice_truth"].fillna(".").astype(str)  # missing where nobody knows
-    for what, bad in (
-        ("vertebrae that are none of C1 … C7", ~table["vertebra"].isin(VERTEBRAE)),
-        ("sequences that stand there twice", table.duplicated([UID, "vertebra"])),
-        ("numbers that are missing or infinite", ~np.isfinite(numbers).all(axis=1)),
-        ("sizes that are not above 0", (numbers.filter(regex="^(spacing|pixel|mask)") <= 0).any(axis=1)),
-        ("slice truths that are not made of '.' and 'x'", ~truth.str.fullmatch("[.x]+")),
-    ):
-        if bad.any():
-            rows = table[bad]
-            names = (f"{uid} {level}" for uid, level in zip(rows[UID], rows["vertebra"], strict=True))
-            yield f"{what} ({bad.sum()}): {listing(names)}"
-
-
-def slice_truth_array(text: object, slices: int) -> np.ndarray:
-    """Truth of each slice, float32 `(T,)`: 1 fractured, 0 intact, NaN throughout where it is unknown.
-
-    Args:
-        text: `slice_truth` of a manifest row; NaN, None or "" means unknown.
-        slices: T.
-
-    Raises:
-        ValueError: the text has another length than `slices`, or other characters.
-    """
-    if pd.isna(text) or text == "":  # type: ignore[call-overload]
-        return np.full(slices, np.nan, dtype=np.float32)
-    if not isinstance(text, str) or len(text) != slices or set(text) - set(".x"):
-        raise ValueError(f"A slice truth is {slices} characters '.' or 'x'; found {text!r}.")
-    return np.array([mark == "x" for mark in text], dtype=np.float32)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import cv2
 import numpy as np
 
-from .labels import VERTEBRAE
+from cspine_helpers.labels import VERTEBRAE
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ folder, may not be links out of the folder they stand in.
 """
 
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -13,9 +14,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 _UID = re.compile(r"[0-9.]{1,64}")
 CHECKSUMS = "SHA256SUMS"  # a folder's, as `sha256sum --check` reads it
 _CHECKSUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_PATIENCE_S = 10  # a killed process's loaders hold its lock until they notice that it is gone
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -139,6 +143,47 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(lock: str | Path, doing: str) -> Iterator[None]:
+    """Let one process at a time into the block; the lock ends with the block or the process, however it ends.
+
+    Args:
+        lock: file that stands there meanwhile.
+        doing: what another process would be doing, for the error.
+
+    Raises:
+        BlockingIOError: another process is in the block.
+        OSError: the lock cannot be written.
+    """
+    lock = Path(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock)
+        held.acquire(timeout=_PATIENCE_S)
+    except Timeout:
+        raise BlockingIOError(
+            errno.EWOULDBLOCK, f"another process is {doing}. Wait for it, or stop it."
+        ) from None
+    except OSError as error:
+        raise OSError(
+            error.errno or errno.EIO,
+            f"{lock.parent} cannot be written to ({error.strerror or error}). Check the right to write there "
+            "and the free space.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        held.release()
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Remove what `atomic_path` was writing for this path when its process was killed."""
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        left.unlink()
 
 
 def sha256_of(path: str | Path) -> str:

@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from . import labels, packed, packing, paths
-from .packing import PackConfig
-from .rendering import Study, generator, render_study, study_uid
+from cspine_helpers import labels, packed, packing, paths
+from cspine_helpers.manifest import MANIFEST_COLUMNS, write_manifest
+from cspine_helpers.packing import PackConfig
+from cspine_helpers.rendering import Study, generator, render_study, study_uid
 
 MADE_BY = "cspine_helpers.phantom"
 _REMEDY = "Move the cohort aside, and make it anew."
@@ -80,18 +81,26 @@ def make_cohort(folder: Path, config: CohortConfig, *, workers: int | None = Non
         workers: processes; default one a core. They change nothing but the time.
 
     Raises:
+        BlockingIOError: another process makes it.
         FileExistsError: the folder holds something that is not a phantom cohort.
     """
+    with paths.exclusive(folder.with_name(f".{folder.name}.lock"), f"making {folder}"):
+        record = _record(config)
+        if folder.exists():
+            _check_ours(folder)
+            if _read_record(folder) == record:
+                print(f"{folder.name}: {config.studies} studies are there already.")
+                return
+        for unfinished in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
+            shutil.rmtree(unfinished)
+        _make(folder, config, record, workers)
+
+
+def _make(folder: Path, config: CohortConfig, record: dict, workers: int | None) -> None:
+    """The cohort, beside its place and then there."""
     import joblib  # here alone: notebooks that only look at a phantom need not wait for it
 
-    record = _record(config)
-    if folder.exists():
-        _check_ours(folder)
-        if _read_record(folder) == record:
-            print(f"{folder.name}: {config.studies} studies are there already.")
-            return
     table = draw_labels(config)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         new = Path(temporary) / folder.name
         job = joblib.delayed(_make_study)
@@ -100,7 +109,7 @@ def make_cohort(folder: Path, config: CohortConfig, *, workers: int | None = Non
         made = list(
             tqdm(parallel(jobs), total=len(jobs), desc=f"cohort {folder.name}", unit="study", mininterval=1)
         )
-        packed.write_manifest(pd.DataFrame([row for rows, _ in made for row in rows]), new / "packed")
+        write_manifest(pd.DataFrame([row for rows, _ in made for row in rows]), new / "packed")
         labels.write_labels(table, new / "train.csv")
         boxes = pd.DataFrame([box for _, found in made for box in found], columns=list(labels.BOX_COLUMNS))
         labels.write_boxes(boxes, new / "train_bounding_boxes.csv")
@@ -109,8 +118,8 @@ def make_cohort(folder: Path, config: CohortConfig, *, workers: int | None = Non
         if folder.exists():
             if (folder / "train.csv").read_bytes() == (new / "train.csv").read_bytes():
                 for split in folder.glob("split.csv*"):  # the same patients: their split stays
-                    split.rename(new / split.name)
-            shutil.rmtree(folder)
+                    shutil.copy2(split, new)
+            folder.rename(Path(temporary) / "old")
         new.rename(folder)
 
 
@@ -202,7 +211,7 @@ def pack_study(study: Study, folder: Path, config: PackConfig) -> list[dict]:
         truth = "".join(".x"[int(n >= MIN_FRACTURE_VOXELS)] for n in voxels)
         where = (*study.spacing_mm, z_mm[0], z_mm[-1], pixel_mm, piece.mask_volume_mm3)
         values = (study.uid, vertebra, *where, *study.window_hu, truth)
-        rows.append(dict(zip(packed.MANIFEST_COLUMNS, values, strict=True)))
+        rows.append(dict(zip(MANIFEST_COLUMNS, values, strict=True)))
     return rows
 
 

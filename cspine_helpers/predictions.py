@@ -6,9 +6,9 @@ from typing import Literal
 
 import pandas as pd
 
-from cspine_helpers.labels import (
-    UID,
-    VERTEBRAE,
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.paths import listing
+from cspine_helpers.tables import (
     is_binary,
     numbers,
     read_table,
@@ -17,7 +17,6 @@ from cspine_helpers.labels import (
     uid_problems,
     write_table,
 )
-from cspine_helpers.paths import listing
 
 COLUMNS = (UID, "vertebra", "split", "label", "probability")
 
@@ -29,7 +28,9 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         FileNotFoundError: there is no such file.
         ValueError: the table breaks the schema; every offender is named.
     """
-    table = read_table(path, COLUMNS, what="predictions table", source="Notebook 03 writes that of a run.")
+    table = read_table(
+        path, COLUMNS, what="predictions table", source="Notebook 03 writes that of a run.", text=(UID,)
+    )
     return validate_predictions(table, what=Path(path).name)
 
 

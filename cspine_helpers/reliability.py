@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from cspine_helpers.labels import UID, require_columns
+from cspine_helpers.labels import UID
 from cspine_helpers.metrics import LEVELS, at_level, check_scores
 from cspine_helpers.paths import listing
 from cspine_helpers.predictions import validate_predictions
+from cspine_helpers.tables import require_columns
 
 Bins = Literal["quantile", "uniform"]
 

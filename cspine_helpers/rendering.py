@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .anatomy import DIMENSIONS, Array, LocalGrid, bounds, vertebra_distance
-from .fractures import Fracture, add_mimics, break_bone, displace, draw_fractures, draw_mimics
-from .labels import VERTEBRAE
+from cspine_helpers.anatomy import DIMENSIONS, Array, LocalGrid, bounds, vertebra_distance
+from cspine_helpers.fractures import Fracture, add_mimics, break_bone, displace, draw_fractures, draw_mimics
+from cspine_helpers.labels import VERTEBRAE
 
 LEVELS = (*VERTEBRAE, "T1")
 # The field of view around the bodies' middles: above C1, below T1, in front, behind, and its whole width.

@@ -8,18 +8,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from cspine_helpers.labels import (
-    UID,
-    VERTEBRAE,
-    numbers,
-    prevalence,
-    read_table,
-    refuse,
-    uid_problems,
-    validate_labels,
-    write_table,
-)
+from cspine_helpers.labels import UID, VERTEBRAE, prevalence, validate_labels
 from cspine_helpers.paths import listing, seal_of
+from cspine_helpers.tables import numbers, read_table, refuse, uid_problems, write_table
 
 SPLITS = ("train", "validation", "test")
 
@@ -253,7 +244,7 @@ def read_split(
         ValueError: the file was changed after it was written, or breaks a rule; offenders are named.
     """
     what = "split" if column == "split" else "table of folds"
-    split = read_table(path, (UID, column), what=what, source="Notebook 02 makes it.")
+    split = read_table(path, (UID, column), what=what, source="Notebook 02 makes it.", text=(UID,))
     if not (seal := seal_of(path)).is_file():
         raise FileNotFoundError(f"No {seal.name} beside {path}. Make the split again with notebook 02.")
     validate_split(split, table=table)

@@ -23,13 +23,14 @@ from cspine_helpers.checkpoints import HISTORY, save_weights, write_record
 from cspine_helpers.cohort import Cohort
 from cspine_helpers.dataset import SequenceDataset
 from cspine_helpers.decisions import Decision, choose_threshold
-from cspine_helpers.labels import VERTEBRAE, write_table
+from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.loop import evaluate, train_epoch
 from cspine_helpers.metrics import auroc, average_precision
 from cspine_helpers.model import FractureClassifier, ModelConfig
 from cspine_helpers.pretraining import SliceClassifier, SliceDataset, slice_entropy, slice_schedule
 from cspine_helpers.recipe import Loss, TrainConfig, adamw, best_epoch, learning_rate
 from cspine_helpers.state import STATE, TrainingState, read_state, restore, save_state
+from cspine_helpers.tables import write_table
 
 STAGES = ("slices", "sequences")
 

@@ -7,6 +7,7 @@ accelerate launch --num_processes 4 -m cspine_helpers.training --cohort rsna2022
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def train(
     Raises:
         FileExistsError: the run folder holds a run, and `resume` is not set; nothing is ever overwritten.
         FileNotFoundError: the cohort lacks labels or split.
+        BlockingIOError: another process trains in this folder.
         ValueError: an input breaks its schema, packed sequences cannot be used (all are named), a split
             lacks a class, the loss is no longer a finite number, or what is to be resumed has another
             setting (names each difference).
@@ -113,27 +115,23 @@ def train(
         "left_out": left_out,
     }
     setting = json.loads(json.dumps(setting))  # as it will be read again: lists for tuples
-    state, tensors = TrainingState(setting), None
-    ended = None
-    if interrupted(folder):
-        state, tensors = read_state(folder)
-        _check_same(setting, state.setting, folder)
-    elif _held(folder):
-        _check_same(setting, read_record(folder), folder)
-        ended = read_history(folder)
-    accelerator.wait_for_everyone()  # until all processes have read what the first one may now write
-    if ended is not None:
-        return ended
-    if accelerator.is_main_process:
-        _remove_unfinished(folder)
-    return Training(accelerator, cohort, folder, model, config, state).run(tensors)
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Remove what was being written when an earlier process was killed."""
-    for path in folder.glob(".*"):
-        if path.name[1:].startswith(_FILES):
-            path.unlink()
+    writes = accelerator.is_main_process
+    alone = paths.exclusive(folder / ".lock", f"training in {folder}") if writes else nullcontext()
+    with alone:
+        state, tensors = TrainingState(setting), None
+        ended = None
+        if interrupted(folder):
+            state, tensors = read_state(folder)
+            _check_same(setting, state.setting, folder)
+        elif _held(folder):
+            _check_same(setting, read_record(folder), folder)
+            ended = read_history(folder)
+        accelerator.wait_for_everyone()  # until all processes have read what the first one may now write
+        if ended is not None:
+            return ended
+        for name in _FILES if writes else ():
+            paths.remove_unfinished(folder / name)
+        return Training(accelerator, cohort, folder, model, config, state).run(tensors)
 
 
 def _usable(
@@ -220,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             resume=options.resume,
             leave_out_unusable=options.leave_out_unusable,
         )
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     if PartialState().is_main_process:
         print(history.to_string(index=False))

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cspine_helpers import __version__, checkpoints
-from cspine_helpers.labels import VERTEBRAE, write_table
+from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.model import FractureClassifier, ModelConfig
+from cspine_helpers.tables import write_table
 
 BUILTIN = Path(__file__).parents[1] / "checkpoints" / "builtin"
 CONFIG = replace(ModelConfig.small(), slices=3, size=32, feature_stride=4, lstm_hidden=4)

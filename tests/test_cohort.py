@@ -4,7 +4,7 @@ from toy_cohort import make_toy_cohort
 
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels, without, write_labels
-from cspine_helpers.packed import read_manifest, write_manifest
+from cspine_helpers.manifest import read_manifest, write_manifest
 from cspine_helpers.paths import sha256_of
 from cspine_helpers.splits import SPLITS, split_patients, write_split
 

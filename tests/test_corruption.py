@@ -12,19 +12,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from toy_cohort import SIZE, SLICES, make_toy_cohort
 
-from cspine_helpers import checkpoints, labels, packed, paths, predictions, splits
+from cspine_helpers import checkpoints, frozen, labels, openings, packed, paths, predictions, splits
 from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE
+from cspine_helpers.levels import choose_decision
+from cspine_helpers.manifest import read_manifest, write_manifest
+from cspine_helpers.state import STATE, TrainingState, read_state, save_state
+from cspine_helpers.tables import write_table
 
 damaged = settings(max_examples=500, derandomize=True, deadline=None, database=None)
 few = settings(damaged, max_examples=150)
@@ -84,6 +89,20 @@ class Artefact:
 ORIGINALS: dict[Path, tuple[bytes, Any]] = {}
 
 
+def save_a_state(run: Path) -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = TrainingState({"train": {"epochs": 3}}, "sequences", 2, [0.5], [{"epoch": 1, "train_loss": 0.25}])
+    save_state(run, state, model, optimizer)
+
+
+def a_state(run: Path) -> list[Any]:
+    state, tensors = read_state(run)
+    return [asdict(state), {name: [str(value.dtype), value.tolist()] for name, value in tensors.items()}]
+
+
 @pytest.fixture(scope="module")
 def artefacts(tmp_path_factory) -> dict[str, Artefact]:
     """Every artefact of a toy cohort and run; the unsealed ones as people bring them, without a hash."""
@@ -108,12 +127,20 @@ def artefacts(tmp_path_factory) -> dict[str, Artefact]:
     history = pd.DataFrame(
         rng.random((4, len(checkpoints.HISTORY_COLUMNS))), columns=list(checkpoints.HISTORY_COLUMNS)
     )
-    labels.write_table(history.assign(epoch=range(1, 5)), run / checkpoints.HISTORY)
+    write_table(history.assign(epoch=range(1, 5)), run / checkpoints.HISTORY)
     (run / "model.safetensors").write_bytes(b"weights")
-    checkpoints.write_record(run, {"decision": {"threshold": 0.25, "floor": 1}, "classes": list(VERTEBRAE)})
+    data = {"split_sha256": "0" * 64}
+    checkpoints.write_record(
+        run, {"data": data, "decision": {"threshold": 0.25, "floor": 1}, "classes": list(VERTEBRAE)}
+    )
     shutil.copy(run / "predictions.csv", bare)
-    packed.write_manifest(packed.read_manifest(folder / "packed")[:10], bare)
+    write_manifest(read_manifest(folder / "packed")[:10], bare)
     paths.seal_of(bare / "manifest.csv").unlink()
+    save_a_state(run)
+    chosen = made.assign(split=["validation"] * 14 + ["test"] * 7, label=[0, 1, 0] * 7)
+    decision = choose_decision(chosen, level="vertebra", objective="max_youden")
+    frozen.freeze(run, decision, chosen)
+    frozen.evaluate_on_test(run, chosen)
     sequence = packed.sequence_path(folder / "packed", "1.2.826.0", "C1")
     paths.write_checksums(folder / "packed")
     split = folder / "split.csv"
@@ -125,10 +152,8 @@ def artefacts(tmp_path_factory) -> dict[str, Artefact]:
         ),
         "split": Artefact(split, lambda: splits.read_split(split, table)),
         "seal": Artefact(paths.seal_of(split), lambda: splits.read_split(split, table)),
-        "manifest": Artefact(
-            folder / "packed" / "manifest.csv", lambda: packed.read_manifest(folder / "packed")
-        ),
-        "bare manifest": Artefact(bare / "manifest.csv", lambda: packed.read_manifest(bare)),
+        "manifest": Artefact(folder / "packed" / "manifest.csv", lambda: read_manifest(folder / "packed")),
+        "bare manifest": Artefact(bare / "manifest.csv", lambda: read_manifest(bare)),
         "predictions": Artefact(
             run / "predictions.csv", lambda: predictions.read_predictions(run / "predictions.csv")
         ),
@@ -137,6 +162,9 @@ def artefacts(tmp_path_factory) -> dict[str, Artefact]:
         ),
         "history": Artefact(run / checkpoints.HISTORY, lambda: checkpoints.read_history(run)),
         "record": Artefact(run / checkpoints.RECORD, lambda: checkpoints.read_record(run)),
+        "state": Artefact(run / STATE, lambda: a_state(run)),
+        "decision": Artefact(run / frozen.DECISION, lambda: frozen.read_decision(run).record),
+        "openings": Artefact(run / openings.OPENINGS, lambda: openings.read_openings(run)),
         "sequence": Artefact(
             sequence, lambda: np.array(packed.open_sequence(sequence, slices=SLICES, size=SIZE))
         ),
@@ -307,7 +335,7 @@ SHAPES: dict[str, Callable[..., bytes]] = {
 }
 
 
-@each("split", "manifest", "predictions", "history", "record", "seal")
+@each("split", "manifest", "predictions", "history", "record", "state", "decision", "openings", "seal")
 def test_any_damage_to_a_sealed_file_is_refused_or_changes_nothing(artefact):
     @damaged
     @given(garbled(artefact.content))
@@ -352,7 +380,7 @@ def test_whatever_is_still_read_keeps_every_rule(artefact):
     rules = {
         "train.csv": labels.validate_labels,
         "train_bounding_boxes.csv": labels.validate_boxes,
-        "manifest.csv": lambda found: packed.write_manifest(found, artefact.path.parent / "again"),
+        "manifest.csv": lambda found: write_manifest(found, artefact.path.parent / "again"),
         "predictions.csv": predictions.validate_predictions,
     }
 

@@ -8,16 +8,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from toy_cohort import make_toy_cohort, tiny_model, toy_sequence
 
 from cspine_helpers import checkpoints, labels, packed, paths, plots, predictions, splits
 from cspine_helpers.labels import BOX_COLUMNS, UID
+from cspine_helpers.manifest import read_manifest, write_manifest
 from cspine_helpers.model import FractureClassifier
+from cspine_helpers.state import TrainingState, save_state
+from cspine_helpers.tables import write_table
 
 
 def history(rows: int) -> pd.DataFrame:
     numbers = np.linspace(0.1, 0.9, rows * len(checkpoints.HISTORY_COLUMNS)).reshape(rows, -1)
     return pd.DataFrame(numbers, columns=list(checkpoints.HISTORY_COLUMNS)).assign(epoch=range(1, rows + 1))
+
+
+def a_state(run: Path, epoch: int) -> None:
+    model = torch.nn.Linear(3, 2)
+    save_state(run, TrainingState({}, epoch=epoch), model, torch.optim.AdamW(model.parameters()))
 
 
 @pytest.fixture
@@ -32,12 +41,13 @@ def writers(tmp_path, monkeypatch) -> dict[str, tuple[Path, Callable[[], object]
     predictions.write_predictions(made, run / "predictions.csv")
     model = FractureClassifier(tiny_model())
     checkpoints.save_weights(run, model)
-    labels.write_table(history(2), run / "history.csv")
+    a_state(run, epoch=1)
+    write_table(history(2), run / "history.csv")
     checkpoints.write_record(run, {"note": "the first"})
     figure = plots.prevalence_bars(labels.prevalence(table))
     plots.save_figure(figure, "bars", cohort="toy")
     paths.write_checksums(folder / "packed")
-    manifest = packed.read_manifest(folder / "packed")
+    manifest = read_manifest(folder / "packed")
     other_split = splits.split_patients(table, fractions=(0.4, 0.3, 0.3))
     array = toy_sequence(np.random.default_rng(1), fractured=False)[0]
 
@@ -60,14 +70,15 @@ def writers(tmp_path, monkeypatch) -> dict[str, tuple[Path, Callable[[], object]
         ),
         "manifest": (
             folder / "packed" / "manifest.csv",
-            lambda: packed.write_manifest(manifest[1:], folder / "packed"),
+            lambda: write_manifest(manifest[1:], folder / "packed"),
         ),
         "checksums": (
             folder / "packed" / paths.CHECKSUMS,
             lambda: paths.write_checksums(folder / "packed"),
         ),
         "weights": (run / "model.safetensors", another_model),
-        "history": (run / "history.csv", lambda: labels.write_table(history(3), run / "history.csv")),
+        "state": (run / "state.safetensors", lambda: a_state(run, epoch=2)),
+        "history": (run / "history.csv", lambda: write_table(history(3), run / "history.csv")),
         "record": (run / "run.json", lambda: checkpoints.write_record(run, {"note": "the second"})),
         "predictions": (
             run / "predictions.csv",
@@ -80,8 +91,8 @@ def writers(tmp_path, monkeypatch) -> dict[str, tuple[Path, Callable[[], object]
     }
 
 
-ARTEFACTS = ("labels", "boxes", "split", "sequence", "manifest", "checksums", "weights", "history", "record",
-             "predictions", "figure")  # fmt: skip
+ARTEFACTS = ("labels", "boxes", "split", "sequence", "manifest", "checksums", "weights", "state", "history",
+             "record", "predictions", "figure")  # fmt: skip
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -169,6 +180,6 @@ def test_a_stop_between_a_table_and_its_seal_is_noticed_and_mended_by_writing_ag
         with pytest.raises(KeyboardInterrupt):
             write()
     with pytest.raises(ValueError, match=f"{path.name} is not the file that was written"):
-        read.get(name, lambda _: packed.read_manifest(path.parent))(path)
+        read.get(name, lambda _: read_manifest(path.parent))(path)
     write()
-    read.get(name, lambda _: packed.read_manifest(path.parent))(path)
+    read.get(name, lambda _: read_manifest(path.parent))(path)

@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from cspine_helpers import checkpoints, explain, packed
 from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.manifest import MANIFEST_COLUMNS, write_manifest
 from cspine_helpers.model import FractureClassifier, ModelConfig
 
 CONFIG = replace(
@@ -35,14 +36,14 @@ def samples(tmp_path):
     return table.set_axis([7, 3, 9])  # any index does
 
 
-def write_manifest(folder, samples, truths):
-    numbers = dict.fromkeys(packed.MANIFEST_COLUMNS[2:-1], 1.0)
+def write_truths(folder, samples, truths):
+    numbers = dict.fromkeys(MANIFEST_COLUMNS[2:-1], 1.0)
     table = samples[[UID, "vertebra"]].assign(**numbers, slice_truth=truths)
-    packed.write_manifest(table, folder)
+    write_manifest(table, folder)
 
 
 def test_each_slice_has_the_models_own_attention_and_probability(run, samples, tmp_path):
-    write_manifest(tmp_path, samples, [".x.", "...", None])
+    write_truths(tmp_path, samples, [".x.", "...", None])
     table = explain.attention_table(run, samples, tmp_path, batch_size=2)
     assert list(table.columns) == list(explain.COLUMNS)
     assert table["slice"].tolist() == [0, 1, 2] * 3

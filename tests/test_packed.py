@@ -8,15 +8,12 @@ import pytest
 from toy_cohort import toy_sequence
 
 from cspine_helpers.labels import UID
+from cspine_helpers.manifest import MANIFEST_COLUMNS, read_manifest, slice_truth_array, write_manifest
 from cspine_helpers.packed import (
-    MANIFEST_COLUMNS,
     check_sequences,
     open_sequence,
-    read_manifest,
     sequence_path,
-    slice_truth_array,
     unusable_sequences,
-    write_manifest,
     write_sequence,
 )
 from cspine_helpers.paths import write_checksums

@@ -4,6 +4,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 
 import pytest
 
@@ -224,3 +225,47 @@ def test_a_replaced_file_has_the_rights_of_a_plainly_written_one(tmp_path):
 def test_the_hash_is_sha256_of_the_bytes(tmp_path):
     (tmp_path / "file").write_bytes(b"cervical spine")
     assert paths.sha256_of(tmp_path / "file") == hashlib.sha256(b"cervical spine").hexdigest()
+
+
+HOLDER = """
+import sys, time
+from cspine_helpers.paths import exclusive
+with exclusive(sys.argv[1], "training there"):
+    print("in", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def another(tmp_path):
+    """A process that holds the lock."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run" / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "in\n"
+        yield process
+        process.kill()
+
+
+def test_a_lock_lets_no_second_process_in_and_ends_with_its_process(tmp_path, another, monkeypatch):
+    lock = tmp_path / "run" / ".lock"
+    monkeypatch.setattr(paths, "_PATIENCE_S", 0)
+    with (
+        pytest.raises(BlockingIOError, match="another process is training there"),
+        paths.exclusive(lock, "training there"),
+    ):
+        pass
+    another.kill()
+    another.wait()
+    with paths.exclusive(lock, "training there"):
+        assert lock.exists()
+    assert list(lock.parent.iterdir()) == []
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path):
+    kept = [
+        tmp_path / name for name in ("table.csv", ".table.csv", ".other.csv.abc.csv", "table.csv.partial")
+    ]
+    for path in (*kept, tmp_path / ".table.csv.abc.csv"):
+        path.touch()
+    paths.remove_unfinished(tmp_path / "table.csv")
+    assert sorted(tmp_path.iterdir()) == sorted(kept)

@@ -7,6 +7,7 @@ import pytest
 
 from cspine_helpers import labels, packed, packing, paths, phantom
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
+from cspine_helpers.manifest import read_manifest
 from cspine_helpers.phantom import CohortConfig
 
 SMALL = CohortConfig(studies=4, seed=11, pack=packing.PackConfig(slices=9, size=32))
@@ -41,7 +42,7 @@ def test_a_cohort_has_valid_artefacts_that_agree_with_each_other(cohort):
     table = labels.read_labels(cohort / "train.csv")
     samples = labels.expand(table, table[UID])
     packed.check_sequences(cohort / "packed", samples, slices=9, size=32)
-    manifest = packed.read_manifest(cohort / "packed")
+    manifest = read_manifest(cohort / "packed")
     assert len(manifest) == len(samples) == 7 * SMALL.studies
     shown = manifest["slice_truth"].str.contains("x").to_numpy()
     np.testing.assert_array_equal(shown, samples["label"].to_numpy() == 1)

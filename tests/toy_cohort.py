@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, write_labels
-from cspine_helpers.packed import MANIFEST_COLUMNS, write_manifest, write_sequence
+from cspine_helpers.manifest import MANIFEST_COLUMNS, write_manifest
+from cspine_helpers.packed import write_sequence
 from cspine_helpers.splits import split_patients, write_split
 
 if TYPE_CHECKING:
