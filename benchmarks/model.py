@@ -18,7 +18,7 @@ DEVICE = torch.device("cuda" if CUDA else "cpu")
 # name → model, sequences of a batch, repeats; the RSNA-size model takes 5 s a sequence on a CPU
 MODELS = {
     "built-in": (ModelConfig.small(), 16, 15),
-    "RSNA-size": (ModelConfig(), 8 if CUDA else 1, 15 if CUDA else 5),
+    "RSNA-size": (ModelConfig(), 8 if CUDA else 4, 15 if CUDA else 5),
 }
 
 
