@@ -1,15 +1,19 @@
 """A cohort's folder: labels, split and manifest, read together and checked against each other."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
-from cspine_helpers.labels import expand, read_labels
+from cspine_helpers.labels import UID, expand, read_labels
 from cspine_helpers.manifest import read_manifest
+from cspine_helpers.packed import check_sequences, unusable_sequences
 from cspine_helpers.paths import sha256_of
 from cspine_helpers.splits import SPLITS, read_split, split_hash, studies_of
+
+LeftOut = dict[str, dict[str, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,37 @@ class Cohort:
             "split_sha256": split_hash(self.split),
             "manifest_sha256": None if self.manifest is None else sha256_of(manifest),
         }
+
+    def usable(
+        self, *, slices: int, size: int, splits: Iterable[str] = SPLITS, leave_out: bool = False
+    ) -> tuple[Self, LeftOut]:
+        """The cohort, once each packed sequence of these splits can be used.
+
+        Args:
+            slices: T of every sequence.
+            size: H and W of every sequence, pixels.
+            splits: that are looked at; the others stay as they are.
+            leave_out: leave out the studies with a sequence that cannot be used; else they are an error.
+
+        Returns:
+            The cohort without what was left out, and that: split → study → reasons.
+
+        Raises:
+            ValueError: sequences are missing or cannot be used, and `leave_out` is not set; names all.
+        """
+        kept, left_out = dict(self.samples), LeftOut()
+        for name in splits:
+            samples = kept[name]
+            if not leave_out:
+                check_sequences(self.packed, samples, slices=slices, size=size)
+                continue
+            bad: dict[str, list[str]] = {}
+            found = unusable_sequences(self.packed, samples, slices=slices, size=size)
+            for (uid, vertebra), reason in found.items():
+                bad.setdefault(uid, []).append(f"{vertebra}: {reason}")
+            left_out |= {name: bad} if bad else {}
+            kept[name] = samples[~samples[UID].isin(bad)].reset_index(drop=True)
+        return replace(self, samples=kept), left_out
 
     def check_run(self, record: dict[str, Any]) -> None:
         """Refuse a run of other labels or another split: it may know the patients it is tested on.

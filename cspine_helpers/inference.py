@@ -23,7 +23,7 @@ from cspine_helpers.checkpoints import Run, load_run
 from cspine_helpers.cohort import Cohort, read_cohort
 from cspine_helpers.dataset import SequenceDataset
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.packed import check_sequences, sequence_path, unusable_sequences
+from cspine_helpers.packed import check_sequences, sequence_path
 from cspine_helpers.paths import cohort_dir, exclusive, listing, remove_unfinished, run_dir
 from cspine_helpers.predictions import validate_predictions, write_predictions
 
@@ -93,12 +93,12 @@ def predict_cohort(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
+    cohort, bad = cohort.usable(
+        slices=run.config.slices, size=run.config.size, splits=splits, leave_out=leave_out_unusable
+    )
     table = pd.concat([cohort.samples[name].assign(split=name) for name in splits], ignore_index=True)
-    left_out: list[str] = []
+    left_out = sorted(uid for studies in bad.values() for uid in studies)
     if leave_out_unusable:
-        bad = unusable_sequences(cohort.packed, table, slices=run.config.slices, size=run.config.size)
-        left_out = sorted({uid for uid, _ in bad})
-        table = table[~table[UID].isin(left_out)].reset_index(drop=True)
         print(
             f"{len(left_out)} studies left out, whose sequences cannot be used: {listing(left_out) or 'none'}"
         )

@@ -8,7 +8,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,13 @@ from cspine_helpers import paths
 from cspine_helpers.augment import AugmentConfig
 from cspine_helpers.checkpoints import HISTORY, RECORD, WEIGHTS, read_history, read_record
 from cspine_helpers.cohort import Cohort, read_cohort
-from cspine_helpers.labels import UID
 from cspine_helpers.model import ModelConfig
-from cspine_helpers.packed import check_sequences, unusable_sequences
 from cspine_helpers.paths import listing
 from cspine_helpers.recipe import TrainConfig, preset
 from cspine_helpers.stages import Training
 from cspine_helpers.state import STATE, TrainingState, read_state
 
+TRAINING_SPLITS = ("train", "validation")  # the only ones a training looks at
 _FILES = (RECORD, HISTORY, f"{WEIGHTS}.safetensors", STATE)
 
 
@@ -103,7 +102,10 @@ def train(
             f"{folder} holds a run already ({listing(held)}). Train into another folder, move it aside with "
             "training.set_aside(...), or go on with it by resume=True."
         )
-    cohort, left_out = _usable(read_cohort(cohort_folder), model, leave_out_unusable)
+    cohort, left_out = read_cohort(cohort_folder).usable(
+        slices=model.slices, size=model.size, splits=TRAINING_SPLITS, leave_out=leave_out_unusable
+    )
+    _check_classes(cohort)
     accelerator = _accelerator(config)
     setting = {
         "model": asdict(model),
@@ -134,29 +136,14 @@ def train(
         return Training(accelerator, cohort, folder, model, config, state).run(tensors)
 
 
-def _usable(
-    cohort: Cohort, model: ModelConfig, leave_out: bool
-) -> tuple[Cohort, dict[str, dict[str, list[str]]]]:
-    """The cohort whose sequences can all be used, and what was left out for that: split → study → reasons."""
-    kept = dict(cohort.samples)
-    left_out: dict[str, dict[str, list[str]]] = {}
-    for name in ("train", "validation"):
+def _check_classes(cohort: Cohort) -> None:
+    for name in TRAINING_SPLITS:
         samples = cohort.samples[name]
-        form: dict[str, Any] = {"slices": model.slices, "size": model.size}
-        if leave_out:
-            bad: dict[str, list[str]] = {}
-            for (uid, vertebra), reason in unusable_sequences(cohort.packed, samples, **form).items():
-                bad.setdefault(uid, []).append(f"{vertebra}: {reason}")
-            left_out |= {name: bad} if bad else {}
-            kept[name] = samples = samples[~samples[UID].isin(bad)].reset_index(drop=True)
-        else:
-            check_sequences(cohort.packed, samples, **form)
         if samples["label"].nunique() < 2:
             raise ValueError(
                 f"Split {name!r} holds {int(samples['label'].sum())} fractured of {len(samples)} vertebrae; "
                 "training needs both kinds. Add studies, or split anew with notebook 02."
             )
-    return replace(cohort, samples=kept), left_out
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
