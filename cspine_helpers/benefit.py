@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from cspine_helpers.labels import UID
 from cspine_helpers.metrics import check_scores
 from cspine_helpers.prevalence import check_prevalence, restate
-from cspine_helpers.reliability import interval, patient_sums, resampled, scored_rows
+from cspine_helpers.reliability import interval, patient_sums, scored_rows
+from cspine_helpers.resampling import resampled
 
 THRESHOLDS = np.arange(1, 100) / 100
 

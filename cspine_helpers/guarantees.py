@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from cspine_helpers.betting import MOST, PatientLosses, highest_threshold
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import check_scores
+from cspine_helpers.objectives import check_choice
 from cspine_helpers.paths import listing
 
 Average = Literal["vertebrae", "patients"]
@@ -70,8 +71,8 @@ class Guarantee:
 
     def __post_init__(self) -> None:
         _check_promise(self.recall, self.delta)
-        _check_choice("level", self.level, GUARANTEE_LEVELS)
-        _check_choice("average", self.average, get_args(Average))
+        check_choice("level", self.level, GUARANTEE_LEVELS)
+        check_choice("average", self.average, get_args(Average))
         if self.threshold is not None:
             _check_threshold(self.threshold)
 
@@ -114,8 +115,8 @@ def guarantee_recall(
             that is none; a patient without UID, with several rows where one is due, or over seven fractures.
     """
     _check_promise(recall, delta)
-    _check_choice("level", level, GUARANTEE_LEVELS)
-    _check_choice("average", average, get_args(Average))
+    check_choice("level", level, GUARANTEE_LEVELS)
+    check_choice("average", average, get_args(Average))
     if hoped is not None:
         _check_threshold(hoped)
     y, p = check_scores(labels, probabilities)
@@ -225,11 +226,6 @@ def _check_promise(recall: float, delta: float) -> None:
             raise ValueError(
                 f"{name} lies between 0 and 1; found {value}. Give a fraction such as 0.9 or 0.05."
             )
-
-
-def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"Unknown {what} {value!r}. Choose one of {', '.join(choices)}.")
 
 
 def _check_threshold(threshold: float) -> None:

@@ -7,7 +7,8 @@ from numpy.typing import ArrayLike, NDArray
 from cspine_helpers.labels import UID
 from cspine_helpers.metrics import check_scores
 from cspine_helpers.paths import listing
-from cspine_helpers.reliability import interval, patient_sums, resampled, scored_rows
+from cspine_helpers.reliability import interval, patient_sums, scored_rows
+from cspine_helpers.resampling import resampled
 
 COMPETITION_PREVALENCE = 0.476  # patients with a fracture in the RSNA 2022 training labels
 SCREENING_PREVALENCE = 0.07  # patients with a fracture in an external, unselected set

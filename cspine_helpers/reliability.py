@@ -3,17 +3,18 @@
 Patients are the units that vary: the seven vertebrae of one are no seven independent cases.
 """
 
-from statistics import NormalDist
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from cspine_helpers.estimates import score_interval
 from cspine_helpers.labels import UID
 from cspine_helpers.metrics import LEVELS, at_level, check_scores
 from cspine_helpers.paths import listing
 from cspine_helpers.predictions import validate_predictions
+from cspine_helpers.resampling import resampled
 from cspine_helpers.tables import require_columns
 
 Bins = Literal["quantile", "uniform"]
@@ -105,20 +106,10 @@ def reliability_table(
         effective = np.minimum(observed * (1 - observed) / spread, cases)
         effective = np.where((spread > 0) & (patients > 1), effective, patients)
         mean = np.bincount(place, p, count) / cases
-        low, high = wilson(observed, effective, confidence)
+        low, high = score_interval(observed, effective, confidence)
     table = {"lower": edges[:-1], "upper": edges[1:], "cases": cases, "patients": patients}
     table |= {"positives": positives.astype(np.int64), "probability": mean, "observed": observed}
     return pd.DataFrame(table | {"low": low, "high": high, "undefined": cases == 0})
-
-
-def wilson(
-    share: NDArray[np.float64], cases: NDArray[np.float64], confidence: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Wilson's interval of shares seen in `cases` independent cases, which need not be whole numbers."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    centre = (share + z**2 / (2 * cases)) / (1 + z**2 / cases)
-    half = z / (1 + z**2 / cases) * np.sqrt(share * (1 - share) / cases + z**2 / (4 * cases**2))
-    return np.clip(centre - half, 0, share), np.clip(centre + half, share, 1)
 
 
 def _check_confidence(confidence: float) -> None:
@@ -222,19 +213,6 @@ def patient_sums(uids: pd.Series, terms: NDArray[np.float64]) -> NDArray[np.floa
     """Terms (N, K) of the rows added up for each patient, (patients, K)."""
     patient, names = pd.factorize(uids)
     return np.stack([np.bincount(patient, column, len(names)) for column in terms.T], axis=1)
-
-
-def resampled(sums: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    """Totals of sums (patients, K) when as many patients are drawn with replacement, (resamples, K).
-
-    Raises:
-        ValueError: no resample is asked for.
-    """
-    if resamples < 1:
-        raise ValueError(f"resamples is a whole number from 1; found {resamples}. 1,000 is usual.")
-    count = len(sums)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    return drawn.astype(np.float64) @ sums
 
 
 def brier_decomposition(

@@ -81,6 +81,17 @@ def patient_weights(patients: int, resamples: int, seed: int, *, rows: int = 1) 
         yield np.ascontiguousarray(counts.reshape(many, patients).T, dtype=np.float64)
 
 
+def resampled(sums: Floats, resamples: int, seed: int) -> Floats:
+    """Totals of patients' sums (P, K) in each resample, (R, K).
+
+    Raises:
+        ValueError: no resample is asked for.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples is a whole number from 1; found {resamples}. 1,000 is usual.")
+    return np.concatenate([drawn.T @ sums for drawn in patient_weights(len(sums), resamples, seed)])
+
+
 def confusion_sums(rows: Sample, threshold: float) -> Floats:
     """Each patient's `COUNTS` at a threshold, (4, P)."""
     called, y = rows.probabilities >= threshold, rows.labels == 1

@@ -8,6 +8,7 @@ from cspine_helpers.labels import UID, read_labels
 from cspine_helpers.metrics import confusion, patient_level
 from cspine_helpers.predictions import from_wide
 from cspine_helpers.prevalence import restate
+from cspine_helpers.resampling import patient_weights
 
 LABELS = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
 PROBABILITIES = [0.9, 0.7, 0.5, 0.1, 0.6, 0.3, 0.3, 0.2, 0.1, 0.0]
@@ -148,8 +149,7 @@ def test_undefined_input_is_refused(patients):
     with pytest.raises(ValueError, match="confidence lies between 0 and 1"):
         benefit.decision_curve(patients, confidence=1.0)
     lone = patients_of([1, 0], [0.9, 0.1])
-    draws = (np.random.default_rng(seed).multinomial(2, [0.5, 0.5]) for seed in range(100))
-    seed = next(seed for seed, drawn in enumerate(draws) if 0 in drawn)
+    seed = next(seed for seed in range(100) if 0 in next(patient_weights(2, 1, seed)))
     with pytest.raises(ValueError, match="None of 1 resamples"):
         benefit.decision_curve(lone, prevalence=0.1, resamples=1, seed=seed)
 

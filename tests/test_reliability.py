@@ -7,9 +7,11 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
 from cspine_helpers import reliability
+from cspine_helpers.estimates import score_interval
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import patient_level
 from cspine_helpers.predictions import from_wide
+from cspine_helpers.resampling import resampled
 
 
 def table_of(probabilities, labels, *, split="validation"):
@@ -120,7 +122,7 @@ def test_intervals_of_bins_keep_their_promise_and_those_of_rows_do_not():
         found = reliability.reliability_table(clustered(rng, 120), bins=20, strategy="uniform")
         found = found[~found["undefined"]]
         kept += (found["low"] <= truth) & (truth <= found["high"])
-        low, high = reliability.wilson(found["observed"].to_numpy(), found["cases"].to_numpy(), 0.95)
+        low, high = score_interval(found["observed"].to_numpy(), found["cases"].to_numpy(), 0.95)
         kept_by_rows += (low <= truth) & (truth <= high)
     assert (kept / draws > 0.92).all()
     assert (kept_by_rows[1:] / draws < 0.9).all()  # rare fractures of a patient seldom meet
@@ -130,10 +132,10 @@ def test_intervals_of_scores_keep_their_promise():
     rng, draws = np.random.default_rng(1), 100
     truth = {"bias": 0.1, "brier": np.mean([0.05 * 0.95, 0.2 * 0.8, 0.5 * 0.5]) + 0.1**2, "ece": 0.1}
     kept = dict.fromkeys(truth, 0)
-    for _ in range(draws):
+    for draw in range(draws):
         table = clustered(rng, 150)
         table["probability"] += 0.1  # 0.15, 0.3, 0.6: each a bin of its own
-        found = reliability.calibration_scores(table, bins=20, strategy="uniform", resamples=200)
+        found = reliability.calibration_scores(table, bins=20, strategy="uniform", resamples=200, seed=draw)
         for row in found[found["score"].isin(truth)].itertuples():
             kept[row.score] += row.low <= truth[row.score] <= row.high
     assert {name: count for name, count in kept.items() if count < 0.9 * draws} == {}
@@ -159,7 +161,7 @@ def test_patients_that_are_drawn_bring_all_their_rows():
     sums = reliability.patient_sums(uids, np.array([[1.0, 2], [3, 4], [5, 6], [7, 8]]))
     assert sums.tolist() == [[6, 8], [3, 4], [7, 8]]
     many = rng.random((9, 2))
-    drawn = reliability.resampled(np.column_stack([np.ones(9), many]), 4000, 0)
+    drawn = resampled(np.column_stack([np.ones(9), many]), 4000, 0)
     assert (drawn[:, 0] == 9).all()
     np.testing.assert_allclose(drawn[:, 1:].mean(axis=0), many.sum(axis=0), rtol=0.02)
 
