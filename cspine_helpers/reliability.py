@@ -166,7 +166,8 @@ def calibration_scores(
     `brier` is the mean squared error, `log_loss` the mean of `log_losses`, `bias` the mean probability minus
     the share of fractures, `ece` the expected calibration error: the mean distance between probability and
     share of fractures over the bins, by cases. Chance alone makes an ECE larger than 0 and resampling makes
-    it larger again, so that its interval is mirrored at the value (basic bootstrap) and stops at 0.
+    it larger again, so that its interval is mirrored at the value (basic bootstrap), stops at 0, and is drawn
+    out to the value where it would end below.
 
     Args:
         predictions: see `scored_rows`; one split.
@@ -196,7 +197,7 @@ def calibration_scores(
     sums = patient_sums(rows[UID], terms)
     found, drawn = _scores(sums.sum(axis=0)), _scores(resampled(sums, resamples, seed))
     low, high = interval(drawn, confidence)
-    low[3], high[3] = max(0, 2 * found[3] - high[3]), 2 * found[3] - low[3]
+    low[3], high[3] = max(0, 2 * found[3] - high[3]), max(found[3], 2 * found[3] - low[3])
     return pd.DataFrame(
         {"score": ["brier", "log_loss", "bias", "ece"], "value": found, "low": low, "high": high}
     )

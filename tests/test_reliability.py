@@ -141,6 +141,20 @@ def test_intervals_of_scores_keep_their_promise():
     assert {name: count for name, count in kept.items() if count < 0.9 * draws} == {}
 
 
+def test_an_interval_of_ece_holds_the_value_where_the_mirror_ends_below_it():
+    rng = np.random.default_rng(0)
+    mirrored_below = 0
+    for _ in range(20):
+        p = rng.random(150)  # calibrated, so that nearly all of the ECE is chance
+        rows = patients_of(p, (rng.random(150) < p).astype(int))
+        ece = (
+            reliability.calibration_scores(rows, level="patient", resamples=200).set_index("score").loc["ece"]
+        )
+        assert ece["low"] <= ece["value"] <= ece["high"]
+        mirrored_below += ece["high"] == ece["value"]
+    assert mirrored_below > 0
+
+
 def test_intervals_of_single_cases_are_those_of_scipy():
     rng = np.random.default_rng(2)
     p = rng.random(150)
