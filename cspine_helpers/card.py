@@ -1,0 +1,276 @@
+"""The model card of a run, `MODEL_CARD.md`: what it is, how good it is, how sure that is, and its limits.
+
+Every number comes from the files of the run folder, and the same files give the same bytes:
+
+    python -m cspine_helpers.card --run builtin
+
+Source: Mitchell et al., Model cards for model reporting, FAT* (2019) 220-229, for the sections.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import pandas as pd
+
+from cspine_helpers import __version__
+from cspine_helpers.dossier import Dossier, read_dossier
+from cspine_helpers.findings import RESAMPLES, Findings, cell, find, markdown, number, share
+from cspine_helpers.labels import UID
+from cspine_helpers.limits import limits_of
+from cspine_helpers.paths import atomic_path, inside, run_dir
+
+CARD = "MODEL_CARD.md"
+_CITATION = "Cervical Spine Fracture Detection Dataset, Copyright RSNA, 2023"
+_UNKNOWN = "not on record"
+
+
+def write_card(run_folder: str | Path) -> Path:
+    """Write `<run>/MODEL_CARD.md` from what lies there; returns its path.
+
+    The test split is never opened here: its results stand in the card once the record of openings says that
+    it was opened with the decision that is frozen there.
+
+    Raises:
+        FileNotFoundError: there is neither a run nor a predictions table.
+        ValueError: a file is damaged, or belongs to another run than those beside it; names it.
+        OSError: the card cannot be written.
+    """
+    text, path = render(read_dossier(run_folder)), inside(Path(run_folder) / CARD)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+def render(run: Dossier) -> str:
+    """The card's Markdown."""
+    labels = run.phantom_labels()
+    found = {
+        name: find(rows, run.decision)
+        for name, rows in run.splits.items()
+        if len(rows[UID].unique()) > 1 and (name != "test" or run.opened)
+    }
+    parts = [_title(run, synthetic=labels is not None), _model(run), _USE, _data(run, labels)]
+    parts += [_decision(run), *(_results(run, *each) for each in found.items() if each[0] != "test")]
+    parts += [_openings(run), *(_results(run, *each) for each in found.items() if each[0] == "test")]
+    parts += ["## Limits\n\n" + "\n".join(f"- {line}" for line in limits_of(run, found)), _reproduce(run)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(run: Dossier, *, synthetic: bool) -> str:
+    whose = (
+        "The record does not say where the CT came from. Where they are the RSNA 2022 data, they are for "
+        f"non-commercial use, and to be cited: {_CITATION}."
+    )
+    if synthetic:
+        whose = (
+            "Its data are synthetic CT phantoms: what stands here says that the method works, and nothing "
+            "about patients. Which vertebrae break together was drawn as in RSNA 2022 "
+            f"({_CITATION})."
+        )
+    return (
+        f"# Model card: `{cell(run.name)}`\n\n**Research software, not a medical device.** Nothing here is "
+        f"meant for the care of patients. {whose}\n\nEvery number comes from the files of this folder. In "
+        f"parentheses behind it stands its 95 % interval, from {RESAMPLES:,} resamples of the patients: the "
+        "vertebrae of one are drawn together, as they are broken and found together. Each interval holds by "
+        "itself, and says how far other patients of the same kind could move the number, not another "
+        "training or another hospital."
+    )
+
+
+def _model(run: Dossier) -> str:
+    if not run.record:
+        return "## Model\n\nNot known: the folder holds predictions without a run (`run.json`)."
+    lines = []
+    if model := run.said("model"):
+        pretrained, file = model["pretrained"], PureWindowsPath(model["pretrained_file"] or "").name
+        start = f"timm's pretrained weights {file}".strip() if pretrained else "random weights"
+        lines.append(
+            f"It looks at one vertebra at a time, in {model['slices']} axial slices of {model['size']} × "
+            f"{model['size']} pixels, each with its neighbours and the vertebra's mask. A CNN (timm's "
+            f"`{cell(model['backbone'])}` down to stride {model['feature_stride']}, pooling "
+            f"{model['pooling']}, begun from {cell(start)}) reads each slice, a bidirectional LSTM "
+            f"({model['lstm_layers']} × {model['lstm_hidden']} features each way) goes along them, and "
+            "attention over its states gives one probability of fracture. It is "
+            f"{'' if model['vertebra_embedding'] else 'not '}told which vertebra it sees."
+        )
+    if run.parameters is not None:
+        lines.append(f"It has {run.parameters:,} parameters.")
+    if train := run.said("train"):
+        epochs = f"at most {train['epochs']}" if run.epochs is None else f"{run.epochs} of {train['epochs']}"
+        first = f"after {train['slice_epochs']} epochs of the CNN on single slices, " * (
+            train["slice_epochs"] > 0
+        )
+        lines.append(
+            f"Trained with focal loss and AdamW, {first}for {epochs} epochs, seed {train['seed']}. Kept: "
+            f"epoch {run.said('best_epoch') or _UNKNOWN}, with the highest recall on validation at a "
+            f"precision of {number(train['precision_floor'])} or more."
+        )
+    lines.append("All settings stand in `run.json`. The probabilities are not calibrated.")
+    return "## Model\n\n" + " ".join(lines)
+
+
+_USE = """## Intended use
+
+For research on fracture detection and for teaching it: comparing methods, thresholds, calibration and what \
+a model attends to, on CT packed as its data were.
+
+Not for diagnosis, triage or any other care of patients, and not to clear a spine: "not called" is no \
+all-clear, least of all where a vertebra is missing. It does not tell the kind, age or stability of a \
+fracture, sees nothing but C1 to C7, and was not tried on scanners, protocols, ages or hospitals other than \
+those of its data.
+
+Results are told apart by vertebra only. Age, sex, scanner, hospital and kind of fracture are not in the \
+predictions, so that how they matter is not known; whoever studies patients has to look. A missed fracture \
+and a false alarm do different harm, so that both are counted, and no single score stands for them."""
+
+
+def _data(run: Dossier, labels: pd.DataFrame | None) -> str:
+    rows = [[name, *_counted(part)] for name, part in run.splits.items()]
+    notes = ["Each patient belongs to one split; in parentheses, shares."]
+    if run.record and "train" not in run.splits:
+        train, alpha = run.training_labels(labels), run.said("loss", "alpha")
+        share_only = _UNKNOWN if alpha is None else f"{_UNKNOWN} ({number(1 - alpha)})"
+        rows.insert(0, ["train", *([_UNKNOWN] * 3 + [share_only] if train is None else _counted(train))])
+    if run.record:
+        notes.append(f"Cohort `{cell(run.said('data', 'cohort') or _UNKNOWN)}`; its hashes stand at the end.")
+    else:
+        notes.append("What the model was trained on is not known.")
+    if not run.splits:
+        notes.append("Without `predictions.csv`, nothing is known of validation and test.")
+    table = markdown(["split", "patients", "fractured patients", "vertebrae", "fractured vertebrae"], rows)
+    return f"## Data\n\n{' '.join(notes)}\n\n{table}"
+
+
+def _counted(rows: pd.DataFrame) -> list[str]:
+    patients = rows.groupby(UID)["label"].max()
+    counts = [(f"{len(part):,}", share(int(part.sum()), len(part))) for part in (patients, rows["label"])]
+    return [value for pair in counts for value in pair]
+
+
+def _decision(run: Dossier) -> str:
+    decision, frozen = run.decision, run.frozen
+    if decision is None:
+        return "## Decision\n\nNone: no threshold was chosen, so that no vertebra is called fractured."
+    named: Mapping[str, float | None] = decision.thresholds or {"": decision.threshold}
+    each = [f"{name} {'none' if value is None else f'{value:.4g}'}".strip() for name, value in named.items()]
+    level: str = decision.level
+    if decision.aggregation is not None:
+        level += f", by the {decision.aggregation.name} of the vertebrae"
+    size = "" if decision.cases is None else f", {decision.positives:,} fractured of {decision.cases:,}"
+    rows = [
+        ["level", f"{level}; it holds at no other"],
+        ["threshold", f"{', '.join(each)}; what reaches it is called fractured"],
+        ["why", decision.reason],
+        ["chosen on", f"validation{size}"],
+    ]
+    said = "Not frozen: it is what training chose, and may not be tried on the test split."
+    if frozen is not None:
+        before = frozen.record.get("test_openings_before", 0)
+        rows += [["guarantee", promise] for promise in _promises(frozen.guarantee)]
+        rows.append(["frozen", cell(frozen.record["frozen_utc"])])
+        rows.append(["openings of the test split before that", f"{before}"])
+        said = "Frozen: it is held to the split and the predictions it was chosen on, by their hashes."
+    return f"## Decision\n\n{said}\n\n{markdown(['what', 'found'], rows)}"
+
+
+def _promises(guarantee: Mapping[str, Any] | None) -> Iterator[str]:
+    """What is guaranteed: nothing, one promise, or one for each vertebra."""
+    if guarantee is None:
+        yield "none"
+        return
+    for name, promise in ({"": guarantee} if "threshold" in guarantee else guarantee).items():
+        reason = (
+            promise.get("reason") or f"of thresholds up to {promise['threshold']:.4g}; {_UNKNOWN} what for"
+        )
+        yield f"{name} {reason}".strip()
+
+
+def _results(run: Dossier, split: str, found: Findings) -> str:
+    parts = [f"## Results on {cell(split)}"]
+    if recorded := run.said("metrics", split):
+        score = number(found.scores["vertebrae"]["value"]["auroc"])
+        parts.append(
+            f"Training recorded an AUROC of {number(recorded['auroc'])} here; these predictions have {score}."
+        )
+    if found.decision is None:
+        parts.append("No threshold was chosen, so that nothing is called, and there are no rates.")
+    else:
+        parts += [f"### The decision, at {found.decision.level} level", found.decision_table()]
+    parts += ["### Ranking", f"A patient's probability is the {found.aggregation.name} of the vertebrae."]
+    parts += [found.ranking_table(), "### Each vertebra", found.vertebra_table()]
+    parts += ["### Calibration", found.calibration_table()]
+    if split == "validation":
+        parts.append(
+            "Slope and intercept of the logit, without intervals. Ideal are 1 and 0; a slope above 1 says "
+            "that probabilities keep too far from 0 and 1, one below that they come too near:"
+        )
+        parts.append("\n".join(found.slopes()))
+    parts += [
+        "### Loss of the RSNA 2022 competition",
+        found.competition_table() or "Not defined: some patients lack a vertebra.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _openings(run: Dossier) -> str:
+    """What the test split was opened with, and when first."""
+    title, rows = "## The test split", []
+    for row in run.openings.itertuples():
+        this = run.frozen is not None and row.decision_sha256 == run.frozen.sha256
+        what = f"{row.objective} at {row.level} level".replace("_", " ")
+        rows.append([row.opened_utc, what, f"{str(row.decision_sha256)[:12]}{', the one above' * this}"])
+    if not rows:
+        return f"{title}\n\nIt was never opened, by the record: no results. Only a frozen decision opens it."
+    said = "" if run.opened else "No results: it was not opened with the decision above.\n\n"
+    return f"{title}\n\n{said}{markdown(['first opened', 'with', 'decision'], rows)}"
+
+
+def _reproduce(run: Dossier) -> str:
+    lines = ["## How to reproduce"]
+    name, cohort = cell(run.name), cell(run.said("data", "cohort") or _UNKNOWN)
+    if run.record:
+        again = f"--cohort {cohort} --run {name}-again"
+        lines += [
+            f"From the project's root, with the same data in `data/{cohort}/`; the same training gives the "
+            "same weights bit for bit on a CPU only.",
+            f"```\npython -m cspine_helpers.training {again} --settings checkpoints/{name}/run.json\n"
+            f"python -m cspine_helpers.inference {again}\n"
+            f"python -m cspine_helpers.card --run {name}-again\n```",
+        ]
+        versions = ", ".join(f"{what} {which}" for what, which in (run.said("versions") or {}).items())
+        lines.append(f"Trained with {cell(versions) or 'versions that are not on record'}.")
+    lines.append(
+        f"`python -m cspine_helpers.card --run {name}` wrote this card, with cspine_helpers {__version__}."
+    )
+    hashes = {
+        f"{what} of the cohort": run.said("data", f"{what}_sha256")
+        for what in ("labels", "split", "manifest")
+    }
+    hashes |= {what: run.said(key) for what, key in _SEALS.items()} if run.record else {}
+    hashes["predictions"] = run.predictions_sha256
+    hashes["frozen decision"] = run.frozen and run.frozen.sha256
+    rows = [[what, f"`{found}`" if found else "none"] for what, found in hashes.items()]
+    return "\n\n".join([*lines, markdown(["SHA-256 of", "is"], rows)])
+
+
+_SEALS = {"weights": "weights_sha256", "history": "history_sha256", "record": "record_sha256"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a run's card from the command line."""
+    parser = argparse.ArgumentParser(
+        description="Write checkpoints/<run>/MODEL_CARD.md from what lies there."
+    )
+    parser.add_argument("--run", default="builtin", help="folder of checkpoints/ (default: builtin)")
+    options = parser.parse_args(arguments)
+    try:
+        path = write_card(run_dir(options.run))
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
