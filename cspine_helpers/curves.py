@@ -1,7 +1,7 @@
-"""Pictures of predictions: precision–recall curves, threshold sweeps, confusion matrices, scores."""
+"""Pictures of predictions: precision–recall and ROC curves, threshold sweeps, confusion matrices, scores."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -10,9 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from cspine_helpers.bands import curve_bands
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import (
     at_level,
+    auroc,
     average_precision,
     cleared_by_vertebrae,
     confusion,
@@ -20,6 +22,7 @@ from cspine_helpers.metrics import (
     patient_level,
     pr_curve,
     rates,
+    roc_curve,
     threshold_counts,
 )
 from cspine_helpers.plots import FRACTURED, GREY, INK, INTACT, STYLE, VERTEBRA_COLOURS, Picture
@@ -64,6 +67,9 @@ def pr_curves(
 ) -> Figure:
     """Precision–recall curves of all vertebrae, of each vertebra, and of patients, with operating points.
 
+    Bands are 95 % intervals with patients as units, each point by itself (`bands.curve_bands`); those of
+    seven single vertebrae would hide each other, and are left out.
+
     Args:
         predictions: predictions table of one split.
         threshold: vertebra threshold to mark on the curves of vertebrae.
@@ -99,9 +105,47 @@ def pr_curves(
 
 def _pr_panel(axes: Axes, predictions: pd.DataFrame, level: str, threshold: float | None) -> None:
     rows = draw_pr(axes, predictions, level)
+    _draw_band(axes, predictions, level, "pr")
     area = average_precision(rows["label"], rows["probability"])
     _operating_point(axes, rows, threshold, colour=INK, named=True)
     axes.set_title(f"{LEVEL_NAMES[level]}: average precision {area:.2f}")
+
+
+def _draw_band(axes: Axes, predictions: pd.DataFrame, level: str, kind: Literal["pr", "roc"]) -> None:
+    """The band of a curve that is drawn already; words where too many resamples are of one class only."""
+    try:
+        band = curve_bands(predictions, kind=kind, level=level)
+    except ValueError:
+        axes.text(0.99, 0.01, "no band: too few patients", color=GREY, ha="right", va="bottom", fontsize=9)
+        return
+    across = band["recall" if kind == "pr" else "false_positive_rate"]
+    axes.fill_between(across, band["low"], band["high"], color=INTACT, alpha=0.15, linewidth=0)
+
+
+@matplotlib.rc_context(STYLE)
+def roc_curves(predictions: pd.DataFrame) -> Figure:
+    """ROC curves of all vertebrae and of patients over the chance line, with bands as in `pr_curves`.
+
+    Args:
+        predictions: predictions table of one split.
+
+    Raises:
+        ValueError: the table holds one class only.
+    """
+    figure = Picture(figsize=(9.2, 4.3))
+    for axes, level in zip(figure.subplots(1, 2), ("all", "patient"), strict=True):
+        unit_square(axes, "false positive rate (1 − specificity)", "recall")
+        if level == "patient" and level not in defined_levels(predictions):
+            axes.set_title("Patients: one class only, no curve")
+            continue
+        rows = at_level(predictions, level)
+        curve = roc_curve(rows["label"], rows["probability"])
+        axes.step(curve["false_positive_rate"], curve["recall"], where="post", color=INTACT)
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+        axes.text(0.56, 0.53, "chance", color=GREY, va="top", fontsize=9)
+        _draw_band(axes, predictions, level, "roc")
+        axes.set_title(f"{LEVEL_NAMES[level]}: AUROC {auroc(rows['label'], rows['probability']):.2f}")
+    return figure
 
 
 def _operating_point(
@@ -215,7 +259,8 @@ def _mark_threshold(axes: Axes, threshold: float) -> None:
     where = axes.get_xaxis_transform()
     side, gap = ("right", -0.01) if threshold > 0.8 else ("left", 0.01)
     text = f"threshold {threshold:.4f}"
-    axes.text(threshold + gap, 0.99, text, transform=where, ha=side, va="top", fontsize=9)
+    under = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+    axes.text(threshold + gap, 0.99, text, transform=where, ha=side, va="top", fontsize=9, bbox=under)
 
 
 @matplotlib.rc_context(STYLE)

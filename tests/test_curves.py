@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from cspine_helpers import curves, metrics
+from cspine_helpers.bands import curve_bands
 from cspine_helpers.labels import UID, VERTEBRAE
 
 
@@ -51,6 +52,46 @@ def test_pr_curves_say_where_patients_are_all_alike(table):
 def test_pr_curves_refuse_one_class(table):
     with pytest.raises(ValueError, match="All 350 labels are 0"):
         curves.pr_curves(table.assign(label=0))
+
+
+def test_curves_of_vertebrae_and_patients_carry_the_bands_of_bands(table):
+    pooled, single, patients = curves.pr_curves(table).axes
+    roc_pooled, roc_patients = curves.roc_curves(table).axes
+    assert not single.collections
+    drawn = {
+        ("pr", "all"): pooled,
+        ("pr", "patient"): patients,
+        ("roc", "all"): roc_pooled,
+        ("roc", "patient"): roc_patients,
+    }
+    for (kind, level), axes in drawn.items():
+        band = curve_bands(table, kind=kind, level=level)
+        corners = axes.collections[0].get_paths()[0].vertices
+        across = band["recall" if kind == "pr" else "false_positive_rate"]
+        for edge in ("low", "high"):
+            edges = np.column_stack([across, band[edge]])
+            assert {tuple(point) for point in edges} <= {tuple(point) for point in corners}
+
+
+def test_roc_curves_are_those_of_metrics(table):
+    pooled, patients = curves.roc_curves(table).axes
+    expected = metrics.roc_curve(table["label"], table["probability"])
+    np.testing.assert_array_equal(pooled.lines[0].get_xdata(), expected["false_positive_rate"])
+    np.testing.assert_array_equal(pooled.lines[0].get_ydata(), expected["recall"])
+    rows = metrics.patient_level(table)
+    area = metrics.auroc(rows["label"], rows["probability"])
+    assert patients.get_title(loc="left") == f"Patients: AUROC {area:.2f}"
+    table.loc[table["vertebra"] == "C1", "label"] = 1
+    assert "one class only" in curves.roc_curves(table).axes[1].get_title(loc="left")
+
+
+def test_curves_of_too_few_patients_say_that_they_have_no_band(table):
+    few = table[table[UID].isin(["1.0", "1.1"])]
+    few = few.assign(label=(few[UID] == "1.0") * 1)
+    for figure in (curves.pr_curves(few), curves.roc_curves(few)):
+        for axes in (figure.axes[0], figure.axes[-1]):
+            assert not axes.collections
+            assert "no band" in texts(axes)
 
 
 def test_sweep_draws_the_rates_at_every_threshold(table):
