@@ -66,12 +66,13 @@ class Cohort:
         Raises:
             ValueError: sequences are missing or cannot be used, and `leave_out` is not set; names all.
         """
+        if not leave_out:
+            samples = pd.concat([self.samples[name] for name in splits])
+            check_sequences(self.packed, samples, slices=slices, size=size)
+            return self, {}
         kept, left_out = dict(self.samples), LeftOut()
         for name in splits:
             samples = kept[name]
-            if not leave_out:
-                check_sequences(self.packed, samples, slices=slices, size=size)
-                continue
             bad: dict[str, list[str]] = {}
             found = unusable_sequences(self.packed, samples, slices=slices, size=size)
             for (uid, vertebra), reason in found.items():

@@ -91,7 +91,6 @@ def predict_cohort(
             other data or other settings; says which.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     cohort, bad = cohort.usable(
         slices=run.config.slices, size=run.config.size, splits=splits, leave_out=leave_out_unusable
@@ -165,7 +164,7 @@ def _batches(
 
 @dataclass(frozen=True)
 class StudyPrediction:
-    """What a run says of one study.
+    """What a run says of the vertebrae of one study; a call on the patient takes a threshold for patients.
 
     Attributes:
         uid: StudyInstanceUID.
@@ -183,16 +182,6 @@ class StudyPrediction:
     def fractured(self) -> dict[str, bool]:
         """Vertebra → whether its probability reaches the threshold."""
         return {vertebra: value >= self.threshold for vertebra, value in self.probability.items()}
-
-    @property
-    def patient_probability(self) -> float:
-        """The highest probability among the vertebrae present."""
-        return max(self.probability.values())
-
-    @property
-    def patient_positive(self) -> bool:
-        """Whether any vertebra present counts as fractured, at the vertebra threshold."""
-        return self.patient_probability >= self.threshold
 
     @property
     def complete(self) -> bool:

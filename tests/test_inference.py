@@ -187,7 +187,7 @@ def test_what_cannot_be_predicted_leaves_nothing_behind(run, cohort, tmp_path):
     write_labels(cohort.labels, tmp_path / "train.csv")
     with pytest.raises(ValueError, match=r"28 of 28 packed sequences .*missing"):
         predict_cohort(run, replace(elsewhere, manifest=None), tmp_path / "run" / "predictions.csv")
-    assert list((tmp_path / "run").iterdir()) == []
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
@@ -269,12 +269,11 @@ def test_command_line_says_what_it_wrote_and_refuses_in_one_sentence(project, co
         inference.main(["--cohort", "toy"])
 
 
-def test_a_study_is_answered_for_each_vertebra_and_the_patient(run, cohort):
+def test_a_study_is_answered_for_each_vertebra(run, cohort):
     uid = cohort.samples["test"][UID].iloc[0]
     answer = predict_study(run, cohort.packed, uid)
     assert tuple(answer.probability) == VERTEBRAE
     assert answer.probability["C4"] == pytest.approx(by_hand(run, cohort, uid, "C4"), abs=1e-5)
-    assert answer.patient_probability == max(answer.probability.values())
     assert answer.threshold == 0.5
     assert answer.complete
     assert answer.missing == ()
@@ -282,12 +281,10 @@ def test_a_study_is_answered_for_each_vertebra_and_the_patient(run, cohort):
 
 def test_the_threshold_decides_and_counts_as_reached_when_equal(run, cohort):
     uid = cohort.samples["test"][UID].iloc[0]
-    highest = predict_study(run, cohort.packed, uid).patient_probability
+    highest = max(predict_study(run, cohort.packed, uid).probability.values())
     at = predict_study(run, cohort.packed, uid, threshold=highest)
-    assert at.patient_positive is True
     assert sum(at.fractured.values()) == 1
     above = predict_study(run, cohort.packed, uid, threshold=np.nextafter(highest, 1))
-    assert above.patient_positive is False
     assert not any(above.fractured.values())
     assert all(predict_study(run, cohort.packed, uid, threshold=0.0).fractured.values())
 
