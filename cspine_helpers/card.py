@@ -9,21 +9,22 @@ Source: Mitchell et al., Model cards for model reporting, FAT* (2019) 220-229, f
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pandas as pd
 
 from cspine_helpers import __version__
-from cspine_helpers.dossier import Dossier, read_dossier
-from cspine_helpers.findings import RESAMPLES, Findings, cell, find, markdown, number, share
+from cspine_helpers.dossier import UNKNOWN, Dossier, read_dossier
+from cspine_helpers.findings import BINS, RESAMPLES, Findings, cell, find, markdown, number, share
 from cspine_helpers.labels import UID
 from cspine_helpers.limits import limits_of
 from cspine_helpers.paths import atomic_path, inside, run_dir
 
 CARD = "MODEL_CARD.md"
+_COHORT, _RUN = ("labels", "split", "manifest"), ("weights", "history", "record")  # that have hashes
 _CITATION = "Cervical Spine Fracture Detection Dataset, Copyright RSNA, 2023"
-_UNKNOWN = "not on record"
 
 
 def write_card(run_folder: str | Path) -> Path:
@@ -83,29 +84,32 @@ def _model(run: Dossier) -> str:
     if not run.record:
         return "## Model\n\nNot known: the folder holds predictions without a run (`run.json`)."
     lines = []
-    if model := run.said("model"):
-        pretrained, file = model["pretrained"], PureWindowsPath(model["pretrained_file"] or "").name
-        start = f"timm's pretrained weights {file}".strip() if pretrained else "random weights"
+    if run.said("model"):
+        told = partial(run.told, "model")
+        start = "random weights"
+        if run.said("model", "pretrained"):
+            file = PureWindowsPath(run.said("model", "pretrained_file") or "").name  # without its folders
+            start = f"timm's pretrained weights {file}".strip()
         lines.append(
-            f"It looks at one vertebra at a time, in {model['slices']} axial slices of {model['size']} × "
-            f"{model['size']} pixels, each with its neighbours and the vertebra's mask. A CNN (timm's "
-            f"`{cell(model['backbone'])}` down to stride {model['feature_stride']}, pooling "
-            f"{model['pooling']}, begun from {cell(start)}) reads each slice, a bidirectional LSTM "
-            f"({model['lstm_layers']} × {model['lstm_hidden']} features each way) goes along them, and "
-            "attention over its states gives one probability of fracture. It is "
-            f"{'' if model['vertebra_embedding'] else 'not '}told which vertebra it sees."
+            f"It looks at one vertebra at a time, in {told('slices')} axial slices of {told('size')} × "
+            f"{told('size')} pixels, each with its neighbours and the vertebra's mask. A CNN (timm's "
+            f"`{told('backbone')}` down to stride {told('feature_stride')}, pooling {told('pooling')}, begun "
+            f"from {cell(start)}) reads each slice, a bidirectional LSTM ({told('lstm_layers')} × "
+            f"{told('lstm_hidden')} features each way) goes along them, and attention over its states gives "
+            "one probability of fracture. It is "
+            f"{'' if run.said('model', 'vertebra_embedding') else 'not '}told which vertebra it sees."
         )
     if run.parameters is not None:
         lines.append(f"It has {run.parameters:,} parameters.")
-    if train := run.said("train"):
-        epochs = f"at most {train['epochs']}" if run.epochs is None else f"{run.epochs} of {train['epochs']}"
-        first = f"after {train['slice_epochs']} epochs of the CNN on single slices, " * (
-            train["slice_epochs"] > 0
-        )
+    if run.said("train"):
+        told = partial(run.told, "train")
+        first = f"after {told('slice_epochs')} epochs of the CNN on single slices, "
+        floor = run.said("train", "precision_floor")
         lines.append(
-            f"Trained with focal loss and AdamW, {first}for {epochs} epochs, seed {train['seed']}. Kept: "
-            f"epoch {run.said('best_epoch') or _UNKNOWN}, with the highest recall on validation at a "
-            f"precision of {number(train['precision_floor'])} or more."
+            f"Trained with focal loss and AdamW, {first if run.said('train', 'slice_epochs') else ''}for "
+            f"{UNKNOWN if run.epochs is None else run.epochs} of at most {told('epochs')} epochs, seed "
+            f"{told('seed')}. Kept: epoch {run.told('best_epoch')}, with the highest recall on validation at "
+            f"a precision of {UNKNOWN if floor is None else number(floor)} or more."
         )
     lines.append("All settings stand in `run.json`. The probabilities are not calibrated.")
     return "## Model\n\n" + " ".join(lines)
@@ -131,10 +135,10 @@ def _data(run: Dossier, labels: pd.DataFrame | None) -> str:
     notes = ["Each patient belongs to one split; in parentheses, shares."]
     if run.record and "train" not in run.splits:
         train, alpha = run.training_labels(labels), run.said("loss", "alpha")
-        share_only = _UNKNOWN if alpha is None else f"{_UNKNOWN} ({number(1 - alpha)})"
-        rows.insert(0, ["train", *([_UNKNOWN] * 3 + [share_only] if train is None else _counted(train))])
+        share_only = UNKNOWN if alpha is None else f"{UNKNOWN} ({number(1 - alpha)})"
+        rows.insert(0, ["train", *([UNKNOWN] * 3 + [share_only] if train is None else _counted(train))])
     if run.record:
-        notes.append(f"Cohort `{cell(run.said('data', 'cohort') or _UNKNOWN)}`; its hashes stand at the end.")
+        notes.append(f"Cohort `{run.told('data', 'cohort')}`; its hashes stand at the end.")
     else:
         notes.append("What the model was trained on is not known.")
     if not run.splits:
@@ -152,25 +156,25 @@ def _counted(rows: pd.DataFrame) -> list[str]:
 def _decision(run: Dossier) -> str:
     decision, frozen = run.decision, run.frozen
     if decision is None:
-        return "## Decision\n\nNone: no threshold was chosen, so that no vertebra is called fractured."
-    named: Mapping[str, float | None] = decision.thresholds or {"": decision.threshold}
-    each = [f"{name} {'none' if value is None else f'{value:.4g}'}".strip() for name, value in named.items()]
+        return "## Decision\n\nNo threshold was chosen, so that no vertebra is called fractured."
+    threshold = "none" if decision.threshold is None else f"{decision.threshold:.4g}"
+    if decision.thresholds is not None:
+        threshold = ", ".join(f"{name} {value:.4g}" for name, value in decision.thresholds.items())
     level: str = decision.level
     if decision.aggregation is not None:
         level += f", by the {decision.aggregation.name} of the vertebrae"
     size = "" if decision.cases is None else f", {decision.positives:,} fractured of {decision.cases:,}"
     rows = [
         ["level", f"{level}; it holds at no other"],
-        ["threshold", f"{', '.join(each)}; what reaches it is called fractured"],
+        ["threshold", f"{threshold}; what reaches it is called fractured"],
         ["why", decision.reason],
         ["chosen on", f"validation{size}"],
     ]
     said = "Not frozen: it is what training chose, and may not be tried on the test split."
     if frozen is not None:
-        before = frozen.record.get("test_openings_before", 0)
         rows += [["guarantee", promise] for promise in _promises(frozen.guarantee)]
-        rows.append(["frozen", cell(frozen.record["frozen_utc"])])
-        rows.append(["openings of the test split before that", f"{before}"])
+        rows.append(["frozen", frozen.record["frozen_utc"]])
+        rows.append(["openings of the test split before that", frozen.record.get("test_openings_before", 0)])
         said = "Frozen: it is held to the split and the predictions it was chosen on, by their hashes."
     return f"## Decision\n\n{said}\n\n{markdown(['what', 'found'], rows)}"
 
@@ -181,18 +185,18 @@ def _promises(guarantee: Mapping[str, Any] | None) -> Iterator[str]:
         yield "none"
         return
     for name, promise in ({"": guarantee} if "threshold" in guarantee else guarantee).items():
-        reason = (
-            promise.get("reason") or f"of thresholds up to {promise['threshold']:.4g}; {_UNKNOWN} what for"
-        )
-        yield f"{name} {reason}".strip()
+        words = promise.get("reason") or f"thresholds up to {promise['threshold']:.4g}, {UNKNOWN} what for"
+        yield f"{name} {words}".strip()
 
 
 def _results(run: Dossier, split: str, found: Findings) -> str:
     parts = [f"## Results on {cell(split)}"]
-    if recorded := run.said("metrics", split):
+    if split == "train":
+        parts.append("These patients may have taught the model; then they say nothing of others.")
+    if (recorded := run.said("metrics", split, "auroc")) is not None:
         score = number(found.scores["vertebrae"]["value"]["auroc"])
         parts.append(
-            f"Training recorded an AUROC of {number(recorded['auroc'])} here; these predictions have {score}."
+            f"Training recorded an AUROC of {number(recorded)} here; these predictions have {score}."
         )
     if found.decision is None:
         parts.append("No threshold was chosen, so that nothing is called, and there are no rates.")
@@ -200,7 +204,12 @@ def _results(run: Dossier, split: str, found: Findings) -> str:
         parts += [f"### The decision, at {found.decision.level} level", found.decision_table()]
     parts += ["### Ranking", f"A patient's probability is the {found.aggregation.name} of the vertebrae."]
     parts += [found.ranking_table(), "### Each vertebra", found.vertebra_table()]
-    parts += ["### Calibration", found.calibration_table()]
+    parts += [
+        "### Calibration",
+        f"Of the probabilities as they are. Bias and ECE are best at 0; the ECE is taken over {BINS} bins of "
+        "about equally many cases, and chance alone lifts it.",
+        found.calibration_table(),
+    ]
     if split == "validation":
         parts.append(
             "Slope and intercept of the logit, without intervals. Ideal are 1 and 0; a slope above 1 says "
@@ -209,6 +218,7 @@ def _results(run: Dossier, split: str, found: Findings) -> str:
         parts.append("\n".join(found.slopes()))
     parts += [
         "### Loss of the RSNA 2022 competition",
+        "Weighted log loss as the competition scored it; on other data than its own, no number to rank by.",
         found.competition_table() or "Not defined: some patients lack a vertebra.",
     ]
     return "\n\n".join(parts)
@@ -229,7 +239,7 @@ def _openings(run: Dossier) -> str:
 
 def _reproduce(run: Dossier) -> str:
     lines = ["## How to reproduce"]
-    name, cohort = cell(run.name), cell(run.said("data", "cohort") or _UNKNOWN)
+    name, cohort = cell(run.name), run.told("data", "cohort")
     if run.record:
         again = f"--cohort {cohort} --run {name}-again"
         lines += [
@@ -244,18 +254,12 @@ def _reproduce(run: Dossier) -> str:
     lines.append(
         f"`python -m cspine_helpers.card --run {name}` wrote this card, with cspine_helpers {__version__}."
     )
-    hashes = {
-        f"{what} of the cohort": run.said("data", f"{what}_sha256")
-        for what in ("labels", "split", "manifest")
-    }
-    hashes |= {what: run.said(key) for what, key in _SEALS.items()} if run.record else {}
-    hashes["predictions"] = run.predictions_sha256
-    hashes["frozen decision"] = run.frozen and run.frozen.sha256
+    hashes = {f"{what} of the cohort": run.said("data", f"{what}_sha256") for what in _COHORT}
+    hashes |= {what: run.said(f"{what}_sha256") for what in _RUN}
+    hashes = hashes if run.record else {}
+    hashes |= {"predictions": run.predictions_sha256, "frozen decision": run.frozen and run.frozen.sha256}
     rows = [[what, f"`{found}`" if found else "none"] for what, found in hashes.items()]
     return "\n\n".join([*lines, markdown(["SHA-256 of", "is"], rows)])
-
-
-_SEALS = {"weights": "weights_sha256", "history": "history_sha256", "record": "record_sha256"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,6 +21,7 @@ from cspine_helpers.records import RECORD, read_record
 from cspine_helpers.tables import read_table
 
 _WEIGHTS, _HISTORY, _PREDICTIONS = "model.safetensors", "history.csv", "predictions.csv"
+UNKNOWN = "not on record"
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm; not learned
 
 
@@ -54,6 +55,11 @@ class Dossier:
         for key in keys:
             found = found.get(key) if isinstance(found, Mapping) else None
         return found
+
+    def told(self, *keys: str) -> str:
+        """The same in words, for a text."""
+        found = self.said(*keys)
+        return UNKNOWN if found is None else " ".join(str(found).split())
 
     @property
     def splits(self) -> dict[str, pd.DataFrame]:
@@ -174,7 +180,7 @@ def _decision(record: Mapping[str, Any], folder: Path) -> Decision | None:
 
 def _check_frozen(frozen: Frozen, predictions: pd.DataFrame | None, record: Mapping[str, Any]) -> None:
     """Refuse a decision that was frozen with other predictions, or another split, than lie beside it."""
-    found = {"split_sha256": record["data"]["split_sha256"]} if record else {}
+    found = {"split_sha256": record["data"]["split_sha256"]} if "data" in record else {}
     if predictions is not None:
         found["predictions_sha256"] = predictions_sha256(predictions)
     for name, here in found.items():

@@ -17,7 +17,7 @@ from cspine_helpers.levels import apply_decision
 from cspine_helpers.metrics import confusion
 from cspine_helpers.reliability import calibration_scores
 
-RESAMPLES = 1000
+RESAMPLES, BINS = 1000, 10
 UNDEFINED = "undefined"
 TITLES = {
     "recall": "recall (sensitivity)",
@@ -129,7 +129,11 @@ class Findings:
         tables = {"vertebrae": self.rows, "patients": patients_of(self.rows, self.aggregation)}
         rows = []
         for level, table in tables.items():
-            binned = calibration_scores(table, resamples=RESAMPLES).set_index("score").assign(undefined=0)
+            binned = (
+                calibration_scores(table, bins=BINS, resamples=RESAMPLES)
+                .set_index("score")
+                .assign(undefined=0)
+            )
             p = table["label"].mean()
             with np.errstate(divide="ignore", invalid="ignore"):  # one class only: nothing is uncertain
                 entropy = np.nan_to_num(-p * np.log(p) - (1 - p) * np.log1p(-p))
@@ -236,7 +240,7 @@ def _bounded(found: pd.DataFrame, name: str) -> bool:
 def _estimate(found: pd.DataFrame, name: str) -> str:
     value, low, high = (number(found[column][name]) for column in ("value", "low", "high"))
     if _bounded(found, name):
-        return f"{value} ({low}–{high})"
+        return f"{value} ({low}{' to ' if '−' in low + high else '–'}{high})"
     return value if value == UNDEFINED else f"{value} (no interval)"
 
 

@@ -29,7 +29,7 @@ def _of_record(run: Dossier) -> Iterator[str]:
             "those of new patients will."
         )
         yield (
-            f"It is one training with one seed ({run.said('train', 'seed')}): another one would end "
+            f"It is one training with one seed ({run.told('train', 'seed')}): another one would end "
             "elsewhere, and no interval here counts that."
         )
         if run.epochs is not None and run.said("best_epoch") == run.epochs:
@@ -81,7 +81,7 @@ def _of_split(split: str, found: Findings) -> Iterator[str]:
     if lacking := found.lacking():
         yield (
             f"{where}, too few cases leave undefined, or without an interval: {'; '.join(lacking)}. A number "
-            f"has no interval where more than {MOST_UNDEFINED:.0%} of the resamples do not define it."
+            f"has no interval where more than {100 * MOST_UNDEFINED:.0f} % of the resamples do not define it."
         )
     patients = found.rows.groupby(UID)["label"].agg(["max", "size"])
     if incomplete := int((patients["size"] < len(VERTEBRAE)).sum()):

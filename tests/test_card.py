@@ -1,0 +1,551 @@
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import RSNA, needs_rsna
+from simulated import cohort
+from sklearn.metrics import log_loss, roc_auc_score
+
+from cspine_helpers import __version__, card, findings
+from cspine_helpers.aggregation import Aggregation, aggregate
+from cspine_helpers.card import write_card
+from cspine_helpers.competition import rsna_weighted_log_loss
+from cspine_helpers.decisions import Decision, state_threshold
+from cspine_helpers.findings import TITLES, number
+from cspine_helpers.frozen import evaluate_on_test, freeze
+from cspine_helpers.guarantees import guarantee_recall
+from cspine_helpers.intervals import bootstrap, per_vertebra
+from cspine_helpers.labels import UID, VERTEBRAE, expand, read_labels, validate_labels
+from cspine_helpers.levels import choose_decision, choose_per_vertebra
+from cspine_helpers.metrics import auroc, confusion
+from cspine_helpers.openings import read_openings
+from cspine_helpers.paths import sha256_of
+from cspine_helpers.phantom import COHORTS, draw_labels
+from cspine_helpers.predictions import from_wide, read_predictions, write_predictions
+from cspine_helpers.records import write_sealed
+from cspine_helpers.reliability import calibration_scores
+
+BUILTIN = Path(__file__).parents[1] / "checkpoints" / "builtin"
+VALIDATION = cohort(1, 60)
+TEST = cohort(2, 40).assign(split="test")
+VALIDATION[UID], TEST[UID] = "9.8.7." + VALIDATION[UID], "9.8.6." + TEST[UID]
+WHOLE = pd.concat([VALIDATION, TEST], ignore_index=True)
+CHOSEN = choose_decision(WHOLE, level="vertebra", precision_floor=0.3)
+PATIENT = choose_decision(WHOLE, level="patient", aggregation=Aggregation("noisy_or"), objective="max_youden")
+RECORD = {
+    "format": 1,
+    "record_sha256": "",
+    "model": {
+        "backbone": "tf_efficientnetv2_b0",
+        "pretrained": True,
+        "pretrained_file": "/home/somebody/weights/b0.safetensors",
+        "slices": 5,
+        "size": 32,
+        "feature_stride": 4,
+        "pooling": "avg",
+        "lstm_hidden": 8,
+        "lstm_layers": 1,
+        "vertebra_embedding": 0,
+    },
+    "train": {"epochs": 7, "seed": 3, "slice_epochs": 2, "precision_floor": 0.3},
+    "loss": {"alpha": 0.875},
+    "data": {"cohort": "hospital", "labels_sha256": "a" * 64, "split_sha256": "b" * 64},
+    "versions": {"torch": "2.9.1"},
+    "decision": asdict(CHOSEN),
+    "metrics": {"validation": {"auroc": 0.8125}},
+    "best_epoch": 2,
+    "left_out": {"train": {"1.2.3": ["C1: missing"], "1.2.4": ["C1: missing"]}},
+}
+
+
+def write_run(folder, *, table=WHOLE, **changes):
+    """A run as training and inference leave it, without the network that it would take."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"head.weight": [2, 3], "norm.bias": [4], "norm.running_mean": [4], "scalar": []}
+    header = {
+        name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in tensors.items()
+    }
+    text = json.dumps(header | {"__metadata__": {"model": "{}"}}).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    (folder / "history.csv").write_text("epoch,train_loss\n1,0.5\n2,0.25\n3,0.25\n")
+    hashes = {
+        "weights_sha256": sha256_of(folder / "model.safetensors"),
+        "history_sha256": sha256_of(folder / "history.csv"),
+    }
+    write_sealed(folder / "run.json", RECORD | hashes | changes)
+    if table is not None:
+        write_predictions(table, folder / "predictions.csv")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Fewer resamples, in the card and in what it is compared with: a card in a moment."""
+    monkeypatch.setattr(findings, "RESAMPLES", 100)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "toy")
+
+
+def text_of(folder):
+    text = write_card(folder).read_text(encoding="utf-8")
+    check_form(text, folder)
+    return text
+
+
+def check_form(text, folder):
+    """What holds of every card."""
+    assert text.startswith(f"# Model card: `{folder.name}`\n")
+    assert "Research software, not a medical device" in text
+    assert "Copyright RSNA, 2023" in text
+    assert not re.search(r"\b(nan|inf|None|NaN|TODO|TBD)\b", text)
+    assert not re.search(r"[{}]|<[a-z]", text)
+    assert str(folder.parent) not in text
+    assert not re.search(r"(?<![\w.`])/(home|tmp|work|root|Users)/", text)
+    assert text.endswith("\n")
+    assert "\n\n\n" not in text
+    tables_of(text)
+
+
+def tables_of(text):
+    """Section and first two columns of each table → its rows; a block with a bar must be a whole table."""
+    found, section = {}, ""
+    for block in text.split("\n\n"):
+        lines = block.strip("\n").split("\n")
+        if lines[0].startswith("## "):
+            section = lines[0].removeprefix("## ")
+        if "|" not in re.sub(r"\\\|", "", block):
+            continue
+        cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
+        assert all(row[0] == row[-1] == "" for row in cells), block
+        assert {len(row) for row in cells} == {len(cells[0])}, block
+        assert set(cells[1][1:-1]) == {"---"}, block
+        assert all(cell for row in cells for cell in row[1:-1]), block
+        header, _, *rows = [row[1:-1] for row in cells]
+        assert (section, *header[:2]) not in found
+        found[section, *header[:2]] = [dict(zip(header, row, strict=True)) for row in rows]
+    return found
+
+
+def written(row):
+    low, high = number(row["low"]), number(row["high"])
+    return f"{number(row['value'])} ({low}{' to ' if '−' in low + high else '–'}{high})"
+
+
+VALUE = "value (95 % interval)"
+NAMES = {title: name for name, title in TITLES.items()}
+
+
+def test_every_result_is_that_of_the_modules(run):
+    tables, section = tables_of(text_of(run)), "Results on validation"
+    counts = confusion(VALIDATION["label"], VALIDATION["probability"], CHOSEN.require()).iloc[0]
+    cells = [
+        [row["called fractured"], row["not called"]]
+        for row in tables[section, "vertebrae", "called fractured"]
+    ]
+    assert cells == [[f"{counts[name]:.0f}" for name in pair] for pair in (("tp", "fn"), ("fp", "tn"))]
+
+    vertebrae = bootstrap(VALIDATION, threshold=CHOSEN.require(), resamples=100).set_index("metric")
+    patients = bootstrap(VALIDATION, threshold=None, level="patient", resamples=100).set_index("metric")
+    rates = {NAMES[row["at the threshold"]]: row[VALUE] for row in tables[section, "at the threshold", VALUE]}
+    assert rates == {name: written(vertebrae.loc[name]) for name in rates}
+    assert list(rates) == ["recall", "precision", "specificity", "npv", "f1", "accuracy"]
+
+    ranking = {(row["level"], NAMES[row["metric"]]): row for row in tables[section, "level", "metric"]}
+    assert len(ranking) == 4
+    for (level, name), row in ranking.items():
+        assert row[VALUE] == written({"vertebrae": vertebrae, "patients": patients}[level].loc[name])
+    shares = {
+        "vertebrae": VALIDATION["label"].mean(),
+        "patients": aggregate(VALIDATION, Aggregation())["label"].mean(),
+    }
+    for level, prevalence in shares.items():
+        assert ranking[level, "auroc"]["chance"] == "0.500"
+        assert ranking[level, "average_precision"]["chance"] == number(prevalence)
+
+    calibration = {(row["level"], NAMES[row["score"]]): row for row in tables[section, "level", "score"]}
+    assert len(calibration) == 8
+    for level, name in calibration:
+        source = {"vertebrae": vertebrae, "patients": patients}[level]
+        if name in ("bias", "ece"):
+            source = calibration_scores(
+                VALIDATION, level={"vertebrae": "all", "patients": "patient"}[level], resamples=100
+            )
+            source = source.set_index("score")
+        assert calibration[level, name][VALUE] == written(source.loc[name]), (level, name)
+    p = shares["vertebrae"]
+    constants = {
+        name: calibration["vertebrae", name]["always saying the share of fractures"]
+        for name in ("brier", "log_loss")
+    }
+    assert constants == {
+        "brier": number(p * (1 - p)),
+        "log_loss": number(log_loss(VALIDATION["label"], [p] * len(VALIDATION))),
+    }
+
+    losses = {NAMES[row["loss"]]: row for row in tables[section, "loss", VALUE]}
+    assert list(losses) == ["rsna_loss", "rsna_loss_per_patient"]
+    ill = pd.Series(shares["patients"], index=VALIDATION[UID].unique())
+    for name, row in losses.items():
+        assert row[VALUE] == written(vertebrae.loc[name])
+        always = rsna_weighted_log_loss(
+            VALIDATION.assign(probability=p), patient=ill, per_patient=name != "rsna_loss"
+        )
+        assert row["always saying the share of fractures"] == number(always)
+
+
+def test_each_vertebra_is_told_with_its_counts(run):
+    rows = tables_of(text_of(run))["Results on validation", "vertebra", "studies"]
+    expected = per_vertebra(VALIDATION, threshold=CHOSEN.require(), resamples=100)
+    assert [row["vertebra"] for row in rows] == list(VERTEBRAE)
+    for row in rows:
+        part = expected[expected["vertebra"] == row["vertebra"]].set_index("metric")
+        assert [row["studies"], row["fractured"]] == [
+            str(part[name].iloc[0]) for name in ("studies", "positives")
+        ]
+        for name in ("recall", "precision", "auroc", "average_precision"):
+            rare = part["undefined"][name] > 5
+            value = f"{number(part['value'][name])} (no interval)" if rare else written(part.loc[name])
+            assert row[TITLES[name].partition(" (")[0]] == (
+                "undefined" if value.startswith("undef") else value
+            )
+
+
+def test_the_splits_are_counted(run):
+    rows = {row["split"]: row for row in tables_of(text_of(run))["Data", "split", "patients"]}
+    assert list(rows) == ["train", "validation", "test"]
+    assert rows["train"]["patients"] == "not on record"
+    assert rows["train"]["fractured vertebrae"] == "not on record (0.125)"  # 1 − alpha
+    for name, table in (("validation", VALIDATION), ("test", TEST)):
+        broken, ill = table["label"].sum(), int(table.groupby(UID)["label"].max().sum())
+        assert rows[name]["patients"] == str(table[UID].nunique())
+        assert rows[name]["fractured patients"] == f"{ill} ({number(ill / table[UID].nunique())})"
+        assert rows[name]["fractured vertebrae"] == f"{broken} ({number(broken / len(table))})"
+
+
+def test_model_training_and_inputs_are_those_of_the_record(run):
+    text = text_of(run)
+    record = json.loads((run / "run.json").read_text())
+    for words in (
+        "5 axial slices of 32 × 32 pixels", "timm's pretrained weights b0.safetensors)", "has 11 parameters",
+        "3 of at most 7 epochs, seed 3. Kept: epoch 2", "a precision of 0.300 or more",
+        "not told which vertebra",
+        "Cohort `hospital`", "does not say where the CT came from", "AUROC of 0.812 here", "torch 2.9.1",
+        "left out, as their files could not be used (2 of train)", "one seed (3)",
+        "Trained with torch 2.9.1.", f"with cspine_helpers {__version__}",
+        "--cohort hospital --run toy-again --settings checkpoints/toy/run.json",
+    ):  # fmt: skip
+        assert words in text, words
+    hashes = {row["SHA-256 of"]: row["is"] for row in tables_of(text)["How to reproduce", "SHA-256 of", "is"]}
+    assert hashes == {
+        "labels of the cohort": f"`{'a' * 64}`",
+        "split of the cohort": f"`{'b' * 64}`",
+        "manifest of the cohort": "none",
+        "weights": f"`{record['weights_sha256']}`",
+        "history": f"`{record['history_sha256']}`",
+        "record": f"`{record['record_sha256']}`",
+        "predictions": f"`{sha256_of(run / 'predictions.csv')}`",
+        "frozen decision": "none",
+    }
+
+
+def test_no_study_is_named(run):
+    text = text_of(run)
+    assert not [uid for uid in ("9.8.7.", "9.8.6.", "1.2.3", "1.2.4") if uid in text]
+
+
+def test_the_same_files_give_the_same_bytes(run, tmp_path):
+    first = write_card(run).read_bytes()
+    assert write_card(run).read_bytes() == first
+    shutil.copytree(run, tmp_path / "elsewhere" / "toy")
+    assert write_card(tmp_path / "elsewhere" / "toy").read_bytes() == first
+    assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
+
+
+def test_the_best_epoch_being_the_last_is_a_limit(run):
+    words = "The best epoch was the last one"
+    assert words not in text_of(run)
+    assert words in text_of(write_run(run, best_epoch=3))
+
+
+def test_parameters_are_those_of_the_network(tmp_path):
+    from test_checkpoints import CONFIG
+
+    from cspine_helpers import checkpoints
+    from cspine_helpers.model import FractureClassifier
+
+    model = FractureClassifier(CONFIG)
+    checkpoints.save_weights(tmp_path, model)
+    checkpoints.write_record(tmp_path, {"model": asdict(CONFIG)})
+    assert f"has {sum(p.numel() for p in model.parameters()):,} parameters" in text_of(tmp_path)
+
+
+def test_a_cohort_of_phantoms_is_recognised_by_its_labels(tmp_path):
+    labels = validate_labels(draw_labels(COHORTS["quick"]))
+    digest = hashlib.sha256(labels.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+    train, held_out, left_out = labels[:20], labels[20:29], labels[29:]
+    samples = pd.concat(
+        [
+            expand(held_out, held_out[UID][:6]).assign(split="validation"),
+            expand(held_out, held_out[UID][6:]).assign(split="test"),
+        ]
+    )
+    table = samples.assign(probability=np.random.default_rng(0).random(len(samples)))
+    known = expand(train, train[UID])
+    changes = {
+        "loss": {"alpha": float(1 - known["label"].mean())},
+        "data": RECORD["data"] | {"cohort": "quick", "labels_sha256": digest},
+        "left_out": {"train": {left_out[UID].iloc[0]: ["C1: missing"]}},
+        "decision": None,
+    }
+    text = text_of(write_run(tmp_path / "quick", table=table, **changes))
+    assert "synthetic CT phantoms" in text
+    row = tables_of(text)["Data", "split", "patients"][0]
+    ill = int(train["patient_overall"].sum())
+    assert [row["patients"], row["fractured patients"], row["vertebrae"]] == [
+        "20",
+        f"{ill} ({number(ill / 20)})",
+        "140",
+    ]
+    assert row["fractured vertebrae"].startswith(f"{known['label'].sum()} (")
+
+    other = write_run(tmp_path / "quick", table=table, **changes | {"loss": {"alpha": 0.5}})
+    assert tables_of(text_of(other))["Data", "split", "patients"][0]["patients"] == "not on record"
+    other = write_run(
+        tmp_path / "quick", table=table, **changes | {"data": RECORD["data"] | {"cohort": "quick"}}
+    )
+    assert "does not say where the CT came from" in text_of(other)
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [
+        (["model.safetensors"], ["weights (`model.safetensors`) are not in the folder"]),
+        (["history.csv"], ["not on record of at most 7 epochs"]),
+        (["predictions.csv"], ["Without `predictions.csv`, nothing is known of validation and test"]),
+        (["predictions.csv.sha256"], ["## Results on validation"]),
+        (
+            ["run.json", "model.safetensors", "history.csv"],
+            [
+                "Not known: the folder holds predictions without a run",
+                "No threshold was chosen",
+                "What the model was trained on is not known",
+            ],
+        ),
+    ],
+)
+def test_what_is_missing_is_said(run, gone, words):
+    for name in gone:
+        (run / name).unlink()
+    text = text_of(run)
+    for each in words:
+        assert each in text
+
+
+def test_a_folder_with_nothing_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run\.json and predictions\.csv are missing. Train one"):
+        write_card(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["run.json", "history.csv", "model.safetensors", "predictions.csv", "decision.json", "test_openings.csv"],
+)
+def test_a_damaged_file_is_refused_by_its_name_and_the_old_card_stays(run, name):
+    freeze(run, CHOSEN, WHOLE)
+    evaluate_on_test(run, WHOLE)
+    before = write_card(run).read_bytes()
+    content = bytearray((run / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (run / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(name)):
+        write_card(run)
+    assert (run / "MODEL_CARD.md").read_bytes() == before
+
+
+def test_a_record_without_a_whole_decision_is_refused(run):
+    with pytest.raises(ValueError, match=r"run\.json holds no whole decision: .*threshhold.*Restore it"):
+        write_card(write_run(run, decision={"threshhold": 0.5}))
+
+
+def test_a_link_out_of_the_folder_is_refused(run, tmp_path):
+    (run / "predictions.csv").rename(tmp_path / "predictions.csv")
+    (run / "predictions.csv").symlink_to(tmp_path / "predictions.csv")
+    with pytest.raises(ValueError, match="link out of its folder"):
+        write_card(run)
+
+
+def test_a_decision_of_other_predictions_or_another_split_is_refused(run):
+    freeze(run, CHOSEN, WHOLE)
+    write_run(run, data=RECORD["data"] | {"split_sha256": "c" * 64})
+    with pytest.raises(
+        ValueError, match=r"decision\.json was frozen with other files.*split_sha256 is b+, theirs is c+"
+    ):
+        write_card(run)
+    write_run(run, table=WHOLE.assign(probability=WHOLE["probability"] / 2))
+    with pytest.raises(
+        ValueError, match=r"decision\.json was frozen with other files.*its predictions_sha256 is"
+    ):
+        write_card(run)
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [CHOSEN, PATIENT, choose_per_vertebra(WHOLE, min_positives=1, objective="max_f1")],
+    ids=["vertebra", "patient", "each"],
+)
+def test_test_results_appear_once_the_split_was_opened_with_the_frozen_decision(run, decision):
+    section = "Results on test"
+    assert section not in text_of(run)
+    freeze(run, decision, WHOLE)
+    text = text_of(run)
+    assert section not in text
+    assert "never opened, by the record: no results" in text
+    assert read_openings(run).empty  # the card opens nothing
+    results = evaluate_on_test(run, WHOLE).iloc[0]
+    text, openings = text_of(run), read_openings(run)
+    assert len(openings) == 1
+    tables = tables_of(text)
+    what = {"vertebra": "vertebrae", "patient": "patients"}[decision.level]
+    fractured, intact = tables[section, what, "called fractured"]
+    found = [row[column] for row in (fractured, intact) for column in ("called fractured", "not called")]
+    assert found == [str(results[name]) for name in ("tp", "fn", "fp", "tn")]
+    for row in tables[section, "at the threshold", VALUE]:
+        assert row[VALUE].startswith(number(results[NAMES[row["at the threshold"]]]))
+    (opening,) = tables["The test split", "first opened", "with"]
+    assert opening["first opened"] == openings["opened_utc"].iloc[0]
+    assert opening["decision"] == f"{openings['decision_sha256'].iloc[0][:12]}, the one above"
+    area = {(row["level"], row["metric"]): row[VALUE] for row in tables[section, "level", "metric"]}
+    assert area["vertebrae", "AUROC"].startswith(number(auroc(TEST["label"], TEST["probability"])))
+    patients = aggregate(TEST, decision.aggregation or Aggregation())
+    assert area["patients", "AUROC"].startswith(number(auroc(patients["label"], patients["probability"])))
+
+
+def test_an_opening_with_another_decision_shows_no_results(run):
+    freeze(run, CHOSEN, WHOLE)
+    evaluate_on_test(run, WHOLE)
+    freeze(run, PATIENT, WHOLE, replace=True)
+    text = text_of(run)
+    assert "Results on test" not in text
+    assert "No results: it was not opened with the decision above" in text
+    rows = {row["what"]: row["found"] for row in tables_of(text)["Decision", "what", "found"]}
+    assert rows["openings of the test split before that"] == "1"
+    assert rows["level"] == "patient, by the noisy or of the vertebrae; it holds at no other"
+    evaluate_on_test(run, WHOLE)
+    assert "The test split was opened 2 times" in text_of(run)
+
+
+def test_a_guarantee_stands_with_its_premise(run):
+    promise = guarantee_recall(
+        VALIDATION["label"], VALIDATION["probability"], VALIDATION[UID], recall=0.3, level="vertebra"
+    )
+    decision = state_threshold(
+        VALIDATION["label"], VALIDATION["probability"], promise.require(), reason="a | b\nc <i>"
+    )
+    freeze(run, decision, WHOLE, guarantee=asdict(promise))
+    text = text_of(run)
+    rows = {row["what"]: row["found"] for row in tables_of(text)["Decision", "what", "found"]}
+    assert rows["guarantee"] == promise.reason
+    assert rows["why"] == "a \\| b c &lt;i>"
+    assert rows["threshold"].startswith(f"{promise.require():.4g};")
+    assert "here they have also chosen the epoch" in text
+    freeze(run, decision, WHOLE, guarantee={"threshold": 1.0, "level": "vertebra"}, replace=True)
+    assert "| guarantee | thresholds up to 1, not on record what for |" in text_of(run)
+
+
+def test_a_run_whose_training_found_no_threshold_has_no_rates(run):
+    reason = "No threshold keeps precision at 0.990 or above: the best reachable is 0.500."
+    none = Decision(None, "max_recall", "vertebra", 0.99, 0.0, 0.0, reason)
+    text = text_of(write_run(run, decision=asdict(none)))
+    assert reason in text
+    assert "| threshold | none;" in text
+    assert ("Results on validation", "at the threshold", VALUE) not in tables_of(text)
+
+
+def test_undefined_numbers_are_words(tmp_path):
+    table = VALIDATION.assign(label=VALIDATION["label"].where(VALIDATION["vertebra"] != "C3", 0))
+    table = table.drop(index=table.index[-2:])
+    decision = replace(CHOSEN, threshold=1.0)
+    folder = write_run(tmp_path / "toy", table=table, decision=asdict(decision))
+    text = text_of(folder)
+    rows = {row["vertebra"]: row for row in tables_of(text)["Results on validation", "vertebra", "studies"]}
+    assert (rows["C3"]["recall"], rows["C3"]["AUROC"]) == ("undefined", "undefined")
+    rates = {
+        row["at the threshold"]: row[VALUE]
+        for row in tables_of(text)["Results on validation", "at the threshold", VALUE]
+    }
+    assert rates["precision (positive predictive value)"] == "undefined"  # nothing is called
+    assert "precision of the decision" in text
+    assert "Not defined: some patients lack a vertebra." in text
+    assert "1 of 60 patients lack a vertebra" in text
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_split_of_one_class_has_a_card(tmp_path, label):
+    write_predictions(VALIDATION.assign(label=label), tmp_path / "predictions.csv")
+    text = text_of(tmp_path)
+    rows = tables_of(text)["Results on validation", "level", "metric"]
+    assert {row[VALUE] for row in rows if row["metric"] == "AUROC"} == {"undefined"}
+    assert "- vertebrae: none. platt needs 20 patients" in text
+
+
+def test_a_single_patient_has_no_results(tmp_path):
+    write_predictions(VALIDATION[:7], tmp_path / "predictions.csv")
+    text = text_of(tmp_path)
+    assert "On validation there is one patient only: no results." in text
+    assert "## Results" not in text
+
+
+def test_small_numbers_are_not_hidden():
+    found = [number(value) for value in (0.0, 0.0004, -0.0004, -0.25, 0.99951, 1.0, np.nan)]
+    assert found == ["0.000", "0.0004", "−0.0004", "−0.250", "1.000", "1.000", "undefined"]
+
+
+def test_the_command_line_writes_the_card_or_says_why_not(run, monkeypatch, capsys):
+    monkeypatch.setenv("CSPINE_ROOT", str(run.parent))
+    (run.parent / "checkpoints").mkdir()
+    shutil.move(run, run.parent / "checkpoints" / "toy")
+    card.main(["--run", "toy"])
+    assert Path(capsys.readouterr().out.strip()).read_text(encoding="utf-8").startswith("# Model card: `toy`")
+    with pytest.raises(SystemExit, match=r"Nothing is known of a run at .*absent"):
+        card.main(["--run", "absent"])
+    with pytest.raises(SystemExit, match="A run name is"):
+        card.main(["--run", "../toy"])
+
+
+@pytest.mark.skipif(
+    not (BUILTIN / "predictions.csv").is_file(), reason="the cached run is not at checkpoints/builtin"
+)
+def test_the_cached_run_has_a_card_that_says_what_its_files_say(tmp_path):
+    folder = shutil.copytree(BUILTIN, tmp_path / "builtin")
+    text, table = text_of(folder), read_predictions(folder / "predictions.csv")
+    assert "synthetic CT phantoms" in text
+    rows = table[table["split"] == "validation"]
+    area = tables_of(text)["Results on validation", "level", "metric"][0]
+    assert area[VALUE].startswith(number(roc_auc_score(rows["label"], rows["probability"])))
+    assert tables_of(text)["Data", "split", "patients"][0]["patients"].isdigit()
+
+
+@needs_rsna
+def test_real_predictions_have_a_card_of_aggregates(tmp_path):
+    table = from_wide(
+        pd.read_csv(RSNA / "oof_predictions.csv"),
+        read_labels(RSNA / "train.csv"),
+        "validation",
+        missing="drop",
+    )
+    write_predictions(table, tmp_path / "predictions.csv")
+    text = text_of(tmp_path)
+    ranking = tables_of(text)["Results on validation", "level", "metric"]
+    assert ranking[0][VALUE].startswith(number(roc_auc_score(table["label"], table["probability"])))
+    assert not re.search(r"\d+\.\d+\.\d+\.\d+", text)  # no study UID
+    assert f"{table[UID].nunique():,} | " in text
