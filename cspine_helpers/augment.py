@@ -2,7 +2,9 @@
 
 import os
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import cv2
@@ -64,8 +66,8 @@ class AugmentConfig:
 class Augment:
     """One random variation of a sequence: the same draw for all slices and channels, the mask moved along.
 
-    albumentations draws for the whole sequence. What it drew is then applied slice by slice, every step in
-    turn while the slice lies in the processor's cache.
+    albumentations draws for the whole sequence. What it drew is then applied slice by slice (or two by two),
+    every step in turn while the slice lies in the processor's cache.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
@@ -102,15 +104,23 @@ class Augment:
         self._compose(images=sequence)
         drawn = [step for step in self._compose.transforms if step.params]
         out = np.empty(sequence.shape, np.uint8) if out is None else out
-        for image, place in zip(np.asarray(sequence), out, strict=True):
-            for step in drawn:
-                image = step.apply(image, **step.params)
+        slices: Iterator[np.ndarray] = iter(np.asarray(sequence))
+        for step in drawn:
+            slices = step.over(slices)
+        for place, image in zip(out, slices, strict=True):
             place[:] = image
         return out
 
 
 class _Drawn:
     """A step that only draws when `Compose` calls it; `apply` takes and gives a slice of 6 channels."""
+
+    params: dict[str, Any]
+    apply: Callable[..., np.ndarray]
+
+    def over(self, slices: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The slices, varied as drawn, one after the other."""
+        return (self.apply(image, **self.params) for image in slices)
 
     def apply_to_images(self, images: np.ndarray, **_: Any) -> np.ndarray:
         return images
@@ -122,18 +132,40 @@ class _Flip(_Drawn, A.HorizontalFlip):
 
 
 class _Affine(_Drawn, A.Affine):
-    # OpenCV has a fast way for 4 channels and none for 6, so a pixel goes as its first and its last four.
-    _PIXEL = np.dtype({"names": ["first", "last"], "formats": ["V4"] * 2, "offsets": [0, 2], "itemsize": 6})
+    # OpenCV has a fast way for 4 channels and none for 6. Two slices are therefore moved as three images: the
+    # first four channels of each, and the last two of both.
+    _PIXEL = np.dtype([("four", "V4"), ("two", "V2")])
+    _LAST = np.dtype([("one", "V2"), ("other", "V2")])
 
-    def apply(self, img: np.ndarray, matrix: np.ndarray, **_: Any) -> np.ndarray:
-        height, width, _channels = img.shape
-        moved = np.empty_like(img)
-        source, target = (image.reshape(height, -1).view(self._PIXEL) for image in (img, moved))  # (H, W)
-        for four in ("first", "last"):
-            part = np.ascontiguousarray(source[four]).view(np.uint8).reshape(height, width, 4)
-            target[four] = cv2.warpAffine(part, matrix[:2], (width, height)).view("V4")[..., 0]
-        mask = cv2.extractChannel(moved, MASK)  # interpolated, so its outline is made sharp again
-        return cv2.insertChannel(cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1], moved, MASK)
+    def over(self, slices: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for one, other in zip_longest(slices, slices):
+            yield from self.move([one] if other is None else [one, other], self.params["matrix"])
+
+    def move(self, images: list[np.ndarray], matrix: np.ndarray) -> list[np.ndarray]:
+        """One or two slices, moved."""
+        height, width, _channels = images[0].shape
+        moved = [np.empty_like(image) for image in images]
+        last = np.zeros((height, width), self._LAST)
+        for image, target, half in zip(images, moved, ("one", "other"), strict=False):
+            source = self._pixels(image)
+            self._pixels(target)["four"] = self._warp(source["four"], matrix)
+            last[half] = source["two"]
+        last = self._warp(last, matrix).view(self._LAST)
+        for target, half in zip(moved, ("one", "other"), strict=False):
+            self._pixels(target)["two"] = last[half]
+            mask = cv2.extractChannel(target, MASK)  # interpolated, so its outline is made sharp again
+            cv2.insertChannel(cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1], target, MASK)
+        return moved
+
+    def _pixels(self, image: np.ndarray) -> np.ndarray:
+        return image.reshape(len(image), -1).view(self._PIXEL)  # (H, W)
+
+    @staticmethod
+    def _warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """Pixels (H, W) of four bytes each, moved."""
+        height, width = pixels.shape
+        part = np.ascontiguousarray(pixels).view(np.uint8).reshape(height, width, 4)
+        return cv2.warpAffine(part, matrix[:2], (width, height)).view("V4")[..., 0]
 
 
 class _Contrast(_Drawn, A.RandomBrightnessContrast):
