@@ -5,10 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup cohort notebooks train lab test check bench licences format lock clean
+.PHONY: help setup cohort notebooks train lab test test-browser check bench licences format lock clean
 
 help:  ## list the recipes
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.stamp  ## .venv with the locked dependencies, hashes checked, and this package
 
@@ -33,11 +33,14 @@ train: cohort  ## train the cohort's run anew: notebooks 01 to 03 with RETRAIN =
 lab: cohort  ## open JupyterLab on notebooks/
 	$(BIN)/jupyter lab notebooks
 
-test: check-code  ## format, lint, types, layers, and every test, the whole series included
+test: check-code  ## format, lint, types, layers, and every test but the browser's, the whole series included
 	$(BIN)/python -m pytest
 
+test-browser: setup  ## drive the slider of notebook 04 in JupyterLab and Chromium (minutes; SCREENSHOTS=folder)
+	$(BIN)/python -m pytest -m browser tests/browser
+
 check: check-code  ## the same without the series and the slow tests (under 2 minutes)
-	$(BIN)/python -m pytest -m "not series and not slow" -n 2
+	$(BIN)/python -m pytest -m "not series and not slow and not browser" -n 2
 
 .PHONY: check-code
 check-code: setup

@@ -28,6 +28,7 @@ PARTS = (
     "slider",
     "start",
     "guarantees",
+    "browser",
 )
 VERSIONS = ("torch", "timm", "albumentations", "numpy", "pandas", "scikit-learn", "matplotlib")
 STORE, TABLE = HERE / "results.json", HERE / "RESULTS.md"

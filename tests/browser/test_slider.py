@@ -1,0 +1,329 @@
+"""The slider of notebook 04 in a real JupyterLab, driven by keyboard in a browser: `make test-browser`."""
+
+import io
+import json
+import os
+import re
+from base64 import b64decode
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import lab
+from cspine_helpers.curves import LEVEL_NAMES
+from cspine_helpers.frozen import DECISION, read_decision
+from cspine_helpers.metrics import at_level, confusion, rates
+from cspine_helpers.panels import BARS
+from cspine_helpers.predictions import read_predictions
+
+pytestmark = pytest.mark.browser
+PICTURE, BOX = ".cspine-explorer img", ".cspine-threshold input"
+CONTRAST = """selector => {  // [text, its contrast to what lies behind it] of all that is visible
+    const parts = colour => colour.match(/[\\d.]+/g).map(Number);
+    const light = colour => parts(colour).slice(0, 3).map(c => c / 255)
+        .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    return [...document.querySelectorAll(selector)].filter(found => found.offsetParent).map(found => {
+        let behind = found;
+        while (parts(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
+        const both = [getComputedStyle(found).color, getComputedStyle(behind).backgroundColor].map(light);
+        return [found.innerText || found.className, (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05)];
+    });
+}"""  # Source: WCAG 2.2, relative luminance and contrast ratio
+WATCH = """selector => {  // where the picture is in each frame, until the watch is stopped
+    const picture = document.querySelector(selector), seen = window.seen = new Set();
+    window.frames_seen = 0;
+    window.watching = true;
+    (function look() {
+        const {x, y, width, height} = picture.getBoundingClientRect();
+        seen.add(JSON.stringify([x, y, width, height, picture.isConnected]));
+        window.frames_seen += 1;
+        if (window.watching) requestAnimationFrame(look);
+    })();
+}"""
+SEEN = "() => { window.watching = false; return [window.frames_seen, [...window.seen]]; }"
+ZOOM = {"viewport": {"width": 1024, "height": 720}, "device_scale_factor": 1.25}  # 1280 × 900 pixels
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory):
+    """Where the pictures to look at go."""
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots")).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project."""
+    folder = tmp_path_factory.mktemp("project")
+    lab.copy_project(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def explorer(project):
+    """Its notebook 04, run."""
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(lab.browser())
+        except FileNotFoundError as error:
+            pytest.exit(str(error), returncode=1)
+        yield lab.open_explorer(running, stack.enter_context(lab.jupyterlab(project)))
+
+
+@pytest.fixture(autouse=True)
+def on_the_slider(explorer):
+    """Each test begins with the keyboard on the slider, and leaves a page without errors."""
+    explorer.show()
+    yield
+    assert explorer.errors == []
+
+
+@pytest.fixture(scope="module")
+def validation(project):
+    table = read_predictions(project / "checkpoints" / "builtin" / "predictions.csv")
+    return table[table["split"] == "validation"]
+
+
+def expected_words(validation, level, threshold):
+    """The counts and rates that `metrics` gives, as they stand below the picture, without intervals."""
+    rows = at_level(validation, level)
+    found = rates(confusion(rows["label"], rows["probability"], threshold)).iloc[0]
+    counts = [f"{name} {int(found[name]):,}" for name in ("tp", "fp", "fn", "tn")]
+    values = {name: "–" if np.isnan(found[name]) else f"{found[name]:.3f}" for name in BARS}
+    return counts + [f"{label} {values[name]}" for name, (label, _) in BARS.items()]
+
+
+def assert_is_metrics(words, validation, level="all"):
+    name, threshold = re.match(r"(.+) at threshold ([\d.]+):", words).groups()
+    assert name == LEVEL_NAMES[level]
+    for part in expected_words(validation, level, float(threshold)):
+        assert re.search(rf"{re.escape(part)}(?!\d)", words), (part, words)
+    return float(threshold)
+
+
+def picture(explorer):
+    """The picture as the browser shows it, (H, W, 3)."""
+    return np.asarray(Image.open(io.BytesIO(explorer.page.locator(PICTURE).screenshot())).convert("RGB"))
+
+
+def test_it_starts_at_the_threshold_the_notebook_chose(explorer, validation):
+    chosen = float(explorer.ask("print(slider._marks.start)"))
+    start = assert_is_metrics(explorer.words(), validation)
+    assert start == chosen
+    assert (
+        float(explorer.page.locator(BOX).input_value())
+        == start
+        == float(explorer.ask("print(slider.threshold)"))
+    )
+
+
+def test_keys_move_the_slider_and_the_numbers_are_those_of_metrics(explorer, validation):
+    explorer.page.locator(lab.HANDLE).click()  # as a hand does; the notebook is in command mode then
+    cell = explorer.page.evaluate("jupyterapp.shell.currentWidget.content.activeCellIndex")
+    threshold = round(assert_is_metrics(explorer.words(), validation), 3)
+    steps = {"ArrowRight": 1, "ArrowUp": 1, "PageUp": 5, "ArrowLeft": -1, "ArrowDown": -1, "PageDown": -5}
+    for key, step in [*steps.items()] * 3:
+        before = picture(explorer)
+        moved = assert_is_metrics(explorer.press(key), validation)
+        threshold = round(threshold + step / 1000, 3)
+        assert moved == threshold
+        assert (picture(explorer) != before).any()
+    assert float(explorer.page.locator(BOX).input_value()) == threshold
+    assert explorer.page.evaluate("jupyterapp.shell.currentWidget.content.activeCellIndex") == cell
+    summary = json.loads(explorer.ask("import json; print(json.dumps(slider.summary()))"))
+    found = rates(confusion(validation["label"], validation["probability"], threshold)).iloc[0]
+    assert {name: summary[name] for name in found.index} == pytest.approx(found.to_dict())
+
+
+def test_the_number_box_takes_a_threshold_exactly(explorer, validation):
+    explorer.page.locator(BOX).fill("0.123456")
+    explorer.page.locator(BOX).press("Enter")
+    explorer.page.wait_for_function(
+        "document.querySelector('.cspine-numbers').innerText.includes('0.123456')", timeout=10_000
+    )
+    assert assert_is_metrics(explorer.words(), validation) == 0.123456
+    assert float(explorer.ask("print(slider.threshold)")) == 0.123456
+    explorer.page.locator(lab.HANDLE).focus()
+    assert assert_is_metrics(explorer.press("ArrowRight"), validation) == 0.124
+
+
+def test_level_and_prevalence_are_chosen_by_keyboard(explorer, validation):
+    levels, other = (
+        explorer.page.locator(".cspine-level select"),
+        explorer.page.locator(".cspine-other input"),
+    )
+    for level in ("C2", "patient"):
+        levels.select_option(label=LEVEL_NAMES[level])
+        explorer.page.wait_for_function(
+            "name => document.querySelector('.cspine-numbers').innerText.startsWith(name)",
+            arg=LEVEL_NAMES[level],
+        )
+        assert_is_metrics(explorer.words(), validation, level)
+    other.focus()
+    assert "Restated: 7% of patients fractured" in explorer.press("Space")
+    assert "As found" in explorer.press("Space")
+    levels.select_option(label=LEVEL_NAMES["all"])
+    explorer.page.wait_for_function("document.querySelector('.cspine-numbers').innerText.startsWith('All')")
+
+
+@contextmanager
+def watched(explorer):
+    """Meanwhile the picture keeps its place and size, and no frame that the compositor shows lacks it.
+
+    `naturalWidth` would not tell: it is 0 while the next picture loads, and the last one is still shown.
+    """
+    shown, page = [], explorer.page
+    session = page.context.new_cdp_session(page)
+
+    def keep(frame):
+        shown.append(frame["data"])
+        session.send("Page.screencastFrameAck", {"sessionId": frame["sessionId"]})
+
+    session.on("Page.screencastFrame", keep)
+    session.send("Page.startScreencast", {"format": "jpeg", "quality": 80, "maxWidth": 640, "maxHeight": 450})
+    page.evaluate(WATCH, PICTURE)
+    yield
+    page.wait_for_timeout(500)  # the last frames arrive
+    frames, places = page.evaluate(SEEN)
+    session.send("Page.stopScreencast")
+    session.detach()
+
+    assert frames > 60
+    assert len(places) == 1, f"the picture went, moved or changed its size: {places}"
+    x, y, width, height, connected = json.loads(places[0])
+    assert connected
+    pictures = [Image.open(io.BytesIO(b64decode(data))).convert("L") for data in shown]
+    scale = pictures[0].width / page.viewport_size["width"]
+    cut = [round(scale * edge) for edge in (x, y, x + width, min(y + height, 860))]
+    pictures = [np.asarray(picture.crop(cut)) for picture in pictures]
+    different = len({picture.tobytes() for picture in pictures})
+    inked = np.array([(picture < 200).mean() for picture in pictures])
+    print(f"{frames} frames, {len(pictures)} kept, {different} different, ink {inked.min()} to {inked.max()}")
+    assert different > 3, "the compositor showed too few different pictures"
+    assert inked.min() > 0.7 * np.median(inked), "a frame was blank, or half of it"
+
+
+def test_the_picture_never_flickers_while_a_key_is_held(explorer):
+    with watched(explorer):
+        for key in ["ArrowRight"] * 40 + ["ArrowLeft"] * 40:
+            explorer.page.keyboard.press(key)
+            explorer.page.wait_for_timeout(33)  # as a held key repeats
+
+
+def sizes(explorer):
+    """What could grow: nodes and memory of the page, memory of the kernel, widgets, outputs, the notebook."""
+    session = explorer.page.context.new_cdp_session(explorer.page)
+    session.send("HeapProfiler.collectGarbage")
+    session.send("Performance.enable")
+    metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+    session.detach()
+    kernel = explorer.ask(
+        "import gc, ipywidgets, psutil; gc.collect()\n"
+        "print(psutil.Process().memory_info().rss, len(ipywidgets.widgets.widget._instances))"
+    )
+    memory, widgets = map(int, kernel.split())
+    outputs, characters = explorer.page.evaluate("""() => {
+        const cells = jupyterapp.shell.currentWidget.content.model.toJSON().cells;
+        const outputs = cells.flatMap(cell => cell.outputs || []);
+        return [outputs.length, JSON.stringify(cells).length];
+    }""")
+    return {
+        "nodes": metrics["Nodes"], "listeners": metrics["JSEventListeners"],
+        "page MiB": metrics["JSHeapUsedSize"] / 2**20, "kernel MiB": memory / 2**20,
+        "widgets": widgets, "outputs": outputs, "characters": characters,
+    }  # fmt: skip
+
+
+def test_nothing_grows_or_flickers_over_500_moves(explorer):
+    for key in ["ArrowRight"] * 20 + ["ArrowLeft"] * 20:
+        explorer.press(key)
+    before = sizes(explorer)
+    with watched(explorer):
+        for key in ["ArrowRight"] * 250 + ["ArrowLeft"] * 250:
+            explorer.press(key)
+    grown = {name: size - before[name] for name, size in sizes(explorer).items()}
+    print(before, grown, sep="\n")
+    assert explorer.page.locator(PICTURE).count() == 1
+    assert [grown[name] for name in ("widgets", "outputs", "characters")] == [0, 0, 0]
+    assert grown["nodes"] < 100
+    assert grown["listeners"] < 100
+    assert grown["page MiB"] < 10
+    assert grown["kernel MiB"] < 10  # 500 pictures are 1,000 MiB as pixels, 30 MiB as files
+
+
+def readable(explorer):
+    """Contrast of all words of the slider; 4.5 is what WCAG asks for."""
+    words = "label, button, .widget-html-content div, .widget-label, input, select"
+    found = explorer.page.evaluate(
+        CONTRAST, ", ".join(f".cspine-explorer {part}" for part in words.split(", "))
+    )
+    assert len(found) > 8
+    return {name: round(contrast, 1) for name, contrast in found if contrast < 4.5}
+
+
+def test_readable_in_the_light_and_in_the_dark_theme(explorer, screenshots):
+    page = explorer.page
+    page.screenshot(path=screenshots / "light.png")
+    assert readable(explorer) == {}
+    light = picture(explorer)
+    explorer.run("apputils:change-theme", theme="JupyterLab Dark")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    page.wait_for_timeout(1000)
+    page.screenshot(path=screenshots / "dark.png")
+    assert readable(explorer) == {}
+    assert (picture(explorer) == light).mean() > 0.99  # it has its own paper
+    explorer.run("apputils:change-theme", theme="JupyterLab Light")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'true'")
+
+
+def press_button(explorer, name):
+    explorer.page.get_by_role("button", name=name).press("Enter")
+
+
+@pytest.mark.xfail(strict=True, reason="white on the warning button's orange has a contrast below 4.5")
+def test_the_freezing_question_is_readable(explorer, screenshots):
+    press_button(explorer, "Freeze this decision")
+    explorer.page.get_by_text("Freeze threshold").wait_for()
+    explorer.page.screenshot(path=screenshots / "asking.png")
+    assert readable(explorer) == {}
+
+
+def test_a_decision_is_frozen_only_when_asked_twice(explorer, project):
+    question, run = explorer.page.get_by_text("Freeze threshold"), project / "checkpoints" / "builtin"
+    (run / DECISION).unlink(missing_ok=True)  # the notebook's own
+    before = sorted(path.name for path in run.iterdir())
+    explorer.press("ArrowRight")  # which takes back what was asked
+    press_button(explorer, "Freeze this decision")
+    question.wait_for()
+    press_button(explorer, "No")
+    question.wait_for(state="detached")
+    assert sorted(path.name for path in run.iterdir()) == before
+    press_button(explorer, "Freeze this decision")
+    press_button(explorer, "Really freeze")
+    explorer.page.get_by_text("Frozen: threshold").wait_for()
+    assert read_decision(run).decision.threshold == float(explorer.ask("print(slider.threshold)"))
+
+
+def test_readable_at_125_percent(explorer, screenshots):
+    """Also, a window opened anew shows the slider of the running kernel."""
+    explorer.run("docmanager:save")
+    browser = explorer.page.context.browser
+    page = lab.open_explorer(browser, explorer.address, run=False, **ZOOM).page
+    page.screenshot(path=screenshots / "zoom_125.png")
+    box, cell = page.locator(PICTURE).bounding_box(), page.locator(".cspine-explorer").bounding_box()
+    assert box["width"] <= cell["width"] + 1  # nothing is cut off
+    natural = page.locator(PICTURE).evaluate("image => image.naturalWidth")
+    smallest = 9 * 100 / 72 * box["width"] / natural * 1.25  # pixels of the smallest letters' size
+    assert smallest > 9
+    for control in page.locator(".cspine-explorer :is(input, select, button, .noUi-base)").all():
+        if control.is_visible():
+            place = control.bounding_box()
+            assert place["x"] + place["width"] <= cell["x"] + cell["width"] + 1
+    page.locator(".cspine-numbers").scroll_into_view_if_needed()
+    page.screenshot(path=screenshots / "zoom_125_below.png")
+    page.close()
