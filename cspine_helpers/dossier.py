@@ -162,9 +162,17 @@ def _described(path: Path, record: Mapping[str, Any], key: str) -> Path | None:
 def _parameters(weights: Path) -> int:
     """Learned numbers, from the header of a safetensors file: 8 bytes with its length, then JSON."""
     with open(weights, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    shapes = {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
-    return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(_STATISTICS))
+        length = min(int.from_bytes(file.read(8), "little"), weights.stat().st_size)
+        header = file.read(length)
+    try:
+        tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
+        return sum(
+            math.prod(each["shape"]) for name, each in tensors.items() if not name.endswith(_STATISTICS)
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{weights} is no whole safetensors file ({error}). Restore it, or train again."
+        ) from error
 
 
 def _decision(record: Mapping[str, Any], folder: Path) -> Decision | None:

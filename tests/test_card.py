@@ -377,6 +377,15 @@ def test_a_record_without_a_whole_decision_is_refused(run):
         write_card(write_run(run, decision={"threshhold": 0.5}))
 
 
+@pytest.mark.parametrize("content", [b"weights", b"", b"\xff" * 20, b"\2" + b"\0" * 7 + b"[]"])
+def test_weights_that_are_none_are_refused(run, content):
+    (run / "model.safetensors").write_bytes(content)
+    record = json.loads((run / "run.json").read_text())
+    write_sealed(run / "run.json", record | {"weights_sha256": sha256_of(run / "model.safetensors")})
+    with pytest.raises(ValueError, match=r"model\.safetensors is no whole safetensors file"):
+        write_card(run)
+
+
 def test_a_link_out_of_the_folder_is_refused(run, tmp_path):
     (run / "predictions.csv").rename(tmp_path / "predictions.csv")
     (run / "predictions.csv").symlink_to(tmp_path / "predictions.csv")
@@ -442,6 +451,14 @@ def test_an_opening_with_another_decision_shows_no_results(run):
     assert rows["level"] == "patient, by the noisy or of the vertebrae; it holds at no other"
     evaluate_on_test(run, WHOLE)
     assert "The test split was opened 2 times" in text_of(run)
+
+
+def test_predictions_without_a_run_have_test_results_on_the_same_terms(tmp_path):
+    write_predictions(WHOLE, tmp_path / "predictions.csv")
+    freeze(tmp_path, PATIENT, WHOLE)
+    assert "Results on test" not in text_of(tmp_path)
+    evaluate_on_test(tmp_path, WHOLE)
+    assert "Results on test" in text_of(tmp_path)
 
 
 def test_a_guarantee_stands_with_its_premise(run):
