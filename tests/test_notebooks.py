@@ -8,9 +8,16 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import run as runner
 from nbformat import NotebookNode
+from test_aggregation import toy
+
+from cspine_helpers.aggregation import Aggregation
+from cspine_helpers.frozen import evaluate_on_test, freeze
+from cspine_helpers.levels import choose_decision
+from cspine_helpers.predictions import write_predictions
 
 ROOT = Path(__file__).parents[1]
 SERIES = ["01_label_prevalence", "02_split_and_expand", "03_train", "04_thresholds", "05_attention"]
@@ -156,3 +163,35 @@ def test_importing_the_package_imports_no_library():
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == [
         "cspine_helpers"
     ]
+
+
+@pytest.mark.series
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        ("another decision", "holds another decision: Highest F1"),
+        ("other predictions", "was frozen with other predictions"),
+        ("no test split", "have no test split"),
+    ],
+)
+def test_04_leaves_a_run_as_it_stands_and_says_so(tmp_path, monkeypatch, state, sentence):
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    folder = tmp_path / "checkpoints" / "theirs"
+    folder.mkdir(parents=True)
+    table = toy(150) if state == "no test split" else pd.concat([toy(150), toy(80, seed=7, split="test")])
+    if state != "no test split":
+        decision = choose_decision(
+            table, level="patient", aggregation=Aggregation("noisy_or"), objective="max_f1"
+        )
+        freeze(folder, decision, table)
+        evaluate_on_test(folder, table)
+    if state == "other predictions":
+        table = table.assign(probability=table["probability"] / 2)
+    write_predictions(table, folder / "predictions.csv")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    out = tmp_path / "04.ipynb"
+    runner.execute(ROOT / "notebooks" / "04_thresholds.ipynb", {"RUN": "theirs"}, out=out)
+    cells = nbformat.read(out, as_version=4).cells
+    assert sentence in "".join(o.get("text", "") for cell in cells for o in cell.get("outputs", []))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert (tmp_path / "figures" / "04_test.png").is_file() == (state == "another decision")
