@@ -34,6 +34,9 @@ FIND = """async (models) => {  // the slider's cell, scrolled to, and the widget
     await notebook.scrollToItem(place, "start");
     return models.find(model => shown[place].includes(model));
 }"""
+FAILED = """() => jupyterapp.shell.currentWidget.content.model.toJSON().cells
+    .flatMap(cell => cell.outputs || []).filter(output => output.output_type === "error")
+    .map(output => `${output.ename}: ${output.evalue}`)"""
 ASK = """async (code) => {  // what the kernel prints when it runs this code
     const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
     const future = kernel.requestExecute({code, store_history: false});
@@ -235,7 +238,6 @@ def open_explorer(running: Browser, address: str, *, run: bool = True, **options
     explorer = Explorer(page, address, errors)
     page.wait_for_function("jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'")
     if run and not explorer.run("notebook:run-all-cells"):
-        outputs = page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")
-        raise RuntimeError(f"Not all cells ran: {outputs.all_inner_texts()}")
+        raise RuntimeError(f"Not all cells ran: {page.evaluate(FAILED)}")
     explorer.show()
     return explorer
