@@ -7,30 +7,13 @@ Nothing was chosen on this cohort: neither weights, nor epoch, nor threshold.
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
 
 from cspine_helpers import labels, metrics, paths, phantom
 from cspine_helpers.checkpoints import load_run
 from cspine_helpers.explain import attention_scores, attention_table
 from cspine_helpers.inference import predict
-
-
-def interval(
-    predictions: pd.DataFrame, statistic: Callable, *, resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile interval of a statistic of (labels, probabilities); patients are resampled whole."""
-    rng = np.random.default_rng(seed)
-    groups = [rows for _, rows in predictions.groupby(labels.UID)[["label", "probability"]]]
-    values = []
-    for _ in range(resamples):
-        drawn = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
-        values.append(statistic(drawn[:, 0].astype(int), drawn[:, 1]))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return low, high
+from cspine_helpers.intervals import bootstrap
 
 
 def main() -> None:
@@ -47,16 +30,13 @@ def main() -> None:
         samples = labels.expand(table, table[labels.UID])
         predictions = predict(run, samples, folder / "packed", split="test")
         attention = attention_table(run, samples, folder / "packed")
-    truth, scores = predictions["label"], predictions["probability"]
+    truth = predictions["label"]
     print(
         f"{options.studies} studies, seed {options.seed}: {truth.sum()} of {len(truth)} vertebrae fractured"
     )
-    for name, statistic in (("AUROC", metrics.auroc), ("average precision", metrics.average_precision)):
-        low, high = interval(predictions, statistic)
-        print(f"vertebra {name}: {statistic(truth, scores):.3f} ({low:.3f} to {high:.3f})")
+    print(bootstrap(predictions, threshold=run.threshold).round(3).to_string(index=False))
     patients = metrics.patient_level(predictions)
     print(f"patient AUROC: {metrics.auroc(patients['label'], patients['probability']):.3f}")
-    print(metrics.rates(metrics.confusion(truth, scores, run.threshold)).round(3).to_string(index=False))
     print(attention_scores(attention).round(3).to_string())
 
 

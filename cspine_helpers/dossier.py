@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from cspine_helpers.decisions import Decision
-from cspine_helpers.frozen import DECISION, Frozen, predictions_sha256, read_decision
+from cspine_helpers.frozen import DECISION, Frozen, check_belongs, predictions_sha256, read_decision
 from cspine_helpers.labels import UID, expand, validate_labels
 from cspine_helpers.openings import read_openings
 from cspine_helpers.paths import inside, sha256_of
@@ -132,8 +132,8 @@ def read_dossier(run_folder: str | Path) -> Dossier:
     history = _described(folder / _HISTORY, record, "history_sha256")
     predictions = read_predictions(table) if table.is_file() else None
     frozen = read_decision(folder) if (folder / DECISION).is_file() else None
-    if frozen is not None:
-        _check_frozen(frozen, predictions, record)
+    if frozen is not None and predictions is not None:
+        check_belongs(frozen, predictions)
     return Dossier(
         name=folder.resolve().name,
         record=record,
@@ -184,17 +184,3 @@ def _decision(record: Mapping[str, Any], folder: Path) -> Decision | None:
         raise ValueError(
             f"{folder / RECORD} holds no whole decision: {error}. Restore it, or train again."
         ) from error
-
-
-def _check_frozen(frozen: Frozen, predictions: pd.DataFrame | None, record: Mapping[str, Any]) -> None:
-    """Refuse a decision that was frozen with other predictions, or another split, than lie beside it."""
-    found = {"split_sha256": record["data"]["split_sha256"]} if "data" in record else {}
-    if predictions is not None:
-        found["predictions_sha256"] = predictions_sha256(predictions)
-    for name, here in found.items():
-        if frozen.record[name] != here:
-            raise ValueError(
-                f"{frozen.folder / DECISION} was frozen with other files than lie beside it: its {name} is "
-                f"{frozen.record[name]}, theirs is {here}. Bring those back, or choose and freeze a decision "
-                "again with frozen.freeze(..., replace=True)."
-            )

@@ -1,4 +1,4 @@
-"""The frozen decision of a run, and the one way to open the test split: with it, and on the record.
+"""The frozen decision of a run, with which alone the test split may be opened (see `held_out`).
 
 `decision.json` holds a decision with the hashes of the split and of the predictions it was chosen on.
 """
@@ -14,10 +14,10 @@ import pandas as pd
 from cspine_helpers import __version__
 from cspine_helpers.aggregation import validation_rows
 from cspine_helpers.decisions import Decision
-from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.labels import UID
 from cspine_helpers.levels import apply_decision
 from cspine_helpers.metrics import confusion, rates
-from cspine_helpers.openings import now_utc, read_openings, record_opening
+from cspine_helpers.openings import now_utc, read_openings
 from cspine_helpers.paths import inside
 from cspine_helpers.predictions import validate_predictions
 from cspine_helpers.records import (
@@ -143,7 +143,12 @@ def _same(record: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
 def _split_sha256(folder: Path, predictions: pd.DataFrame) -> str:
     """SHA-256 of the split that the run was trained on; without a run, of that in the predictions."""
     if (folder / RECORD).is_file():
-        return read_record(folder)["data"]["split_sha256"]
+        data = read_record(folder).get("data")
+        if not isinstance(data, dict) or "split_sha256" not in data:
+            raise ValueError(
+                f"{folder / RECORD} does not say which split its run was trained on. Train again."
+            )
+        return data["split_sha256"]
     return split_hash(predictions[[UID, "split"]].drop_duplicates())
 
 
@@ -226,43 +231,12 @@ def read_decision(run_folder: str | Path) -> Frozen:
     return Frozen(folder, decision, record["guarantee"], record)
 
 
-def evaluate_on_test(run_folder: str | Path, predictions: pd.DataFrame) -> pd.DataFrame:
-    """What the frozen decision reaches on the test split; the opening is on record before that is told.
-
-    Args:
-        run_folder: `checkpoints/<run>`, with a frozen decision.
-        predictions: the predictions table that it was frozen with.
-
-    Returns:
-        Columns `level, patients, incomplete, tp, fp, fn, tn`, the `metrics.rates` and `undefined`. At
-        vertebra level, one row for all vertebrae (`all`) and one for each; at patient level, one row.
-        `incomplete` counts patients with a vertebra missing. A rate whose denominator is zero is NaN;
-        `undefined` counts those.
+def check_belongs(frozen: Frozen, predictions: pd.DataFrame) -> None:
+    """Refuse other predictions, or a run of another split, than the decision was frozen with.
 
     Raises:
-        FileNotFoundError: no decision is frozen there.
-        ValueError: it was frozen with other predictions or another split; there are no test rows; or the
-            table breaks the schema.
-        OSError: the opening cannot be put on record, so that nothing is told.
+        ValueError: says which, and gives both hashes.
     """
-    frozen, table = read_decision(run_folder), validate_predictions(predictions)
-    _check_hashes(frozen, table)
-    test = table[table["split"] == "test"]
-    if test.empty:
-        found = ", ".join(sorted(table["split"].unique()))
-        raise ValueError(f"The predictions have no row of the split 'test'; found {found}. Predict it.")
-    results = _results(frozen.decision, test)
-    record_opening(
-        frozen.folder,
-        decision_sha256=frozen.sha256,
-        predictions_sha256=frozen.record["predictions_sha256"],
-        level=frozen.decision.level,
-        objective=frozen.decision.objective,
-    )
-    return results
-
-
-def _check_hashes(frozen: Frozen, predictions: pd.DataFrame) -> None:
     path = frozen.folder / DECISION
     stored, found = frozen.record["predictions_sha256"], predictions_sha256(predictions)
     if stored != found:
@@ -277,21 +251,3 @@ def _check_hashes(frozen: Frozen, predictions: pd.DataFrame) -> None:
             f"{path} was frozen with another split: its SHA-256 is {stored}, that of the run now is {found}, "
             f"so that patients it was chosen on may be test patients. Bring that split back, or {_AGAIN}"
         )
-
-
-def _results(decision: Decision, test: pd.DataFrame) -> pd.DataFrame:
-    called = apply_decision(decision, test, level=decision.level)
-    parts = {"patient": called}
-    if decision.level == "vertebra":
-        parts = {"all": called} | {str(name): part for name, part in called.groupby("vertebra")}
-    seen = test.groupby(UID).size()
-    rows = []
-    for level, part in parts.items():
-        patients = part[UID].unique()
-        row = rates(confusion(part["label"], part["positive"], 0.5)).drop(columns="threshold")
-        row.insert(0, "level", level)
-        row.insert(1, "patients", len(patients))
-        row.insert(2, "incomplete", int((seen[patients] < len(VERTEBRAE)).sum()))
-        rows.append(row)
-    table = pd.concat(rows, ignore_index=True)
-    return table.assign(undefined=table.isna().sum(axis=1))

@@ -178,10 +178,8 @@ def _unreachable(useful: pd.DataFrame, floors: dict[str, float]) -> str:
     top = _best(useful if kept.empty else kept, name)
     where = f" with {_held(rest)}" if rest and not kept.empty else ""
     best = "the best reachable" if len(floors) == 1 else f"the best reachable {name}{where}"
-    return (
-        f"No threshold keeps {_held(floors)}: {best} is {top[name]:.3f}, with recall {top['recall']:.3f} "
-        f"at {top['threshold']:.4g}."
-    )
+    recall = "" if name == "recall" else f", with recall {top['recall']:.3f}"
+    return f"No threshold keeps {_held(floors)}: {best} is {top[name]:.3f}{recall} at {top['threshold']:.4g}."
 
 
 def _best(table: pd.DataFrame, column: str) -> pd.Series:

@@ -14,7 +14,8 @@ from matplotlib.text import Text
 from numpy.typing import ArrayLike, NDArray
 
 from cspine_helpers.blitting import MovingPicture
-from cspine_helpers.curves import LEVEL_NAMES, RATE_NAMES, RATE_STYLES, draw_pr, ink_over
+from cspine_helpers.calls import RATE_NAMES, RATE_STYLES, ink_over
+from cspine_helpers.curves import LEVEL_NAMES, draw_pr
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.marks import digits
 from cspine_helpers.operating import Estimate, Operating, Point

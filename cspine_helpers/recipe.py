@@ -117,7 +117,7 @@ class TrainConfig:
             learning_rate=1e-3,
             accumulate=1,
             slice_weight=1.0,
-            slice_epochs=50,  # without them, eight epochs of sequences teach it next to nothing
+            slice_epochs=80,  # without them, eight epochs of sequences teach it next to nothing
             workers=0,  # loading takes a few ms a sequence; a second process would only take a core away
         )
 

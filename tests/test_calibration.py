@@ -8,6 +8,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from cspine_helpers import calibration
+from cspine_helpers.cross_fitting import cross_fitted
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import auroc, patient_level
 from cspine_helpers.predictions import from_wide
@@ -259,7 +260,7 @@ def test_unknown_kinds_and_scores_out_of_range_are_refused(table):
 @pytest.mark.parametrize("level", ["all", "patient"])
 def test_cross_fitting_calibrates_each_patient_by_others_only(level):
     table = made(120, slope=1.0, intercept=-2.0)
-    found = calibration.cross_fitted(table, kind="platt", level=level, folds=120)  # a fold for each patient
+    found = cross_fitted(table, kind="platt", level=level, folds=120)  # a fold for each patient
     whole = calibration.apply(calibration.fit_calibrator(table, kind="platt", level=level), table)
     pd.testing.assert_frame_equal(found.drop(columns="probability"), whole.drop(columns="probability"))
     for uid in ("1.0", "1.31"):
@@ -274,10 +275,10 @@ def test_cross_fitting_deals_fractured_and_intact_patients_evenly(table):
     patients = patient_level(table)
     label = (np.arange(len(patients)) < 75).astype(int)
     rows = patients.assign(label=label)  # 60 of the fractured stay in each fold of five, enough for isotonic
-    found = calibration.cross_fitted(rows, kind="isotonic", level="patient", aggregation="max")
+    found = cross_fitted(rows, kind="isotonic", level="patient", aggregation="max")
     assert len(found) == len(rows)
     with pytest.raises(ValueError, match=r"With 1 of 5 parts of the patients held out.*found 48 and"):
-        calibration.cross_fitted(
+        cross_fitted(
             rows.assign(label=(np.arange(len(rows)) < 60).astype(int)),
             kind="isotonic",
             level="patient",
@@ -287,11 +288,11 @@ def test_cross_fitting_deals_fractured_and_intact_patients_evenly(table):
 
 def test_cross_fitting_refuses_what_fitting_refuses_and_less_than_two_folds(table):
     with pytest.raises(ValueError, match="fitted on validation only"):
-        calibration.cross_fitted(table.assign(split="test"), kind="platt")
+        cross_fitted(table.assign(split="test"), kind="platt")
     with pytest.raises(ValueError, match=r"^platt needs 20 patients with a fracture .* found 0 and 300"):
-        calibration.cross_fitted(table.assign(label=0), kind="platt")
+        cross_fitted(table.assign(label=0), kind="platt")
     with pytest.raises(ValueError, match=r"2 folds or more.*found 1"):
-        calibration.cross_fitted(table, kind="platt", folds=1)
+        cross_fitted(table, kind="platt", folds=1)
 
 
 @needs_rsna

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from toy_cohort import SIZE, SLICES, make_toy_cohort
 
 from cspine_helpers import checkpoints, frozen, labels, openings, packed, paths, predictions, splits
+from cspine_helpers.held_out import evaluate_on_test
 from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE
 from cspine_helpers.levels import choose_decision
 from cspine_helpers.manifest import read_manifest, write_manifest
@@ -140,7 +141,7 @@ def artefacts(tmp_path_factory) -> dict[str, Artefact]:
     chosen = made.assign(split=["validation"] * 14 + ["test"] * 7, label=[0, 1, 0] * 7)
     decision = choose_decision(chosen, level="vertebra", objective="max_youden")
     frozen.freeze(run, decision, chosen)
-    frozen.evaluate_on_test(run, chosen)
+    evaluate_on_test(run, chosen)
     sequence = packed.sequence_path(folder / "packed", "1.2.826.0", "C1")
     paths.write_checksums(folder / "packed")
     split = folder / "split.csv"

@@ -94,48 +94,11 @@ def test_curves_of_too_few_patients_say_that_they_have_no_band(table):
             assert "no band" in texts(axes)
 
 
-def test_sweep_draws_the_rates_at_every_threshold(table):
-    labels, probabilities = table["label"], table["probability"]
-    axes = curves.threshold_sweep(labels, probabilities, threshold=0.3, precision_floor=0.2).axes[0]
-    expected = metrics.rates(metrics.threshold_counts(labels, probabilities))
-    for name, label in curves.RATE_NAMES.items():
-        np.testing.assert_array_equal(line(axes, label).get_ydata(), expected[name])
-    assert "threshold 0.300" in texts(axes)
-    assert "floor 0.20" in texts(axes)
-
-
-def test_confusion_cells_hold_counts_and_shares_of_the_truth():
-    row = metrics.confusion([1, 1, 1, 1, 0, 0], [0.9, 0.8, 0.7, 0.1, 0.6, 0.2], 0.5)
-    figure = curves.confusions({"Validation": row, "Test": row})
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Validation", "Test"]
-    assert texts(figure.axes[0]) == "3 75.0% 1 25.0% 1 50.0% 1 50.0%"
-
-
-def test_histograms_scale_each_class_to_one(table):
-    for axes in curves.score_histograms(table, threshold=0.3).axes:
-        heights = np.array([patch.get_height() for patch in axes.patches])
-        np.testing.assert_allclose(heights.reshape(2, -1).sum(axis=1), 1)
-
-
-def test_vertebra_against_patient_shows_the_rates_of_each(table):
-    left, right = curves.vertebra_against_patient(table, threshold=0.3, patient_threshold=0.5).axes
-    np.testing.assert_array_equal(
-        line(left, "found").get_ydata(), metrics.cleared_by_vertebrae(table, 0.3)[0]
-    )
-    patients = metrics.patient_level(table)
-    row = metrics.rates(metrics.confusion(patients["label"], patients["probability"], 0.3)).iloc[0]
-    bars = right.containers[1]
-    assert bars.get_label() == "patients at 0.3000"
-    assert [bar.get_height() for bar in bars] == row[["recall", "precision", "specificity"]].tolist()
-    assert len(right.containers) == 3
-    assert len(curves.vertebra_against_patient(table, threshold=0.3).axes[1].containers) == 2
-
-
 def test_pictures_leave_global_settings_alone(table):
     def settings():
         return {name: value for name, value in matplotlib.rcParams.items() if name != "backend"}
 
     before = settings()
     curves.pr_curves(table)
-    curves.score_histograms(table)
+    curves.roc_curves(table)
     assert settings() == before

@@ -12,7 +12,8 @@ from test_aggregation import toy
 from cspine_helpers import frozen, openings
 from cspine_helpers.aggregation import Aggregation, fit_logistic
 from cspine_helpers.decisions import choose_threshold, state_threshold
-from cspine_helpers.frozen import evaluate_on_test, freeze, predictions_sha256, read_decision
+from cspine_helpers.frozen import freeze, predictions_sha256, read_decision
+from cspine_helpers.held_out import evaluate_on_test
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.levels import choose_decision, choose_per_vertebra
 from cspine_helpers.metrics import confusion, rates

@@ -15,12 +15,20 @@ from nbformat import NotebookNode
 from test_aggregation import toy
 
 from cspine_helpers.aggregation import Aggregation
-from cspine_helpers.frozen import evaluate_on_test, freeze
+from cspine_helpers.frozen import freeze
+from cspine_helpers.held_out import evaluate_on_test
 from cspine_helpers.levels import choose_decision
 from cspine_helpers.predictions import write_predictions
 
 ROOT = Path(__file__).parents[1]
-SERIES = ["01_label_prevalence", "02_split_and_expand", "03_train", "04_thresholds", "05_attention"]
+SERIES = [
+    "01_label_prevalence",
+    "02_split_and_expand",
+    "03_train",
+    "04_thresholds",
+    "05_attention",
+    "06_calibration",
+]
 LONGEST_CELL = 15
 
 
@@ -74,7 +82,7 @@ class TestForm:
         if name >= "03":
             expected["RUN"] = None
         if name == "03_train":
-            expected["RETRAIN"] = False
+            expected |= {"RETRAIN": False, "LEAVE_OUT_UNUSABLE": False}
         assert assigned(cells[1]) == expected
 
     def test_code_cells_are_short_and_define_no_classes(self, name):
@@ -147,7 +155,9 @@ class TestOutputs:
         assert re.findall(r"(?<![\w.])/(?:home|Users|root|tmp|work)/[^\" ]*", texts) == []
 
 
-@pytest.mark.parametrize("name", ["01_label_prevalence", "02_split_and_expand", "04_thresholds"])
+@pytest.mark.parametrize(
+    "name", ["01_label_prevalence", "02_split_and_expand", "04_thresholds", "06_calibration"]
+)
 def test_what_needs_no_model_imports_no_torch(name):
     source = code(read(name))[0].source
     probe = f"{source}\nimport sys\nprint('torch' in sys.modules)"
