@@ -31,9 +31,8 @@ class ConfirmedButton:
     ) -> None:
         self._question, self._act = question, act
         self._ask = ipywidgets.Button(description=label, layout={"width": "auto"})
-        self._confirm = ipywidgets.Button(
-            description=confirm, button_style="warning", layout={"width": "auto"}
-        )
+        bold = {"font_weight": "bold"}  # in the theme's own colours, which are readable in each
+        self._confirm = ipywidgets.Button(description=confirm, style=bold, layout={"width": "auto"})
         self._cancel = ipywidgets.Button(description="No", layout={"width": "auto"})
         self._words = ipywidgets.HTML(layout={"flex": "1 1 300px"})
         self.widget = ipywidgets.HBox(layout={"flex_flow": "row wrap", "align_items": "center"})

@@ -285,7 +285,6 @@ def press_button(explorer, name):
     explorer.page.get_by_role("button", name=name).press("Enter")
 
 
-@pytest.mark.xfail(strict=True, reason="white on the warning button's orange has a contrast below 4.5")
 def test_the_freezing_question_is_readable(explorer, screenshots):
     press_button(explorer, "Freeze this decision")
     explorer.page.get_by_text("Freeze threshold").wait_for()
