@@ -175,7 +175,8 @@ class FractureClassifier(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Features `(N, D)` of single slices, uint8 `(N, 6, H, W)`; `slice_head` scores them."""
-        image = pixels[:, :INTENSITIES].to(torch.float32, memory_format=torch.channels_last)
+        channels = self.backbone.conv_stem.in_channels  # all six where `folded`
+        image = pixels[:, :channels].to(torch.float32, memory_format=torch.channels_last)
         image = image.lerp_(image.new_full((), _CENTRE), 1 - 2 / 255)  # x · 2 / 255 − 1, in one pass
         maps = self.backbone.forward_features(image)  # (N, D, H / stride, W / stride)
         pooled = [maps.mean((2, 3))]
@@ -187,7 +188,8 @@ class FractureClassifier(nn.Module):
     def folded(self) -> Self:
         """A copy for inference: each BatchNorm is folded into the weights of the convolution before it.
 
-        The same function up to rounding, without a pass over the maps for each norm.
+        The same function up to rounding, without a pass over the maps for each norm. The backbone is handed
+        the mask as well, with weight 0: all bytes become floats in one go, a part of each pixel's would not.
         """
         twin = copy.deepcopy(self).eval().requires_grad_(False)
         for module in list(twin.modules()):
@@ -200,6 +202,10 @@ class FractureClassifier(nn.Module):
                     after = [getattr(child, part) for part in ("drop", "act") if hasattr(child, part)]
                     setattr(module, name, nn.Sequential(*after))  # timm's norms carry their activation
                     convolution = None
+        stem: Any = twin.backbone.conv_stem
+        padded = nn.functional.pad(stem.weight, (0, 0, 0, 0, 0, 1))  # (features, 6, 3, 3)
+        stem.weight = nn.Parameter(padded.contiguous(memory_format=torch.channels_last), requires_grad=False)
+        stem.in_channels += 1
         twin.lstm.flatten_parameters()  # copied one by one, they lie apart, which cuDNN does not like
         return twin
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from cspine_helpers.estimates import score_interval
 from cspine_helpers.labels import UID
 from cspine_helpers.metrics import check_scores
 from cspine_helpers.paths import listing
@@ -86,6 +87,9 @@ def predictive_curve(
 ) -> pd.DataFrame:
     """Predictive values at other prevalences, as `predictive_values`, with intervals from resampled patients.
 
+    No interval is narrower than the score limits of sensitivity and of specificity make it: where no healthy
+    patient is called, no resample calls one either, and that is no proof that none ever will be.
+
     Args:
         predictions: see `reliability.scored_rows`; one split.
         threshold: of that level; a case is positive at or above it.
@@ -108,7 +112,8 @@ def predictive_curve(
     terms = np.column_stack([y * (p >= threshold), y, (1 - y) * (p < threshold), 1 - y])
     sums = patient_sums(rows[UID], terms)
     tp, positives, tn, negatives = sums.sum(axis=0)
-    table = predictive_values(tp / positives, tn / negatives, prevalence)
+    rates = tp / positives, tn / negatives
+    table = predictive_values(*rates, prevalence)
     tp, positives, tn, negatives = resampled(sums, resamples, seed).T
     alike = (tp == positives) & (tn == 0) | (tp == 0) & (tn == negatives)
     defined = (positives > 0) & (negatives > 0) & ~alike
@@ -120,7 +125,21 @@ def predictive_curve(
         "ppv": tpr * share / (tpr * share + (1 - tnr) * (1 - share)),  # (resamples, prevalences)
         "npv": tnr * (1 - share) / (tnr * (1 - share) + (1 - tpr) * share),
     }
+    held = (sums[:, 1] > 0).sum(), (sums[:, 3] > 0).sum()  # patients with a case of either class
+    least = _by_score_limits(*rates, *held, share, confidence)
     for name, values in drawn.items():
-        table[f"{name}_low"], table[f"{name}_high"] = interval(values, confidence)
+        low, high = interval(values, confidence)
+        table[f"{name}_low"] = np.minimum(low, least[name].min(axis=0))
+        table[f"{name}_high"] = np.maximum(high, least[name].max(axis=0))
     names = ["prevalence", *(f"{name}{end}" for name in drawn for end in ("", "_low", "_high")), "alarms"]
     return table[names].assign(undefined=int((~defined).sum()))
+
+
+def _by_score_limits(
+    sensitivity: float, specificity: float, fractured: int, intact: int, share: NDArray, confidence: float
+) -> dict[str, NDArray[np.float64]]:
+    """Predictive values (4, prevalences) at each score limit of one rate, the other as found."""
+    pairs = [(float(limit), specificity) for limit in score_interval(sensitivity, fractured, confidence)]
+    pairs += [(sensitivity, float(limit)) for limit in score_interval(specificity, intact, confidence)]
+    found = [predictive_values(*pair, share) for pair in pairs]
+    return {name: np.stack([values[name] for values in found]) for name in ("ppv", "npv")}

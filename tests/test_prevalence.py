@@ -4,6 +4,7 @@ import pytest
 from conftest import RSNA, needs_rsna
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from cspine_helpers import prevalence
 from cspine_helpers.labels import UID, read_labels
@@ -84,6 +85,17 @@ def test_intervals_of_predictive_values_are_those_of_a_slow_bootstrap(patients):
         low, high = np.quantile([row[name] for row in drawn], [0.025, 0.975])
         assert found[f"{name}_low"] == pytest.approx(low, abs=0.15 * (high - low))
         assert found[f"{name}_high"] == pytest.approx(high, abs=0.15 * (high - low))
+
+
+def test_no_false_alarm_among_few_patients_is_no_proof_of_none_to_come(patients):
+    label = patients["label"].to_numpy()
+    found = prevalence.predictive_curve(patients.assign(probability=0.2 + 0.6 * label), 0.5, 0.07).iloc[0]
+    assert found["ppv"] == found["ppv_high"] == found["npv"] == found["npv_high"] == 1
+    sensitivity, specificity = (
+        binomtest(int(n), int(n)).proportion_ci(method="wilson").low for n in (label.sum(), (1 - label).sum())
+    )
+    assert found["ppv_low"] == pytest.approx(prevalence.predictive_values(1, specificity, 0.07)["ppv"][0])
+    assert found["npv_low"] == pytest.approx(prevalence.predictive_values(sensitivity, 1, 0.07)["npv"][0])
 
 
 def test_resamples_without_a_class_are_left_out_and_counted(patients):
