@@ -34,7 +34,7 @@ lab: cohort  ## open JupyterLab on notebooks/
 	$(BIN)/jupyter lab notebooks
 
 test: check-code  ## format, lint, types, layers, and every test but the browser's, the whole series included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-browser: setup  ## drive the slider of notebook 04 in JupyterLab and Chromium (minutes; SCREENSHOTS=folder)
 	$(BIN)/python -m pytest -m browser tests/browser

@@ -28,6 +28,7 @@ RATE_STYLES: dict[str, dict[str, Any]] = {
     "specificity": {"color": "#009E73", "linestyle": "--"},
     "f1": {"color": INK, "linestyle": ":"},
 }
+UNDER = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}  # behind words over curves
 RATE_NAMES = {"recall": "recall", "precision": "precision", "specificity": "specificity", "f1": "F1"}
 
 
@@ -57,7 +58,8 @@ def threshold_sweep(
     unit_square(axes, "threshold", "rate")
     if precision_floor is not None:
         axes.axhline(precision_floor, color=INTACT, linewidth=1, linestyle="--")
-        axes.text(1.0, precision_floor, f"floor {precision_floor:.2f}", color=INTACT, ha="right", va="bottom")
+        text = f"floor {precision_floor:.2f}"
+        axes.text(1.0, precision_floor, text, color=INTACT, ha="right", va="bottom", bbox=UNDER)
     if threshold is not None:
         _mark_threshold(axes, threshold)
         row = rates(confusion(labels, probabilities, threshold)).iloc[0]
@@ -127,8 +129,7 @@ def _mark_threshold(axes: Axes, threshold: float) -> None:
     where = axes.get_xaxis_transform()
     side, gap = ("right", -0.01) if threshold > 0.8 else ("left", 0.01)
     text = f"threshold {threshold:.4f}"
-    under = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
-    axes.text(threshold + gap, 0.99, text, transform=where, ha=side, va="top", fontsize=9, bbox=under)
+    axes.text(threshold + gap, 0.99, text, transform=where, ha=side, va="top", fontsize=9, bbox=UNDER)
 
 
 @matplotlib.rc_context(STYLE)

@@ -217,9 +217,9 @@ def _mark_prevalences(axes: Axes, names: Sequence[str], values: pd.DataFrame) ->
     for name, share in zip(names, shares, strict=True):
         axes.axvline(share, color=GREY, linewidth=1, linestyle=":")
         axes.text(share * 0.97, 1.13, f"{name}\n{share:.1%}", ha="right", va="top", fontsize=9, color=GREY)
-    for key, below in {"ppv": True, "npv": False}.items():  # each beside the empty side of its curve
-        axes.plot(shares, values[key], "o", color=INK, ms=6, mec="white", zorder=4)
-        for share, value in zip(shares, values[key], strict=True):
-            offset, end = ((7, -4), "top") if below else ((7, 4), "bottom")
+    for share, pair in zip(shares, values[["ppv", "npv"]].to_numpy(), strict=True):
+        lower, higher = sorted(pair.tolist())  # the lower is written below its point, the higher one above
+        for value, offset, end in ((lower, (7, -4), "top"), (higher, (7, 4), "bottom")):
+            axes.plot(share, value, "o", color=INK, ms=6, mec="white", zorder=4)
             text = axes.annotate(f"{value:.2f}", (share, value), offset, textcoords="offset points", va=end)
             text.set(fontsize=9, bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})

@@ -35,7 +35,8 @@ class TrainConfig:
             without a better validation average precision.
         accumulate: batches of each process whose gradients make one step, in both stages.
         clip_norm: largest norm of the gradient.
-        mixed_precision: "auto" is bf16 on a GPU that has it, else float32.
+        mixed_precision: "auto" is bf16 on a GPU that has it, else float32 (a CPU without units for bf16 takes
+            ten times as long with it, see benchmarks/RESULTS.md).
         gradient_checkpointing: the backbone's inner values are computed again for the gradients instead of
             kept: less memory, more time, the same result.
         patience: epochs without a new best epoch before training stops.

@@ -8,11 +8,20 @@ import pytest
 # Tests compare bits and bytes, which only a CPU promises; the one for a GPU takes this back.
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # each of them has one core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 RSNA = REAL_DATA / "rsna2022"
 needs_rsna = pytest.mark.skipif(
     not RSNA.is_dir(), reason=f"the real RSNA 2022 label tables are not at {RSNA}"
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first, so that no process is left alone with it at the end."""
+    for kind in ("slow", "series"):
+        items.sort(key=lambda item: item.get_closest_marker(kind) is None)  # called at once
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from toy_cohort import make_toy_cohort, tiny_model
 
-from cspine_helpers import stages
+from cspine_helpers import paths, stages
 from cspine_helpers.checkpoints import load_run, read_record
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.decisions import choose_threshold
@@ -106,6 +106,29 @@ def test_two_trainings_are_equal_bit_for_bit_whatever_the_workers(run, cohort, t
     pd.testing.assert_frame_equal(again, history, check_exact=True)
     for name in ("history.csv", "model.safetensors"):
         assert (folder / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_workers_change_nothing_in_the_pretraining_of_slices_either(cohort, tmp_path):
+    histories = [
+        train(
+            cohort,
+            tmp_path / str(workers),
+            model=tiny_model(),
+            config=replace(CONFIG, epochs=1, slice_epochs=1, warmup_epochs=0.5, workers=workers),
+        )
+        for workers in (0, 2)
+    ]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    one, two = (tmp_path / name / "model.safetensors" for name in ("0", "2"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_run_that_another_process_trains_is_refused(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "_PATIENCE_S", 0)
+    lock = paths.exclusive(tmp_path / "run" / ".lock", "training")
+    with lock, pytest.raises(BlockingIOError, match=r"another process is training in .*run"):
+        train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_a_run_is_never_overwritten_but_set_aside(run, cohort, tmp_path):
