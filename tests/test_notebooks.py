@@ -30,6 +30,8 @@ SERIES = [
     "06_calibration",
 ]
 LONGEST_CELL = 15
+# Drawn only where the run failed in that way: a good one misses too few, one of one epoch calls everything.
+FAILURES = {"05_missed", "05_missed_seen", "05_attention_elsewhere", "06_predictive_values"}
 
 
 def read(name: str) -> NotebookNode:
@@ -100,8 +102,8 @@ class TestForm:
         figures = saved_figures(read(name))
         assert len(set(figures)) == len(figures) >= 2
         assert [figure for figure in figures if not figure.startswith(f"{name[:2]}_")] == []
-        missing = [figure for figure in figures if not (ROOT / "figures" / f"{figure}.png").is_file()]
-        assert missing == []
+        missing = {figure for figure in figures if not (ROOT / "figures" / f"{figure}.png").is_file()}
+        assert missing <= FAILURES
 
     def test_only_03_trains_and_only_when_asked(self, name):
         notebook = read(name)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import run as runner
 from conftest import RSNA, needs_rsna
-from test_notebooks import read, saved_figures
+from test_notebooks import FAILURES, read, saved_figures
 
 from cspine_helpers import checkpoints, labels, predictions, splits
 
@@ -56,10 +56,6 @@ def missing_figures(project: Path, folder: str, numbers: tuple[str, ...] = ()) -
     return [name for name, path in paths.items() if not (path.is_file() and path.stat().st_size)]
 
 
-# Drawn only where the run failed in that way, which a model of one epoch may not: it may call everything.
-FAILURES = {"05_missed", "05_missed_seen", "05_attention_elsewhere", "06_predictive_values"}
-
-
 def test_the_cached_run_carries_the_series(project):
     shutil.copytree(ROOT / "checkpoints" / "builtin", project / "checkpoints" / "builtin")
     made = ROOT / "data" / "builtin"
@@ -70,7 +66,7 @@ def test_the_cached_run_carries_the_series(project):
     make_cohort("builtin")
     before = (project / "checkpoints" / "builtin" / "model.safetensors").read_bytes()
     run_series(project)
-    assert missing_figures(project, "figures") == []
+    assert set(missing_figures(project, "figures")) <= FAILURES
     assert (project / "checkpoints" / "builtin" / "model.safetensors").read_bytes() == before
     again = {
         path: path.read_bytes() for path in [*project.glob("rendered/01*"), *project.glob("figures/01*")]
