@@ -213,9 +213,9 @@ def test_a_loss_that_is_no_number_stops_with_advice_and_keeps_the_last_good_epoc
 def test_unusable_sequences_stop_training_before_anything_is_written(tmp_path):
     cohort = make_toy_cohort(tmp_path / "toy")
     samples = read_cohort(cohort).samples
-    for name, vertebra in (("train", "C2"), ("train", "C7")):
+    for name, vertebra in (("train", "C2"), ("validation", "C7")):
         sequence_path(cohort / "packed", samples[name][UID].iloc[0], vertebra).unlink()
-    with pytest.raises(ValueError, match=r"2 of 42 .*_2.npy \(missing\); .*_7.npy \(missing\)"):
+    with pytest.raises(ValueError, match=r"2 of 56 .*_2.npy \(missing\); .*_7.npy \(missing\)"):
         train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
     assert not (tmp_path / "run").exists()
 
