@@ -49,7 +49,7 @@ def rows() -> Iterator[Row]:
                 f"broken {line.share:.1%} ({line.low:.1%}–{line.high:.1%}); recall {line.recall_50:.1%}, "
                 f"specificity {line.specificity:.1%}"
                 + (f"; {line.unpromised:,} redraws without a threshold" if line.unpromised else ""),
-                "no more often than δ" if kept else "",
+                "no more often than δ, but for chance (p ≥ 0.001)" if kept else "",
                 not too_often if kept else None,
             )
     yield from times()

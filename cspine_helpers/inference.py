@@ -69,6 +69,7 @@ def predict_cohort(
     batch_size: int = 16,
     workers: int = 0,
     leave_out_unusable: bool = False,
+    replace: bool = False,
 ) -> pd.DataFrame:
     """Predictions table of a run for splits of a cohort, written to `path`.
 
@@ -84,14 +85,22 @@ def predict_cohort(
         workers: processes that load; 0 loads in this one.
         leave_out_unusable: leave out the studies whose packed sequences cannot be used, and say so; else
             they are an error.
+        replace: put the new table in the place of one that is there; a decision frozen with that one no
+            longer holds.
 
     Raises:
+        FileExistsError: there is a whole table already, and `replace` is not set.
         BlockingIOError: another process predicts or trains in that folder.
         ValueError: packed sequences are missing or cannot be used; or the partial file is of another run,
             other data or other settings; says which.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
+    if path.exists() and not partial.exists() and not replace:  # begun: it may go on
+        raise FileExistsError(
+            f"{path} is there already, and a decision may rest on it. Move it, or put the new one in its "
+            "place with replace=True (on the command line, --replace)."
+        )
     cohort, bad = cohort.usable(
         slices=run.config.slices, size=run.config.size, splits=splits, leave_out=leave_out_unusable
     )
@@ -243,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--leave-out-unusable", action="store_true", help="predict without studies that cannot be read"
     )
+    parser.add_argument("--replace", action="store_true", help="also where there is a table already")
     options = parser.parse_args(arguments)
     try:
         run, cohort = (
@@ -259,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             batch_size=options.batch_size,
             workers=options.workers,
             leave_out_unusable=options.leave_out_unusable,
+            replace=options.replace,
         )
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error

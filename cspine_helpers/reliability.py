@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from cspine_helpers.estimates import score_interval
+from cspine_helpers.estimates import loss_interval, score_interval
 from cspine_helpers.labels import UID
 from cspine_helpers.metrics import LEVELS, at_level, check_scores
 from cspine_helpers.paths import listing
@@ -167,7 +167,8 @@ def calibration_scores(
     the share of fractures, `ece` the expected calibration error: the mean distance between probability and
     share of fractures over the bins, by cases. Chance alone makes an ECE larger than 0 and resampling makes
     it larger again, so that its interval is mirrored at the value (basic bootstrap), stops at 0, and is drawn
-    out to the value where it would end below.
+    out to the value where it would end below. The intervals of both losses are those of
+    `intervals.bootstrap`.
 
     Args:
         predictions: see `scored_rows`; one split.
@@ -197,6 +198,8 @@ def calibration_scores(
     sums = patient_sums(rows[UID], terms)
     found, drawn = _scores(sums.sum(axis=0)), _scores(resampled(sums, resamples, seed))
     low, high = interval(drawn, confidence)
+    for loss in (0, 1) if len(sums) > 1 else ():
+        low[loss], high[loss] = loss_interval(float(found[loss]), drawn[:, loss], len(sums), confidence)
     low[3], high[3] = max(0, 2 * found[3] - high[3]), max(found[3], 2 * found[3] - low[3])
     return pd.DataFrame(
         {"score": ["brier", "log_loss", "bias", "ece"], "value": found, "low": low, "high": high}

@@ -30,16 +30,19 @@ from cspine_helpers.state import STATE, TrainingState, read_state
 
 TRAINING_SPLITS = ("train", "validation")  # the only ones a training looks at
 _FILES = (RECORD, HISTORY, f"{WEIGHTS}.safetensors", STATE)
+_LATER = ("predictions.csv", "decision.json", "test_openings.csv")  # made with a run, or brought without one
 
 
 def set_aside(run_folder: str | Path) -> Path | None:
     """Rename a run's folder to the first free `<run>-previous-<n>`, so that a new run can take its name.
 
+    A folder that holds nothing but predictions, or a decision on them, is set aside as well.
+
     Returns:
-        Where it is now; None where there was no run.
+        Where it is now; None where there was none of these.
     """
     folder = Path(run_folder)
-    if not _held(folder):
+    if not _held(folder, (*_FILES, *_LATER)):
         return None
     n = 1
     while (target := folder.with_name(f"{folder.name}-previous-{n}")).exists():
@@ -52,8 +55,8 @@ def interrupted(run_folder: str | Path) -> bool:
     return (Path(run_folder) / STATE).is_file()
 
 
-def _held(folder: Path) -> list[str]:
-    return [name for name in _FILES if (folder / name).exists()]
+def _held(folder: Path, names: tuple[str, ...] = _FILES) -> list[str]:
+    return [name for name in names if (folder / name).exists()]
 
 
 def train(
@@ -67,8 +70,9 @@ def train(
 ) -> pd.DataFrame:
     """Train on a cohort's training split, and keep the epoch that is best on its validation split.
 
-    After every epoch the run folder holds the history, the best epoch's weights (`model.safetensors`), the
-    record (`run.json`) and, until training ends, its state (`state.safetensors`). Stopped at any moment, it
+    After every epoch of sequences the run folder holds the history, the best epoch's weights
+    (`model.safetensors`), the record (`run.json`) and, until training ends, its state (`state.safetensors`);
+    in the pretraining of slices before that, the state only. Stopped at any moment, it
     is resumed from the last complete epoch, and ends with the same history and weights, bit for bit on a
     CPU. Seeds torch's global generator.
 
@@ -89,7 +93,8 @@ def train(
         last step). Recall and precision are at the threshold.
 
     Raises:
-        FileExistsError: the run folder holds a run, and `resume` is not set; nothing is ever overwritten.
+        FileExistsError: the run folder holds a run, and `resume` is not set, or predictions or a decision
+            without one; nothing is ever overwritten.
         FileNotFoundError: the cohort lacks labels or split.
         BlockingIOError: another process trains in this folder.
         ValueError: an input breaks its schema, packed sequences cannot be used (all are named), a split
@@ -97,10 +102,13 @@ def train(
             setting (names each difference).
     """
     folder = Path(run_folder)
-    if not resume and (held := _held(folder)):
+    own = _held(folder)
+    held = own if own and not resume else [] if own else _held(folder, _LATER)
+    if held:
         raise FileExistsError(
-            f"{folder} holds a run already ({listing(held)}). Train into another folder, move it aside with "
-            "training.set_aside(...), or go on with it by resume=True."
+            f"{folder} holds a run already, or what was made with one ({listing(held)}). Train into another "
+            "folder, move it aside with training.set_aside(...), or, where a training stopped, go on with it "
+            "by resume=True."
         )
     cohort, left_out = read_cohort(cohort_folder).usable(
         slices=model.slices, size=model.size, splits=TRAINING_SPLITS, leave_out=leave_out_unusable
@@ -196,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     try:
-        model, config = _settings(options.settings) if options.settings else preset(options.cohort)
+        model, config = settings_of(options.settings) if options.settings else preset(options.cohort)
         history = train(
             paths.cohort_dir(options.cohort),
             paths.run_dir(options.run or options.cohort),
@@ -211,8 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(history.to_string(index=False))
 
 
-def _settings(path: Path) -> tuple[ModelConfig, TrainConfig]:
-    """Model and training of a JSON file.
+def settings_of(path: Path) -> tuple[ModelConfig, TrainConfig]:
+    """Model and training of a JSON file with "model" and "train", such as a run's `run.json`.
 
     Raises:
         ValueError: it is no JSON, or has other settings than this version.

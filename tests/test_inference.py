@@ -103,6 +103,16 @@ def resumed(run, cohort, folder, partial: bytes) -> tuple[bytes, int]:
     return path.read_bytes(), len(computed)
 
 
+def test_a_table_that_is_there_is_replaced_only_when_asked(run, cohort, tmp_path, uninterrupted):
+    path = tmp_path / "predictions.csv"
+    path.write_text("theirs")
+    with pytest.raises(FileExistsError, match="a decision may rest on it.*--replace"):
+        predict_cohort(run, cohort, path, batch_size=BATCH)
+    assert path.read_text() == "theirs"
+    predict_cohort(run, cohort, path, batch_size=BATCH, replace=True)
+    assert path.read_bytes() == uninterrupted[0]
+
+
 def test_a_cohorts_table_is_that_of_its_splits(run, cohort, tmp_path):
     table = predict_cohort(run, cohort, tmp_path / "new" / "predictions.csv", batch_size=BATCH)
     parts = [predict(run, cohort.samples[name], cohort.packed, split=name) for name in ("validation", "test")]

@@ -133,7 +133,7 @@ def test_a_run_that_another_process_trains_is_refused(cohort, tmp_path, monkeypa
 
 def test_a_run_is_never_overwritten_but_set_aside(run, cohort, tmp_path):
     folder, _ = run
-    with pytest.raises(FileExistsError, match=r"holds a run already .*set_aside"):
+    with pytest.raises(FileExistsError, match=r"holds a run already, .*set_aside"):
         train(cohort, folder, model=tiny_model(), config=CONFIG)
     for name in (*FILES, "state.safetensors"):
         run_folder = tmp_path / "only" / name.partition(".")[0]
@@ -153,8 +153,18 @@ def test_setting_aside_keeps_every_earlier_run(tmp_path):
         assert not folder.exists()
         assert (tmp_path / f"builtin-previous-{n}" / "run.json").read_text() == str(n)
     folder.mkdir()
-    (folder / "predictions.csv").touch()  # not a run
     assert set_aside(folder) is None
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "decision.json", "test_openings.csv"])
+def test_predictions_that_were_brought_are_neither_trained_over_nor_lost(cohort, tmp_path, name):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / name).write_text("theirs")
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match=f"made with one \\('{name}'\\)"):
+            train(cohort, folder, model=tiny_model(), config=CONFIG, resume=resume)
+    assert (set_aside(folder) / name).read_text() == "theirs"
 
 
 def fake_epochs(monkeypatch, recalls, average_precisions=None, losses=None):
