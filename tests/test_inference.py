@@ -106,7 +106,7 @@ def resumed(run, cohort, folder, partial: bytes) -> tuple[bytes, int]:
 def test_a_table_that_is_there_is_replaced_only_when_asked(run, cohort, tmp_path, uninterrupted):
     path = tmp_path / "predictions.csv"
     path.write_text("theirs")
-    with pytest.raises(FileExistsError, match="a decision may rest on it.*--replace"):
+    with pytest.raises(FileExistsError, match=r"a decision may rest on it.*--replace"):
         predict_cohort(run, cohort, path, batch_size=BATCH)
     assert path.read_text() == "theirs"
     predict_cohort(run, cohort, path, batch_size=BATCH, replace=True)
