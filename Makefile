@@ -40,7 +40,7 @@ test-browser: setup  ## drive the slider of notebook 04 in JupyterLab and Chromi
 	$(BIN)/python -m pytest -m browser tests/browser
 
 check: check-code  ## the same without the series and the slow tests (under 2 minutes)
-	$(BIN)/python -m pytest -m "not series and not slow and not browser" -n 2
+	$(BIN)/python -m pytest -m "not series and not slow and not browser" -n 2 --dist loadfile
 
 .PHONY: check-code
 check-code: setup

@@ -32,6 +32,8 @@ from cspine_helpers.manifest import read_manifest, write_manifest
 from cspine_helpers.state import STATE, TrainingState, read_state, save_state
 from cspine_helpers.tables import write_table
 
+pytestmark = pytest.mark.slow  # half a minute of damages
+
 damaged = settings(max_examples=500, derandomize=True, deadline=None, database=None)
 few = settings(damaged, max_examples=150)
 

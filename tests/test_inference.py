@@ -257,6 +257,7 @@ assert not partial.exists()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_and_writes_the_same_bytes(project):
     subprocess.run([sys.executable, "-c", KILLED], check=True)
 

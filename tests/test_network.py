@@ -75,6 +75,7 @@ def test_a_notebook_that_tries_fails_and_its_bars_and_figures_do_not(no_network,
     no_network.unlink()
 
 
+@pytest.mark.slow
 def test_no_import_tries_the_network(no_network):
     modules = "\n".join(f"import cspine_helpers.{name}" for name in MODULES)
     found = python(f"import sys\n{modules}\nassert 'sitecustomize' in sys.modules")

@@ -50,6 +50,7 @@ def test_a_cohort_has_valid_artefacts_that_agree_with_each_other(cohort):
     assert set(boxes[UID]) == set(table[UID][table[PATIENT] == 1])
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_no_byte(cohort, tmp_path):
     phantom.make_cohort(tmp_path / "small", SMALL, workers=2)
     assert contents(tmp_path / "small") == contents(cohort)
