@@ -24,6 +24,8 @@ MANIFEST_COLUMNS = (
     "window_high_hu",
     "slice_truth",
 )
+# Where a sequence was packed from. A manifest has all of these columns, or none (the built-in cohort's).
+PROVENANCE_COLUMNS = ("completeness", "source_sha256", "mask", "mask_sha256", "packer", "warnings")
 
 
 def write_manifest(table: pd.DataFrame, folder: str | Path) -> Path:
@@ -43,36 +45,53 @@ def read_manifest(folder: str | Path) -> pd.DataFrame:
     Returns:
         `MANIFEST_COLUMNS`: voxel spacing of the volume, first and last slice position, side of a packed
         pixel, mask volume, HU window, and `slice_truth`: T characters, `.` an intact slice, `x` a
-        fractured one, missing where nobody knows.
+        fractured one, missing where nobody knows. Then, where the manifest has them,
+        `PROVENANCE_COLUMNS`: share of the vertebra in the picture, SHA-256 of the CT's files, name and
+        SHA-256 of the mask, the packer's version, and what it warned of ("" of nothing).
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it does not keep to the schema.
     """
     path = Path(folder) / "manifest.csv"
-    source, text = "Pack the cohort (the built-in one: make cohort).", (UID, "vertebra", "slice_truth")
-    table = read_table(path, MANIFEST_COLUMNS, what="manifest", source=source, text=text)
+    source = "Pack the cohort (notebook 00; the built-in one: make cohort)."
+    text = (UID, "vertebra", "slice_truth", *PROVENANCE_COLUMNS[1:])
+    table = read_table(
+        path, MANIFEST_COLUMNS, what="manifest", source=source, text=text, optional=PROVENANCE_COLUMNS
+    )
     return _validate_manifest(table, path)
 
 
 def _validate_manifest(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     require_columns(table, MANIFEST_COLUMNS, what=str(path))
+    columns = list(MANIFEST_COLUMNS)
+    if not set(PROVENANCE_COLUMNS).isdisjoint(table.columns):
+        require_columns(table, PROVENANCE_COLUMNS, what=str(path))
+        columns += PROVENANCE_COLUMNS
+        table = table.assign(warnings=table["warnings"].fillna(""))
     refuse(_manifest_problems(table), what=str(path))
-    return table[list(MANIFEST_COLUMNS)].reset_index(drop=True)
+    return table[columns].reset_index(drop=True)
 
 
 def _manifest_problems(table: pd.DataFrame) -> Iterator[str]:
     yield from uid_problems(table[UID])
-    numbers = table[list(MANIFEST_COLUMNS[2:-1])]
+    numbers = table[[c for c in (*MANIFEST_COLUMNS[2:-1], "completeness") if c in table.columns]]
     if text := [column for column in numbers if numbers[column].dtype.kind not in "fiu"]:
         yield f"text in the number columns {listing(text)}"
     numbers = numbers.drop(columns=text)
     truth = table["slice_truth"].fillna(".").astype(str)  # missing where nobody knows
+    hashes = table[[column for column in PROVENANCE_COLUMNS if column in table and "sha256" in column]]
+    good = hashes.apply(lambda column: column.astype(str).str.fullmatch("[0-9a-f]{64}"))
     for what, bad in (
         ("vertebrae that are none of C1 … C7", ~table["vertebra"].isin(VERTEBRAE)),
         ("sequences that stand there twice", table.duplicated([UID, "vertebra"])),
         ("numbers that are missing or infinite", ~np.isfinite(numbers).all(axis=1)),
         ("sizes that are not above 0", (numbers.filter(regex="^(spacing|pixel|mask)") <= 0).any(axis=1)),
+        (
+            "a completeness that is not in [0, 1]",
+            (numbers.filter(like="completeness") - 0.5).abs().gt(0.5).any(axis=1),
+        ),
+        ("what is no SHA-256", ~good.all(axis=1)),
         ("slice truths that are not made of '.' and 'x'", ~truth.str.fullmatch("[.x]+")),
     ):
         if bad.any():

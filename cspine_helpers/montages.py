@@ -39,7 +39,7 @@ def sequence_montage(array: np.ndarray, *, title: str = "", truth: ArrayLike | N
     for axes in grid.flat[len(array) :]:
         axes.set_visible(False)
     for number, axes in enumerate(grid.flat[: len(array)]):
-        _slice(axes, array[number], fractured=bool(marks[number] == 1), number=number)
+        draw_slice(axes, array[number], fractured=bool(marks[number] == 1), number=number)
     _legend(figure, marks)
     figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
     return figure
@@ -68,7 +68,7 @@ def vertebra_row(
     grid = figure.subplots(1, len(arrays), squeeze=False)
     for axes, (name, array) in zip(grid.flat, arrays.items(), strict=True):
         largest = int(np.argmax((array[..., MASK] > 127).sum((1, 2))))
-        _slice(axes, array[slices.get(name, largest)])
+        draw_slice(axes, array[slices.get(name, largest)])
         axes.set_title(name, loc="center", pad=4)
     figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
     return figure
@@ -96,7 +96,7 @@ def attention_montage(
         row, column = divmod(number, COLUMNS)
         fractured = bool(marks[number] == 1)
         axes = figure.add_subplot(grid[2 * row, column])
-        _slice(axes, array[number], fractured=fractured, number=number)
+        draw_slice(axes, array[number], fractured=fractured, number=number)
         bars = figure.add_subplot(grid[2 * row + 1, column])
         bars.bar(0, weights[number], width=0.9, color=FRACTURED if fractured else INTACT)
         bars.axhline(1 / len(array), color=INK, linewidth=1, linestyle="--")
@@ -201,7 +201,9 @@ def _marks(truth: ArrayLike | None, slices: int) -> np.ndarray:
     return marks
 
 
-def _slice(axes: Axes, picture: np.ndarray, *, fractured: bool = False, number: int | None = None) -> None:
+def draw_slice(
+    axes: Axes, picture: np.ndarray, *, fractured: bool = False, number: int | None = None
+) -> None:
     """The central channel of one slice `(H, W, 6)`, the mask's outline, a frame where fractured."""
     pixels = (
         "nearest" if len(picture) <= 96 else "auto"

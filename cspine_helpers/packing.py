@@ -1,14 +1,19 @@
 """From a CT volume with a vertebra label map to packed sequences: the array part, files apart.
 
-Volumes are (Z, Y, X): cranial to caudal, front to back, the patient's right to left.
+Nothing is resampled along Z: each position of a sequence is a native slice. Volumes are (Z, Y, X): cranial to
+caudal, front to back, the patient's right to left.
 """
 
+import math
 from dataclasses import asdict, dataclass
 
 import cv2
 import numpy as np
 
 from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.manifest import MANIFEST_COLUMNS
+
+Box = tuple[tuple[int, int], ...]  # half-open index ranges along Z, Y and X
 
 
 @dataclass(frozen=True)
@@ -19,16 +24,21 @@ class PackConfig:
         slices: slice positions T, evenly spread over the vertebra's height.
         size: height and width of the packed pictures in pixels.
         margin_mm: what stands free around the vertebra, on every side in the axial plane.
-        neighbours: native slices taken on each side of a position; channels are 2 × neighbours + 1.
+        neighbours: slices taken on each side of a position; channels are 2 × neighbours + 1.
+        neighbour_mm: distance from one channel's slice to the next; each takes the native slice nearest to
+            it, the same one again where slices are thicker. None: native neighbours, however far apart.
         window_hu: values mapped to 0 and 255; the default is the common bone window (level 400, width 1800;
             Source: Hofer, CT Teaching Manual).
+        soft_mask: the mask keeps how much of each pixel is vertebra (0 to 255), instead of 0 or 255.
     """
 
     slices: int = 15
     size: int = 224
     margin_mm: float = 4.0
     neighbours: int = 2
+    neighbour_mm: float | None = 1.0
     window_hu: tuple[float, float] = (-500.0, 1300.0)
+    soft_mask: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot make a sequence."""
@@ -36,6 +46,8 @@ class PackConfig:
             raise ValueError(
                 f"slices and size must be positive, margin and neighbours not negative: {asdict(self)}."
             )
+        if self.neighbour_mm is not None and not 0 < self.neighbour_mm < math.inf:
+            raise ValueError(f"neighbour_mm is a length above 0, or None; found {self.neighbour_mm}.")
         if not self.window_hu[0] < self.window_hu[1]:
             raise ValueError(f"window_hu must run from low to high; found {self.window_hu}.")
 
@@ -45,7 +57,7 @@ class PackedVertebra:
     """One packed sequence, and where in the volume it came from.
 
     Attributes:
-        array: uint8 (T, H, W, 6): five neighbouring slices, then the vertebra's mask (0 or 255).
+        array: uint8 (T, H, W, 6): five neighbouring slices, then the vertebra's mask.
         slice_indices: the T positions along Z that the middle channel shows.
         rows, columns: half-open ranges in voxels along Y and X that the square crop covers; they may pass the
             volume's edge, where the crop is filled with the window's low end.
@@ -65,6 +77,8 @@ def pack_vertebra(
     spacing_mm: tuple[float, float, float],
     vertebra: str,
     config: PackConfig,
+    *,
+    box: Box | None = None,
 ) -> PackedVertebra:
     """Cut one vertebra out of a volume and bring it to the packed form.
 
@@ -77,6 +91,7 @@ def pack_vertebra(
         spacing_mm: (z, y, x).
         vertebra: "C1" … "C7".
         config: how to cut.
+        box: where the vertebra lies, if that is known; else the label map is searched (`bounding_box`).
 
     Raises:
         ValueError: shapes differ, spacing is not positive, there is no such vertebra, or it has no voxel
@@ -91,7 +106,8 @@ def pack_vertebra(
         )
     if len(spacing_mm) != 3 or min(spacing_mm) <= 0:
         raise ValueError(f"spacing_mm must hold three positive lengths (z, y, x); found {spacing_mm}.")
-    z, y, x = bounding_box(label_map, VERTEBRAE.index(vertebra) + 1)
+    number = VERTEBRAE.index(vertebra) + 1
+    z, y, x = box = box or bounding_box(label_map, number)
     first, last = (z[0], z[1] - 1) if config.slices > 1 else ((z[0] + z[1]) // 2,) * 2
     positions = np.linspace(first, last, config.slices).round().astype(int)
     (row0, row1), (column0, column1) = _square(y, x, spacing_mm, config.margin_mm)
@@ -102,22 +118,42 @@ def pack_vertebra(
         (max(-row0, 0), max(row1 - volume_hu.shape[1], 0)),
         (max(-column0, 0), max(column1 - volume_hu.shape[2], 0)),
     ]
+    step = 1.0 if config.neighbour_mm is None else config.neighbour_mm / spacing_mm[0]  # in slices
+    offsets = [round(k * step) for k in range(-config.neighbours, config.neighbours + 1)]
     prepared: dict[int, np.ndarray] = {}  # neighbouring positions share slices
     for t, position in enumerate(positions):
-        for k in range(-config.neighbours, config.neighbours + 1):
-            index = int(np.clip(position + k, 0, end))
+        for channel, offset in enumerate(offsets):
+            index = int(np.clip(position + offset, 0, end))
             if index not in prepared:
                 picture = to_uint8(volume_hu[index][crop], config.window_hu)
                 prepared[index] = _resize(np.pad(picture, edges), config.size)
-            array[t, :, :, k + config.neighbours] = prepared[index]
-        mask = (label_map[position][crop] == VERTEBRAE.index(vertebra) + 1).astype(np.uint8) * 255
-        array[t, :, :, -1] = np.where(_resize(np.pad(mask, edges), config.size) > 127, 255, 0)
-    voxels = int(np.count_nonzero(label_map[z[0] : z[1]] == VERTEBRAE.index(vertebra) + 1))
-    volume = voxels * float(np.prod(spacing_mm))
+            array[t, :, :, channel] = prepared[index]
+        mask = _resize(
+            np.pad((label_map[position][crop] == number).astype(np.uint8) * 255, edges), config.size
+        )
+        array[t, :, :, -1] = mask if config.soft_mask else np.where(mask > 127, 255, 0)
+    voxels = np.count_nonzero(label_map[tuple(slice(*ends) for ends in box)] == number)
+    volume = int(voxels) * float(np.prod(spacing_mm))
     return PackedVertebra(array, positions, (row0, row1), (column0, column1), volume)
 
 
-def bounding_box(label_map: np.ndarray, value: int) -> tuple[tuple[int, int], ...]:
+def manifest_row(
+    uid: str,
+    vertebra: str,
+    piece: PackedVertebra,
+    spacing_mm: tuple[float, float, float],
+    config: PackConfig,
+    slice_truth: str | None,
+) -> dict[str, object]:
+    """A sequence's row of the manifest; positions are in mm below the volume's first slice."""
+    z_mm = piece.slice_indices * spacing_mm[0]
+    pixel_mm = (piece.rows[1] - piece.rows[0]) * spacing_mm[1] / config.size
+    where = (*spacing_mm, z_mm[0], z_mm[-1], pixel_mm, piece.mask_volume_mm3)
+    values = (uid, vertebra, *where, *config.window_hu, slice_truth)
+    return dict(zip(MANIFEST_COLUMNS, values, strict=True))
+
+
+def bounding_box(label_map: np.ndarray, value: int) -> Box:
     """Half-open index range along each axis of the voxels that carry `value`.
 
     Raises:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -217,12 +217,18 @@ def check_seal(path: str | Path, content: bytes) -> None:
         )
 
 
-def write_checksums(folder: str | Path) -> Path:
-    """Write the SHA-256 of each file in the folder to its `SHA256SUMS`; returns that file's path."""
+def write_checksums(folder: str | Path, *, known: Mapping[str, str] | None = None) -> Path:
+    """Write the SHA-256 of each file in the folder to its `SHA256SUMS`; returns that file's path.
+
+    Args:
+        folder: whose files, not those in folders below.
+        known: file name → SHA-256 where somebody has just computed it.
+    """
     path = Path(folder) / CHECKSUMS
     files = sorted(file for file in path.parent.glob("[!.]*") if file.is_file() and file != path)
     with atomic_path(path) as temporary:
-        lines = (f"{sha256_of(file)}  {file.name}\n" for file in files)
+        sums = known or {}
+        lines = (f"{sums.get(file.name) or sha256_of(file)}  {file.name}\n" for file in files)
         temporary.write_text("".join(lines), encoding="utf-8")
     return path
 

@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from cspine_helpers import labels, packed, packing, paths
-from cspine_helpers.manifest import MANIFEST_COLUMNS, write_manifest
+from cspine_helpers.manifest import write_manifest
 from cspine_helpers.packing import PackConfig
 from cspine_helpers.rendering import Study, generator, render_study, study_uid
 
@@ -206,12 +206,8 @@ def pack_study(study: Study, folder: Path, config: PackConfig) -> list[dict]:
         piece = packing.pack_vertebra(study.volume_hu, study.label_map, study.spacing_mm, vertebra, config)
         packed.write_sequence(folder, study.uid, vertebra, piece.array)
         voxels = (study.fracture_map[piece.slice_indices] == number).sum(axis=(1, 2))
-        z_mm = piece.slice_indices * study.spacing_mm[0]
-        pixel_mm = (piece.rows[1] - piece.rows[0]) * study.spacing_mm[1] / config.size
         truth = "".join(".x"[int(n >= MIN_FRACTURE_VOXELS)] for n in voxels)
-        where = (*study.spacing_mm, z_mm[0], z_mm[-1], pixel_mm, piece.mask_volume_mm3)
-        values = (study.uid, vertebra, *where, *study.window_hu, truth)
-        rows.append(dict(zip(MANIFEST_COLUMNS, values, strict=True)))
+        rows.append(packing.manifest_row(study.uid, vertebra, piece, study.spacing_mm, config, truth))
     return rows
 
 

@@ -72,7 +72,11 @@ def save_figure(figure: Figure, name: str, *, cohort: str = "builtin") -> Path:
     Raises:
         ValueError: the name holds more than letters, digits, `-` and `_`.
     """
-    path = figures_dir(cohort) / f"{checked_name(name, 'figure')}.png"
+    return write_figure(figure, figures_dir(cohort) / f"{checked_name(name, 'figure')}.png")
+
+
+def write_figure(figure: Figure, path: Path) -> Path:
+    """Write a picture as a PNG file in one step; returns its path."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(_png(figure))
     return path

@@ -12,12 +12,18 @@ from cspine_helpers.paths import atomic_path, check_seal, check_uids, listing, s
 
 
 def read_table(
-    path: str | Path, columns: Sequence[str], *, what: str, source: str, text: Sequence[str]
+    path: str | Path,
+    columns: Sequence[str],
+    *,
+    what: str,
+    source: str,
+    text: Sequence[str],
+    optional: Sequence[str] = (),
 ) -> pd.DataFrame:
     """A CSV file's `columns`, those in `text` as text (pandas would read a study UID '1.2' as a number).
 
-    Only an empty cell is a missing value. A file with its SHA-256 beside it (`paths.seal_of`) is checked
-    against that. `what` it is and its `source` are for the error messages.
+    Then the `optional` ones that it has. Only an empty cell is a missing value. A file with its SHA-256
+    beside it (`paths.seal_of`) is checked against that. `what` it is and its `source` are for messages.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -46,7 +52,7 @@ def read_table(
     except ValueError as error:  # also pandas' own
         raise ValueError(f"{path.name} is no comma-separated {what}: {error}") from error
     require_columns(table, columns, what=path.name)
-    return table[list(columns)]
+    return table[[*columns, *(column for column in optional if column in table.columns)]]
 
 
 def _check_whole(content: bytes, table: pd.DataFrame) -> None:

@@ -41,7 +41,7 @@ def study_views(
     top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[2.1, 1])).flat
     z, y, x = spacing_mm
     depth = np.arange(len(volume_hu))
-    through = _body_row(label_map[:, :, middle], there)
+    through = body_row(label_map[:, :, middle], there)
     cuts: dict[str, tuple[Any, float]] = {
         "From the side (front on the left)": (np.s_[:, :, middle], z / y),
         "From the front, along the bodies' curve": (np.s_[depth, through, :], z / x),
@@ -69,14 +69,14 @@ def study_views(
     return figure
 
 
-def _body_row(sagittal_labels: np.ndarray, there: list[int]) -> np.ndarray:
+def body_row(sagittal_labels: np.ndarray, there: list[int]) -> np.ndarray:
     """The row (Y) through the bodies in each slice: middles of the front parts, straight lines between."""
-    slices, rows = [], []
+    middles = []
     for n in there:
         zs, ys = np.nonzero(sagittal_labels == n)
-        front = ys < ys.min() + 0.35 * np.ptp(ys)
-        slices.append(zs[front].mean())
-        rows.append(ys[front].mean())
+        front = ys <= ys.min() + 0.35 * np.ptp(ys)
+        middles.append((zs[front].mean(), ys[front].mean()))
+    slices, rows = np.transpose(sorted(middles))  # by height: label maps may be wrong
     return np.interp(np.arange(len(sagittal_labels)), slices, rows).round().astype(int)
 
 

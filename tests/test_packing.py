@@ -16,7 +16,7 @@ def volume_with_block(z=(10, 20), y=(30, 50), x=(40, 60), shape=(40, 80, 100)):
 
 def test_positions_span_the_vertebra_and_channels_are_neighbouring_slices():
     volume, label_map = volume_with_block()
-    config = PackConfig(slices=10, size=28, window_hu=(0.0, 2550.0))
+    config = PackConfig(slices=10, size=28, neighbour_mm=None, window_hu=(0.0, 2550.0))
     piece = pack_vertebra(volume, label_map, SPACING, "C3", config)
     assert piece.array.shape == (10, 28, 28, 6)
     assert piece.array.dtype == np.uint8
@@ -28,9 +28,40 @@ def test_positions_span_the_vertebra_and_channels_are_neighbouring_slices():
 
 def test_neighbours_past_the_volume_repeat_its_last_slice():
     volume, label_map = volume_with_block(z=(0, 4))
-    config = PackConfig(slices=4, size=28, window_hu=(0.0, 2550.0))
+    config = PackConfig(slices=4, size=28, neighbour_mm=None, window_hu=(0.0, 2550.0))
     piece = pack_vertebra(volume, label_map, SPACING, "C3", config)
     assert piece.array[0, 0, 0, :5].tolist() == [0, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("spacing", "offsets"),
+    [(0.3, [-7, -3, 0, 3, 7]), (1.0, [-2, -1, 0, 1, 2]), (1.25, [-2, -1, 0, 1, 2]), (5.0, [0] * 5)],
+)
+def test_neighbours_are_the_native_slices_nearest_to_their_distance_in_mm(spacing, offsets):
+    volume, label_map = volume_with_block(z=(15, 25))
+    config = PackConfig(slices=3, size=28, window_hu=(0.0, 2550.0))
+    piece = pack_vertebra(volume, label_map, (spacing, 1.0, 1.0), "C3", config)
+    for t, index in enumerate(piece.slice_indices):
+        assert piece.array[t, 0, 0, :5].tolist() == [index + offset for offset in offsets]
+
+
+def test_a_soft_mask_keeps_the_share_of_each_pixel_that_is_vertebra():
+    volume, label_map = volume_with_block()
+    soft = pack_vertebra(volume, label_map, SPACING, "C3", PackConfig(size=19, margin_mm=4, soft_mask=True))
+    hard = pack_vertebra(volume, label_map, SPACING, "C3", PackConfig(size=19, margin_mm=4))
+    mask = soft.array[7, :, :, 5]
+    assert ((mask > 0) & (mask < 255)).any()
+    assert mask.sum() / 255 == pytest.approx(20 * 20 * (19 / 28) ** 2, rel=0.01)  # its area, in packed pixels
+    np.testing.assert_array_equal(np.where(mask > 127, 255, 0), hard.array[7, :, :, 5])
+
+
+def test_a_box_that_is_known_need_not_be_searched():
+    volume, label_map = volume_with_block()
+    box = bounding_box(label_map, 3)
+    found = pack_vertebra(volume, label_map, SPACING, "C3", PackConfig(size=28), box=box)
+    searched = pack_vertebra(volume, label_map, SPACING, "C3", PackConfig(size=28))
+    np.testing.assert_array_equal(found.array, searched.array)
+    assert found.mask_volume_mm3 == searched.mask_volume_mm3
 
 
 def test_fewer_native_slices_than_positions_repeat_and_the_crop_keeps_its_margin():
@@ -101,5 +132,8 @@ def test_bad_input_is_refused_by_name():
         pack_vertebra(volume, label_map, (1.0, 0.0, 1.0), "C3", PackConfig())
     with pytest.raises(ValueError, match="low to high"):
         PackConfig(window_hu=(100.0, 100.0))
+    for length in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="neighbour_mm is a length above 0, or None"):
+            PackConfig(neighbour_mm=length)
     with pytest.raises(ValueError, match="must be positive"):
         PackConfig(slices=0)

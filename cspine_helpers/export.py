@@ -1,0 +1,277 @@
+"""Phantoms as a scanner and a segmentation tool would write them: with them, all from CT on runs offline.
+
+The layout is that of RSNA 2022:
+
+    train_images/<StudyInstanceUID>/<InstanceNumber>.dcm    one axial slice a file
+    segmentations/<StudyInstanceUID>.nii.gz                 1 to 7 for C1 to C7
+    train.csv, train_bounding_boxes.csv
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from cspine_helpers import labels, paths, phantom
+from cspine_helpers.itk import NIFTI, reason, simpleitk
+from cspine_helpers.labels import UID
+from cspine_helpers.rendering import Study
+
+IMAGES, SEGMENTATIONS = "train_images", "segmentations"
+LABELS, BOXES = "train.csv", "train_bounding_boxes.csv"
+_UNFINISHED = ".export-"
+_CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"  # Source: DICOM PS3.4 section B.5
+_UID_LENGTH = 64  # Source: DICOM PS3.5 section 9.1
+
+
+def write_series(
+    folder: Path,
+    hu: np.ndarray,
+    spacing_mm: Sequence[float],
+    *,
+    study_uid: str,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Write a volume as a series of DICOM CT slices; the same volume gives the same bytes.
+
+    InstanceNumber is the index along Z plus 1, the volume's middle lies at (0, 0, 0), no tag holds a date.
+    Files of the same names are replaced.
+
+    Args:
+        folder: where the slices go; made where it is missing.
+        hu: (Z, Y, X) Hounsfield units, cranial to caudal, front to back, right to left; stored as whole HU.
+        spacing_mm: (z, y, x).
+        study_uid: StudyInstanceUID; those of series and slices are made from it.
+        names: file names, one a slice in the order of Z; default `<InstanceNumber>.dcm`.
+
+    Raises:
+        ImportError: SimpleITK is not installed.
+        OSError: a file cannot be written.
+        ValueError: shape, values, spacing, UID or names cannot be those of a series.
+    """
+    _check_grid(hu, spacing_mm)
+    stored = _whole_hu(hu)
+    _check_uid(study_uid, len(stored))
+    names = _checked_names(names, len(stored))
+    sitk = simpleitk()
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.KeepOriginalImageUIDOn()
+    x, y, z = _origin_mm(hu.shape, spacing_mm)
+    shared = _series_tags(study_uid, spacing_mm)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, (plane, name) in enumerate(zip(stored, names, strict=True)):
+        image = sitk.GetImageFromArray(plane)
+        image.SetSpacing((float(spacing_mm[2]), float(spacing_mm[1])))
+        own = {
+            "0008|0018": f"{study_uid}.1.{index + 1}",  # SOPInstanceUID
+            "0020|0013": str(index + 1),  # InstanceNumber
+            "0020|0032": "\\".join(map(_decimal, (x, y, z - index * spacing_mm[0]))),  # ImagePositionPatient
+        }
+        for tag, value in (shared | own).items():
+            image.SetMetaData(tag, value)
+        _write(writer, image, folder / name)
+
+
+def write_label_map(path: Path, label_map: np.ndarray, spacing_mm: Sequence[float]) -> None:
+    """Write a label map as NIfTI (uint8), on the grid of the series that `write_series` makes of its volume.
+
+    Rows run from back to front and slices from caudal to cranial, as converters of DICOM leave them: whoever
+    reads the values has to read the header's orientation, too.
+
+    Args:
+        path: ends in .nii or .nii.gz; its folder is made where it is missing.
+        label_map: (Z, Y, X) whole numbers from 0 to 255; cranial to caudal, front to back, right to left.
+        spacing_mm: (z, y, x).
+
+    Raises:
+        ImportError: SimpleITK is not installed.
+        OSError: the file cannot be written.
+        ValueError: shape, values, spacing or the file's name do not fit.
+    """
+    _check_grid(label_map, spacing_mm)
+    if not path.name.endswith(NIFTI):
+        raise ValueError(f"A label map's file ends in {' or '.join(NIFTI)}; found {path.name!r}. Rename it.")
+    if not ((label_map >= 0) & (label_map <= 255) & (np.rint(label_map) == label_map)).all():
+        raise ValueError(
+            f"A label map holds whole numbers from 0 to 255; found {label_map.dtype} from {label_map.min()} "
+            f"to {label_map.max()}. Convert it."
+        )
+    values = label_map[::-1, ::-1].astype(np.uint8, order="C")
+    sitk = simpleitk()
+    x, y, z = _origin_mm(label_map.shape, spacing_mm)
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing([float(length) for length in reversed(spacing_mm)])
+    image.SetOrigin((x, -y, -z))  # the last row and slice come first, and the middle lies at 0
+    image.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("NiftiImageIO")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(writer, image, path)
+
+
+def export_cohort(cohort: Path, folder: Path, studies: Sequence[str]) -> None:
+    """Write studies of a phantom cohort as DICOM and NIfTI, with their tables, in the layout of RSNA 2022.
+
+    Each study is written beside its place and moved there when complete; the tables come last. What an
+    earlier export of these studies left is replaced. In the boxes, `slice_number` becomes InstanceNumber.
+
+    Args:
+        cohort: folder of a phantom cohort, `data/<cohort>`.
+        folder: where they go; not the cohort's own.
+        studies: StudyInstanceUIDs.
+
+    Raises:
+        BlockingIOError: another process exports to the folder.
+        FileExistsError: the folder holds something else.
+        FileNotFoundError: there is no phantom cohort.
+        ImportError: SimpleITK is not installed.
+        OSError: a file cannot be written.
+        ValueError: a study is unknown or asked for twice, or there is none.
+    """
+    studies = list(studies)
+    table = labels.read_labels(cohort / LABELS)
+    labels.expand(table, studies)  # refuses what is unknown or asked for twice
+    table = table.set_index(UID).loc[studies].reset_index()
+    table = labels.validate_labels(table, what="The list of studies")
+    boxes = labels.read_boxes(cohort / BOXES)
+    boxes = boxes[boxes[UID].isin(studies)]
+    boxes = boxes.assign(slice_number=boxes["slice_number"] + 1)  # RSNA 2022 counts by InstanceNumber
+    with paths.exclusive(folder.with_name(f".{folder.name}.lock"), f"exporting to {folder}"):
+        _check_ours(folder, studies)
+        for unfinished in folder.glob(f"{_UNFINISHED}*"):  # by a process that was killed
+            shutil.rmtree(unfinished)
+        for uid in tqdm(studies, desc=f"CT of {cohort.name}", unit="study", mininterval=1):
+            _export_study(phantom.study_of(cohort, uid), folder)
+        labels.write_labels(table, folder / LABELS)
+        labels.write_boxes(boxes, folder / BOXES)
+
+
+def _export_study(study: Study, folder: Path) -> None:
+    """One study, beside its place and then there: whoever finds its slices finds its label map."""
+    images, label_map = folder / IMAGES / study.uid, folder / SEGMENTATIONS / f"{study.uid}.nii.gz"
+    for place in (images, label_map):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_UNFINISHED) as temporary:
+        new = Path(temporary)
+        write_series(new / study.uid, study.volume_hu, study.spacing_mm, study_uid=study.uid)
+        write_label_map(new / label_map.name, study.label_map, study.spacing_mm)
+        if images.exists():
+            images.rename(new / "old")
+        (new / label_map.name).replace(label_map)
+        (new / study.uid).rename(images)
+
+
+def _check_ours(folder: Path, studies: list[str]) -> None:
+    """Refuse to write to a folder that holds more than an export of these studies replaces."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file. Choose another folder.")
+    ours = {IMAGES, SEGMENTATIONS, LABELS, BOXES}
+    ours |= {name for uid in studies for name in (f"{IMAGES}/{uid}", f"{SEGMENTATIONS}/{uid}.nii.gz")}
+    found = [path for place in ("*", f"{IMAGES}/*", f"{SEGMENTATIONS}/*") for path in folder.glob(place)]
+    names = [path.relative_to(folder).as_posix() for path in found]
+    strangers = [name for name in names if name not in ours and not name.startswith(_UNFINISHED)]
+    slices = [path for uid in studies for path in folder.glob(f"{IMAGES}/{uid}/*")]
+    strangers += [f"{p.parent.name}/{p.name}" for p in slices if not re.fullmatch(r"\d+\.dcm", p.name)]
+    for name, read in ((LABELS, labels.read_labels), (BOXES, labels.read_boxes)):
+        if (folder / name).exists():
+            uids = read(folder / name)[UID].drop_duplicates()
+            strangers += [f"{uid} in {name}" for uid in uids[~uids.isin(studies)]]
+    if strangers:
+        raise FileExistsError(
+            f"{folder} holds more than these {len(studies)} studies: {paths.listing(sorted(strangers))}. "
+            "Choose another folder, or move it."
+        )
+
+
+def _series_tags(study_uid: str, spacing_mm: Sequence[float]) -> dict[str, str]:
+    """What all slices of a series say alike; GDCM fills in the rest, and today's date where none is given."""
+    return {
+        "0008|0008": "DERIVED\\PRIMARY\\AXIAL",  # ImageType
+        "0008|0016": _CT_IMAGE_STORAGE,  # SOPClassUID
+        "0008|0020": "",  # StudyDate
+        "0008|0030": "",  # StudyTime
+        "0008|0060": "CT",  # Modality
+        "0010|0010": "PHANTOM",  # PatientName
+        "0018|0050": _decimal(spacing_mm[0]),  # SliceThickness
+        "0018|5100": "HFS",  # PatientPosition: head first, supine
+        "0020|000d": study_uid,  # StudyInstanceUID
+        "0020|000e": f"{study_uid}.1",  # SeriesInstanceUID
+        "0020|0011": "1",  # SeriesNumber
+        "0020|0037": "1\\0\\0\\0\\1\\0",  # ImageOrientationPatient
+        "0020|0052": f"{study_uid}.2",  # FrameOfReferenceUID
+        "0028|1052": "0",  # RescaleIntercept: HU are stored as they are, in signed integers
+        "0028|1053": "1",  # RescaleSlope
+        "0028|1054": "HU",  # RescaleType
+    }
+
+
+def _write(writer: Any, image: Any, path: Path) -> None:
+    """Write an image of SimpleITK, whose own errors name neither cause nor remedy."""
+    writer.SetFileName(str(path))
+    try:
+        writer.Execute(image)
+    except RuntimeError as error:
+        raise OSError(
+            f"{path} was not written ({reason(error)}). Check the right to write to {path.parent} and the "
+            "free space there."
+        ) from error
+
+
+def _origin_mm(shape: tuple[int, ...], spacing_mm: Sequence[float]) -> tuple[float, float, float]:
+    """Patient coordinates (x, y, z) of voxel (0, 0, 0): the most cranial, foremost and rightmost one."""
+    z, y, x = ((count - 1) / 2 * float(step) for count, step in zip(shape, spacing_mm, strict=True))
+    return -x, -y, z
+
+
+def _decimal(value: float) -> str:
+    """A DICOM decimal string, here of ten digits: 16 characters at most (DICOM PS3.5 section 6.2)."""
+    return f"{value + 0.0:.10g}"  # + 0.0: no minus before a zero
+
+
+def _check_grid(array: np.ndarray, spacing_mm: Sequence[float]) -> None:
+    if array.ndim != 3 or not array.size:
+        raise ValueError(f"A volume is (Z, Y, X) with a voxel or more; found the shape {array.shape}.")
+    if len(spacing_mm) != 3 or not all(0 < length < np.inf for length in spacing_mm):
+        raise ValueError(f"spacing_mm must hold three positive lengths (z, y, x); found {spacing_mm}.")
+
+
+def _whole_hu(hu: np.ndarray) -> np.ndarray:
+    """Hounsfield units as int16."""
+    limits = np.iinfo(np.int16)
+    whole = np.rint(hu)
+    if not ((whole >= limits.min) & (whole <= limits.max)).all():  # also NaN
+        raise ValueError(
+            f"A slice stores whole Hounsfield units from {limits.min} to {limits.max}; found {hu.min()} to "
+            f"{hu.max()}. Clip the volume."
+        )
+    return whole.astype(np.int16)
+
+
+def _check_uid(study_uid: str, slices: int) -> None:
+    """Refuse a StudyInstanceUID that is none, or that leaves no room for its slices' UIDs."""
+    paths.check_uids([study_uid])
+    longest = len(f"{study_uid}.1.{slices}")
+    if longest > _UID_LENGTH:
+        raise ValueError(
+            f"A UID has up to {_UID_LENGTH} characters; those of the slices of study {study_uid!r} would "
+            f"have {longest}. Give a shorter one."
+        )
+
+
+def _checked_names(names: Sequence[str] | None, slices: int) -> list[str]:
+    """File names of the slices, where each is one and no two are alike."""
+    if names is None:
+        return [f"{number}.dcm" for number in range(1, slices + 1)]
+    bad = [name for name in names if Path(name).name != name]
+    if bad or len(names) != slices or len(set(names)) != slices:
+        raise ValueError(
+            f"names must hold {slices} different file names; found {len(names)}, {len(set(names))} of them "
+            f"different, and these that are no file names: {paths.listing(bad) or 'none'}. Correct them."
+        )
+    return list(names)

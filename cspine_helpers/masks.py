@@ -1,0 +1,225 @@
+"""Vertebra masks from anywhere, on the grid of their CT: one label file, or one mask file a vertebra.
+
+Both headers say where voxels lie. On the CT's own grid, in any order of axes, labels are copied; else each
+voxel of the CT takes the nearest label.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cspine_helpers.itk import NIFTI, Grid, read_nifti, simpleitk
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.packing import Box
+from cspine_helpers.paths import listing
+from cspine_helpers.volume import Volume, in_frame
+
+_THORACIC = tuple(f"T{n}" for n in range(1, 13))
+_OTHER = "other"
+# What a file's labels mean. Source: RSNA 2022 data page; TotalSegmentator 2, task total (vertebrae_C1 is 50).
+SCHEMES: dict[str, dict[int, str]] = {
+    "rsna": dict(enumerate((*VERTEBRAE, *_THORACIC), start=1)),
+    "totalsegmentator": dict.fromkeys(range(1, 118), _OTHER)
+    | dict(zip(range(50, 31, -1), (*VERTEBRAE, *_THORACIC), strict=True)),
+}
+_ONE_EACH = re.compile(r"(?:vertebrae_)?(C[1-7])\.nii(?:\.gz)?")
+_SAME_GRID = 0.05  # voxels that the two grids may lie apart anywhere, to be called one
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Labels on the grid of a CT.
+
+    Attributes:
+        array: (Z, Y, X) uint8; 1–7 mark C1–C7.
+        field: half-open index ranges along Z, Y and X of the part of the CT that the mask's own grid covers.
+    """
+
+    array: np.ndarray
+    field: Box
+
+
+def read_label_map(path: str | Path, volume: Volume, *, scheme: str | Mapping[int, str] = "rsna") -> LabelMap:
+    """The vertebrae of a mask, on the grid of their CT.
+
+    Args:
+        path: a NIfTI file of labels, or a folder with one mask file a vertebra, `vertebrae_C1.nii.gz` or
+            `C1.nii.gz` and so on, in which values above 0.5 are the vertebra.
+        volume: the CT.
+        scheme: what labels mean: a name of `SCHEMES`, or label → name, where C1 … C7 are taken and other
+            names are known to be something else. Of a folder, the file names say it.
+
+    Raises:
+        FileNotFoundError: there is no such mask.
+        ValueError: it cannot be read, has labels that the scheme does not know, none of C1 … C7, or lies
+            outside the CT.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _checked(_placed(path, volume, _meanings(scheme)), path)
+    files = {match[1]: file for file in sorted(path.iterdir()) if (match := _ONE_EACH.fullmatch(file.name))}
+    if not files:
+        raise FileNotFoundError(
+            f"No mask of a vertebra in {path.name}. One is called vertebrae_C1.nii.gz or C1.nii.gz, and so "
+            "on."
+        )
+    maps = [_placed(file, volume, vertebra) for vertebra, file in sorted(files.items())]
+    array = maps[0].array
+    for other in maps[1:]:
+        np.copyto(
+            array, other.array, where=array == 0
+        )  # where masks overlap, the upper vertebra keeps the voxel
+    field = tuple((max(m.field[i][0] for m in maps), min(m.field[i][1] for m in maps)) for i in range(3))
+    return _checked(LabelMap(array, field), path)
+
+
+def find_mask(folder: Path, uid: str) -> Path | None:
+    """A study's mask in a folder of masks: `<uid>.nii`, `<uid>.nii.gz` or the folder `<uid>`; None: none."""
+    candidates = [*(folder / f"{uid}{suffix}" for suffix in NIFTI), folder / uid]
+    return next((path for path in candidates if path.exists()), None)
+
+
+def _meanings(scheme: str | Mapping[int, str]) -> Mapping[int, str]:
+    if isinstance(scheme, str):
+        if scheme not in SCHEMES:
+            raise ValueError(
+                f"A scheme is one of {listing(SCHEMES)}, or a mapping of labels to names; found {scheme!r}."
+            )
+        return SCHEMES[scheme]
+    if 0 in scheme or not set(scheme.values()) & set(VERTEBRAE):
+        raise ValueError(f"A scheme maps labels above 0 to names, C1 … C7 among them; found {dict(scheme)}.")
+    return scheme
+
+
+def _checked(found: LabelMap, path: Path) -> LabelMap:
+    if any(low >= high for low, high in found.field) or not found.array.any():
+        raise ValueError(
+            f"{path.name}: no voxel of C1 … C7 lies inside the CT. It is the mask of another study or "
+            "series, or one of the headers is wrong. Look at both in a viewer."
+        )
+    return found
+
+
+def _placed(path: Path, volume: Volume, meaning: Mapping[int, str] | str) -> LabelMap:
+    """Labels 1–7 of one file on the volume's grid; `meaning` is a mask's vertebra, or what labels mean."""
+    array, grid, _image = read_nifti(path)
+    field = _field(volume, array.shape, grid)
+    box = _foreground(array)
+    if box is None:
+        raise ValueError(
+            f"{path.name}: it is empty, without a voxel above 0. Make it again, or leave the study out."
+        )
+    crop = array[tuple(slice(*ends) for ends in box)]
+    if isinstance(meaning, str):
+        labels = (crop > 0.5).astype(np.uint8) * np.uint8(VERTEBRAE.index(meaning) + 1)
+    else:
+        labels = _translated(crop, meaning, path)
+    origin = grid.origin_mm + grid.steps_mm @ np.array([low for low, _ in box])
+    return LabelMap(_on_grid(labels, Grid(grid.steps_mm, origin), volume), field)
+
+
+def _foreground(array: np.ndarray) -> Box | None:
+    """Half-open ranges of what is not 0 along each axis; None: everything is."""
+    box: list[tuple[int, int]] = []
+    for axis in range(3):
+        others = tuple(i for i in range(3) if i != axis)
+        found = np.flatnonzero(array.any(axis=others))
+        if not found.size:
+            return None
+        box.append((int(found[0]), int(found[-1]) + 1))
+        array = array[(slice(None),) * axis + (slice(*box[-1]),)]
+    return tuple(box)
+
+
+def _translated(crop: np.ndarray, meanings: Mapping[int, str], path: Path) -> np.ndarray:
+    """The file's labels as 1–7, everything else 0.
+
+    Raises:
+        ValueError: values that are no labels or unknown, or none of C1 … C7.
+    """
+    if crop.dtype.kind == "f" and not np.array_equal(np.rint(crop), crop):
+        raise ValueError(
+            f"{path.name}: fractions among its values; labels are whole numbers. Is it the CT itself?"
+        )
+    if crop.min() < 0 or crop.max() > 65535:
+        raise ValueError(
+            f"{path.name}: values from {crop.min():g} to {crop.max():g} are no labels. Is it the CT?"
+        )
+    crop = crop.astype(np.uint16)
+    found = np.flatnonzero(np.bincount(crop.ravel()))
+    unknown = sorted(set(found.tolist()) - set(meanings) - {0})
+    there = [label for label in found.tolist() if meanings.get(label) in VERTEBRAE]
+    if unknown or not there:
+        cause = f"labels that are unknown ({listing(unknown)})" if unknown else "none of C1 … C7"
+        known = ", ".join(f"{label} = {name}" for label, name in meanings.items() if name in VERTEBRAE)
+        raise ValueError(
+            f"{path.name}: {cause} among {listing(found[found > 0].tolist())}, read with {known}. Choose "
+            f"another scheme ({listing(SCHEMES)}), or say what each label means."
+        )
+    table = np.zeros(int(found[-1]) + 1, np.uint8)
+    for label in there:
+        table[label] = VERTEBRAE.index(meanings[label]) + 1
+    return table[crop]
+
+
+def _field(volume: Volume, shape: tuple[int, ...], grid: Grid) -> Box:
+    """Half-open ranges of the volume's voxels whose middles the mask's grid covers, by its corners."""
+    corners = _corners(shape, 0.5)
+    indices = volume.indices(grid.origin_mm + corners @ grid.steps_mm.T)
+    low, high = np.ceil(indices.min(axis=0) - 0.5), np.floor(indices.max(axis=0) + 0.5)
+    low, high = np.maximum(low, 0), np.minimum(high, volume.hu.shape)
+    return tuple(zip(low.astype(int).tolist(), high.astype(int).tolist(), strict=True))
+
+
+def _corners(shape: tuple[int, ...], beyond: float = 0.0) -> np.ndarray:
+    """(8, 3) indices of an array's corner voxels, or of points so far beyond their middles."""
+    return np.array(list(itertools.product(*((-beyond, n - 1 + beyond) for n in shape))))
+
+
+def _on_grid(labels: np.ndarray, grid: Grid, volume: Volume) -> np.ndarray:
+    """Labels on the volume's grid: copied where theirs is the same, else the nearest."""
+    array = np.zeros(volume.hu.shape, np.uint8)
+    turned = in_frame(labels, *grid)
+    corners = _corners(turned.hu.shape)
+    found = volume.indices(turned.points(corners))
+    low = np.rint(found[0]).astype(int)
+    if np.abs(found - corners - low).max() <= _SAME_GRID:
+        stops = low + turned.hu.shape
+        inside = list(zip(np.maximum(low, 0), np.minimum(stops, array.shape), strict=True))
+        if all(a < b for a, b in inside):
+            here = tuple(slice(a, b) for a, b in inside)
+            there = tuple(slice(a - s, b - s) for (a, b), s in zip(inside, low, strict=True))
+            array[here] = turned.hu[there]
+        return array
+    part = tuple(slice(*ends) for ends in _field(volume, labels.shape, grid))
+    if all(s.start < s.stop for s in part):
+        array[part] = _nearest(labels, grid, volume, part)
+    return array
+
+
+def _nearest(labels: np.ndarray, grid: Grid, volume: Volume, part: tuple[slice, ...]) -> np.ndarray:
+    """For each voxel of a part of the volume, the label whose voxel it lies in; 0 outside."""
+    sitk = simpleitk()
+    spacing = np.linalg.norm(grid.steps_mm, axis=0)
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing(spacing[::-1].tolist())
+    image.SetDirection((grid.steps_mm / spacing)[:, ::-1].ravel().tolist())
+    image.SetOrigin(grid.origin_mm.tolist())
+    size: list[int] = [s.stop - s.start for s in reversed(part)]
+    origin = volume.points([[s.start for s in part]])[0].tolist()
+    direction = volume.direction[:, ::-1].ravel().tolist()
+    resampled = sitk.Resample(
+        image,
+        size,
+        sitk.Transform(),
+        sitk.sitkNearestNeighbor,
+        origin,
+        volume.spacing_mm[::-1],
+        direction,
+        0.0,
+    )
+    return sitk.GetArrayFromImage(resampled)

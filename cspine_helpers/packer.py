@@ -1,0 +1,215 @@
+"""One CT study, from its files to its packed sequences and the record that lets them stay.
+
+The record, `packed/studies/<StudyInstanceUID>.json`, is written after the sequences. It holds the SHA-256 of
+all that they depend on: the CT's files, the mask, labels, boxes, options and this code. While that is the
+same, and the sequences are as they were written, the study is not packed again.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import cspine_helpers
+from cspine_helpers import paths
+from cspine_helpers.ct import read_ct
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.manifest import PROVENANCE_COLUMNS
+from cspine_helpers.masks import read_label_map
+from cspine_helpers.packed import write_sequence
+from cspine_helpers.packing import PackConfig, PackedVertebra, manifest_row, pack_vertebra
+from cspine_helpers.plots import write_figure
+from cspine_helpers.records import read_sealed, write_sealed
+from cspine_helpers.sheets import contact_sheet
+from cspine_helpers.truth import packed_truth
+from cspine_helpers.vertebrae import find_vertebrae
+
+FORMAT = 1
+_CODE = ("ct", "dicom", "itk", "masks", "packer", "packing", "stack", "truth", "vertebrae", "volume")
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """What one study is packed from.
+
+    Attributes:
+        uid: StudyInstanceUID.
+        ct: folder of a DICOM series, or a NIfTI file.
+        mask: see `masks.read_label_map`, as for `scheme`.
+        series: SeriesInstanceUID, where the folder holds several.
+        fractured: vertebra → 0 or 1; None: unknown.
+        boxes: its fracture boxes, `labels.BOX_COLUMNS`.
+    """
+
+    uid: str
+    ct: Path
+    mask: Path
+    scheme: str | Mapping[int, str]
+    series: str | None
+    fractured: Mapping[str, int] | None
+    boxes: pd.DataFrame
+
+
+def pack_study(
+    study: StudyFiles, packed: Path, config: PackConfig, *, sheet: Path | None = None
+) -> dict[str, Any]:
+    """Pack a study, unless that is done.
+
+    Args:
+        study: what from.
+        packed: the cohort's `packed` folder.
+        config: how vertebrae are cut out.
+        sheet: PNG file for its contact sheet; None draws none.
+
+    Returns:
+        Its record: `rows` of the manifest, packed `boxes`, `files` with their SHA-256, `problems` (vertebra →
+        why it is not packed), `notes` on the study, and `grid` and `crops`, which lead back to the CT.
+
+    Raises:
+        ValueError, OSError: it cannot be packed; says why. What an earlier packing of it left is then gone.
+    """
+    paths.check_uids([study.uid])
+    hashes = {"source_sha256": hash_of(study.ct), "mask_sha256": hash_of(study.mask)}
+    key = _key(study, config, hashes)
+    done = read_study(packed, study.uid)
+    if done and done["key"] == key and _stands(done, packed) and (sheet is None or sheet.is_file()):
+        return done
+    forget(packed, study.uid)
+    record = {"format": FORMAT, "key": key} | _pack(study, packed, config, hashes, sheet)
+    path = write_sealed(_record_path(packed, study.uid), record)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_study(packed: Path, uid: str) -> dict[str, Any]:
+    """The record of a packed study; {} where there is none that is whole, as after a stop."""
+    try:
+        return read_sealed(
+            _record_path(packed, uid),
+            version=FORMAT,
+            missing="",
+            again="pack again",
+            writer="packer.pack_study",
+        )
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def forget(packed: Path, uid: str) -> None:
+    """Remove a study's record and sequences, so that nobody trains on what its present files do not give."""
+    _record_path(packed, uid).unlink(missing_ok=True)
+    for number in range(1, len(VERTEBRAE) + 1):
+        (packed / f"{uid}_{number}.npy").unlink(missing_ok=True)
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file; of a folder, that of its files' in order of their values: names do not matter."""
+    if path.is_file():
+        return paths.sha256_of(path)
+    files = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    return hashlib.sha256("".join(sorted(map(paths.sha256_of, files))).encode()).hexdigest()
+
+
+@cache
+def packer_version() -> str:
+    """Version of the package, and the first digits of the SHA-256 of the code that reads and cuts."""
+    here = Path(__file__).parent
+    code = "".join(paths.sha256_of(here / f"{name}.py") for name in _CODE)
+    return f"{cspine_helpers.__version__}+{hashlib.sha256(code.encode()).hexdigest()[:8]}"
+
+
+def sentence(problems: Mapping[str, str]) -> str:
+    """Vertebrae by what is wrong with them: "C1, C2: not in the mask; C7: …"."""
+    by_reason: dict[str, list[str]] = {}
+    for level, why in problems.items():
+        by_reason.setdefault(why, []).append(level)
+    return "; ".join(f"{', '.join(levels)}: {why}" for why, levels in by_reason.items())
+
+
+def _pack(
+    study: StudyFiles, packed: Path, config: PackConfig, hashes: Mapping[str, str], sheet: Path | None
+) -> dict[str, Any]:
+    """Read, check, cut and write."""
+    volume = read_ct(study.ct, series=study.series)
+    label_map = read_label_map(study.mask, volume, scheme=study.scheme)
+    try:
+        found = find_vertebrae(label_map, volume)
+    except ValueError as error:
+        raise ValueError(f"{study.mask.name}: {error}.") from None
+    problems = {level: "not in the mask" for level in VERTEBRAE if level not in found}
+    problems |= {level: vertebra.problem for level, vertebra in found.items() if vertebra.problem}
+    pieces = {
+        level: pack_vertebra(volume.hu, label_map.array, volume.spacing_mm, level, config, box=vertebra.box)
+        for level, vertebra in found.items()
+        if not vertebra.problem
+    }
+    if not pieces:
+        raise ValueError(f"{study.mask.name}: no vertebra can be packed ({sentence(problems)}).")
+    truth = packed_truth(
+        study.boxes, volume, label_map.array, pieces, uid=study.uid, fractured=study.fractured
+    )
+    rows, files = [], {}
+    for level, piece in pieces.items():
+        path = write_sequence(packed, study.uid, level, piece.array)
+        files[path.name] = paths.sha256_of(path)
+        row = manifest_row(
+            study.uid, level, piece, volume.spacing_mm, config, truth.slices.get(level) or None
+        )
+        warnings = "; ".join((*volume.warnings, *found[level].warnings))
+        origin = {"completeness": found[level].completeness, "mask": study.mask.name, **hashes}
+        origin |= {"packer": packer_version(), "warnings": warnings}
+        rows.append(row | {column: origin[column] for column in PROVENANCE_COLUMNS})
+    notes = [*volume.warnings, *truth.warnings]
+    if sheet is not None:
+        odd = [f"{level}: {text}" for level, vertebra in found.items() for text in vertebra.warnings]
+        odd += [f"{level}: {why}" for level, why in problems.items()]
+        picture = contact_sheet(volume, label_map.array, pieces, title=study.uid, notes=[*notes, *odd])
+        write_figure(picture, sheet)
+    return {
+        "uid": study.uid,
+        "rows": rows,
+        "boxes": truth.boxes.to_dict("records"),
+        "files": files,
+        "problems": problems,
+        "notes": notes,
+        "grid": {
+            "spacing_mm": list(volume.spacing_mm),
+            "origin_mm": volume.origin_mm.tolist(),
+            "direction": volume.direction.tolist(),
+        },
+        "crops": {level: _crop(piece) for level, piece in pieces.items()},
+    }
+
+
+def _crop(piece: PackedVertebra) -> dict[str, list[int]]:
+    """Where in the volume a sequence comes from, in voxels."""
+    return {"slices": piece.slice_indices.tolist(), "rows": list(piece.rows), "columns": list(piece.columns)}
+
+
+def _record_path(packed: Path, uid: str) -> Path:
+    return packed / "studies" / f"{uid}.json"
+
+
+def _key(study: StudyFiles, config: PackConfig, hashes: Mapping[str, str]) -> str:
+    """SHA-256 of all that a study's sequences depend on."""
+    parts = {
+        **hashes,
+        "mask": study.mask.name,
+        "scheme": study.scheme if isinstance(study.scheme, str) else sorted(study.scheme.items()),
+        "series": study.series,
+        "config": asdict(config),
+        "fractured": study.fractured and dict(study.fractured),
+        "boxes": study.boxes.to_numpy().tolist(),
+        "packer": packer_version(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _stands(record: Mapping[str, Any], packed: Path) -> bool:
+    """Whether the sequences that a record names are there as they were written."""
+    files = {paths.inside(packed / name): sha256 for name, sha256 in record["files"].items()}
+    return all(path.is_file() and paths.sha256_of(path) == sha256 for path, sha256 in files.items())

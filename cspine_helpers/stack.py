@@ -1,0 +1,212 @@
+"""The slices of one CT series, put in order by their positions into a volume: what is repaired, what refused.
+
+- Positions along the slices' normal give the order. Two slices at one position, a gap beyond 1.5 times the
+  median step (a slice is missing), other sizes, pixel spacings or orientations than most: refused.
+- Steps that differ by more than 1 %, but not that far: repaired, linear between neighbours, on even steps.
+- Slices shifted against each other within their plane (a tilted gantry): repaired, moved back by linear
+  interpolation on a larger field; what no slice saw is air.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+
+from cspine_helpers.paths import listing
+from cspine_helpers.volume import AIR_HU, Volume, in_frame
+
+EVEN_STEPS = 0.01  # of the median step: what rounded headers make of even ones
+MISSING_STEP = 1.5
+MIN_STEP_MM = 0.01  # closer than that, two slices are at one position
+MAX_DRIFT_PIXELS = 0.1  # over the whole series, before it is repaired
+MAX_TILT_DEG = 35.0
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice: file name, `(Y, X)` Hounsfield units, header texts, and what to warn of."""
+
+    name: str
+    pixels: np.ndarray
+    tags: dict[str, str | None]
+    note: str = ""
+
+    def numbers(self, tag: str, count: int) -> np.ndarray | None:
+        """The numbers of a header; None where it has not so many finite ones."""
+        try:
+            values = np.array([float(part) for part in (self.tags[tag] or "").split("\\")])
+        except ValueError:
+            return None
+        return values if values.shape == (count,) and np.isfinite(values).all() else None
+
+    @cached_property
+    def frame(self) -> np.ndarray | None:
+        """(3, 3) rows: patient coordinates of the first pixel's middle, step per column, per row.
+
+        Source: DICOM PS3.3 section C.7.6.2.1.1 (Image Position, Image Orientation, Pixel Spacing).
+        """
+        position, axes = self.numbers("position", 3), self.numbers("orientation", 6)
+        spacing = self.numbers("pixel_spacing", 2)
+        if position is None or axes is None or spacing is None or spacing.min() <= 0:
+            return None
+        row, column = axes[:3], axes[3:]
+        if (
+            abs(np.linalg.norm(row) - 1) > 0.01
+            or abs(np.linalg.norm(column) - 1) > 0.01
+            or abs(row @ column) > 0.01
+        ):
+            return None
+        return np.array([position, row * spacing[1], column * spacing[0]])
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """Of slices in order: (N, Y, X) values, their positions along the normal, in-plane offsets in pixels."""
+
+    hu: np.ndarray
+    along_mm: np.ndarray  # (N,)
+    offsets: np.ndarray  # (N, 2): columns, rows
+    frame: np.ndarray  # of the first slice
+    normal: np.ndarray
+    warnings: list[str] = field(default_factory=list)
+
+
+def stack(slices: Sequence[Slice]) -> Volume:
+    """A volume from the slices of one series, in any order.
+
+    Raises:
+        ValueError: they make no volume; says which and why, as a clause without a full stop.
+    """
+    _check_alike(slices)
+    normal = _normal(slices[0])
+    ordered = sorted(slices, key=lambda s: float(_frame(s)[0] @ normal))
+    along_mm = np.array([_frame(s)[0] @ normal for s in ordered])
+    _check_steps(ordered, along_mm)
+    origin, column, row = _frame(ordered[0])
+    drift_mm = np.array([_frame(s)[0] - origin for s in ordered]) - np.outer(along_mm - along_mm[0], normal)
+    offsets = np.stack([drift_mm @ step / (step @ step) for step in (column, row)], axis=1)
+    hu = np.stack([s.pixels for s in ordered])
+    geometry = _Geometry(hu, along_mm, offsets, _frame(ordered[0]), normal)
+    geometry = _even(_straight(geometry))
+    step_mm = (geometry.along_mm[-1] - geometry.along_mm[0]) / (len(geometry.along_mm) - 1)
+    origin, column, row = geometry.frame
+    volume = in_frame(geometry.hu, np.stack([normal * step_mm, row, column], axis=1), origin)
+    warnings = (*geometry.warnings, *volume.warnings)
+    return replace(volume, frames=_numbered(ordered), warnings=warnings)
+
+
+def _frame(found: Slice) -> np.ndarray:
+    assert found.frame is not None  # _check_alike
+    return found.frame
+
+
+def _normal(found: Slice) -> np.ndarray:
+    normal = np.cross(_frame(found)[1], _frame(found)[2])
+    return normal / np.linalg.norm(normal)
+
+
+def _check_alike(slices: Sequence[Slice]) -> None:
+    if lost := [s.name for s in slices if s.frame is None]:
+        raise ValueError(
+            f"{len(lost)} of {len(slices)} slices have no usable position, orientation or pixel spacing in "
+            f"their headers: {listing(lost)}. Take the original files, or move these out of the folder"
+        )
+    if len(slices) < 2:
+        raise ValueError(
+            f"only one slice, {slices[0].name!r}; a volume needs two or more. Give the whole series"
+        )
+    kinds: dict[str, Callable[[Slice], Any]] = {
+        "size": lambda s: " × ".join(map(str, s.pixels.shape[::-1])) + " pixels",
+        "pixel spacing": lambda s: " × ".join(f"{np.linalg.norm(v):.3f}" for v in _frame(s)[1:]) + " mm",
+        "orientation": lambda s: "\\".join(f"{v + 0.0:.2f}" for v in _unit(_frame(s)[1:]).ravel()),
+    }
+    for what, kind in kinds.items():
+        found = [kind(s) for s in slices]
+        (most, _), *others = Counter(found).most_common()
+        if others:
+            odd = [f"{s.name!r} ({its})" for s, its in zip(slices, found, strict=True) if its != most]
+            raise ValueError(
+                f"{len(odd)} of {len(slices)} slices have another {what} than the rest ({most}): "
+                f"{', '.join(odd)}. Scouts and reformatted slices are none of the volume: move them out of "
+                "the folder"
+            )
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _check_steps(ordered: Sequence[Slice], along_mm: np.ndarray) -> None:
+    steps = np.diff(along_mm)
+    names = [s.name for s in ordered]
+    if twice := [f"{names[i]!r} and {names[i + 1]!r}" for i in np.flatnonzero(steps < MIN_STEP_MM)]:
+        raise ValueError(
+            f"slices at the same position: {', '.join(twice)}. Keep one of each, or one acquisition a folder"
+        )
+    median = float(np.median(steps))
+    gaps = np.flatnonzero(steps > MISSING_STEP * median)
+    if gaps.size:
+        where = ", ".join(f"{steps[i]:.2f} mm between {names[i]!r} and {names[i + 1]!r}" for i in gaps)
+        raise ValueError(
+            f"slices are missing: steps of {median:.2f} mm as a rule, but {where}. Complete the series, or "
+            "keep the part above or below the gap"
+        )
+
+
+def _straight(found: _Geometry) -> _Geometry:
+    """Slices moved back within their plane, so that each lies straight below the one before."""
+    low, high = found.offsets.min(axis=0), found.offsets.max(axis=0)
+    if (high - low).max() <= MAX_DRIFT_PIXELS:
+        return found
+    drift_mm = np.hypot(*((high - low) * np.linalg.norm(found.frame[1:], axis=1)))
+    tilt_deg = np.rad2deg(np.arctan2(drift_mm, found.along_mm[-1] - found.along_mm[0]))
+    if tilt_deg > MAX_TILT_DEG:
+        raise ValueError(
+            f"its slices are shifted against each other by {tilt_deg:.0f}°, more than a gantry tilts. "
+            "Take the original series, or resample it"
+        )
+    low, high = np.floor(low), np.ceil(high)
+    (columns, rows), (_, height, width) = (high - low).astype(int), found.hu.shape
+    hu = np.empty((len(found.hu), height + rows, width + columns), found.hu.dtype)
+    for k, (dx, dy) in enumerate(found.offsets - low):
+        move = np.array([[1, 0, dx], [0, 1, dy]])
+        cv2.warpAffine(found.hu[k], move, (hu.shape[2], hu.shape[1]), dst=hu[k], borderValue=AIR_HU)
+    frame = found.frame.copy()
+    frame[0] += low @ frame[1:]
+    note = (
+        f"its slices are shifted against each other by {tilt_deg:.1f}° (gantry tilt); moved back, linear "
+        "between pixels"
+    )
+    return replace(found, hu=hu, frame=frame, warnings=[*found.warnings, note])
+
+
+def _even(found: _Geometry) -> _Geometry:
+    """Slices at even steps, linear between neighbours, where they are not."""
+    steps = np.diff(found.along_mm)
+    median = float(np.median(steps))
+    if np.abs(steps - median).max() <= EVEN_STEPS * median:
+        return found
+    count = round((found.along_mm[-1] - found.along_mm[0]) / median) + 1
+    along_mm = np.linspace(found.along_mm[0], found.along_mm[-1], count)
+    above = np.clip(np.searchsorted(found.along_mm, along_mm, side="right") - 1, 0, len(steps) - 1)
+    share = ((along_mm - found.along_mm[above]) / steps[above]).astype(np.float32)
+    hu = np.empty((count, *found.hu.shape[1:]), found.hu.dtype)
+    for k, (i, w) in enumerate(zip(above, share, strict=True)):
+        mixed = found.hu[i] * (1 - w) + found.hu[i + 1] * w
+        hu[k] = mixed if hu.dtype.kind == "f" else np.rint(mixed)
+    note = (
+        f"its slices lie {steps.min():.2f} to {steps.max():.2f} mm apart; resampled to even steps, linear "
+        "between slices"
+    )
+    return replace(found, hu=hu, along_mm=along_mm, warnings=[*found.warnings, note])
+
+
+def _numbered(slices: Sequence[Slice]) -> dict[int, np.ndarray] | None:
+    """InstanceNumber → frame; None where slices have none, or share one."""
+    numbers = [s.numbers("number", 1) for s in slices]
+    frames = {int(n[0]): _frame(s) for n, s in zip(numbers, slices, strict=True) if n is not None}
+    return frames if len(frames) == len(slices) else None

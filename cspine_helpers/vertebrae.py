@@ -1,0 +1,131 @@
+"""The vertebrae of a label map: where each lies, whether it is wholly in the picture, and in one piece.
+
+A mask that cannot be right is refused, and what was tidied is said:
+
+- C1 … C7 follow each other downwards; else the mask is upside down, or its labels run the other way.
+- Pieces of less than 5 % of a vertebra are removed: they would stretch its box. Larger ones stay up to
+  10 mm from the main piece, as a displaced fragment may lie; beyond that the mask is wrong.
+- A vertebra has cortical bone: where less than a tenth of its voxels reach 150 HU, the mask lies beside it.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.masks import LabelMap
+from cspine_helpers.packing import Box
+from cspine_helpers.volume import Volume
+
+SPECK = 0.05  # of a vertebra's voxels
+MAX_APART_MM = 10.0
+BONE_HU = 150.0
+MIN_BONE = 0.1
+MIN_VOLUME_MM3 = 1000.0  # a tenth of the smallest cervical vertebra
+_FACES = (("cranial", "caudal"), ("front", "back"), ("right", "left"))
+
+
+@dataclass(frozen=True)
+class Vertebra:
+    """One vertebra of a study.
+
+    Attributes:
+        box: half-open index ranges along Z, Y and X.
+        completeness: 1 where it lies wholly in the picture; else 1 minus its cross-section at the edge that
+            cuts it, as a share of its largest cross-section along that axis.
+        warnings: what is odd about it, or was tidied.
+        problem: why it cannot be packed; "" where it can.
+    """
+
+    box: Box
+    completeness: float
+    warnings: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def find_vertebrae(label_map: LabelMap, volume: Volume) -> dict[str, Vertebra]:
+    """Each vertebra that the label map holds, cranial first; specks are removed from the map, in place.
+
+    Raises:
+        ValueError: the vertebrae do not follow each other from C1 downwards.
+    """
+    boxes = {
+        VERTEBRAE[n - 1]: tuple((s.start, s.stop) for s in box)
+        for n, box in enumerate(ndimage.find_objects(label_map.array, max_label=7), start=1)
+        if box is not None
+    }
+    found = {level: _examine(level, box, label_map, volume) for level, box in boxes.items()}
+    middles = {level: sum(vertebra.box[0]) / 2 for level, vertebra in found.items()}
+    wrong = [f"{b} above {a}" for a, b in itertools.pairwise(found) if middles[b] <= middles[a]]
+    if wrong:
+        raise ValueError(
+            f"in the mask lies {', '.join(wrong)}: it is upside down against the CT, or its labels run the "
+            "other way. Look at both in a viewer, and mend the mask's header or the scheme"
+        )
+    return found
+
+
+def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Vertebra:
+    here = label_map.array[_slices(box)]
+    number = VERTEBRAE.index(level) + 1
+    mask = here == number
+    warnings, problem = [], ""
+    pieces, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    if count > 1:
+        sizes = np.bincount(pieces.ravel())[1:]
+        specks = np.flatnonzero(sizes < SPECK * sizes.sum()) + 1
+        if specks.size:
+            small = np.isin(pieces, specks)
+            here[small], mask[small] = 0, False
+            share = sizes[specks - 1].sum() / sizes.sum()
+            warnings.append(f"{specks.size} specks removed ({share:.1%} of its mask)")
+        if count - specks.size > 1:
+            apart_mm = _apart_mm(pieces, int(sizes.argmax()) + 1, specks, volume.spacing_mm)
+            warnings.append(f"in {count - specks.size} pieces, up to {apart_mm:.0f} mm apart")
+            if apart_mm > MAX_APART_MM:
+                problem = (
+                    f"its mask is in {count - specks.size} pieces {apart_mm:.0f} mm apart; mend the mask"
+                )
+        ((inner),) = ndimage.find_objects(mask.astype(np.uint8))
+        box = tuple((low + s.start, low + s.stop) for (low, _), s in zip(box, inner, strict=True))
+        mask = mask[inner]
+    size_mm3 = float(np.count_nonzero(mask) * np.prod(volume.spacing_mm))
+    if size_mm3 < MIN_VOLUME_MM3:
+        problem = problem or f"its mask holds {size_mm3:.0f} mm³, a tenth of a vertebra at most"
+    bone = float((volume.hu[_slices(box)][mask] >= BONE_HU).mean())
+    if bone < MIN_BONE:
+        problem = problem or (
+            f"its mask does not lie on bone ({bone:.0%} of its voxels reach {BONE_HU:g} HU); it is of "
+            "another series, or one of the headers is wrong"
+        )
+    completeness, faces = _completeness(mask, box, label_map.field)
+    if faces:
+        warnings.append(f"cut by the {' and '.join(faces)} edge of the picture")
+    return Vertebra(box, completeness, tuple(warnings), problem)
+
+
+def _slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(*ends) for ends in box)
+
+
+def _apart_mm(
+    pieces: np.ndarray, main: int, specks: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> float:
+    """Largest distance of another piece, specks aside, from the main one."""
+    distance = ndimage.distance_transform_edt(pieces != main, sampling=spacing_mm)
+    others = set(range(1, int(pieces.max()) + 1)) - {main, *specks.tolist()}
+    return max(float(distance[pieces == n].min()) for n in others)
+
+
+def _completeness(mask: np.ndarray, box: Box, field: Box) -> tuple[float, list[str]]:
+    """How much of the vertebra the picture's edges leave, and which of them cut it."""
+    worst, faces = 0.0, []
+    for axis, ((low, high), (start, stop)) in enumerate(zip(box, field, strict=True)):
+        area = mask.sum(axis=tuple(i for i in range(3) if i != axis))
+        for cut, end, face in ((low <= start, area[0], 0), (high >= stop, area[-1], 1)):
+            if cut:
+                worst = max(worst, float(end / area.max()))
+                faces.append(_FACES[axis][face])
+    return 1 - worst, faces

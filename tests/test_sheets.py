@@ -1,0 +1,242 @@
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.packing import PackConfig, PackedVertebra, pack_vertebra
+from cspine_helpers.rendering import render_study
+from cspine_helpers.sheets import COLOURS, contact_sheet
+
+matplotlib.use("Agg")
+
+
+def packed(hu, label_map, spacing_mm, **config):
+    there = [name for number, name in enumerate(VERTEBRAE, 1) if (label_map == number).any()]
+    return {
+        name: pack_vertebra(hu, label_map, spacing_mm, name, PackConfig(size=64, **config)) for name in there
+    }
+
+
+@pytest.fixture(scope="module")
+def study():
+    """A phantom as (volume, label map, pieces)."""
+    phantom = render_study(7, 0, {**dict.fromkeys(VERTEBRAE, 0), "C5": 1})
+    maps = (phantom.volume_hu.astype(np.int16), phantom.label_map, phantom.spacing_mm)
+    return SimpleNamespace(hu=maps[0], spacing_mm=maps[2]), maps[1], packed(*maps)
+
+
+def by_hand(first, stop, rows, columns):
+    """A piece of 3 slices at these places; its picture doesn't matter."""
+    return PackedVertebra(
+        np.zeros((3, 8, 8, 6), np.uint8), np.linspace(first, stop - 1, 3).astype(int), rows, columns, 1.0
+    )
+
+
+def words(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def boxes(axes):
+    return {box.get_edgecolor()[:3]: box.get_bbox().extents.tolist() for box in axes.patches}
+
+
+def notes_of(figure):
+    return figure.texts[1].get_text()
+
+
+def test_boxes_lie_where_the_pieces_were_cut(study):
+    _, _, pieces = study
+    side, front = contact_sheet(*study).axes[:2]
+    for name, piece in pieces.items():
+        first, last = piece.slice_indices[0], piece.slice_indices[-1] + 1
+        colour = to_rgb(COLOURS[name])
+        assert boxes(side)[colour] == [piece.rows[0], first, piece.rows[1], last]
+        assert boxes(front)[colour] == [piece.columns[0], first, piece.columns[1], last]
+    assert len(boxes(side)) == len(boxes(front)) == 7
+
+
+def test_every_box_and_every_slice_bears_its_name(study):
+    side, front, *tiles, about = contact_sheet(*study, title="1.2.3").axes
+    assert words(side)[-7:] == words(front)[-7:] == list(VERTEBRAE)
+    assert [words(axes) for axes in tiles] == [[name] for name in VERTEBRAE]
+    assert words(about)[0] == "7 of 7 packed\n0 notes"
+
+
+def test_slices_are_the_middle_ones_as_packed_with_the_mask_outlined(study):
+    tiles = contact_sheet(*study).axes[2:9]
+    for axes, piece in zip(tiles, study[2].values(), strict=True):
+        middle = piece.array[7]
+        np.testing.assert_array_equal(axes.images[0].get_array(), middle[..., 2])
+        (outline,) = axes.collections
+        ys, xs = np.nonzero(middle[..., 5])
+        low, high = outline.get_paths()[0].get_extents().get_points()
+        np.testing.assert_allclose([low, high], [[xs.min(), ys.min()], [xs.max(), ys.max()]], atol=0.6)
+
+
+def test_a_vertebra_without_a_piece_is_named_in_its_place(study):
+    volume, label_map, pieces = study
+    rest = {name: pieces[name] for name in reversed(VERTEBRAE) if name not in ("C2", "C7")}
+    side, _, *tiles, about = contact_sheet(volume, label_map, rest, notes=["one"]).axes
+    expected = [f"{name} missing" if name in ("C2", "C7") else name for name in VERTEBRAE]
+    assert [text for axes in tiles for text in words(axes)] == expected
+    assert words(side)[-5:] == ["C1", "C3", "C4", "C5", "C6"]
+    assert words(about)[0] == "5 of 7 packed\n1 note"
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_millimetres_are_equally_long_in_every_direction_and_view(study, every):
+    volume, label_map, _ = study
+    z, y, x = volume.spacing_mm
+    spacing = (z * every, y, x * 0.5)  # no two alike
+    coarse = SimpleNamespace(hu=volume.hu[::every], spacing_mm=spacing)
+    pieces = packed(coarse.hu, label_map[::every], spacing)
+    figure = contact_sheet(coarse, label_map[::every], pieces)
+    figure.draw_without_rendering()
+    lengths = []
+    for axes, across in zip(figure.axes[:2], spacing[1:], strict=True):
+        origin, right, down = axes.transData.transform([(0, 0), (10 / across, 0), (0, 10 / spacing[0])])
+        assert (
+            right[0] > origin[0]
+        )  # voxel numbers rise to the right: front, and the patient's right, are left
+        assert down[1] < origin[1]  # and downwards: cranial is up
+        lengths += [right[0] - origin[0], origin[1] - down[1]]
+    np.testing.assert_allclose(lengths, lengths[0], rtol=0.01)
+
+
+@pytest.mark.parametrize(("shape", "at"), [((30, 50, 40), (12, 31, 20)), ((40, 1300, 50), (12, 640, 22))])
+def test_a_voxel_is_seen_at_its_index(shape, at):
+    """In large CTs, which are thinned out, too: there to within the voxels that became one."""
+    hu, label_map = np.full(shape, -1000, np.int16), np.zeros(shape, np.uint8)
+    z, y, x = at
+    hu[z : z + 3, y : y + 3, x : x + 3] = 3000
+    label_map[z : z + 3, y : y + 3, x : x + 3] = 4
+    volume = SimpleNamespace(hu=hu, spacing_mm=(1.0, 0.1, 0.1))
+    pieces = {"C4": by_hand(z, z + 3, (y - 8, y + 11), (x - 8, x + 11))}
+    for axes, across in zip(contact_sheet(volume, label_map, pieces).axes[:2], (y, x), strict=True):
+        (image,) = axes.images
+        picture = image.get_array()
+        assert max(picture.shape) <= 512
+        left, right, bottom, top = image.get_extent()
+        rows, columns = np.nonzero(picture[..., 0] > 0)
+        steps = ((bottom - top) / picture.shape[0], (right - left) / picture.shape[1])
+        assert top + rows.min() * steps[0] == pytest.approx(z, abs=0.01)
+        assert top + (rows.max() + 1) * steps[0] == pytest.approx(z + 3, abs=steps[0])
+        assert left + columns.min() * steps[1] == pytest.approx(across, abs=steps[1])
+        assert left + (columns.max() + 1) * steps[1] == pytest.approx(across + 3, abs=steps[1])
+
+
+@pytest.mark.parametrize("names", [VERTEBRAE, VERTEBRAE[::-1]], ids=["right", "upside down"])
+def test_the_cuts_follow_a_crooked_spine_and_tint_its_masks(names):
+    """Small cubes far apart along Y and X, packed or not: no plane would meet them all."""
+    label_map = np.zeros((90, 80, 100), np.uint8)
+    pieces = {}
+    for place, name in enumerate(names, 1):
+        z, y, x = 12 * place - 6, 10 + 8 * place, 12 * place
+        label_map[z : z + 5, y : y + 5, x : x + 5] = VERTEBRAE.index(name) + 1
+        if name != "C4":
+            pieces[name] = by_hand(z, z + 5, (y - 5, y + 10), (x - 5, x + 10))
+    volume = SimpleNamespace(hu=np.full(label_map.shape, -1000, np.int16), spacing_mm=(1.0, 1.0, 1.0))
+    for axes in contact_sheet(volume, label_map, pieces).axes[:2]:
+        picture = axes.images[0].get_array()
+        tints = np.unique(picture[picture.any(axis=-1)], axis=0)
+        colours = [to_rgb(COLOURS[name]) for name in VERTEBRAE]
+        hues = [tint / tint.max() for tint in tints]
+        for colour in colours:
+            assert any(np.allclose(hue, np.divide(colour, max(colour)), atol=0.01) for hue in hues)
+        assert len(tints) == 7
+
+
+def test_boxes_past_the_edge_are_within_the_picture():
+    volume = SimpleNamespace(hu=np.zeros((40, 50, 40), np.int16), spacing_mm=(1.0, 0.5, 0.5))
+    label_map = np.zeros(volume.hu.shape, np.uint8)
+    label_map[30:40, :, :] = 7
+    pieces = {"C7": by_hand(30, 40, (-20, 75), (-90, 60))}
+    for axes, (start, stop) in zip(
+        contact_sheet(volume, label_map, pieces).axes[:2], ((-20, 75), (-90, 60)), strict=True
+    ):
+        low, high = axes.get_xlim()
+        bottom, top = axes.get_ylim()
+        assert low < start
+        assert stop < high
+        assert bottom > 40
+        assert top == -3  # mm past the cranial edge: C1 … C6 may be anywhere above
+        left, right, *_ = axes.images[0].get_extent()
+        assert (left, right) == (0, volume.hu.shape[1 if start == -20 else 2])
+
+
+def test_a_long_scan_is_shown_around_the_boxes_alone():
+    volume = SimpleNamespace(hu=np.zeros((600, 30, 30), np.int16), spacing_mm=(1.0, 1.0, 1.0))
+    label_map = np.zeros(volume.hu.shape, np.uint8)
+    label_map[200:220] = 3
+    axes = contact_sheet(volume, label_map, {"C3": by_hand(200, 220, (0, 30), (0, 30))}).axes[0]
+    bottom, top = axes.get_ylim()
+    assert (top, bottom) == (200 - 30 - 2 * 18, 220 + 30 + 4 * 18)  # with room for two levels and for four
+    assert axes.images[0].get_array().shape[0] <= bottom - top + 2
+
+
+def test_notes_are_printed_whole_and_within_the_sheet(study):
+    notes = [f"note {i}: " + "the CT ends here, look twice " * 8 for i in range(4)]
+    figure = contact_sheet(*study, title="1.2.826.0.1." * 12, notes=[*notes, "no formula: $\\frac$"])
+    printed = " ".join(notes_of(figure).split())
+    assert printed == " ".join("• " + " ".join(note.split()) for note in [*notes, "no formula: $\\frac$"])
+    figure.draw_without_rendering()
+    sheet = figure.bbox
+    for text in figure.texts:
+        extent = text.get_window_extent()
+        assert sheet.x0 <= extent.x0 < extent.x1 <= sheet.x1
+        assert sheet.y0 <= extent.y0 < extent.y1 <= sheet.y1
+    pictures_end = min(axes.get_window_extent().y0 for axes in figure.axes)
+    assert figure.texts[1].get_window_extent().y1 < pictures_end
+    assert figure.texts[0].get_window_extent().y0 > max(axes.get_window_extent().y1 for axes in figure.axes)
+
+
+@pytest.mark.parametrize("length", [5, 1000])
+def test_notes_that_do_not_fit_are_counted(study, length):
+    notes = [f"n{i} " + "x" * length for i in range(40)]
+    *lines, last = notes_of(contact_sheet(*study, notes=notes)).split("\n")
+    shown = sum(line.startswith("• n") for line in lines)
+    assert shown >= 3
+    assert last == f"and {40 - shown} more"
+    assert len(lines) <= 9
+
+
+def test_a_study_without_any_piece_has_a_sheet(study):
+    volume, label_map, _ = study
+    figure = contact_sheet(volume, np.zeros_like(label_map), {}, notes=["no vertebra was found"])
+    assert [text for axes in figure.axes[2:9] for text in words(axes)] == [f"{n} missing" for n in VERTEBRAE]
+    assert not boxes(figure.axes[0])
+    assert figure.axes[0].images[0].get_array().shape[:2] == label_map.shape[:2]
+    assert figure._repr_png_()
+
+
+def test_wrong_label_maps_are_drawn(study):
+    """Upside down, and vertebrae of one voxel: this is where such mistakes are found."""
+    volume, label_map, _ = study
+    upside_down = np.where(label_map > 0, 8 - label_map, 0).astype(np.uint8)
+    specks = np.zeros_like(label_map)
+    for number in range(1, 8):
+        specks[20 * number, 60, 60] = number
+    for wrong in (upside_down, specks):
+        pieces = packed(volume.hu, wrong, volume.spacing_mm, slices=3)
+        figure = contact_sheet(volume, wrong, pieces)
+        assert len(boxes(figure.axes[1])) == 7
+        assert figure._repr_png_()
+
+
+def test_another_shape_and_unknown_names_are_refused(study):
+    volume, label_map, pieces = study
+    with pytest.raises(ValueError, match=r"one shape; found .*Resample the label map"):
+        contact_sheet(volume, label_map[1:], pieces)
+    with pytest.raises(ValueError, match=r"named C1, .*, C7; found 'T1', 'C8'"):
+        contact_sheet(volume, label_map, {"C1": pieces["C1"], "T1": pieces["C7"], "C8": pieces["C7"]})
+
+
+def test_neither_torch_nor_pyplot_is_needed():
+    code = "import sys, cspine_helpers.sheets; print({'torch', 'matplotlib.pyplot'} & {*sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert loaded.strip() == "set()"
