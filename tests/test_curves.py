@@ -1,7 +1,7 @@
 import matplotlib
 import numpy as np
-import pandas as pd
 import pytest
+from drawn import table_to_draw, texts
 
 from cspine_helpers import curves, metrics
 from cspine_helpers.bands import curve_bands
@@ -10,20 +10,7 @@ from cspine_helpers.labels import UID, VERTEBRAE
 
 @pytest.fixture
 def table():
-    rng = np.random.default_rng(1)
-    label = (rng.random((50, 7)) < 0.15).astype(int)
-    label[0], label[1] = 1, 0
-    rows = [(f"1.{study}", name, "validation") for study in range(50) for name in VERTEBRAE]
-    table = pd.DataFrame(rows, columns=[UID, "vertebra", "split"])
-    return table.assign(label=label.ravel(), probability=np.clip(rng.beta(2, 5, 350), 0, 1))
-
-
-def line(axes, label):
-    return next(found for found in axes.lines if found.get_label() == label)
-
-
-def texts(axes):
-    return " ".join(text.get_text() for text in axes.texts)
+    return table_to_draw()
 
 
 def test_pr_curves_are_those_of_metrics_and_carry_the_operating_point(table):

@@ -2,6 +2,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import line, texts
 
 from cspine_helpers import benefit, calibration, evidence, metrics, prevalence, reliability
 from cspine_helpers.labels import UID, VERTEBRAE
@@ -23,14 +24,6 @@ def table():
 @pytest.fixture
 def mended(table):
     return calibration.apply(calibration.fit_calibrator(made(2), kind="platt", level="patient"), table)
-
-
-def line(axes, label):
-    return next(found for found in axes.lines if found.get_label() == label)
-
-
-def texts(axes):
-    return " ".join(text.get_text() for text in axes.texts)
 
 
 def ends(axes):
