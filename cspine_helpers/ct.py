@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from cspine_helpers import dicom
-from cspine_helpers.itk import NIFTI, read_nifti, simpleitk
+from cspine_helpers.itk import simpleitk
+from cspine_helpers.nifti import NIFTI, read_nifti
 from cspine_helpers.volume import AIR_HU, Volume, in_frame
 
 __all__ = ["Volume", "read_ct", "simpleitk"]
@@ -42,13 +43,11 @@ def read_ct(path: str | Path, *, series: str | None = None) -> Volume:
 
 
 def _read_nifti_ct(path: Path) -> Volume:
-    array, grid, _ = read_nifti(path)
+    array, grid = read_nifti(path, not_finite=AIR_HU)
     if array.dtype.kind == "f":
-        array = np.nan_to_num(array.astype(np.float32), copy=False, nan=AIR_HU, posinf=3071, neginf=AIR_HU)
+        array = array.astype(np.float32, copy=False)
     elif array.dtype != np.int16:
         array = np.clip(array, *_HU_RANGE).astype(np.int16)
-    else:
-        array = array.copy()  # the view ends with SimpleITK's image
     try:
         return in_frame(array, *grid)
     except ValueError as error:

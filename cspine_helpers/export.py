@@ -18,8 +18,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from cspine_helpers import labels, paths, phantom
-from cspine_helpers.itk import NIFTI, reason, simpleitk
+from cspine_helpers.itk import reason, simpleitk
 from cspine_helpers.labels import UID
+from cspine_helpers.nifti import NIFTI
 from cspine_helpers.rendering import Study
 
 IMAGES, SEGMENTATIONS = "train_images", "segmentations"

@@ -74,6 +74,8 @@ def _validate_manifest(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _manifest_problems(table: pd.DataFrame) -> Iterator[str]:
+    if table.empty:  # of a cohort whose studies all failed; its columns have no type
+        return
     yield from uid_problems(table[UID])
     numbers = table[[c for c in (*MANIFEST_COLUMNS[2:-1], "completeness") if c in table.columns]]
     if text := [column for column in numbers if numbers[column].dtype.kind not in "fiu"]:

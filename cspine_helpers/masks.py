@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
-from cspine_helpers.itk import NIFTI, Grid, read_nifti, simpleitk
+from cspine_helpers.itk import simpleitk
 from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.nifti import NIFTI, Grid, read_nifti
 from cspine_helpers.packing import Box
 from cspine_helpers.paths import listing
 from cspine_helpers.volume import Volume, in_frame
@@ -59,22 +61,32 @@ def read_label_map(path: str | Path, volume: Volume, *, scheme: str | Mapping[in
             outside the CT.
     """
     path = Path(path)
-    if not path.is_dir():
-        return _checked(_placed(path, volume, _meanings(scheme)), path)
-    files = {match[1]: file for file in sorted(path.iterdir()) if (match := _ONE_EACH.fullmatch(file.name))}
-    if not files:
+    meanings: dict[Path, Mapping[int, str] | str] = {path: _meanings(scheme)}
+    if path.is_dir():
+        matches = ((_ONE_EACH.fullmatch(file.name), file) for file in sorted(path.iterdir()))
+        meanings = {file: match[1] for match, file in matches if match}
+    if not meanings:
         raise FileNotFoundError(
             f"No mask of a vertebra in {path.name}. One is called vertebrae_C1.nii.gz or C1.nii.gz, and so "
             "on."
         )
-    maps = [_placed(file, volume, vertebra) for vertebra, file in sorted(files.items())]
-    array = maps[0].array
-    for other in maps[1:]:
-        np.copyto(
-            array, other.array, where=array == 0
-        )  # where masks overlap, the upper vertebra keeps the voxel
-    field = tuple((max(m.field[i][0] for m in maps), min(m.field[i][1] for m in maps)) for i in range(3))
-    return _checked(LabelMap(array, field), path)
+    array = np.zeros(volume.hu.shape, np.uint8)
+    fields = [_place(file, volume, meaning, array) for file, meaning in meanings.items()]
+    known = [
+        field for field in fields if field is not None
+    ]  # a segmenter's file of what it did not find is empty
+    if not known:
+        raise ValueError(
+            f"{path.name}: empty, without a voxel above 0. Make it again, or leave the study out."
+        )
+    ends = [[field[axis] for field in known] for axis in range(3)]
+    field = tuple((max(low for low, _ in its), min(high for _, high in its)) for its in ends)
+    if not array.any():
+        raise ValueError(
+            f"{path.name}: no voxel of C1 … C7 lies inside the CT. It is the mask of another study or "
+            "series, or one of the headers is wrong. Look at both in a viewer."
+        )
+    return LabelMap(array, field)
 
 
 def find_mask(folder: Path, uid: str) -> Path | None:
@@ -95,31 +107,30 @@ def _meanings(scheme: str | Mapping[int, str]) -> Mapping[int, str]:
     return scheme
 
 
-def _checked(found: LabelMap, path: Path) -> LabelMap:
-    if any(low >= high for low, high in found.field) or not found.array.any():
-        raise ValueError(
-            f"{path.name}: no voxel of C1 … C7 lies inside the CT. It is the mask of another study or "
-            "series, or one of the headers is wrong. Look at both in a viewer."
-        )
-    return found
+def _place(path: Path, volume: Volume, meaning: Mapping[int, str] | str, array: np.ndarray) -> Box | None:
+    """Write a file's labels as 1–7 into an array on the volume's grid, where that is 0.
 
+    Args:
+        path: NIfTI.
+        volume: the CT.
+        meaning: of labels, or the one vertebra that the file is the mask of.
+        array: of the volume's shape.
 
-def _placed(path: Path, volume: Volume, meaning: Mapping[int, str] | str) -> LabelMap:
-    """Labels 1–7 of one file on the volume's grid; `meaning` is a mask's vertebra, or what labels mean."""
-    array, grid, _image = read_nifti(path)
-    field = _field(volume, array.shape, grid)
-    box = _foreground(array)
+    Returns:
+        Which part of the volume the file's grid covers; None: the file is empty.
+    """
+    values, grid = read_nifti(path)
+    box = _foreground(values)
     if box is None:
-        raise ValueError(
-            f"{path.name}: it is empty, without a voxel above 0. Make it again, or leave the study out."
-        )
-    crop = array[tuple(slice(*ends) for ends in box)]
+        return None
+    crop = values[tuple(slice(*ends) for ends in box)]
     if isinstance(meaning, str):
         labels = (crop > 0.5).astype(np.uint8) * np.uint8(VERTEBRAE.index(meaning) + 1)
     else:
         labels = _translated(crop, meaning, path)
     origin = grid.origin_mm + grid.steps_mm @ np.array([low for low, _ in box])
-    return LabelMap(_on_grid(labels, Grid(grid.steps_mm, origin), volume), field)
+    _on_grid(labels, Grid(grid.steps_mm, origin), volume, array)
+    return _field(volume, values.shape, grid)
 
 
 def _foreground(array: np.ndarray) -> Box | None:
@@ -149,8 +160,10 @@ def _translated(crop: np.ndarray, meanings: Mapping[int, str], path: Path) -> np
         raise ValueError(
             f"{path.name}: values from {crop.min():g} to {crop.max():g} are no labels. Is it the CT?"
         )
-    crop = crop.astype(np.uint16)
-    found = np.flatnonzero(np.bincount(crop.ravel()))
+    small = crop.max() < 256
+    crop = np.ascontiguousarray(crop, dtype=np.uint8 if small else np.uint16)
+    flat, size = crop.reshape(len(crop), -1), 256 if small else 65536
+    found = np.flatnonzero(cv2.calcHist([flat], [0], None, [size], [0, size]))
     unknown = sorted(set(found.tolist()) - set(meanings) - {0})
     there = [label for label in found.tolist() if meanings.get(label) in VERTEBRAE]
     if unknown or not there:
@@ -160,17 +173,17 @@ def _translated(crop: np.ndarray, meanings: Mapping[int, str], path: Path) -> np
             f"{path.name}: {cause} among {listing(found[found > 0].tolist())}, read with {known}. Choose "
             f"another scheme ({listing(SCHEMES)}), or say what each label means."
         )
-    table = np.zeros(int(found[-1]) + 1, np.uint8)
+    table = np.zeros(size, np.uint8)
     for label in there:
         table[label] = VERTEBRAE.index(meanings[label]) + 1
-    return table[crop]
+    return cv2.LUT(flat, table).reshape(crop.shape) if small else table[crop]
 
 
 def _field(volume: Volume, shape: tuple[int, ...], grid: Grid) -> Box:
     """Half-open ranges of the volume's voxels whose middles the mask's grid covers, by its corners."""
     corners = _corners(shape, 0.5)
     indices = volume.indices(grid.origin_mm + corners @ grid.steps_mm.T)
-    low, high = np.ceil(indices.min(axis=0) - 0.5), np.floor(indices.max(axis=0) + 0.5)
+    low, high = np.ceil(indices.min(axis=0) - 1e-6), np.floor(indices.max(axis=0) + 1e-6) + 1
     low, high = np.maximum(low, 0), np.minimum(high, volume.hu.shape)
     return tuple(zip(low.astype(int).tolist(), high.astype(int).tolist(), strict=True))
 
@@ -180,46 +193,45 @@ def _corners(shape: tuple[int, ...], beyond: float = 0.0) -> np.ndarray:
     return np.array(list(itertools.product(*((-beyond, n - 1 + beyond) for n in shape))))
 
 
-def _on_grid(labels: np.ndarray, grid: Grid, volume: Volume) -> np.ndarray:
-    """Labels on the volume's grid: copied where theirs is the same, else the nearest."""
-    array = np.zeros(volume.hu.shape, np.uint8)
-    turned = in_frame(labels, *grid)
+def _on_grid(labels: np.ndarray, grid: Grid, volume: Volume, array: np.ndarray) -> None:
+    """Write labels into an array on the volume's grid: copied where theirs is the same, else the nearest."""
+    try:
+        turned = in_frame(labels, *grid)
+    except ValueError:  # turned too far to be on the volume's grid
+        return _nearest(labels, grid, volume, array)
     corners = _corners(turned.hu.shape)
     found = volume.indices(turned.points(corners))
     low = np.rint(found[0]).astype(int)
-    if np.abs(found - corners - low).max() <= _SAME_GRID:
-        stops = low + turned.hu.shape
-        inside = list(zip(np.maximum(low, 0), np.minimum(stops, array.shape), strict=True))
-        if all(a < b for a, b in inside):
-            here = tuple(slice(a, b) for a, b in inside)
-            there = tuple(slice(a - s, b - s) for (a, b), s in zip(inside, low, strict=True))
-            array[here] = turned.hu[there]
-        return array
+    if np.abs(found - corners - low).max() > _SAME_GRID:
+        return _nearest(labels, grid, volume, array)
+    inside = list(zip(np.maximum(low, 0), np.minimum(low + turned.hu.shape, array.shape), strict=True))
+    if all(a < b for a, b in inside):
+        there = tuple(slice(a - s, b - s) for (a, b), s in zip(inside, low, strict=True))
+        _fill(array[tuple(slice(a, b) for a, b in inside)], turned.hu[there])
+    return None
+
+
+def _nearest(labels: np.ndarray, grid: Grid, volume: Volume, array: np.ndarray) -> None:
+    """Write into each voxel of an array on the volume's grid the label whose voxel it lies in."""
     part = tuple(slice(*ends) for ends in _field(volume, labels.shape, grid))
-    if all(s.start < s.stop for s in part):
-        array[part] = _nearest(labels, grid, volume, part)
-    return array
-
-
-def _nearest(labels: np.ndarray, grid: Grid, volume: Volume, part: tuple[slice, ...]) -> np.ndarray:
-    """For each voxel of a part of the volume, the label whose voxel it lies in; 0 outside."""
+    if any(s.start >= s.stop for s in part):
+        return
     sitk = simpleitk()
     spacing = np.linalg.norm(grid.steps_mm, axis=0)
     image = sitk.GetImageFromArray(labels)
     image.SetSpacing(spacing[::-1].tolist())
     image.SetDirection((grid.steps_mm / spacing)[:, ::-1].ravel().tolist())
     image.SetOrigin(grid.origin_mm.tolist())
-    size: list[int] = [s.stop - s.start for s in reversed(part)]
-    origin = volume.points([[s.start for s in part]])[0].tolist()
-    direction = volume.direction[:, ::-1].ravel().tolist()
-    resampled = sitk.Resample(
-        image,
-        size,
-        sitk.Transform(),
-        sitk.sitkNearestNeighbor,
-        origin,
-        volume.spacing_mm[::-1],
-        direction,
-        0.0,
-    )
-    return sitk.GetArrayFromImage(resampled)
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetNumberOfThreads(1)  # studies are packed in parallel, not parts of one
+    resampler.SetInterpolator(sitk.sitkNearestNeighbor)
+    resampler.SetSize([int(s.stop - s.start) for s in reversed(part)])
+    resampler.SetOutputOrigin(volume.points([[s.start for s in part]])[0].tolist())
+    resampler.SetOutputSpacing(volume.spacing_mm[::-1])
+    resampler.SetOutputDirection(volume.direction[:, ::-1].ravel().tolist())
+    _fill(array[part], sitk.GetArrayViewFromImage(resampler.Execute(image)))
+
+
+def _fill(array: np.ndarray, labels: np.ndarray) -> None:
+    """Write labels where the array is 0: where masks overlap, the upper vertebra's came first and stays."""
+    np.copyto(array, labels, where=array == 0)

@@ -30,7 +30,8 @@ from cspine_helpers.truth import packed_truth
 from cspine_helpers.vertebrae import find_vertebrae
 
 FORMAT = 1
-_CODE = ("ct", "dicom", "itk", "masks", "packer", "packing", "stack", "truth", "vertebrae", "volume")
+_CODE = ("ct", "dicom", "headers", "itk", "masks", "nifti", "packer", "packing", "stack", "truth")
+_CODE += ("vertebrae", "volume")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def pack_study(
         ValueError, OSError: it cannot be packed; says why. What an earlier packing of it left is then gone.
     """
     paths.check_uids([study.uid])
-    hashes = {"source_sha256": hash_of(study.ct), "mask_sha256": hash_of(study.mask)}
+    hashes = {"source_sha256": hash_of(study.ct), "mask_sha256": hash_of(study.mask, named=True)}
     key = _key(study, config, hashes)
     done = read_study(packed, study.uid)
     if done and done["key"] == key and _stands(done, packed) and (sheet is None or sheet.is_file()):
@@ -106,12 +107,18 @@ def forget(packed: Path, uid: str) -> None:
         (packed / f"{uid}_{number}.npy").unlink(missing_ok=True)
 
 
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file; of a folder, that of its files' in order of their values: names do not matter."""
+def hash_of(path: Path, *, named: bool = False) -> str:
+    """SHA-256 of a file; of a folder, that of its files' in order of their values.
+
+    Args:
+        path: the file or folder.
+        named: whether names matter, as of masks that say in them which vertebra they are.
+    """
     if path.is_file():
         return paths.sha256_of(path)
     files = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    return hashlib.sha256("".join(sorted(map(paths.sha256_of, files))).encode()).hexdigest()
+    sums = sorted(paths.sha256_of(file) + (f"  {file.name}\n" if named else "") for file in files)
+    return hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 @cache

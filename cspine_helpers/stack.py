@@ -1,17 +1,17 @@
 """The slices of one CT series, put in order by their positions into a volume: what is repaired, what refused.
 
 - Positions along the slices' normal give the order. Two slices at one position, a gap beyond 1.5 times the
-  median step (a slice is missing), other sizes, pixel spacings or orientations than most: refused.
-- Steps that differ by more than 1 %, but not that far: repaired, linear between neighbours, on even steps.
+  usual step (slices are missing), other sizes, pixel spacings or orientations than most: refused. The usual
+  step is the lower quartile, as a missing slice makes steps longer.
+- Steps that are uneven, but not that far: repaired, linear between neighbours, on even steps.
 - Slices shifted against each other within their plane (a tilted gantry): repaired, moved back by linear
   interpolation on a larger field; what no slice saw is air.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,8 +19,9 @@ import numpy as np
 from cspine_helpers.paths import listing
 from cspine_helpers.volume import AIR_HU, Volume, in_frame
 
-EVEN_STEPS = 0.01  # of the median step: what rounded headers make of even ones
+EVEN_MM, EVEN_STEP = 0.02, 0.01  # off an even grid, in mm and of a step: what rounded headers make of one
 MISSING_STEP = 1.5
+SAME_STEPS = 1e-3  # of a pixel, that pixel spacing and orientation may differ
 MIN_STEP_MM = 0.01  # closer than that, two slices are at one position
 MAX_DRIFT_PIXELS = 0.1  # over the whole series, before it is repaired
 MAX_TILT_DEG = 35.0
@@ -28,12 +29,11 @@ MAX_TILT_DEG = 35.0
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice: file name, `(Y, X)` Hounsfield units, header texts, and what to warn of."""
+    """One slice without its pixels: file name, size as (rows, columns), header texts."""
 
     name: str
-    pixels: np.ndarray
+    shape: tuple[int, ...]
     tags: dict[str, str | None]
-    note: str = ""
 
     def numbers(self, tag: str, count: int) -> np.ndarray | None:
         """The numbers of a header; None where it has not so many finite ones."""
@@ -45,7 +45,7 @@ class Slice:
 
     @cached_property
     def frame(self) -> np.ndarray | None:
-        """(3, 3) rows: patient coordinates of the first pixel's middle, step per column, per row.
+        """(3, 3) rows: patient coordinates of the first pixel's middle, step per column, per row; or None.
 
         Source: DICOM PS3.3 section C.7.6.2.1.1 (Image Position, Image Orientation, Pixel Spacing).
         """
@@ -75,21 +75,31 @@ class _Geometry:
     warnings: list[str] = field(default_factory=list)
 
 
-def stack(slices: Sequence[Slice]) -> Volume:
+def stack(slices: Sequence[Slice], pixels: Sequence[np.ndarray] | np.ndarray) -> Volume:
     """A volume from the slices of one series, in any order.
+
+    Args:
+        slices: their headers.
+        pixels: (Y, X) Hounsfield units of each, or all in one array, which is used as it is where it can be.
 
     Raises:
         ValueError: they make no volume; says which and why, as a clause without a full stop.
     """
     _check_alike(slices)
     normal = _normal(slices[0])
-    ordered = sorted(slices, key=lambda s: float(_frame(s)[0] @ normal))
-    along_mm = np.array([_frame(s)[0] @ normal for s in ordered])
+    along_mm = np.array([_frame(s)[0] @ normal for s in slices])
+    if along_mm[0] > along_mm[-1]:
+        normal, along_mm = -normal, -along_mm  # as they came, if that is an order: no pixel is moved
+    order = np.argsort(along_mm, kind="stable")
+    ordered, along_mm = [slices[i] for i in order], along_mm[order]
     _check_steps(ordered, along_mm)
     origin, column, row = _frame(ordered[0])
     drift_mm = np.array([_frame(s)[0] - origin for s in ordered]) - np.outer(along_mm - along_mm[0], normal)
     offsets = np.stack([drift_mm @ step / (step @ step) for step in (column, row)], axis=1)
-    hu = np.stack([s.pixels for s in ordered])
+    if isinstance(pixels, np.ndarray) and (np.diff(order) == 1).all():
+        hu = pixels
+    else:
+        hu = np.stack([pixels[i] for i in order])
     geometry = _Geometry(hu, along_mm, offsets, _frame(ordered[0]), normal)
     geometry = _even(_straight(geometry))
     step_mm = (geometry.along_mm[-1] - geometry.along_mm[0]) / (len(geometry.along_mm) - 1)
@@ -119,25 +129,32 @@ def _check_alike(slices: Sequence[Slice]) -> None:
         raise ValueError(
             f"only one slice, {slices[0].name!r}; a volume needs two or more. Give the whole series"
         )
-    kinds: dict[str, Callable[[Slice], Any]] = {
-        "size": lambda s: " × ".join(map(str, s.pixels.shape[::-1])) + " pixels",
-        "pixel spacing": lambda s: " × ".join(f"{np.linalg.norm(v):.3f}" for v in _frame(s)[1:]) + " mm",
-        "orientation": lambda s: "\\".join(f"{v + 0.0:.2f}" for v in _unit(_frame(s)[1:]).ravel()),
-    }
-    for what, kind in kinds.items():
-        found = [kind(s) for s in slices]
-        (most, _), *others = Counter(found).most_common()
-        if others:
-            odd = [f"{s.name!r} ({its})" for s, its in zip(slices, found, strict=True) if its != most]
-            raise ValueError(
-                f"{len(odd)} of {len(slices)} slices have another {what} than the rest ({most}): "
-                f"{', '.join(odd)}. Scouts and reformatted slices are none of the volume: move them out of "
-                "the folder"
-            )
+    size, _ = Counter(s.shape for s in slices).most_common(1)[0]
+    odd = [f"{s.name!r} ({_by(s.shape)} pixels)" for s in slices if s.shape != size]
+    _refuse_odd("size", f"{_by(size)} pixels", odd, len(slices))
+    steps = np.array([_frame(s)[1:] for s in slices])  # (N, 2, 3) mm
+    usual = np.median(steps, axis=0)
+    apart = np.abs(steps - usual).max(axis=(1, 2)) > SAME_STEPS * np.linalg.norm(usual, axis=1).max()
+    odd = [f"{slices[i].name!r} ({_axes(steps[i])})" for i in np.flatnonzero(apart).tolist()]
+    _refuse_odd("pixel spacing or orientation", _axes(usual), odd, len(slices))
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def _refuse_odd(what: str, usual: str, odd: list[str], total: int) -> None:
+    if odd:
+        raise ValueError(
+            f"{len(odd)} of {total} slices have another {what} than the rest ({usual}): {', '.join(odd)}. "
+            "Scouts and reformatted slices are none of the volume: move them out of the folder"
+        )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, reversed(shape)))
+
+
+def _axes(steps: np.ndarray) -> str:
+    lengths = np.linalg.norm(steps, axis=1)
+    cosines = "\\".join(f"{value + 0.0:.3f}" for value in (steps / lengths[:, None]).ravel())
+    return f"{lengths[0]:.3f} × {lengths[1]:.3f} mm, {cosines}"
 
 
 def _check_steps(ordered: Sequence[Slice], along_mm: np.ndarray) -> None:
@@ -147,12 +164,12 @@ def _check_steps(ordered: Sequence[Slice], along_mm: np.ndarray) -> None:
         raise ValueError(
             f"slices at the same position: {', '.join(twice)}. Keep one of each, or one acquisition a folder"
         )
-    median = float(np.median(steps))
-    gaps = np.flatnonzero(steps > MISSING_STEP * median)
+    usual = float(np.quantile(steps, 0.25, method="lower"))
+    gaps = np.flatnonzero(steps > MISSING_STEP * usual)
     if gaps.size:
         where = ", ".join(f"{steps[i]:.2f} mm between {names[i]!r} and {names[i + 1]!r}" for i in gaps)
         raise ValueError(
-            f"slices are missing: steps of {median:.2f} mm as a rule, but {where}. Complete the series, or "
+            f"slices are missing: steps of {usual:.2f} mm as a rule, but {where}. Complete the series, or "
             "keep the part above or below the gap"
         )
 
@@ -187,11 +204,12 @@ def _straight(found: _Geometry) -> _Geometry:
 def _even(found: _Geometry) -> _Geometry:
     """Slices at even steps, linear between neighbours, where they are not."""
     steps = np.diff(found.along_mm)
-    median = float(np.median(steps))
-    if np.abs(steps - median).max() <= EVEN_STEPS * median:
+    first, last, usual = found.along_mm[0], found.along_mm[-1], float(np.median(steps))
+    even = np.linspace(first, last, len(found.along_mm))
+    if np.abs(found.along_mm - even).max() <= max(EVEN_MM, EVEN_STEP * usual):
         return found
-    count = round((found.along_mm[-1] - found.along_mm[0]) / median) + 1
-    along_mm = np.linspace(found.along_mm[0], found.along_mm[-1], count)
+    count = round((last - first) / usual) + 1
+    along_mm = np.linspace(first, last, count)
     above = np.clip(np.searchsorted(found.along_mm, along_mm, side="right") - 1, 0, len(steps) - 1)
     share = ((along_mm - found.along_mm[above]) / steps[above]).astype(np.float32)
     hu = np.empty((count, *found.hu.shape[1:]), found.hu.dtype)

@@ -4,6 +4,7 @@ python -m cspine_helpers.studies --cohort rsna2022
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,10 +15,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from cspine_helpers import paths
-from cspine_helpers.itk import NIFTI, simpleitk
+from cspine_helpers.itk import simpleitk
 from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, read_boxes, read_labels
 from cspine_helpers.manifest import MANIFEST_COLUMNS, PROVENANCE_COLUMNS, write_manifest
 from cspine_helpers.masks import SCHEMES, find_mask
+from cspine_helpers.nifti import NIFTI
 from cspine_helpers.packer import StudyFiles, forget, pack_study, packer_version, sentence
 from cspine_helpers.packing import PackConfig
 from cspine_helpers.records import write_sealed
@@ -26,6 +28,7 @@ from cspine_helpers.truth import PACKED_BOX_COLUMNS, write_packed_boxes
 
 REPORT_COLUMNS = (UID, "status", "sequences", "message")
 SETTINGS = "packing.json"
+_UNFINISHED = re.compile(r"\..+(\.\w+)\.\w{8}\1")  # by paths.atomic_path: .1.2.3_1.npy.a1b2c3d4.npy
 _MAX_STATUS = 99  # exit statuses beyond 125 have meanings of their own
 
 
@@ -55,12 +58,16 @@ class PackSource:
 
         Raises:
             FileNotFoundError: there are none.
+            ValueError: one is there twice.
         """
         found: dict[str, Path] = {}
         for path in sorted(self.images.iterdir()) if self.images.is_dir() else ():
             suffix = next((s for s in NIFTI if path.name.endswith(s)), "")
             if not path.name.startswith(".") and (path.is_dir() or suffix):
-                found[path.name.removesuffix(suffix)] = path
+                uid = path.name.removesuffix(suffix)
+                if uid in found:
+                    raise ValueError(f"{path.name} and {found[uid].name} are one study. Keep one of them.")
+                found[uid] = path
         if not found:
             raise FileNotFoundError(
                 f"No study in {self.images}: it needs a folder with a DICOM series, or a NIfTI file, for "
@@ -96,6 +103,7 @@ def pack_cohort(
     Raises:
         FileNotFoundError: there is no study.
         ImportError: SimpleITK is not installed.
+        ValueError: a study is there twice, or the tables of labels or boxes cannot be used.
         BlockingIOError: another process packs this cohort.
     """
     import joblib
@@ -104,6 +112,7 @@ def pack_cohort(
     source, config, packed = source or PackSource.of(folder), config or PackConfig(), folder / "packed"
     studies = list(_studies(source, folder))
     with paths.exclusive(folder / ".packing.lock", f"packing {folder.name}"):
+        _remove_unfinished(packed, packed / "studies", *([sheets] if sheets else ()))
         job = joblib.delayed(_packed_or_failed)
         jobs = (job(study, packed, config, sheets and sheets / f"{study.uid}.png") for study in studies)
         done = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(jobs)
@@ -124,22 +133,32 @@ def _studies(source: PackSource, folder: Path) -> Iterator[StudyFiles]:
         yield StudyFiles(uid, path, mask, source.scheme, series, known.get(uid), its)
 
 
+def _remove_unfinished(*folders: Path) -> None:
+    """Remove what a process that was killed had not written to its end."""
+    for folder in folders:
+        for path in folder.glob(".*"):
+            if _UNFINISHED.fullmatch(path.name):
+                path.unlink()
+
+
 def _packed_or_failed(
     study: StudyFiles, packed: Path, config: PackConfig, sheet: Path | None
 ) -> dict[str, Any]:
     """A study's record; of one that failed, with the reason and without sequences."""
     try:
+        paths.check_uids([study.uid])
         if not study.mask.exists():
             name = f"{study.mask.parent.name}/{study.mask.name}"
             raise FileNotFoundError(
                 f"no mask at {name}, nor as .nii or a folder. README says how to make masks."
             )
         return pack_study(study, packed, config, sheet=sheet)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # of whatever kind: the other studies go on
         forget(packed, study.uid)
         if sheet is not None:
             sheet.unlink(missing_ok=True)
-        message = str(error) or type(error).__name__
+        foreseen = isinstance(error, ValueError | OSError) and str(error)
+        message = foreseen or f"{type(error).__name__}: {error}".removesuffix(": ")
         return {"uid": study.uid, "rows": [], "boxes": [], "files": {}, "error": message}
 
 

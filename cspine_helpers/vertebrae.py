@@ -33,6 +33,7 @@ class Vertebra:
 
     Attributes:
         box: half-open index ranges along Z, Y and X.
+        middle: of its largest piece along Z, in voxels: a stray piece far away does not move it.
         completeness: 1 where it lies wholly in the picture; else 1 minus its cross-section at the edge that
             cuts it, as a share of its largest cross-section along that axis.
         warnings: what is odd about it, or was tidied.
@@ -40,6 +41,7 @@ class Vertebra:
     """
 
     box: Box
+    middle: float
     completeness: float
     warnings: tuple[str, ...] = ()
     problem: str = ""
@@ -57,8 +59,7 @@ def find_vertebrae(label_map: LabelMap, volume: Volume) -> dict[str, Vertebra]:
         if box is not None
     }
     found = {level: _examine(level, box, label_map, volume) for level, box in boxes.items()}
-    middles = {level: sum(vertebra.box[0]) / 2 for level, vertebra in found.items()}
-    wrong = [f"{b} above {a}" for a, b in itertools.pairwise(found) if middles[b] <= middles[a]]
+    wrong = [f"{b} above {a}" for a, b in itertools.pairwise(found) if found[b].middle <= found[a].middle]
     if wrong:
         raise ValueError(
             f"in the mask lies {', '.join(wrong)}: it is upside down against the CT, or its labels run the "
@@ -72,17 +73,21 @@ def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Verte
     number = VERTEBRAE.index(level) + 1
     mask = here == number
     warnings, problem = [], ""
+    middle = sum(box[0]) / 2
     pieces, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     if count > 1:
         sizes = np.bincount(pieces.ravel())[1:]
-        specks = np.flatnonzero(sizes < SPECK * sizes.sum()) + 1
+        main = int(sizes.argmax()) + 1
+        largest = ndimage.find_objects(pieces)[main - 1][0]
+        middle = box[0][0] + (largest.start + largest.stop) / 2
+        specks = np.flatnonzero((sizes < SPECK * sizes.sum()) & (sizes < sizes.max())) + 1
         if specks.size:
             small = np.isin(pieces, specks)
             here[small], mask[small] = 0, False
             share = sizes[specks - 1].sum() / sizes.sum()
-            warnings.append(f"{specks.size} specks removed ({share:.1%} of its mask)")
+            warnings.append(f"specks removed: {specks.size} ({share:.1%} of its mask)")
         if count - specks.size > 1:
-            apart_mm = _apart_mm(pieces, int(sizes.argmax()) + 1, specks, volume.spacing_mm)
+            apart_mm = _apart_mm(pieces, main, specks, volume.spacing_mm)
             warnings.append(f"in {count - specks.size} pieces, up to {apart_mm:.0f} mm apart")
             if apart_mm > MAX_APART_MM:
                 problem = (
@@ -103,7 +108,7 @@ def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Verte
     completeness, faces = _completeness(mask, box, label_map.field)
     if faces:
         warnings.append(f"cut by the {' and '.join(faces)} edge of the picture")
-    return Vertebra(box, completeness, tuple(warnings), problem)
+    return Vertebra(box, middle, completeness, tuple(warnings), problem)
 
 
 def _slices(box: Box) -> tuple[slice, ...]:

@@ -1,0 +1,128 @@
+"""NIfTI files, CT and masks alike: read whole or refused, with the one orientation that the header holds.
+
+SimpleITK reads what is left of a file that was cut off without a word, and takes one of the two orientations
+that a header may hold; both are looked at here.
+"""
+
+import gzip
+import itertools
+import zlib
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+import numpy as np
+
+from cspine_helpers.itk import reason, simpleitk
+
+NIFTI = (".nii", ".nii.gz")
+_FLOATS = {"16": "f4", "64": "f8"}  # datatype codes
+_APART = 0.1  # of a voxel, that the two orientations may lie apart anywhere; headers are shown with 6 digits
+_CHUNK = 1 << 22
+
+
+class Grid(NamedTuple):
+    """Where the voxels of an array lie: (3, 3) whose columns are steps along its axes, and (3,) its origin.
+
+    Both in patient coordinates (LPS, mm); the array's axes are in NumPy's order, the file's last axis first.
+    """
+
+    steps_mm: np.ndarray
+    origin_mm: np.ndarray
+
+
+def read_nifti(path: Path, *, not_finite: float = 0.0) -> tuple[np.ndarray, Grid]:
+    """A NIfTI file's values, and where they lie.
+
+    Args:
+        path: the file.
+        not_finite: value that takes the place of NaN and infinities.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, is cut off, not 3-D, or its header does not say where the patient is.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"No file at {path}. Check its name; NIfTI ends in {' or '.join(NIFTI)}.")
+    sitk = simpleitk()
+    try:
+        image = sitk.ReadImage(str(path), imageIO="NiftiImageIO")
+    except RuntimeError as error:
+        raise ValueError(f"{path.name}: {_unreadable(error)}.") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise ValueError(
+            f"{path.name}: {image.GetSize()} values; one 3-D volume is needed. Take one volume of it."
+        )
+    header = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    array = sitk.GetArrayFromImage(image)
+    try:
+        _check_place(header, image)
+        _check_whole(path, header, array, not_finite)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}.") from None
+    steps = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    return array, Grid(steps[:, ::-1], np.array(image.GetOrigin()))
+
+
+def _unreadable(error: Exception) -> str:
+    if "orthonormal" in str(error):
+        return (
+            "its axes are not at right angles (a sheared affine, as of a tilted gantry). Read the DICOM "
+            "series instead, or resample it to a straight grid"
+        )
+    return f"it cannot be read as NIfTI, and may be cut off or damaged ({reason(error)}). Copy it again"
+
+
+def _check_place(header: dict[str, str], image: Any) -> None:
+    """Refuse a header that says nothing or two things of where the voxels lie."""
+    sizes = [header.get(f"pixdim[{axis}]", "nan") for axis in (1, 2, 3)]
+    if not all(0 < float(size) < np.inf for size in sizes):
+        raise ValueError(f"its voxel size is {' × '.join(sizes)} mm. Mend its header")
+    has_q, has_s = (header.get(f"{form}_code", "0") != "0" for form in ("qform", "sform"))
+    if not (has_q or has_s):
+        raise ValueError(
+            "its header does not say how the patient lies (qform and sform codes are both 0). Convert the "
+            "DICOM series again with a tool that writes them"
+        )
+    if not has_s:
+        return
+    rows = np.array([[float(part) for part in header[f"srow_{axis}"].split()] for axis in "xyz"])  # RAS
+    rows[:2] *= -1
+    corners = np.array(list(itertools.product(*((0, size - 1) for size in image.GetSize()))))
+    there = np.array(
+        [image.TransformContinuousIndexToPhysicalPoint(c.tolist()) for c in corners.astype(float)]
+    )
+    apart_mm = np.linalg.norm(corners @ rows[:, :3].T + rows[:, 3] - there, axis=1).max()
+    if apart_mm > _APART * min(image.GetSpacing()):
+        raise ValueError(
+            f"its header holds two orientations, qform and sform, that lie up to {apart_mm:.1f} mm apart. "
+            "Find out which is right, and write it into both"
+        )
+
+
+def _check_whole(path: Path, header: dict[str, str], array: np.ndarray, not_finite: float) -> None:
+    """Refuse a file that ends early or whose checksum is wrong; put `not_finite` into the array, in place."""
+    start = int(float(header["vox_offset"]))
+    size = int(header["bitpix"]) // 8 * array.size
+    if path.suffix != ".gz" and path.stat().st_size < start + size:
+        raise ValueError(
+            f"cut off: {path.stat().st_size} bytes, where its header declares {start + size}. Copy it again"
+        )
+    kind = _FLOATS.get(header["datatype"])
+    if path.suffix != ".gz" and kind is None:
+        return
+    with cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else open(path, "rb") as file:
+        try:
+            order = "<" if int.from_bytes(file.read(4), "little") in (348, 540) else ">"
+            file.seek(start)
+            for plane in array:
+                content = file.read(size // len(array))
+                if len(content) < size // len(array):
+                    raise EOFError("its header declares more")
+                if kind:
+                    plane[~np.isfinite(np.frombuffer(content, order + kind)).reshape(plane.shape)] = (
+                        not_finite
+                    )
+            while file.read(_CHUNK):  # to the end, where the checksum is
+                pass
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"cut off or damaged ({error}). Copy it again") from error

@@ -1,0 +1,611 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scans
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import (
+    BasicTextSRStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    MediaStorageDirectoryStorage,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
+from scans import FRAME, affine_of, assert_private, edit, excerpt, positions, refusal, write_dicom
+
+from cspine_helpers.dicom import read_series
+from cspine_helpers.packing import PackConfig, pack_vertebra
+
+SPACING = (1.25, 0.75, 0.5)  # exact in binary, so that positions compare without tolerance
+BONE = PackConfig(slices=5, size=48)
+
+
+def body(shape=(10, 24, 20), seed=0) -> np.ndarray:
+    """Noise around soft tissue with bone in it: whole HU from -1024 to 1500, no two slices alike."""
+    rng = np.random.default_rng(seed)
+    hu = rng.integers(-150, 150, shape)
+    hu[:, :3] = rng.integers(-1024, -900, (shape[0], 3, shape[2]))
+    hu[:, 10:14, 8:12] = rng.integers(300, 1500, (shape[0], 4, 4))
+    return hu.astype(np.int16)
+
+
+def block_at(hu: np.ndarray) -> np.ndarray:
+    """A mask with one vertebra, C3, that nearly fills the volume."""
+    labels = np.zeros(hu.shape, np.uint8)
+    labels[2:-2, 4:-4, 4:-4] = 3
+    return labels
+
+
+def same_place(volume, spacing, *, direction=FRAME, origin=scans.ORIGIN) -> None:
+    np.testing.assert_allclose(volume.spacing_mm, spacing, rtol=1e-9)
+    np.testing.assert_allclose(volume.direction, direction, atol=1e-9)
+    np.testing.assert_allclose(volume.origin_mm, origin, atol=1e-6)
+
+
+@pytest.mark.parametrize("orientation", ["IPL", "SPL", "IAR", "SAR", "LPI", "RSP", "AIL", "PSR"])
+def test_order_and_place_come_from_headers_whatever_runs_along_the_slices(tmp_path, orientation):
+    """Names shuffled; slices from either end; rows and columns either way; sagittal and coronal series."""
+    scan = excerpt()
+    write_dicom(tmp_path, scan.hu, scan.spacing_mm, orientation=orientation)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, scan.hu)
+    assert volume.hu.dtype == np.int16
+    same_place(volume, scan.spacing_mm)
+    assert volume.warnings == ()
+
+
+@pytest.mark.parametrize("upside_down", [False, True])
+def test_neither_names_nor_instance_numbers_set_the_order(tmp_path, upside_down):
+    """Half the RSNA studies that run the other way have names and numbers that agree with each other."""
+    hu = body()
+    order = np.arange(len(hu))[:: -1 if upside_down else 1] + 1
+    write_dicom(tmp_path, hu, SPACING, names=[f"{n}.dcm" for n in order], numbers=order)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    same_place(volume, SPACING)
+    assert sorted(volume.frames) == sorted(order)
+
+
+def test_names_without_an_ending_and_what_the_system_leaves_in_folders_are_no_matter(tmp_path):
+    hu = body()
+    write_dicom(tmp_path, hu, SPACING, names=[f"CT.1.3.12.{9 - z}" for z in range(len(hu))])
+    (tmp_path / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (tmp_path / "._CT.1.3.12.4").write_bytes(b"\0\5\26\7")
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ()
+
+
+@pytest.mark.parametrize("turn", [np.eye(3), scans.rotation(12, -7, 20)], ids=["straight", "oblique"])
+def test_frames_lead_from_an_instance_number_to_the_patient(tmp_path, turn):
+    hu, direction = body(), turn @ FRAME
+    numbers = list(range(40, 40 - len(hu), -1))
+    write_dicom(tmp_path, hu, SPACING, direction=direction, orientation="SPL", numbers=numbers)
+    volume = read_series(tmp_path)
+    affine = affine_of(SPACING, direction=direction)
+    assert sorted(volume.frames) == sorted(numbers)
+    for z in range(len(hu)):
+        first, column, row = volume.frames[numbers[len(hu) - 1 - z]]
+        there = first + 7 * column + 11 * row  # column 7, row 11 of the file's picture
+        np.testing.assert_allclose(there, positions(affine, np.array([z, 11, 7])), atol=1e-6)
+        np.testing.assert_allclose(volume.indices(there[None]), [[z, 11, 7]], atol=1e-6)
+
+
+def test_no_frames_where_instance_numbers_are_shared_or_missing(tmp_path):
+    write_dicom(tmp_path / "shared", body(), SPACING, numbers=[1] * 10)
+    assert read_series(tmp_path / "shared").frames is None
+    write_dicom(tmp_path / "none", body(), SPACING, extra=lambda ds, _: ds.__delattr__("InstanceNumber"))
+    assert read_series(tmp_path / "none").frames is None
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("intercept", [-1024, -1200, 0, -1024.5])
+@pytest.mark.parametrize("slope", [1, 2, 0.5, 0.1])
+def test_hounsfield_units_survive_slope_intercept_and_storage(tmp_path, slope, intercept, signed):
+    hu = body()[:4] // 2 * 2 + (intercept % 2)  # whole steps of every slope
+    if intercept == 0 and not signed:
+        hu = np.abs(hu)
+    write_dicom(tmp_path, hu, SPACING, slope=slope, intercept=intercept, signed=signed)
+    volume = read_series(tmp_path)
+    np.testing.assert_allclose(volume.hu, hu, atol=1e-3)
+    if float(slope).is_integer() and float(intercept).is_integer():
+        np.testing.assert_array_equal(volume.hu, hu)
+        assert volume.hu.dtype == np.int16
+    else:
+        assert volume.hu.dtype == np.float32
+
+
+def test_every_slice_has_its_own_slope_and_intercept(tmp_path):
+    """As PET/CT and some reconstructions write them."""
+    hu = body()
+
+    def own(ds, z):
+        stored = np.frombuffer(ds.PixelData, np.uint16)
+        ds.RescaleIntercept = -1024 - 10 * z
+        ds.PixelData = (stored + 10 * z).astype(np.uint16).tobytes()
+
+    write_dicom(tmp_path, hu, SPACING, extra=own)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+def test_twelve_bits_stored_are_read_without_what_stands_above_them(tmp_path):
+    hu = body()
+
+    def twelve(ds, _):
+        ds.BitsStored, ds.HighBit = 12, 11
+
+    write_dicom(tmp_path, hu, SPACING, extra=twelve)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+def test_a_lost_intercept_is_said(tmp_path):
+    def lose(ds, _):
+        del ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType
+
+    hu = body()
+    write_dicom(tmp_path, hu, SPACING, signed=True, intercept=0, extra=lose)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert any("no rescale intercept" in warning for warning in volume.warnings)
+
+
+PADDING = {
+    "signed": {"signed": True, "padding": -2000},
+    "signed, intercept 0": {"signed": True, "padding": -2000, "intercept": 0},
+    "signed, lowest": {"signed": True, "padding": -32768},
+    "unsigned": {"padding": 63536},
+    "unsigned, slope 2": {"padding": 63536, "slope": 2},
+    "unsigned, intercept 0 of a shifted scanner": {"padding": 63536, "intercept": -2048},
+    "unsigned, highest": {"padding": 65535},
+    "unsigned, zero": {"padding": 0},
+    "fractional slope": {"padding": 63536, "slope": 0.5},
+    "fractional slope, signed": {"padding": -30000, "slope": 0.5, "signed": True},
+}
+
+
+@pytest.mark.parametrize("options", PADDING.values(), ids=PADDING)
+def test_padding_outside_the_field_of_view_is_air_in_the_picture(tmp_path, options):
+    hu = body((10, 40, 36)) // 2 * 2
+    _, y, x = np.indices(hu.shape)
+    padded = (y - 20) ** 2 + (x - 18) ** 2 > 16**2
+    write_dicom(tmp_path, hu, SPACING, padded=padded, **options)
+    volume = read_series(tmp_path)
+    np.testing.assert_allclose(volume.hu[~padded], hu[~padded], atol=1e-3)
+    assert volume.hu[padded].max() <= -1000
+    packed = [
+        pack_vertebra(values, block_at(hu), SPACING, "C3", BONE).array
+        for values in (volume.hu, np.where(padded, -1024, hu).astype(volume.hu.dtype))
+    ]
+    np.testing.assert_array_equal(*packed)
+
+
+@pytest.mark.parametrize(
+    ("padding", "limit", "signed"),
+    [(-2000, -1500, True), (63536, 65535, False), (65535, 63536, False), (-1500, -2000, True)],
+)
+def test_a_range_of_padding_values_is_air_too(tmp_path, padding, limit, signed):
+    """From the padding value to PixelPaddingRangeLimit, whichever is larger."""
+    hu = body()
+    padded = np.zeros(hu.shape, bool)
+    padded[:, -6:] = True
+    options = {"padding": padding, "padding_limit": limit, "signed": signed, "intercept": -1024}
+    low, high = sorted((padding, limit))
+    values = np.random.default_rng(1).integers(low, high + 1, hu.shape[1:])
+
+    def vary(ds, _):
+        kind = np.int16 if signed else np.uint16
+        pixels = np.frombuffer(ds.PixelData, kind).reshape(hu.shape[1:])
+        ds.PixelData = np.where(padded[0], values, pixels).astype(kind).tobytes()
+
+    write_dicom(tmp_path, hu, SPACING, padded=padded, extra=vary, **options)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu[~padded], hu[~padded])
+    assert set(np.unique(volume.hu[padded])) == {-1024}
+
+
+def test_a_padding_value_that_tissue_has_is_left_and_said(tmp_path):
+    hu = body()
+    write_dicom(tmp_path, hu, SPACING, padding=1024)  # 0 HU
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert ["padding" in warning and "0 HU" in warning for warning in volume.warnings] == [True]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        ImplicitVRLittleEndian,
+        ExplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        DeflatedExplicitVRLittleEndian,
+        RLELossless,
+        JPEGLosslessSV1,
+        JPEG2000Lossless,
+    ],
+    ids=lambda uid: uid.name[:24],
+)
+def test_lossless_transfer_syntaxes_give_the_same_hounsfield_units(tmp_path, syntax, signed):
+    """JPEG Lossless and JPEG 2000 are those of RSNA 2022."""
+    hu = body((5, 33, 41))
+    write_dicom(tmp_path, hu, SPACING, signed=signed, transfer_syntax=syntax)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    same_place(volume, SPACING)
+
+
+# Geometry that is repaired by a stated rule.
+
+
+def blobs(affine: np.ndarray, shape: tuple[int, ...], points: np.ndarray) -> np.ndarray:
+    """HU of a scene that exists outside any grid: soft tissue, and a round bright spot at each LPS point."""
+    there = positions(affine, np.moveaxis(np.indices(shape), 0, -1))
+    hu = np.full(shape, 40.0)
+    for point in points:
+        hu += 2000 * np.exp(-((there - point) ** 2).sum(axis=-1) / (2 * 3.0**2))
+    hu[:, :2] = -100
+    return np.rint(hu).astype(np.int16)
+
+
+def spot(hu: np.ndarray, near: np.ndarray, *, reach=6) -> np.ndarray:
+    """(3,) voxel index of the middle of the brightness around `near`, found from the values alone."""
+    low = np.maximum(np.rint(near).astype(int) - reach, 0)
+    region = hu[tuple(slice(a, a + 2 * reach + 1) for a in low)].astype(float)
+    weight = np.clip(region - 400, 0, None)
+    assert weight.max() > 1000
+    return low + np.array([(weight * axis).sum() / weight.sum() for axis in np.indices(region.shape)])
+
+
+def tilted(degrees: float) -> np.ndarray:
+    """Steps of a gantry leaning by `degrees`: slices lean, the table still moves along the patient."""
+    angle = np.deg2rad(degrees)
+    return np.array([[0.0, 0.0, 1.0], [0.0, np.cos(angle), 0.0], [-1.0, np.sin(angle), 0.0]])
+
+
+@pytest.mark.parametrize("orientation", ["IPL", "SPL"])
+@pytest.mark.parametrize("degrees", [-22.0, 8.0, 20.0])
+def test_a_tilted_gantry_is_straightened_and_said(tmp_path, degrees, orientation):
+    spacing, direction, shape = (1.5, 0.9, 0.7), tilted(degrees), (36, 60, 50)
+    affine = affine_of(spacing, direction=direction)
+    points = positions(affine, np.array([[8, 30, 12], [17, 44, 25], [27, 18, 38.0]]))
+    hu = blobs(affine, shape, points)
+
+    def say(ds, _):
+        ds.GantryDetectorTilt = degrees
+
+    write_dicom(tmp_path, hu, spacing, direction=direction, orientation=orientation, extra=say)
+    volume = read_series(tmp_path)
+    for point in points:
+        expected = volume.indices(point[None])[0]
+        assert np.abs(spot(volume.hu, expected) - expected).max() < 0.5
+        np.testing.assert_allclose(volume.points(expected[None])[0], point, atol=1e-6)
+    np.testing.assert_allclose(volume.direction.T @ volume.direction, np.eye(3), atol=1e-9)
+    assert abs(volume.spacing_mm[0] - 1.5 * np.cos(np.deg2rad(degrees))) < 1e-6
+    assert ["tilt" in warning for warning in volume.warnings if "slices" in warning] == [True]
+    assert f"{abs(degrees):.1f}°" in " ".join(volume.warnings)
+    for number, (first, column, row) in volume.frames.items():  # of the files, not of what was made of them
+        z = number - 1 if orientation == "IPL" else shape[0] - number
+        there = first + 9 * column + 21 * row
+        np.testing.assert_allclose(there, positions(affine, np.array([z, 21, 9])), atol=1e-6)
+
+
+def test_a_straightened_volume_keeps_all_that_was_seen_and_fills_the_rest_with_air(tmp_path):
+    hu = np.full((30, 40, 30), 50, np.int16)
+    write_dicom(tmp_path, hu, (2.0, 1.0, 1.0), direction=tilted(15))
+    volume = read_series(tmp_path)
+    assert volume.hu.min() >= -1024
+    seen = (volume.hu > 45).sum(axis=(1, 2))
+    assert seen.min() >= 39 * 30 - 30
+    assert volume.hu.shape[1] > 40
+    assert (volume.hu[0] == -1024).any()
+    assert (volume.hu[-1] == -1024).any()
+
+
+def test_a_header_that_says_tilt_alone_changes_nothing(tmp_path):
+    """Spiral scans are made straight by the scanner; the header may keep the tilt."""
+    hu = body()
+
+    def say(ds, _):
+        ds.GantryDetectorTilt = 15
+
+    write_dicom(tmp_path, hu, SPACING, extra=say)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ()
+
+
+def test_more_shift_than_a_gantry_tilts_is_refused(tmp_path):
+    write_dicom(tmp_path, body(), SPACING, direction=tilted(50))
+    refusal(lambda: read_series(tmp_path), tmp_path.name, "50°", "resample")
+
+
+@pytest.mark.parametrize("orientation", ["IPL", "SPL"])
+def test_mildly_uneven_steps_are_resampled_linearly_and_said(tmp_path, orientation):
+    """A ramp along Z is the oracle: linear interpolation keeps it."""
+    rng = np.random.default_rng(3)
+    places = np.arange(20) + rng.uniform(-0.1, 0.1, 20)
+    places[0] = 0
+    ramp = np.rint(1000 * places / 20 - 500)[:, None, None]
+    hu = np.broadcast_to(ramp, (20, 12, 14)).astype(np.int16)
+    turned_places = places if orientation == "IPL" else (places[-1] - places)[::-1] - (places[-1] - 19)
+    write_dicom(tmp_path, hu, (2.0, 1.0, 1.0), places=turned_places, orientation=orientation)
+    volume = read_series(tmp_path)
+    assert volume.hu.shape == hu.shape
+    np.testing.assert_allclose(volume.spacing_mm[0], 2.0 * places[-1] / 19, rtol=1e-6)
+    middle = volume.points(np.stack([np.arange(20), np.full(20, 6), np.full(20, 7)], axis=1))
+    expected = (scans.ORIGIN[2] - middle[:, 2]) / 2.0  # in places, from the first
+    assert np.abs(volume.hu[:, 6, 7] - (1000 * expected / 20 - 500)).max() <= 1.5
+    assert [warning for warning in volume.warnings if "even steps" in warning]
+    assert len(volume.frames) == 20
+
+
+def test_positions_rounded_as_headers_are_count_as_even(tmp_path):
+    hu = body()
+
+    def rounded(ds, z):
+        ds.ImagePositionPatient[2] = f"{scans.ORIGIN[2] - 0.6667 * z:.2f}"
+
+    write_dicom(tmp_path, hu, (0.6667, 0.75, 0.5), extra=rounded)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ()
+
+
+def test_direction_cosines_that_differ_in_their_last_digits_are_alike(tmp_path):
+    """Cosines near half of a hundredth, as a rounding comparison would tear apart."""
+    angle = np.arcsin(0.125)
+    jitter = np.random.default_rng(0).uniform(-1e-5, 1e-5, 10)
+
+    def shake(ds, z):
+        turn = angle + jitter[z]
+        ds.ImageOrientationPatient = [1, 0, 0, 0, round(np.cos(turn), 9), round(np.sin(turn), 9)]
+
+    hu = body()
+    write_dicom(tmp_path, hu, SPACING, direction=scans.rotation(np.rad2deg(angle)) @ FRAME, extra=shake)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+# Slices that make no volume are refused by name.
+
+
+@pytest.mark.parametrize("lost", [[4], [3, 4], [2, 6], [2, 4, 6]])
+def test_missing_slices_are_refused_with_the_neighbours_of_the_gap(tmp_path, lost):
+    files = write_dicom(tmp_path, body(), SPACING)
+    for z in lost:
+        files[z].unlink()
+    names = [files[z].name for k in lost for z in (k - 1, k + 1) if z not in lost]
+    refusal(
+        lambda: read_series(tmp_path), tmp_path.name, "slices are missing", "mm between", *names, "complete"
+    )
+
+
+def test_slices_twice_are_refused_by_name(tmp_path):
+    files = write_dicom(tmp_path, body(), SPACING)
+    shutil.copy(files[3], tmp_path / "copy.dcm")
+    shutil.copy(files[7], tmp_path / "another.dcm")
+    parts = ("same position", "copy.dcm", files[3].name, "another.dcm", files[7].name, "keep one")
+    refusal(lambda: read_series(tmp_path), tmp_path.name, *parts)
+
+
+def test_two_acquisitions_at_the_same_places_are_refused(tmp_path):
+    """Before and after contrast under one series UID."""
+    write_dicom(tmp_path, body(), SPACING)
+    write_dicom(tmp_path, body(seed=1), SPACING, names=[f"late_{z}.dcm" for z in range(10)])
+    refusal(lambda: read_series(tmp_path), "same position", *(f"late_{z}.dcm" for z in range(10)))
+
+
+def test_slices_of_another_size_spacing_or_orientation_are_refused_by_name(tmp_path):
+    def smaller(ds):
+        ds.Rows, ds.PixelData = 20, ds.PixelData[: 20 * 20 * 2]
+
+    def wider(ds):
+        ds.PixelSpacing = [0.8, 0.5]
+
+    def turned(ds):
+        ds.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+    wrong = {"size": smaller, "pixel spacing": wider, "orientation": turned}
+    seen = {"size": ("20 × 20", "20 × 24"), "pixel spacing": ("0.800",), "orientation": ()}
+    for what, change in wrong.items():
+        files = write_dicom(tmp_path / what, body(), SPACING)
+        edit(files[2], change)
+        edit(files[5], change)
+        parts = (what, "2 of 10", files[2].name, files[5].name, *seen[what], "move them out")
+        refusal(lambda what=what: read_series(tmp_path / what), *parts)
+
+
+@pytest.mark.parametrize("element", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+def test_slices_without_a_place_are_refused_by_name(tmp_path, element):
+    files = write_dicom(tmp_path, body(), SPACING)
+    edit(files[1], lambda ds: delattr(ds, element))
+    edit(files[8], lambda ds: setattr(ds, element, None))
+    refusal(lambda: read_series(tmp_path), "2 of 10", files[1].name, files[8].name, "headers", "original")
+
+
+def test_a_single_slice_is_no_volume(tmp_path):
+    files = write_dicom(tmp_path, body()[:1], SPACING)
+    refusal(lambda: read_series(tmp_path), files[0].name, "one slice", "whole series")
+
+
+def test_empty_folders_and_folders_of_folders_say_what_to_give(tmp_path):
+    (tmp_path / "study").mkdir()
+    refusal(
+        lambda: read_series(tmp_path / "study"), "study", "folder of a DICOM series", error=FileNotFoundError
+    )
+    write_dicom(tmp_path / "study" / "series_1", body(), SPACING)
+    (tmp_path / "study" / "series_2").mkdir()
+    parts = ("study", "series_1", "series_2", "give one of these")
+    refusal(lambda: read_series(tmp_path / "study"), *parts, error=FileNotFoundError)
+
+
+def test_several_series_are_described_and_one_is_chosen(tmp_path):
+    soft, bone = body(seed=1), body((12, 24, 20), seed=2)
+
+    def kernel(name):
+        return lambda ds, _: setattr(ds, "ConvolutionKernel", name)
+
+    write_dicom(tmp_path, soft, SPACING, series_uid="1.2.77", extra=kernel("Br38f"))
+    names = [f"bone{z}" for z in range(12)]
+    write_dicom(tmp_path, bone, SPACING, series_uid="1.2.88", names=names, extra=kernel("Br64h"))
+    parts = ("2 CT series", "series=", "1.2.77", "10 slices", "Br38f", "1.2.88", "12 slices", "Br64h")
+    refusal(lambda: read_series(tmp_path), tmp_path.name, *parts)
+    np.testing.assert_array_equal(read_series(tmp_path, series="1.2.88").hu, bone)
+    np.testing.assert_array_equal(read_series(tmp_path, series="1.2.77").hu, soft)
+    refusal(lambda: read_series(tmp_path, series="1.2.99"), "1.2.99", "1.2.77", "1.2.88")
+
+
+def test_the_wrong_series_of_a_folder_with_one_is_refused(tmp_path):
+    write_dicom(tmp_path, body(), SPACING, series_uid="1.2.77")
+    refusal(lambda: read_series(tmp_path, series="1.2.99"), "1.2.99", "1.2.77")
+
+
+# Files that are no slices, between the slices.
+
+
+def save_scout(path: Path) -> None:
+    def scout(ds, _):
+        ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        ds.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+    shape = (1, 60, 50)
+    hu = np.zeros(shape, np.int16)
+    write_dicom(path.parent, hu, SPACING, names=[path.name], series_uid="1.2.5", extra=scout)
+
+
+def save_capture(path: Path) -> None:
+    def colour(ds, _):
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+        ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = 3, "RGB", 0
+        ds.BitsAllocated = ds.BitsStored = 8
+        ds.HighBit = 7
+        ds.PixelData = bytes(ds.Rows * ds.Columns * 3)
+        del ds.RescaleSlope, ds.RescaleIntercept, ds.ImagePositionPatient, ds.ImageOrientationPatient
+
+    hu = np.zeros((1, 40, 40), np.int16)
+    write_dicom(path.parent, hu, SPACING, names=[path.name], extra=colour)
+
+
+def save_without_pixels(path: Path, sop_class: str, modality: str) -> None:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, "1.2.6.1"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds = FileDataset(str(path), Dataset(), file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = sop_class, "1.2.6.1", modality
+    ds.PatientName, ds.StudyDate, ds.StudyInstanceUID = "Doe^Jane", "20190807", scans.STUDY_UID
+    ds.SeriesInstanceUID = "1.2.6"
+    ds.save_as(path, enforce_file_format=True)
+
+
+def test_scouts_captures_reports_and_other_files_are_left_out_and_named(tmp_path):
+    hu = body()
+    write_dicom(tmp_path, hu, SPACING)
+    save_scout(tmp_path / "0004a.dcm")
+    save_capture(tmp_path / "0005a.dcm")
+    save_without_pixels(tmp_path / "report.dcm", BasicTextSRStorage, "SR")
+    save_without_pixels(tmp_path / "DICOMDIR", MediaStorageDirectoryStorage, "")
+    (tmp_path / "readme.txt").write_text("Doe, Jane")
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    (warning,) = volume.warnings
+    for part in (
+        "5 files",
+        "scout",
+        "0004a.dcm",
+        "capture",
+        "0005a.dcm",
+        "report.dcm",
+        "DICOMDIR",
+        "readme.txt",
+    ):
+        assert part in warning
+    assert_private(warning)
+
+
+def test_a_folder_of_scouts_alone_is_no_ct(tmp_path):
+    save_scout(tmp_path / "a.dcm")
+    refusal(lambda: read_series(tmp_path), tmp_path.name, "no CT image", "scout", "a.dcm", "give the folder")
+
+
+def test_magnetic_resonance_is_refused(tmp_path):
+    files = write_dicom(tmp_path, body(), SPACING, modality="MR")
+    refusal(lambda: read_series(tmp_path), tmp_path.name, "no CT", "MR", sorted(f.name for f in files)[0])
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLosslessSV1, JPEG2000Lossless, RLELossless])
+@pytest.mark.parametrize("kept", [0, 0.02, 0.05, 0.3, 0.6, 0.9, 0.99])
+def test_cut_off_files_are_refused_by_name(tmp_path, syntax, kept):
+    files = write_dicom(tmp_path, body((5, 32, 32)), SPACING, transfer_syntax=syntax)
+    for file in (files[2], files[4]):
+        whole = file.read_bytes()
+        file.write_bytes(whole[: int(len(whole) * kept)])
+    refusal(lambda: read_series(tmp_path), "2 of 5", files[2].name, files[4].name, "copy")
+
+
+@pytest.mark.parametrize("kept", range(100, 620, 40))
+def test_files_cut_off_within_their_header_are_refused_by_name(tmp_path, kept):
+    """The last slice: no gap would tell."""
+    files = write_dicom(tmp_path, body(), SPACING)
+    files[9].write_bytes(files[9].read_bytes()[:kept])
+    refusal(lambda: read_series(tmp_path), "1 of 10", files[9].name, "copy")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"\0" * 3000], ids=["empty", "text", "zeros"])
+def test_files_called_dcm_that_are_none_are_refused_by_name(tmp_path, content):
+    files = write_dicom(tmp_path, body(), SPACING)
+    files[9].write_bytes(content)
+    refusal(lambda: read_series(tmp_path), "1 of 10", files[9].name, "copy")
+
+
+def test_damage_to_a_file_without_an_ending_does_not_pass_in_silence(tmp_path):
+    """At the end of the series no gap would tell."""
+    files = write_dicom(tmp_path, body(), SPACING, names=[f"IM{z}" for z in range(10)])
+    files[9].write_bytes(files[9].read_bytes()[:100])
+    try:
+        said = " ".join(read_series(tmp_path).warnings)
+    except ValueError as error:
+        said = str(error)
+    assert "IM9" in said
+
+
+def test_patients_stay_out_of_what_is_said(tmp_path, capfd):
+    """Every repair and every omission at once; standard output and error, too."""
+    places = np.arange(10) * 1.0
+    places[4] += 0.2
+    write_dicom(tmp_path, body(), SPACING, places=places, direction=tilted(12), padding=1024)
+    save_scout(tmp_path / "scout.dcm")
+    save_without_pixels(tmp_path / "report.dcm", BasicTextSRStorage, "SR")
+    volume = read_series(tmp_path)
+    assert len(volume.warnings) >= 4
+    written = capfd.readouterr()
+    assert_private(*volume.warnings, repr(volume), volume, written.out, written.err)
+
+
+@scans.needs_ct
+def test_the_real_jpeg_2000_series_is_the_picture_pydicom_places(tmp_path):
+    """Its own mask is the oracle of its place: bone where the mask says vertebra, in 20 slices of 2 mm."""
+    import nibabel
+
+    folder = scans.REAL_CT / "totalsegmentator_example"
+    volume = read_series(folder / "dicom")
+    assert volume.hu.shape == (20, 512, 512)
+    np.testing.assert_allclose(volume.spacing_mm, (2.0, 0.9765625, 0.9765625))
+    assert volume.warnings == ()
+    assert len(volume.frames) == 20
+    image = nibabel.load(folder / "dicom_segmentation.nii.gz")
+    mask = np.asanyarray(image.dataobj)
+    inside = np.argwhere((mask == 32) | (mask == 33))
+    ras = positions(image.affine, inside)
+    index = volume.indices(ras * (-1, -1, 1))
+    np.testing.assert_allclose(index, np.rint(index), atol=0.01)
+    values = volume.hu[tuple(np.rint(index).astype(int).T)]
+    assert np.median(values) > 120
+    assert np.median(volume.hu[10, 200:300, 200:300]) < 100
