@@ -19,8 +19,10 @@ from cspine_helpers.stack import Slice, stack
 from cspine_helpers.volume import Volume
 
 # Where these differ from file to file, they are read one by one: GDCM converts each as its own header says.
-_STORED_ALIKE = ("series", "modality", "image_type", "sop_class", "samples", "signed")
-_STORED_ALIKE += ("intercept", "slope", "padding", "padding_limit")
+_STORED_ALIKE = (
+    *("series", "modality", "image_type", "sop_class", "samples", "signed"),
+    *("intercept", "slope", "padding", "padding_limit"),
+)
 _NAMED = 5  # files of a kind
 
 
@@ -72,8 +74,8 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
     if (
         found.left_out
     ):  # counted, not named: a warning is kept in tables, and a file's name may be a patient's
-        kinds = "; ".join(f"{count} × {why}" for why, count in Counter(found.left_out.values()).items())
-        notes.insert(0, f"{len(found.left_out)} files are no slices of the CT and were left out ({kinds})")
+        kinds = (f"{count} × {why}" for why, count in Counter(found.left_out.values()).items())
+        notes.insert(0, f"files left out, as they are no slices of the CT: {', '.join(kinds)}")
     if any(its.tags["intercept"] is None for its in chosen):
         notes.append("it has no rescale intercept; its values are taken as Hounsfield units")
     return replace(volume, warnings=(*notes, *volume.warnings))

@@ -229,7 +229,7 @@ def _nearest(labels: np.ndarray, grid: Grid, volume: Volume, array: np.ndarray) 
     resampler.SetOutputOrigin(volume.points([[s.start for s in part]])[0].tolist())
     resampler.SetOutputSpacing(volume.spacing_mm[::-1])
     resampler.SetOutputDirection(volume.direction[:, ::-1].ravel().tolist())
-    _fill(array[part], sitk.GetArrayViewFromImage(resampler.Execute(image)))
+    _fill(array[part], sitk.GetArrayFromImage(resampler.Execute(image)))
 
 
 def _fill(array: np.ndarray, labels: np.ndarray) -> None:

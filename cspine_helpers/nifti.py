@@ -17,7 +17,7 @@ from cspine_helpers.itk import reason, simpleitk
 NIFTI = (".nii", ".nii.gz")
 _FLOATS = {"16": "f4", "64": "f8"}  # datatype codes
 _APART = 0.1  # of a voxel, that the two orientations may lie apart anywhere; headers are shown with 6 digits
-_CHUNK = 1 << 22
+_HEADER, _CHUNK = 352, 1 << 22  # bytes
 
 
 class Grid(NamedTuple):
@@ -74,9 +74,6 @@ def _unreadable(error: Exception) -> str:
 
 def _check_place(header: dict[str, str], image: Any) -> None:
     """Refuse a header that says nothing or two things of where the voxels lie."""
-    sizes = [header.get(f"pixdim[{axis}]", "nan") for axis in (1, 2, 3)]
-    if not all(0 < float(size) < np.inf for size in sizes):
-        raise ValueError(f"its voxel size is {' × '.join(sizes)} mm. Mend its header")
     has_q, has_s = (header.get(f"{form}_code", "0") != "0" for form in ("qform", "sform"))
     if not (has_q or has_s):
         raise ValueError(
@@ -94,35 +91,49 @@ def _check_place(header: dict[str, str], image: Any) -> None:
     apart_mm = np.linalg.norm(corners @ rows[:, :3].T + rows[:, 3] - there, axis=1).max()
     if apart_mm > _APART * min(image.GetSpacing()):
         raise ValueError(
-            f"its header holds two orientations, qform and sform, that lie up to {apart_mm:.1f} mm apart. "
-            "Find out which is right, and write it into both"
+            f"its header holds two orientations, qform and sform, that lie up to {apart_mm:.1f} mm apart (or a "
+            "sheared sform, which no qform can be like). Find out which is right, and write it into both"
         )
 
 
 def _check_whole(path: Path, header: dict[str, str], array: np.ndarray, not_finite: float) -> None:
-    """Refuse a file that ends early or whose checksum is wrong; put `not_finite` into the array, in place."""
+    """Refuse a file that ends early, fails its checksum or has no voxel size; fill what is not finite."""
     start = int(float(header["vox_offset"]))
     size = int(header["bitpix"]) // 8 * array.size
-    if path.suffix != ".gz" and path.stat().st_size < start + size:
+    is_packed, kind = path.suffix == ".gz", _FLOATS.get(header["datatype"])
+    if not is_packed and path.stat().st_size < start + size:
         raise ValueError(
             f"cut off: {path.stat().st_size} bytes, where its header declares {start + size}. Copy it again"
         )
-    kind = _FLOATS.get(header["datatype"])
-    if path.suffix != ".gz" and kind is None:
-        return
-    with cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else open(path, "rb") as file:
+    with cast("IO[bytes]", gzip.open(path)) if is_packed else open(path, "rb") as file:
         try:
-            order = "<" if int.from_bytes(file.read(4), "little") in (348, 540) else ">"
+            order = _check_voxel_size(file.read(_HEADER))
+            if not is_packed and kind is None:
+                return
             file.seek(start)
             for plane in array:
                 content = file.read(size // len(array))
                 if len(content) < size // len(array):
                     raise EOFError("its header declares more")
                 if kind:
-                    plane[~np.isfinite(np.frombuffer(content, order + kind)).reshape(plane.shape)] = (
-                        not_finite
-                    )
+                    lost = ~np.isfinite(np.frombuffer(content, order + kind)).reshape(plane.shape)
+                    plane[lost] = not_finite
             while file.read(_CHUNK):  # to the end, where the checksum is
                 pass
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"cut off or damaged ({error}). Copy it again") from error
+
+
+def _check_voxel_size(header: bytes) -> str:
+    """Refuse a voxel size that is none, which SimpleITK replaces in silence; returns the byte order.
+
+    Source: nifti1.h and nifti2.h (`sizeof_hdr`, `pixdim`).
+    """
+    order = "<" if int.from_bytes(header[:4], "little") in (348, 540) else ">"
+    is_second = int.from_bytes(header[:4], "little" if order == "<" else "big") == 540
+    size, place = ("f8", 104) if is_second else ("f4", 76)
+    pixdim = np.frombuffer(header, order + size, 4, place)[1:].astype(float)
+    if not ((pixdim > 0) & (pixdim < np.inf)).all():
+        sizes = " × ".join(f"{length:g}" for length in pixdim)
+        raise ValueError(f"its voxel size is {sizes} mm. Mend its header")
+    return order

@@ -30,8 +30,10 @@ from cspine_helpers.truth import packed_truth
 from cspine_helpers.vertebrae import find_vertebrae
 
 FORMAT = 1
-_CODE = ("ct", "dicom", "headers", "itk", "masks", "nifti", "packer", "packing", "stack", "truth")
-_CODE += ("vertebrae", "volume")
+_CODE = (  # what reads and cuts
+    *("ct", "dicom", "headers", "itk", "masks", "nifti"),
+    *("packer", "packing", "stack", "truth", "vertebrae", "volume"),
+)
 
 
 @dataclass(frozen=True)

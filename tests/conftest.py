@@ -1,5 +1,6 @@
 """Shared by the tests: real inputs where they are present, and a fixture that refuses the network."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -22,6 +23,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest first, so that no process is left alone with it at the end."""
     for kind in ("slow", "series"):
         items.sort(key=lambda item: item.get_closest_marker(kind) is None)  # called at once
+
+
+def pytest_collection_finish() -> None:
+    """The libraries stay: looking through them again for garbage would take a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Some libraries complain of what is still frozen when Python ends."""
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -66,6 +66,7 @@ def test_options_out_of_range_are_refused(options, message):
         curve_bands(cohort(), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pr", "roc"])
 def test_bands_hold_the_true_curve_at_each_point_as_often_as_they_say(kind):
     rng = np.random.default_rng(0)

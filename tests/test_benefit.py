@@ -96,6 +96,7 @@ def test_intervals_are_those_of_a_slow_bootstrap_of_patients(prevalence):
         assert found[f"{name}high"] == pytest.approx(high, abs=0.1 * (high - low))
 
 
+@pytest.mark.slow
 def test_intervals_keep_their_promise():
     rng, t, draws = np.random.default_rng(2), np.array([0.2, 0.5]), 300
     # scores uniform and calibrated: hits ∫ p dp, false alarms ∫ (1 − p) dp, from t to 1

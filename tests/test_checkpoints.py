@@ -2,6 +2,7 @@ import hashlib
 import json
 import pickle
 import re
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,12 +27,21 @@ def model():
     return FractureClassifier(CONFIG)
 
 
-@pytest.fixture
-def run(tmp_path, model):
-    checkpoints.save_weights(tmp_path, model)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run as it is saved, of the weights of `model`."""
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    checkpoints.save_weights(folder, FractureClassifier(CONFIG))
     record = {"model": asdict(CONFIG), "classes": list(VERTEBRAE), "decision": {"threshold": 0.25}}
-    checkpoints.write_record(tmp_path, record)
-    return tmp_path
+    checkpoints.write_record(folder, record)
+    return folder
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    """A test's own copy of it."""
+    return shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
 
 
 def content_sha256(record) -> str:

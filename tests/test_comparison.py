@@ -86,6 +86,7 @@ def test_tables_of_other_vertebrae_or_labels_are_refused_by_name():
         compare(table.assign(split=np.where(table[UID] == "1.3", "test", "train")), table, threshold=AT)
 
 
+@pytest.mark.slow
 def test_differences_hold_the_truth_as_often_as_they_say():
     rng, sims = np.random.default_rng(0), 100
 

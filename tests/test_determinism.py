@@ -21,6 +21,8 @@ from cspine_helpers.phantom import COHORTS, draw_labels, pack_study
 from cspine_helpers.predictions import read_predictions
 from cspine_helpers.rendering import render_study
 
+pytestmark = pytest.mark.slow  # full-size studies are rendered, packed and predicted many times
+
 BUILTIN = Path(__file__).parents[1] / "checkpoints" / "builtin"
 TOLERANCE = 1e-4
 

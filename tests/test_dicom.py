@@ -502,7 +502,8 @@ def save_without_pixels(path: Path, sop_class: str, modality: str) -> None:
     ds.save_as(path, enforce_file_format=True)
 
 
-def test_scouts_captures_reports_and_other_files_are_left_out_and_named(tmp_path):
+def test_scouts_captures_reports_and_other_files_are_left_out_and_counted(tmp_path):
+    """Their names may be a patient's, and warnings are kept in tables."""
     hu = body()
     write_dicom(tmp_path, hu, SPACING)
     save_scout(tmp_path / "0004a.dcm")
@@ -513,16 +514,7 @@ def test_scouts_captures_reports_and_other_files_are_left_out_and_named(tmp_path
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.hu, hu)
     (warning,) = volume.warnings
-    for part in (
-        "5 files",
-        "scout",
-        "0004a.dcm",
-        "capture",
-        "0005a.dcm",
-        "report.dcm",
-        "DICOMDIR",
-        "readme.txt",
-    ):
+    for part in ("files left out", "1 × a scout", "1 × a screen capture", "2 × no image", "1 × no DICOM file"):
         assert part in warning
     assert_private(warning)
 
@@ -573,7 +565,7 @@ def test_damage_to_a_file_without_an_ending_does_not_pass_in_silence(tmp_path):
         said = " ".join(read_series(tmp_path).warnings)
     except ValueError as error:
         said = str(error)
-    assert "IM9" in said
+    assert "1 × no DICOM file" in said or "IM9" in said
 
 
 def test_patients_stay_out_of_what_is_said(tmp_path, capfd):

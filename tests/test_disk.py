@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,24 +30,45 @@ def a_state(run: Path, epoch: int) -> None:
     save_state(run, TrainingState({}, epoch=epoch), model, torch.optim.AdamW(model.parameters()))
 
 
-@pytest.fixture
-def writers(tmp_path, monkeypatch) -> dict[str, tuple[Path, Callable[[], object]]]:
-    """Each artefact, written once: its path, and what writes it anew with other content."""
-    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
-    folder, run = make_toy_cohort(tmp_path / "toy"), tmp_path / "run"
+def some_boxes(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame([[table[UID].iloc[0], 1.0, 2.0, 3.0, 4.0, 5]] * 9, columns=list(BOX_COLUMNS))
+
+
+def some_predictions(table: pd.DataFrame) -> pd.DataFrame:
+    return labels.expand(table, table[UID]).assign(split="test", probability=0.25)
+
+
+def save_bars(table: pd.DataFrame) -> Path:
+    return plots.save_figure(plots.prevalence_bars(labels.prevalence(table)), "bars", cohort="toy")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A folder with each artefact."""
+    root = tmp_path_factory.mktemp("written")
+    folder, run = make_toy_cohort(root / "toy"), root / "run"
     table = labels.read_labels(folder / "train.csv")
-    boxes = pd.DataFrame([[table[UID].iloc[0], 1.0, 2.0, 3.0, 4.0, 5]] * 9, columns=list(BOX_COLUMNS))
-    labels.write_boxes(boxes, folder / "train_bounding_boxes.csv")
-    made = labels.expand(table, table[UID]).assign(split="test", probability=0.25)
-    predictions.write_predictions(made, run / "predictions.csv")
-    model = FractureClassifier(tiny_model())
-    checkpoints.save_weights(run, model)
+    labels.write_boxes(some_boxes(table), folder / "train_bounding_boxes.csv")
+    predictions.write_predictions(some_predictions(table), run / "predictions.csv")
+    checkpoints.save_weights(run, FractureClassifier(tiny_model()))
     a_state(run, epoch=1)
     write_table(history(2), run / "history.csv")
     checkpoints.write_record(run, {"note": "the first"})
-    figure = plots.prevalence_bars(labels.prevalence(table))
-    plots.save_figure(figure, "bars", cohort="toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CSPINE_ROOT", str(root))
+        save_bars(table)
     paths.write_checksums(folder / "packed")
+    return root
+
+
+@pytest.fixture
+def writers(written, tmp_path, monkeypatch) -> dict[str, tuple[Path, Callable[[], object]]]:
+    """Each artefact in a test's own copy: its path, and what writes it anew with other content."""
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    folder, run = tmp_path / "toy", tmp_path / "run"
+    table = labels.read_labels(folder / "train.csv")
+    boxes, made = some_boxes(table), some_predictions(table)
     manifest = read_manifest(folder / "packed")
     other_split = splits.split_patients(table, fractions=(0.4, 0.3, 0.3))
     array = toy_sequence(np.random.default_rng(1), fractured=False)[0]
@@ -86,7 +108,7 @@ def writers(tmp_path, monkeypatch) -> dict[str, tuple[Path, Callable[[], object]
         ),
         "figure": (
             tmp_path / "figures" / "toy" / "bars.png",
-            lambda: plots.save_figure(figure, "bars", cohort="toy"),
+            lambda: save_bars(table),
         ),
     }
 

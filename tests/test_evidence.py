@@ -110,6 +110,7 @@ def test_prevalences_of_patients_are_not_marked_for_vertebrae(table):
     assert texts(axes) == ""
 
 
+@pytest.mark.slow
 def test_every_picture_shows_itself_and_touches_no_global_state(table):
     before = dict(matplotlib.rcParams)
     for draw in (

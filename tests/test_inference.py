@@ -126,6 +126,7 @@ def test_workers_change_nothing(run, cohort, tmp_path, uninterrupted):
     assert (tmp_path / "predictions.csv").read_bytes() == uninterrupted[0]
 
 
+@pytest.mark.slow
 def test_stopped_after_any_byte_it_goes_on_behind_the_last_whole_batch(run, cohort, tmp_path, uninterrupted):
     whole, noted = uninterrupted
     ends = [place + 1 for place, byte in enumerate(noted) if byte == ord("\n")]
@@ -136,6 +137,7 @@ def test_stopped_after_any_byte_it_goes_on_behind_the_last_whole_batch(run, coho
         assert resumed(run, cohort, tmp_path, noted[:cut]) == (whole, 10 - batches), cut
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_a_garbled_partial_file_changes_no_result(run, cohort, tmp_path_factory, uninterrupted, data):

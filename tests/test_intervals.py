@@ -87,6 +87,7 @@ def test_competition_loss_only_where_every_study_is_whole():
         bootstrap(table, threshold=AT, level="patient", patient=overall)
 
 
+@pytest.mark.slow
 def test_unclustered_intervals_agree_with_scipys_bootstrap():
     labels, probabilities = patients(np.random.default_rng(0), 800, shared=0.0, prevalence_logit=-1.5)
     table = table_of(labels, probabilities)
@@ -152,6 +153,7 @@ def binomial(held, sims):
     return stats.binomtest(int(held), sims).proportion_ci(0.999)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say_and_those_of_rows_do_not():
     held = simulate(80, 200)
     for name, row in held.iterrows():
@@ -160,6 +162,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say_and_those_of_rows_do_not(
         assert rows.high < 0.95, name
 
 
+@pytest.mark.slow
 def test_rates_hold_with_few_positives_where_percentiles_do_not():
     held = simulate(60, 120, prevalence_logit=-4.0, separation=3.5)
     for name in ("recall", "npv"):

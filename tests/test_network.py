@@ -58,6 +58,7 @@ a, b = socket.socketpair()
     assert python(code).stderr == ""
 
 
+@pytest.mark.slow
 def test_a_notebook_that_tries_fails_and_its_bars_and_figures_do_not(no_network, tmp_path):
     path = tmp_path / "01_tiny.ipynb"
     cells = ["COHORT = 'builtin'", "from tqdm.auto import tqdm\nfor _ in tqdm(range(3)): pass"]

@@ -157,6 +157,7 @@ class TestOutputs:
         assert re.findall(r"(?<![\w.])/(?:home|Users|root|tmp|work)/[^\" ]*", texts) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["01_label_prevalence", "02_split_and_expand", "04_thresholds", "06_calibration"]
 )

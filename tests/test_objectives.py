@@ -96,6 +96,7 @@ def slow_choice(cases, options):
     return best
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(CASES, rules())
 def test_every_choice_equals_an_exhaustive_search_in_fractions(cases, options):

@@ -23,14 +23,16 @@ def copied(table, which, times):
     return pd.concat([table, *copies], ignore_index=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 def test_counts_and_rates_are_those_of_metrics_at_every_score_and_beside_it(level):
     table = made_table(studies=60)
     table["probability"] = table["probability"].round(2)  # ties
     rows, explored = at_level(table, level), operating(table, level)
     scores = np.unique(rows["probability"])
-    for threshold in [0, *scores, *(scores + 1e-9), 1]:
-        expected = rates(confusion(rows["label"], rows["probability"], threshold)).iloc[0]
+    thresholds = [0, *scores, *(scores + 1e-9), 1]
+    table_of_rates = rates(confusion(rows["label"], rows["probability"], thresholds))
+    for threshold, (_, expected) in zip(thresholds, table_of_rates.iterrows(), strict=True):
         point = explored.at(threshold)
         assert point.counts == expected[["tp", "fp", "fn", "tn"]].to_dict()
         for name, found in point.found.items():

@@ -24,6 +24,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_label_draws_have_rsnas_prevalence_and_cooccurrence_within_sampling_error():
     studies = 3000
     table = labels.validate_labels(phantom.draw_labels(CohortConfig(studies=studies, seed=1)))
@@ -88,6 +89,7 @@ def test_a_folder_that_is_no_phantom_cohort_is_never_touched(tmp_path):
     assert (tmp_path / "mine" / "train.csv").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_a_remade_cohort_of_the_same_patients_keeps_its_split(tmp_path):
     config = CohortConfig(studies=1, seed=11, pack=SMALL.pack)
     phantom.make_cohort(tmp_path / "one", config, workers=1)

@@ -73,6 +73,7 @@ def test_at_its_own_prevalence_a_table_has_its_own_precision(patients):
     assert found["undefined"] == 0
 
 
+@pytest.mark.slow
 def test_intervals_of_predictive_values_are_those_of_a_slow_bootstrap(patients):
     rng = np.random.default_rng(5)
     drawn = []

@@ -127,6 +127,7 @@ def test_a_population_of_three_patients():
         assert world.recall(0.3, target) == pytest.approx(seen, abs=0.005)
 
 
+@pytest.mark.slow
 @needs_rsna
 def test_real_patients_drawn_again_keep_the_promise():
     wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})

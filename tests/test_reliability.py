@@ -116,6 +116,7 @@ def test_a_bin_where_all_are_intact_counts_its_patients_not_its_cases():
     assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
 
 
+@pytest.mark.slow
 def test_intervals_of_bins_keep_their_promise_and_those_of_rows_do_not():
     rng, truth = np.random.default_rng(0), np.array([0.05, 0.2, 0.5])
     kept, kept_by_rows, draws = np.zeros(3), np.zeros(3), 200
@@ -129,6 +130,7 @@ def test_intervals_of_bins_keep_their_promise_and_those_of_rows_do_not():
     assert (kept_by_rows[1:] / draws < 0.9).all()  # rare fractures of a patient seldom meet
 
 
+@pytest.mark.slow
 def test_intervals_of_scores_keep_their_promise():
     rng, draws = np.random.default_rng(1), 100
     truth = {"bias": 0.1, "brier": np.mean([0.05 * 0.95, 0.2 * 0.8, 0.5 * 0.5]) + 0.1**2, "ece": 0.1}

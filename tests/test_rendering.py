@@ -69,6 +69,7 @@ def test_only_vertebrae_with_the_label_are_broken(intact, broken):
     assert (broken.label_map[broken.fracture_map > 0] == broken.fracture_map[broken.fracture_map > 0]).all()
 
 
+@pytest.mark.slow
 def test_no_vertebra_is_cut_by_the_block_it_is_drawn_in_or_by_the_volume():
     for index in range(12):
         patient = rendering._draw_patient(rendering.generator(8, index, 1))

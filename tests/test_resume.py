@@ -113,6 +113,14 @@ def outcome(folder: Path) -> dict[str, object]:
     }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     return make_toy_cohort(tmp_path_factory.mktemp("toy") / "toy")
@@ -159,26 +167,31 @@ def test_a_killed_training_is_resumed_to_the_same_bytes(cohort, whole, tmp_path,
     assert outcome(tmp_path / "run") == expected
 
 
-@pytest.fixture
-def stopped(cohort, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def one_stopped(cohort):
     """A training that was interrupted in its second epoch of sequences, as from a notebook."""
-    monkeypatch.setattr(torch, "get_num_threads", torch.get_num_threads)
-    torch.set_num_threads(1)
-    step, passed = torch.optim.AdamW.step, []
+    folder, step, passed = cohort.parent / "stopped", torch.optim.AdamW.step, []
 
     def interrupted_step(optimizer, *arguments, **options):
         passed.append(1)
-        if (tmp_path / "run" / "run.json").is_file() and len(passed) % 2:
+        if (folder / "run.json").is_file() and len(passed) % 2:
             raise KeyboardInterrupt
         return step(optimizer, *arguments, **options)
 
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(torch.optim.AdamW, "step", interrupted_step)
         with pytest.raises(KeyboardInterrupt):
-            train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
-    return tmp_path / "run"
+            train(cohort, folder, model=tiny_model(), config=CONFIG)
+    return folder
 
 
+@pytest.fixture
+def stopped(one_stopped, tmp_path):
+    """A test's own copy of it."""
+    return shutil.copytree(one_stopped, tmp_path / "run")
+
+
+@pytest.mark.slow
 def test_an_interrupt_leaves_a_usable_run_that_can_go_on(stopped, cohort, whole):
     assert interrupted(stopped)
     assert load_run(stopped).record["epochs"] == 1

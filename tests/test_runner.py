@@ -24,6 +24,7 @@ def texts(path: Path) -> list[str]:
     return [output.get("text", "") for cell in cells for output in cell.outputs]
 
 
+@pytest.mark.slow
 def test_rendering_in_place_twice_gives_the_same_bytes(notebook):
     path = notebook("print('once')\nprint('more')", "from pathlib import Path\nprint(Path.cwd().name)")
     run = runner.execute(path)
@@ -49,6 +50,7 @@ def test_parameters_are_injected_into_the_copy_only(notebook, tmp_path):
     assert nbformat.read(out, as_version=4).cells[0].source == 'COHORT = "builtin"'
 
 
+@pytest.mark.slow
 def test_prints_stay_where_they_are_between_pictures(notebook):
     path = notebook("print('a')\nprint('b', flush=True)\ndisplay(1)\nprint('c')")
     runner.execute(path)
@@ -56,6 +58,7 @@ def test_prints_stay_where_they_are_between_pictures(notebook):
     assert [output.get("text") for output in outputs] == ["a\nb\n", None, "c\n"]
 
 
+@pytest.mark.slow
 def test_bars_and_widget_views_go_and_pictures_stay(notebook):
     both = {runner.WIDGET: {"model_id": "1"}, "image/png": "aGk=", "text/plain": "x"}
     path = notebook(
@@ -85,6 +88,7 @@ def test_an_error_names_the_notebook_the_cell_and_the_sentence(notebook):
         runner.execute(path)
 
 
+@pytest.mark.slow
 def test_a_dead_kernel_is_said(notebook):
     with pytest.raises(RuntimeError, match="01_tiny: the kernel died"):
         runner.execute(notebook("import os\nos._exit(1)"))

@@ -89,6 +89,7 @@ def test_too_few_studies_for_the_parts_are_refused_naming_the_empty_ones():
         splits.k_folds(random_table(3), folds=1)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     hnp.arrays(int, st.tuples(st.integers(40, 200), st.just(7)), elements=st.integers(0, 1)),

@@ -40,6 +40,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def own_accelerator():
+    """Accelerate's settings hold for the whole process: what the test chooses ends with it."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # other tests have chosen theirs
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     return make_toy_cohort(tmp_path_factory.mktemp("toy") / "toy")
@@ -100,6 +108,7 @@ def test_the_reloaded_best_epoch_gives_the_stored_metrics_again(run, cohort):
         assert metric(table["label"], table["probability"]) == pytest.approx(stored[name], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_trainings_are_equal_bit_for_bit_whatever_the_workers(run, cohort, tmp_path):
     folder, history = run
     again = train(cohort, tmp_path / "run", model=tiny_model(), config=replace(CONFIG, workers=2))
@@ -108,6 +117,7 @@ def test_two_trainings_are_equal_bit_for_bit_whatever_the_workers(run, cohort, t
         assert (folder / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_in_the_pretraining_of_slices_either(cohort, tmp_path):
     histories = [
         train(
@@ -265,6 +275,7 @@ def test_studies_that_cannot_be_used_are_left_out_when_asked_and_counted(tmp_pat
     assert "truncated" in left_out["validation"][torn][0]
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing_but_memory_and_time(run, cohort, tmp_path):
     _, history = run
     again = train(
@@ -287,7 +298,8 @@ def test_the_command_line_trains_with_the_settings_of_a_record(run, cohort, tmp_
         main(["--cohort", "toy", "--settings", str(tmp_path / "bad.json")])
 
 
-def test_the_stored_decision_holds_for_inference_after_training_in_bf16(cohort, tmp_path):
+@pytest.mark.slow
+def test_the_stored_decision_holds_for_inference_after_training_in_bf16(cohort, tmp_path, own_accelerator):
     config = replace(CONFIG, epochs=1, warmup_epochs=0.5, mixed_precision="bf16")
     train(cohort, tmp_path / "run", model=tiny_model(), config=config)
     run, known = load_run(tmp_path / "run"), read_cohort(cohort)
@@ -303,13 +315,11 @@ def test_the_stored_decision_holds_for_inference_after_training_in_bf16(cohort, 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA device trains it")
-def test_a_run_trained_on_a_gpu_says_the_same_on_a_cpu(cohort, tmp_path, monkeypatch):
+def test_a_run_trained_on_a_gpu_says_the_same_on_a_cpu(cohort, tmp_path, monkeypatch, own_accelerator):
     monkeypatch.delenv("ACCELERATE_USE_CPU")
-    AcceleratorState._reset_state(reset_partial_state=True)  # other tests have chosen the CPU
     history = train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
     run, known = load_run(tmp_path / "run"), read_cohort(cohort)
     assert run.record["device"] == "cuda"
     table = predict(run, known.samples["validation"], known.packed, split="validation", batch_size=8)
     best = history.set_index("epoch").loc[run.record["best_epoch"]]
     assert auroc(table["label"], table["probability"]) == pytest.approx(best["validation_auroc"], abs=1e-3)
-    AcceleratorState._reset_state(reset_partial_state=True)

@@ -35,6 +35,12 @@ def made_table(studies=40, seed=0):
     return table.assign(label=label.ravel(), probability=probability.ravel())
 
 
+@pytest.fixture(scope="module")
+def standing():
+    """An explorer at threshold 0.2 for the tests that only look at it."""
+    return ThresholdExplorer(made_table(), threshold=0.2)
+
+
 def promised(table, recall=0.5, level="vertebra"):
     rows = at_level(table, "all" if level == "vertebra" else level)
     return guarantee_recall(rows["label"], rows["probability"], rows[UID], recall=recall, level=level)
@@ -66,6 +72,7 @@ def assert_summary_is_metrics(explorer, table):
     assert {name: summary[name] for name in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_numbers_are_those_of_metrics_at_every_level(level):
     table = made_table()
@@ -188,6 +195,7 @@ def test_patients_are_those_of_the_decision_and_its_guarantee_is_marked_there():
     assert explorer._jumps["guaranteed"].layout.display is None
 
 
+@pytest.mark.slow
 def test_thresholds_of_single_vertebrae_are_marked_at_theirs():
     table = made_table(studies=150)
     decision = choose_per_vertebra(table, objective="max_f1", min_positives=5)
@@ -283,9 +291,8 @@ def test_the_quick_redraw_equals_a_whole_drawing(prevalence):
     )  # texts may lie a pixel apart; what is missing gives 60 or more
 
 
-def test_what_a_notebook_stores_shows_without_a_kernel():
-    explorer = ThresholdExplorer(made_table(), threshold=0.2)
-    bundle = explorer._repr_mimebundle_()
+def test_what_a_notebook_stores_shows_without_a_kernel(standing):
+    bundle = standing._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert pixels(b64decode(bundle["image/png"])).shape[2] == 3
     assert bundle["text/plain"].startswith("All vertebrae at threshold 0.2000: tp ")
@@ -355,9 +362,8 @@ def test_a_decision_that_cannot_be_frozen_says_why(tmp_path):
     assert "not made on the validation split of these predictions" in explorer._freezer.words
 
 
-def test_without_freeze_there_is_no_such_button():
-    explorer = ThresholdExplorer(made_table(), threshold=0.2)
-    assert explorer._freezer.widget not in explorer.widget.children
+def test_without_freeze_there_is_no_such_button(standing):
+    assert standing._freezer.widget not in standing.widget.children
 
 
 def test_only_levels_with_both_classes_are_offered():
@@ -387,12 +393,12 @@ def test_a_broken_table_is_refused():
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
-def test_a_threshold_outside_0_to_1_is_refused(threshold):
+def test_a_threshold_outside_0_to_1_is_refused(threshold, standing):
     with pytest.raises(ValueError, match="lies in"):
         ThresholdExplorer(made_table(), threshold=threshold)
-    explorer = ThresholdExplorer(made_table(), threshold=0.2)
     with pytest.raises(ValueError, match="lies in"):
-        explorer.threshold = threshold
+        standing.threshold = threshold
+    assert standing.threshold == 0.2
 
 
 def test_a_decision_without_threshold_or_beside_one_is_refused():
