@@ -25,6 +25,7 @@ PARTS = (
     "intervals",
     "scale",
     "phantom",
+    "packing",
     "slider",
     "start",
     "guarantees",

@@ -107,6 +107,7 @@ def _read_at_once(files: list[Path]) -> _Found | None:
     whole = image.GetDimension() == 3 and image.GetSize()[2] == len(files)
     if not (alike and whole) or no_slice(image, tags[0], frames=len(files)):
         return None
+    del reader  # it shares the image, which would be copied to be looked at
     pixels, note = hounsfield(sitk.GetArrayViewFromImage(image), tags[0])
     slices = [Slice(path.name, pixels.shape[1:], its) for path, its in zip(files, tags, strict=True)]
     return _Found(slices, pixels, [note] if note else [])
@@ -139,9 +140,9 @@ def _read_one_by_one(files: list[Path]) -> _Found:
             found.left_out[path.name] = other
             continue
         view = sitk.GetArrayViewFromImage(image)
-        pixels, note = hounsfield(view.reshape(view.shape[-2:]), tags)
-        planes.append(pixels)
-        found.slices.append(Slice(path.name, pixels.shape, tags))
+        pixels, note = hounsfield(view.reshape(-1, *view.shape[-2:]), tags)
+        planes.append(pixels[0])
+        found.slices.append(Slice(path.name, pixels.shape[1:], tags))
         found.notes += [note] if note else []
     if damaged:
         raise ValueError(

@@ -95,18 +95,18 @@ def _meta(start: bytes, tag: bytes) -> str | None:
 
 
 def hounsfield(view: np.ndarray, tags: Tags) -> tuple[np.ndarray, str]:
-    """A copy of what GDCM made Hounsfield units of, as int16 or float32, with padding set to air.
+    """A copy of what GDCM made Hounsfield units of, (N, Y, X), as int16 or float32, with padding set to air.
 
     Returns:
         The copy, and a clause where the header's padding value is not obeyed, else "".
 
     Source: DICOM PS3.3 section C.7.5.1.1.2, Pixel Padding Value and Pixel Padding Range Limit.
     """
-    if view.dtype.kind == "f":
-        pixels = view.astype(np.float32)
-    else:
-        pixels = np.empty(view.shape, np.int16)
-        np.clip(view, -32768, 32767, out=pixels, casting="unsafe")
+    pixels = np.empty(view.shape, np.float32 if view.dtype.kind == "f" else np.int16)
+    for stored, plane in zip(view, pixels, strict=True):  # plane by plane, while it is in the cache
+        if pixels.dtype == np.int16 != view.dtype:
+            stored = np.clip(stored, -32768, 32767)
+        plane[...] = stored
     if tags["padding"] is None:
         return pixels, ""
     slope, intercept = float(tags["slope"] or 1), float(tags["intercept"] or 0)

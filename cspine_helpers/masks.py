@@ -39,10 +39,12 @@ class LabelMap:
     Attributes:
         array: (Z, Y, X) uint8; 1–7 mark C1–C7.
         field: half-open index ranges along Z, Y and X of the part of the CT that the mask's own grid covers.
+        box: the same of a part that holds all labels, so that nobody need look at the rest.
     """
 
     array: np.ndarray
     field: Box
+    box: Box
 
 
 def read_label_map(path: str | Path, volume: Volume, *, scheme: str | Mapping[int, str] = "rsna") -> LabelMap:
@@ -67,26 +69,22 @@ def read_label_map(path: str | Path, volume: Volume, *, scheme: str | Mapping[in
         meanings = {file: match[1] for match, file in matches if match}
     if not meanings:
         raise FileNotFoundError(
-            f"No mask of a vertebra in {path.name}. One is called vertebrae_C1.nii.gz or C1.nii.gz, and so "
-            "on."
+            f"No mask of a vertebra in {path.name}. They are called vertebrae_C1.nii.gz, or C1.nii.gz, …"
         )
     array = np.zeros(volume.hu.shape, np.uint8)
-    fields = [_place(file, volume, meaning, array) for file, meaning in meanings.items()]
-    known = [
-        field for field in fields if field is not None
-    ]  # a segmenter's file of what it did not find is empty
-    if not known:
-        raise ValueError(
-            f"{path.name}: empty, without a voxel above 0. Make it again, or leave the study out."
-        )
-    ends = [[field[axis] for field in known] for axis in range(3)]
+    placed = [_place(file, volume, meaning, array) for file, meaning in meanings.items()]
+    fields = [field for field in placed if field]  # a segmenter's file of what it did not find is empty
+    if not fields:
+        raise ValueError(f"{path.name}: empty, without a voxel above 0. Make it again, or leave it out.")
+    ends = [[field[axis] for field in fields] for axis in range(3)]
     field = tuple((max(low for low, _ in its), min(high for _, high in its)) for its in ends)
-    if not array.any():
+    box = _foreground(array)
+    if box is None:
         raise ValueError(
             f"{path.name}: no voxel of C1 … C7 lies inside the CT. It is the mask of another study or "
             "series, or one of the headers is wrong. Look at both in a viewer."
         )
-    return LabelMap(array, field)
+    return LabelMap(array, field, box)
 
 
 def find_mask(folder: Path, uid: str) -> Path | None:

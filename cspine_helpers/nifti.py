@@ -91,8 +91,8 @@ def _check_place(header: dict[str, str], image: Any) -> None:
     apart_mm = np.linalg.norm(corners @ rows[:, :3].T + rows[:, 3] - there, axis=1).max()
     if apart_mm > _APART * min(image.GetSpacing()):
         raise ValueError(
-            f"its header holds two orientations, qform and sform, that lie up to {apart_mm:.1f} mm apart (or a "
-            "sheared sform, which no qform can be like). Find out which is right, and write it into both"
+            f"its header holds two orientations, qform and sform, that lie up to {apart_mm:.1f} mm apart (or "
+            "a sheared sform, which no qform can be like). Find out which is right, and write it into both"
         )
 
 

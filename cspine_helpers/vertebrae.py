@@ -53,9 +53,11 @@ def find_vertebrae(label_map: LabelMap, volume: Volume) -> dict[str, Vertebra]:
     Raises:
         ValueError: the vertebrae do not follow each other from C1 downwards.
     """
+    lows = [low for low, _ in label_map.box]
+    objects = ndimage.find_objects(label_map.array[_slices(label_map.box)], max_label=len(VERTEBRAE))
     boxes = {
-        VERTEBRAE[n - 1]: tuple((s.start, s.stop) for s in box)
-        for n, box in enumerate(ndimage.find_objects(label_map.array, max_label=7), start=1)
+        level: tuple((low + s.start, low + s.stop) for low, s in zip(lows, box, strict=True))
+        for level, box in zip(VERTEBRAE, objects, strict=True)
         if box is not None
     }
     found = {level: _examine(level, box, label_map, volume) for level, box in boxes.items()}

@@ -1,0 +1,165 @@
+"""CT to packed sequences: against reading alone, memory, two processes, and studies an hour.
+
+One core reads and packs, and SimpleITK reads the same series alone: the names in order, then the slices. The
+series is a phantom at clinical size, 512 × 512 × 400; its mask is an uncompressed NIfTI on the same grid.
+"""
+
+import os
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+from benchmarks.measure import Row, in_fresh_process, interleaved, ratio, spread
+from cspine_helpers.export import write_label_map, write_series
+from cspine_helpers.itk import simpleitk
+from cspine_helpers.labels import BOX_COLUMNS
+from cspine_helpers.packer import StudyFiles, forget, pack_study
+from cspine_helpers.packing import PackConfig
+from cspine_helpers.rendering import render_study
+from cspine_helpers.studies import PackSource, pack_cohort
+
+SHAPE, SPACING_MM = (400, 512, 512), (0.6, 0.45, 0.45)
+VOLUME_MIB = 4 * np.prod(SHAPE) / 2**20
+RSNA_STUDIES = 2019
+STUDIES = 4  # packed at once
+MEMORY = """
+import sys
+from pathlib import Path
+import pandas as pd
+from benchmarks.measure import peak_mib
+from cspine_helpers import itk, labels, packer, packing
+itk.simpleitk()
+before, folder = peak_mib(), Path(sys.argv[1])
+boxes = pd.DataFrame(columns=list(labels.BOX_COLUMNS))
+study = packer.StudyFiles("1.2.3", folder / sys.argv[2], folder / "mask.nii", "rsna", None, None, boxes)
+packer.pack_study(study, folder / "memory", packing.PackConfig())
+print(peak_mib() - before)
+"""
+
+
+def clinical_study() -> tuple[np.ndarray, np.ndarray]:
+    """A phantom on a clinical grid, in a field that is wider and higher: HU int16 and labels."""
+    study = render_study(3, 0, {"C2": 1, "C5": 1})
+    zoom = np.divide(study.spacing_mm, SPACING_MM)
+    inner = np.rint(ndimage.zoom(study.volume_hu, zoom, order=1)).astype(np.int16)
+    hu, labels = np.full(SHAPE, -1000, np.int16), np.zeros(SHAPE, np.uint8)
+    start = np.subtract(SHAPE, inner.shape) // 2
+    place = tuple(slice(a, a + n) for a, n in zip(start, inner.shape, strict=True))
+    hu[place], labels[place] = inner, ndimage.zoom(study.label_map, zoom, order=0)
+    hu += (
+        np.random.default_rng(0).normal(0, 12, SHAPE).astype(np.int16)
+    )  # noise: what compression has to keep
+    return hu, labels
+
+
+def compress(source: Path, target: Path) -> None:
+    """The series again, as JPEG lossless with a rescale intercept, the way archives hold CT."""
+    sitk = simpleitk()
+    target.mkdir()
+    for path in source.iterdir():
+        image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.UseCompressionOn()
+        writer.SetCompressor("JPEG")
+        writer.SetFileName(str(target / path.name))
+        writer.Execute(image)
+
+
+def read_alone(folder: Path) -> None:
+    """What SimpleITK's own example does to read a series."""
+    reader = simpleitk().ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    reader.Execute()
+
+
+def pack(folder: Path, series: str) -> None:
+    boxes = pd.DataFrame(columns=list(BOX_COLUMNS))
+    study = StudyFiles("1.2.3", folder / series, folder / "mask.nii", "rsna", None, None, boxes)
+    forget(folder / "packed", study.uid)
+    pack_study(study, folder / "packed", PackConfig())
+
+
+def pack_several(folder: Path, workers: int, sheets: Path | None = None) -> None:
+    shutil.rmtree(folder / "packed", ignore_errors=True)
+    report = pack_cohort(folder, source=PackSource.of(folder), sheets=sheets, workers=workers)
+    assert (report["status"] == "packed").all(), report
+
+
+def rows() -> Iterator[Row]:
+    cv2.setNumThreads(1)
+    simpleitk().ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        hu, labels = clinical_study()
+        write_series(folder / "plain", hu, SPACING_MM, study_uid="1.2.3")
+        write_label_map(folder / "mask.nii", labels, SPACING_MM)
+        del hu, labels
+        compress(folder / "plain", folder / "jpeg")
+        seconds = {}
+        for series, stored, repeats, note in (
+            ("jpeg", "JPEG lossless", 3, ""),
+            (
+                *("plain", "uncompressed, in the page cache", 7),
+                "nothing is decoded and nothing comes from a disk, so that reading is little more than "
+                "copying; the "
+                "rest is the SHA-256 of CT and mask, reading the mask, checking and cutting.",
+            ),
+        ):
+            calls = {
+                "pack": lambda s=series: pack(folder, s),
+                "read": lambda s=series: read_alone(folder / s),
+            }
+            times = interleaved(calls, repeats=repeats)
+            found = ratio(times["pack"], times["read"])
+            seconds[series] = statistics.median(times["pack"])
+            took = f"{seconds[series]:.2f} s against {statistics.median(times['read']):.2f} s"
+            what = f"a study of 400 slices packed, one core; {stored}"
+            yield Row(
+                what,
+                "SimpleITK reading the series",
+                f"{took}: {spread(found)} ×",
+                "≤ 1.3 ×",
+                found[0] <= 1.3,
+                note,
+            )
+        for series in ("plain", "jpeg"):
+            peak = float(in_fresh_process(MEMORY, str(folder), series))
+            found = peak / VOLUME_MIB
+            what = f"peak memory of packing it ({series}), beyond what the imports take"
+            yield Row(
+                what, "the volume in float32", f"{peak:.0f} MiB: {found:.2f} ×", "≤ 2.5 ×", found <= 2.5
+            )
+        cohort = folder / "cohort"
+        for number in range(1, STUDIES + 1):
+            path = cohort / "train_images" / f"1.2.{number}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.symlink(folder / "jpeg", path)
+            (cohort / "segmentations").mkdir(exist_ok=True)
+            os.symlink(folder / "mask.nii", cohort / "segmentations" / f"1.2.{number}.nii")
+        pack_several(cohort, 2)  # the workers start
+        calls = {str(n): lambda n=n: pack_several(cohort, n) for n in (1, 2)}
+        calls["sheets"] = lambda: pack_several(cohort, 2, folder / "sheets")
+        times = interleaved(calls, repeats=3, warm_up=0)
+        found = ratio(times["1"], times["2"])
+        each = {name: statistics.median(took) / STUDIES for name, took in times.items()}
+        rate = f"{3600 / each['2']:.0f} against {3600 / each['1']:.0f} studies an hour"
+        rate += f": {spread(found)} × as many"
+        yield Row(
+            f"{STUDIES} studies (JPEG lossless), two processes",
+            "one process",
+            rate,
+            "≥ 1.8 ×",
+            found[0] >= 1.8,
+        )
+        for name, what in (("2", "without contact sheets"), ("sheets", "with a contact sheet a study")):
+            hours = RSNA_STUDIES * each[name] / 3600
+            took = f"{3600 / each[name]:.0f} studies an hour; {hours:.1f} h for {RSNA_STUDIES:,} studies"
+            yield Row(f"two cores, {what}", "", took)
