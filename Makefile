@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup cohort notebooks train lab test test-browser check bench licences format lock clean
+.PHONY: help setup cohort notebooks train pack lab test test-browser check bench licences format lock clean
 
 help:  ## list the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -24,11 +24,14 @@ setup: .venv/.stamp  ## .venv with the locked dependencies, hashes checked, and 
 cohort: setup  ## make the built-in cohort of CT phantoms under data/builtin (skipped when complete)
 	@case $(COHORT) in builtin|quick) $(BIN)/python -m cspine_helpers.phantom --cohort $(COHORT);; esac
 
-notebooks: cohort  ## run notebooks 01 to 06 in order (COHORT=rsna2022 for the RSNA data)
+notebooks: cohort  ## run notebooks 00 to 06 in order (COHORT=rsna2022 for the RSNA data)
 	$(BIN)/python notebooks/run.py --cohort $(COHORT)
 
 train: cohort  ## train the cohort's run anew: notebooks 01 to 03 with RETRAIN = True
 	$(BIN)/python notebooks/run.py --cohort $(COHORT) --retrain 01 02 03
+
+pack: setup  ## pack a cohort's CT into sequences (COHORT=rsna2022): data/<cohort>/packed, contact sheets
+	$(BIN)/python -m cspine_helpers.studies --cohort $(COHORT)
 
 lab: cohort  ## open JupyterLab on notebooks/
 	$(BIN)/jupyter lab notebooks
@@ -64,6 +67,6 @@ lock: setup  ## resolve the newest allowed versions into requirements.lock and c
 	    --upgrade --no-header --no-annotate --quiet --output-file requirements.lock
 	sed 's/ \\$$//; /^    --hash/d' requirements.lock > constraints.txt
 
-clean:  ## remove what was made: environment, cohorts builtin and quick, caches, rendered copies
-	rm -rf .venv data/builtin data/quick notebooks/rendered .*_cache .hypothesis .import_linter_cache
+clean:  ## remove what was made: environment, cohorts builtin and quick and their CT, caches, rendered copies
+	rm -rf .venv data/builtin data/quick data/builtin_ct data/quick_ct notebooks/rendered .*_cache .hypothesis .import_linter_cache
 	find cspine_helpers tests notebooks -name __pycache__ -prune -exec rm -rf {} +

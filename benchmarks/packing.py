@@ -109,8 +109,8 @@ def rows() -> Iterator[Row]:
             (
                 *("plain", "uncompressed, in the page cache", 7),
                 "nothing is decoded and nothing comes from a disk, so that reading is little more than "
-                "copying; the "
-                "rest is the SHA-256 of CT and mask, reading the mask, checking and cutting.",
+                "copying; "
+                "the rest is the SHA-256 of CT and mask, reading the mask, checking and cutting.",
             ),
         ):
             calls = {
@@ -132,7 +132,7 @@ def rows() -> Iterator[Row]:
             )
         for series in ("plain", "jpeg"):
             peak = float(in_fresh_process(MEMORY, str(folder), series))
-            found = peak / VOLUME_MIB
+            found = float(peak / VOLUME_MIB)
             what = f"peak memory of packing it ({series}), beyond what the imports take"
             yield Row(
                 what, "the volume in float32", f"{peak:.0f} MiB: {found:.2f} ×", "≤ 2.5 ×", found <= 2.5

@@ -148,7 +148,7 @@ def _pack(
     try:
         found = find_vertebrae(label_map, volume)
     except ValueError as error:
-        raise ValueError(f"{study.mask.name}: {error}.") from None
+        raise ValueError(f"{study.mask.name}: {error}") from None
     problems = {level: "not in the mask" for level in VERTEBRAE if level not in found}
     problems |= {level: vertebra.problem for level, vertebra in found.items() if vertebra.problem}
     pieces = {

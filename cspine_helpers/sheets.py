@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.gridspec import GridSpec
@@ -14,7 +15,7 @@ from matplotlib.patches import Rectangle
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.montages import draw_slice
 from cspine_helpers.packing import PackedVertebra
-from cspine_helpers.plots import FRACTURED, GREY, INK, PALE, STYLE, VERTEBRA_COLOURS, Picture
+from cspine_helpers.plots import FRACTURED, GREY, INK, INTACT, PALE, STYLE, VERTEBRA_COLOURS, Picture
 from cspine_helpers.views import BONE_WINDOW_HU, body_row
 from cspine_helpers.volume import Volume
 
@@ -189,3 +190,33 @@ def _lines(notes: Sequence[str]) -> list[str]:
             return [*lines, f"and {len(notes) - number} more"]
         lines += wrapped
     return lines
+
+
+@matplotlib.rc_context(STYLE)
+def heights(manifest: pd.DataFrame, slices: int, *, title: str = "") -> Picture:
+    """How high each vertebra is as its mask has it, and how many slices that is, from C1 to C7.
+
+    Args:
+        manifest: with `PROVENANCE_COLUMNS`; vertebrae that an edge of the picture cuts are drawn hollow.
+        slices: T. Vertebrae with fewer slices show some of them twice, those with more leave some out.
+        title: above the picture.
+    """
+    figure = Picture(figsize=(9, 3.8))
+    left, right = figure.subplots(1, 2)
+    height_mm = manifest["z_last_mm"] - manifest["z_first_mm"] + manifest["spacing_z_mm"]
+    each = manifest.groupby("vertebra")["vertebra"]
+    places = manifest["vertebra"].map({level: float(n) for n, level in enumerate(VERTEBRAE)})
+    places += 0.6 * ((each.cumcount() + 0.5) / each.transform("count") - 0.5)  # side by side
+    whole = (manifest["completeness"] == 1).to_numpy()
+    for axes, values in ((left, height_mm), (right, height_mm / manifest["spacing_z_mm"])):
+        for some, fill, name in ((whole, INTACT, "whole"), (~whole, "none", "cut by the picture's edge")):
+            if some.any():
+                axes.plot(places[some], values[some], "o", mec=INTACT, mfc=fill, alpha=0.7, label=name)
+        axes.set_xticks(range(len(VERTEBRAE)), VERTEBRAE)
+        axes.set_ylim(0)
+    left.set(ylabel="mm", title="Height of the mask")
+    right.set(ylabel="slices", title="Native slices")
+    right.axhline(slices, color=INK, linewidth=1, linestyle="--", label=f"T = {slices} positions")
+    right.legend(loc="upper right")
+    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
+    return figure

@@ -104,11 +104,13 @@ def pack_cohort(
         FileNotFoundError: there is no study.
         ImportError: SimpleITK is not installed.
         ValueError: a study is there twice, or the tables of labels or boxes cannot be used.
+        FileExistsError: `packed/` holds sequences that were made elsewhere.
         BlockingIOError: another process packs this cohort.
     """
     import joblib
 
     simpleitk()
+    _check_ours(folder / "packed")
     source, config, packed = source or PackSource.of(folder), config or PackConfig(), folder / "packed"
     studies = list(_studies(source, folder))
     with paths.exclusive(folder / ".packing.lock", f"packing {folder.name}"):
@@ -120,6 +122,16 @@ def pack_cohort(
         records = sorted(bar, key=lambda record: record["uid"])
         settings = {"config": asdict(config), "scheme": source.scheme, "packer": packer_version()}
         return _write_tables(records, settings, packed)
+
+
+def _check_ours(packed: Path) -> None:
+    """Refuse to replace sequences that this module did not write."""
+    made_elsewhere = packed.is_dir() and not any((packed / name).exists() for name in (SETTINGS, "studies"))
+    if made_elsewhere and any(packed.iterdir()):
+        raise FileExistsError(
+            f"{packed} holds sequences that were not packed here. Move it aside to pack the CT, or leave it "
+            "as it is."
+        )
 
 
 def _studies(source: PackSource, folder: Path) -> Iterator[StudyFiles]:

@@ -3,8 +3,8 @@
 A mask that cannot be right is refused, and what was tidied is said:
 
 - C1 … C7 follow each other downwards; else the mask is upside down, or its labels run the other way.
-- Pieces of less than 5 % of a vertebra are removed: they would stretch its box. Larger ones stay up to
-  10 mm from the main piece, as a displaced fragment may lie; beyond that the mask is wrong.
+- Pieces up to 10 mm from the main one stay, as a displaced fragment may lie. Farther ones are removed where
+  they are small, as they would stretch the box; else the mask is wrong.
 - A vertebra has cortical bone: where less than a tenth of its voxels reach 150 HU, the mask lies beside it.
 """
 
@@ -19,7 +19,7 @@ from cspine_helpers.masks import LabelMap
 from cspine_helpers.packing import Box
 from cspine_helpers.volume import Volume
 
-SPECK = 0.05  # of a vertebra's voxels
+SMALL = 0.05  # of a vertebra's voxels
 MAX_APART_MM = 10.0
 BONE_HU = 150.0
 MIN_BONE = 0.1
@@ -64,8 +64,8 @@ def find_vertebrae(label_map: LabelMap, volume: Volume) -> dict[str, Vertebra]:
     wrong = [f"{b} above {a}" for a, b in itertools.pairwise(found) if found[b].middle <= found[a].middle]
     if wrong:
         raise ValueError(
-            f"in the mask lies {', '.join(wrong)}: it is upside down against the CT, or its labels run the "
-            "other way. Look at both in a viewer, and mend the mask's header or the scheme"
+            f"the mask has {', '.join(wrong)}: it is upside down against the CT, or its labels run the other "
+            "way. Look at both in a viewer, and mend the mask's header or the scheme."
         )
     return found
 
@@ -78,26 +78,22 @@ def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Verte
     middle = sum(box[0]) / 2
     pieces, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     if count > 1:
-        sizes = np.bincount(pieces.ravel())[1:]
-        main = int(sizes.argmax()) + 1
-        largest = ndimage.find_objects(pieces)[main - 1][0]
+        sizes, apart_mm = _pieces(pieces, count, volume.spacing_mm)
+        largest = ndimage.find_objects(pieces)[sizes.argmax()][0]
         middle = box[0][0] + (largest.start + largest.stop) / 2
-        specks = np.flatnonzero((sizes < SPECK * sizes.sum()) & (sizes < sizes.max())) + 1
-        if specks.size:
-            small = np.isin(pieces, specks)
-            here[small], mask[small] = 0, False
-            share = sizes[specks - 1].sum() / sizes.sum()
-            warnings.append(f"specks removed: {specks.size} ({share:.1%} of its mask)")
-        if count - specks.size > 1:
-            apart_mm = _apart_mm(pieces, main, specks, volume.spacing_mm)
-            warnings.append(f"in {count - specks.size} pieces, up to {apart_mm:.0f} mm apart")
-            if apart_mm > MAX_APART_MM:
-                problem = (
-                    f"its mask is in {count - specks.size} pieces {apart_mm:.0f} mm apart; mend the mask"
-                )
-        ((inner),) = ndimage.find_objects(mask.astype(np.uint8))
-        box = tuple((low + s.start, low + s.stop) for (low, _), s in zip(box, inner, strict=True))
-        mask = mask[inner]
+        far, small = apart_mm > MAX_APART_MM, sizes < SMALL * sizes.sum()
+        if (far & ~small).any():
+            problem = f"its mask is in {count} pieces, up to {apart_mm.max():.0f} mm apart; mend the mask"
+        elif (~small).sum() > 1:
+            warnings.append(f"in {(~small).sum()} pieces, up to {apart_mm[~small].max():.0f} mm apart")
+        if (far & small).any():
+            specks = np.isin(pieces, np.flatnonzero(far & small) + 1)
+            here[specks], mask[specks] = 0, False
+            away_mm = apart_mm[far & small].max()
+            warnings.append(f"specks removed, up to {away_mm:.0f} mm away ({specks.sum()} voxels)")
+            ((inner),) = ndimage.find_objects(mask.astype(np.uint8))
+            box = tuple((low + s.start, low + s.stop) for (low, _), s in zip(box, inner, strict=True))
+            mask = mask[inner]
     size_mm3 = float(np.count_nonzero(mask) * np.prod(volume.spacing_mm))
     if size_mm3 < MIN_VOLUME_MM3:
         problem = problem or f"its mask holds {size_mm3:.0f} mm³, a tenth of a vertebra at most"
@@ -117,13 +113,13 @@ def _slices(box: Box) -> tuple[slice, ...]:
     return tuple(slice(*ends) for ends in box)
 
 
-def _apart_mm(
-    pieces: np.ndarray, main: int, specks: np.ndarray, spacing_mm: tuple[float, float, float]
-) -> float:
-    """Largest distance of another piece, specks aside, from the main one."""
-    distance = ndimage.distance_transform_edt(pieces != main, sampling=spacing_mm)
-    others = set(range(1, int(pieces.max()) + 1)) - {main, *specks.tolist()}
-    return max(float(distance[pieces == n].min()) for n in others)
+def _pieces(
+    pieces: np.ndarray, count: int, spacing_mm: tuple[float, float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels of each piece, and its distance in mm from the largest."""
+    sizes = np.bincount(pieces.ravel())[1:]
+    distance_mm = ndimage.distance_transform_edt(pieces != sizes.argmax() + 1, sampling=spacing_mm)
+    return sizes, np.array(ndimage.minimum(distance_mm, pieces, np.arange(1, count + 1)))
 
 
 def _completeness(mask: np.ndarray, box: Box, field: Box) -> tuple[float, list[str]]:

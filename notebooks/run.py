@@ -191,6 +191,11 @@ def table(runs: Sequence[Run]) -> str:
     )
 
 
+def has_ct(folder: Path) -> bool:
+    """Whether notebook 00 has CT to pack: that of the cohort's folder, or phantoms, which it writes as CT."""
+    return (folder / "train_images").is_dir() or (folder / "cohort.json").is_file()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -208,10 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parameters["RETRAIN"] = True
     runs = []
     try:
+        chosen = series(numbers=options.numbers)
+        if not options.numbers and not has_ct(paths.cohort_dir(options.cohort)):
+            print(f"{chosen[0].stem} is left out: the cohort {options.cohort!r} has no CT in train_images/.")
+            chosen = chosen[1:]
         copies = FOLDER / "rendered" / paths.checked_name(options.cohort, "cohort")
         if options.run:
             copies /= paths.checked_name(options.run, "run")
-        for path in series(numbers=options.numbers):
+        for path in chosen:
             out = copies / path.name if parameters else path
             run = execute(path, parameters, out=out)
             runs.append(run)

@@ -28,6 +28,7 @@ def requirements(group: list[str]) -> dict[str, Requirement]:
 
 
 DEPENDENCIES = requirements(PYPROJECT["project"]["dependencies"])
+OPTIONAL = requirements(PYPROJECT["project"]["optional-dependencies"]["ct"])
 DEVELOPMENT = requirements(PYPROJECT["dependency-groups"]["dev"])
 
 
@@ -39,7 +40,7 @@ def test_lock_pins_every_dependency_inside_its_range():
     found: dict[str, list[Requirement]] = {}
     for pin in pins(LOCK):
         found.setdefault(canonicalize_name(pin.name), []).append(pin)
-    wanted = DEPENDENCIES | DEVELOPMENT
+    wanted = DEPENDENCIES | OPTIONAL | DEVELOPMENT
     assert sorted(set(wanted) - set(found)) == []
     for name, requirement in wanted.items():
         for pin in found[name]:
@@ -120,7 +121,7 @@ def test_environment_yml_agrees_with_pyproject():
     assert environment["name"] == PYPROJECT["project"]["name"]
     python, pip, packages = environment["dependencies"]
     assert pip == "pip"
-    assert packages == {"pip": ["-c constraints.txt", "-e ."]}
+    assert packages == {"pip": ["-c constraints.txt", "-e .[ct]"]}
     lowest = PYPROJECT["project"]["requires-python"]
     assert str(SpecifierSet(lowest)) in str(SpecifierSet(python.removeprefix("python"))).split(",")
     assert PYPROJECT["tool"]["mypy"]["python_version"] == lowest.removeprefix(">=")
@@ -128,7 +129,8 @@ def test_environment_yml_agrees_with_pyproject():
 
 
 @pytest.mark.parametrize(
-    ("folder", "allowed"), [("cspine_helpers", DEPENDENCIES), ("tests", DEPENDENCIES | DEVELOPMENT)]
+    ("folder", "allowed"),
+    [("cspine_helpers", DEPENDENCIES | OPTIONAL), ("tests", DEPENDENCIES | OPTIONAL | DEVELOPMENT)],
 )
 def test_every_import_is_a_declared_dependency(folder, allowed):
     distributions = packages_distributions()

@@ -22,6 +22,7 @@ from cspine_helpers.predictions import write_predictions
 
 ROOT = Path(__file__).parents[1]
 SERIES = [
+    "00_pack_ct",
     "01_label_prevalence",
     "02_split_and_expand",
     "03_train",
@@ -81,6 +82,8 @@ class TestForm:
         assert holding == [0]
         assert notebook.cells[runner.parameters_cell(notebook)] is cells[1]
         expected = {"COHORT": "builtin"}
+        if name == "00_pack_ct":
+            expected |= {"PHANTOMS": 4, "WORKERS": -1}
         if name >= "03":
             expected["RUN"] = None
         if name == "03_train":
