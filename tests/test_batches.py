@@ -37,6 +37,7 @@ def batches(cohort, epochs, *, sampling, **options) -> list[dict[str, torch.Tens
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [None, "shuffle", "balanced"])
 def test_batches_do_not_depend_on_the_number_of_workers(cohort, sampling):
     alone = batches(cohort, (0, 1), sampling=sampling)

@@ -257,7 +257,7 @@ def test_unknown_kinds_and_scores_out_of_range_are_refused(table):
         calibration.calibrated(found, [0.2, 1.2])
 
 
-@pytest.mark.parametrize("level", ["all", "patient"])
+@pytest.mark.parametrize("level", [pytest.param("all", marks=pytest.mark.slow), "patient"])
 def test_cross_fitting_calibrates_each_patient_by_others_only(level):
     table = made(120, slope=1.0, intercept=-2.0)
     found = cross_fitted(table, kind="platt", level=level, folds=120)  # a fold for each patient

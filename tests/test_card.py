@@ -416,8 +416,13 @@ def test_a_decision_of_other_predictions_or_another_split_is_refused(run):
 
 @pytest.mark.parametrize(
     "decision",
-    [CHOSEN, PATIENT, choose_per_vertebra(WHOLE, min_positives=1, objective="max_f1")],
-    ids=["vertebra", "patient", "each"],
+    [
+        pytest.param(CHOSEN, id="vertebra"),
+        pytest.param(PATIENT, id="patient", marks=pytest.mark.slow),
+        pytest.param(
+            choose_per_vertebra(WHOLE, min_positives=1, objective="max_f1"), id="each", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_test_results_appear_once_the_split_was_opened_with_the_frozen_decision(run, decision):
     section = "Results on test"

@@ -82,6 +82,7 @@ def licences(**environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_licences_of_all_that_is_locked_are_listed_and_none_is_gpl():
     found = licences()
     assert found.returncode == 0, found.stderr

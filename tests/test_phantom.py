@@ -57,6 +57,7 @@ def test_the_number_of_workers_changes_no_byte(cohort, tmp_path):
     assert contents(tmp_path / "small") == contents(cohort)
 
 
+@pytest.mark.slow
 def test_a_complete_cohort_is_left_alone_and_one_of_other_code_made_anew(tmp_path, capsys):
     config = CohortConfig(studies=1, seed=11, pack=SMALL.pack)
     phantom.make_cohort(tmp_path / "one", config, workers=1)

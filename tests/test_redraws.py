@@ -51,6 +51,7 @@ def test_true_specificity_is_that_of_many_patients():
     assert truth.specificity(0.6, "patient") == pytest.approx(below.all(axis=1).mean(), abs=0.005)
 
 
+@pytest.mark.slow
 def test_the_guarantee_is_broken_no_more_often_than_promised(table):
     kept = of(table, "guaranteed")
     assert list(kept.index) == TARGETS
@@ -61,18 +62,21 @@ def test_the_guarantee_is_broken_no_more_often_than_promised(table):
     assert binomtest(kept.loc["patient", "broken"], 1500, binom.cdf(14, 200, 0.1)).pvalue > 0.001
 
 
+@pytest.mark.slow
 def test_the_validation_threshold_is_broken_about_half_the_time(table):
     plain = of(table, "validation")
     assert plain["share"].between(0.45, 0.62).all()
     assert binomtest(plain.loc["patient", "broken"], 1500, binom.cdf(20, 200, 0.1)).pvalue > 0.001
 
 
+@pytest.mark.slow
 def test_vertebrae_taken_as_independent_break_it_too_often(table):
     wrong = of(table, "vertebrae as if independent").loc["vertebra"]
     assert wrong["low"] > 0.1
     assert of(table, "guaranteed").loc["vertebra", "high"] < 0.1
 
 
+@pytest.mark.slow
 def test_a_promise_costs_specificity(table):
     promised, plain = (
         of(table, name).loc[TARGETS[:2], "specificity"] for name in ("guaranteed", "validation")
@@ -98,7 +102,8 @@ def test_the_same_seed_gives_the_same_table():
     assert not first.equals(other)
 
 
-def test_the_picture_names_each_target_and_method(table):
+def test_the_picture_names_each_target_and_method():
+    table = simulate_guarantee(redraws=20)
     left, right = guarantee_picture(table, recall=0.9, delta=0.1).axes
     names = [label.get_text() for label in left.get_yticklabels()]
     assert names[0] == "patients\nguaranteed"

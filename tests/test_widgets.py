@@ -267,6 +267,7 @@ def test_the_controls_move_picture_and_numbers():
     assert said(explorer) in words[-1]
 
 
+@pytest.mark.slow
 def test_moves_leave_no_traces_in_the_picture():
     travelled, fresh = (ThresholdExplorer(made_table(), threshold=0.2) for _ in range(2))
     for threshold in (0.9, 0.05, 1.0, 0.3):
