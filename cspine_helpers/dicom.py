@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cspine_helpers.headers import cut_off, hounsfield, no_slice, read_tags, unreadable
+from cspine_helpers.headers import NO_DICOM, cut_off, hounsfield, no_slice, read_tags, unreadable
 from cspine_helpers.itk import reason, simpleitk
 from cspine_helpers.paths import listing
 from cspine_helpers.stack import Slice, stack
@@ -20,10 +20,11 @@ from cspine_helpers.volume import Volume
 
 # Where these differ from file to file, they are read one by one: GDCM converts each as its own header says.
 _STORED_ALIKE = (
-    *("series", "modality", "image_type", "sop_class", "samples", "signed"),
+    *("series", "modality", "image_type", "sop_class", "samples", "photometric", "bits", "signed"),
     *("intercept", "slope", "padding", "padding_limit"),
 )
 _NAMED = 5  # files of a kind
+_SLICE_SHARE = 0.5  # of a slice's size in bytes
 
 
 @dataclass
@@ -50,9 +51,14 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
         FileNotFoundError: the folder holds no file.
         ValueError: no CT, several series, damaged files, or slices that make no volume; names them.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files, below = [p for p in there if not p.is_dir()], [p.name for p in there if p.is_dir()]
+    if gone := [path.name for path in files if not path.is_file()]:
+        raise ValueError(
+            f"{folder.name}: links that lead nowhere ({len(gone)}): {listing(gone)}. Get the files that "
+            "they stand for."
+        )
     if not files:
-        below = sorted(path.name for path in folder.iterdir() if path.is_dir())
         cause = f" It holds the folders {listing(below)}: give one of these." if below else ""
         raise FileNotFoundError(f"No file in {folder.name}.{cause or ' Give the folder of a DICOM series.'}")
     found = _read_at_once(files) or _read_one_by_one(files)
@@ -76,7 +82,15 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
     ):  # counted, not named: a warning is kept in tables, and a file's name may be a patient's
         kinds = (f"{count} × {why}" for why, count in Counter(found.left_out.values()).items())
         notes.insert(0, f"files left out, as they are no slices of the CT: {', '.join(kinds)}")
-    if any(its.tags["intercept"] is None for its in chosen):
+    if below:
+        notes.append(f"folders beside the slices were not looked into ({len(below)})")
+    lost = [its.name for its in chosen if its.tags["intercept"] is None]
+    if lost and len(lost) < len(chosen):
+        raise ValueError(
+            f"{folder.name}: {len(lost)} of {len(chosen)} slices have lost their rescale intercept: "
+            f"{listing(lost)}. Take the original files."
+        )
+    if lost:
         notes.append("it has no rescale intercept; its values are taken as Hounsfield units")
     return replace(volume, warnings=(*notes, *volume.warnings))
 
@@ -144,6 +158,13 @@ def _read_one_by_one(files: list[Path]) -> _Found:
         planes.append(pixels[0])
         found.slices.append(Slice(path.name, pixels.shape[1:], tags))
         found.notes += [note] if note else []
+    if planes:  # a file as large as a slice, of which nothing can be read, was one
+        large = _SLICE_SHARE * np.median([path.stat().st_size for path in files])
+        damaged |= {
+            p.name: "nothing can be read"
+            for p in files
+            if p.name in found.left_out and found.left_out[p.name] == NO_DICOM and p.stat().st_size > large
+        }
     if damaged:
         raise ValueError(
             f"{len(damaged)} of {len(files)} files cannot be read ({_reasons(damaged, len(damaged))}). They "

@@ -20,10 +20,13 @@ TAGS = {
     "image_type": "0008|0008",
     "sop_class": "0008|0016",
     "number": "0020|0013",
+    "acquisition": "0020|0012",
     "position": "0020|0032",
     "orientation": "0020|0037",
     "pixel_spacing": "0028|0030",
     "samples": "0028|0002",
+    "photometric": "0028|0004",
+    "bits": "0028|0101",
     "signed": "0028|0103",
     "padding": "0028|0120",
     "padding_limit": "0028|0121",
@@ -32,6 +35,7 @@ TAGS = {
     "kernel": "0018|1210",
     "thickness": "0018|0050",
 }
+NO_DICOM = "no DICOM file"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # also .7.1 to .7.4, with several frames
 _CT = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _COMPRESSED = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5")  # JPEG's family, RLE
@@ -53,6 +57,8 @@ def no_slice(image: Any, tags: Tags, *, frames: int = 1) -> str | None:
         return "a screen capture"
     if "LOCALIZER" in (tags["image_type"] or "").upper().split("\\"):
         return "a scout"
+    if tags["photometric"] not in (None, "MONOCHROME2"):
+        return f"photometric interpretation {tags['photometric']}, not MONOCHROME2"
     if image.GetDimension() == 3 and image.GetSize()[2] > frames:
         return "several frames in one file (enhanced CT); convert it to one file a slice"
     return None
@@ -65,6 +71,9 @@ def cut_off(path: Path) -> bool:
         if not (_meta(start, b"\x02\x00\x10\x00") or "").startswith(_COMPRESSED):
             return False
         file.seek(max(path.stat().st_size - _TAIL, 0))
+        if _END_OF_PIXELS in file.read():
+            return False
+        file.seek(0)  # much may follow the pixels
         return _END_OF_PIXELS not in file.read()
 
 
@@ -76,7 +85,7 @@ def unreadable(path: Path, error: str) -> tuple[str, bool]:
         return "empty", True
     if start[128:132] != b"DICM":
         is_damage = path.suffix.lower() in (".dcm", ".dicom")
-        return "no DICOM content" if is_damage else "no DICOM file", is_damage
+        return "no DICOM content" if is_damage else NO_DICOM, is_damage
     sop_class = _meta(start, b"\x02\x00\x02\x00")
     if sop_class and sop_class not in _CT:
         return "no image", False  # a report, a directory, a presentation state
@@ -110,11 +119,11 @@ def hounsfield(view: np.ndarray, tags: Tags) -> tuple[np.ndarray, str]:
     if tags["padding"] is None:
         return pixels, ""
     slope, intercept = float(tags["slope"] or 1), float(tags["intercept"] or 0)
-    ends = []
+    bits, ends = int(tags["bits"] or 16), []
     for raw in (tags["padding"], tags["padding_limit"] or tags["padding"]):
-        value = int(float(raw)) % 65536  # written as signed or unsigned, whatever the pixels are
-        if tags["signed"] == "1" and value > 32767:
-            value -= 65536
+        value = int(float(raw)) % 2**bits  # written as signed or unsigned, and GDCM drops the bits above
+        if tags["signed"] == "1" and value >= 2 ** (bits - 1):
+            value -= 2**bits
         ends.append(value * slope + intercept)
     low, high = min(ends), max(ends)
     if high > _TISSUE_HU[0] and low < _TISSUE_HU[1]:

@@ -29,6 +29,7 @@ SCHEMES: dict[str, dict[int, str]] = {
     | dict(zip(range(50, 31, -1), (*VERTEBRAE, *_THORACIC), strict=True)),
 }
 _ONE_EACH = re.compile(r"(?:vertebrae_)?(C[1-7])\.nii(?:\.gz)?")
+_WHOLE = 1e-3  # what a slope in the header leaves of whole numbers
 _SAME_GRID = 0.05  # voxels that the two grids may lie apart anywhere, to be called one
 
 
@@ -76,8 +77,10 @@ def read_label_map(path: str | Path, volume: Volume, *, scheme: str | Mapping[in
     fields = [field for field in placed if field]  # a segmenter's file of what it did not find is empty
     if not fields:
         raise ValueError(f"{path.name}: empty, without a voxel above 0. Make it again, or leave it out.")
-    ends = [[field[axis] for field in fields] for axis in range(3)]
-    field = tuple((max(low for low, _ in its), min(high for _, high in its)) for its in ends)
+    ends = [
+        [field[axis] for field in fields] for axis in range(3)
+    ]  # of several files, from the first to the last
+    field = tuple((min(low for low, _ in its), max(high for _, high in its)) for its in ends)
     box = _foreground(array)
     if box is None:
         raise ValueError(
@@ -87,10 +90,25 @@ def read_label_map(path: str | Path, volume: Volume, *, scheme: str | Mapping[in
     return LabelMap(array, field, box)
 
 
-def find_mask(folder: Path, uid: str) -> Path | None:
-    """A study's mask in a folder of masks: `<uid>.nii`, `<uid>.nii.gz` or the folder `<uid>`; None: none."""
+def find_mask(folder: Path, uid: str) -> Path:
+    """A study's mask in a folder of masks: `<uid>.nii`, `<uid>.nii.gz` or the folder `<uid>`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are several.
+    """
     candidates = [*(folder / f"{uid}{suffix}" for suffix in NIFTI), folder / uid]
-    return next((path for path in candidates if path.exists()), None)
+    found = [path for path in candidates if path.exists()]
+    if not found:
+        raise FileNotFoundError(
+            f"No mask at {folder.name}/{uid}.nii, .nii.gz, nor in a folder of that name. README says how to "
+            "make masks."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"Several masks in {folder.name}: {listing(path.name for path in found)}. Keep one of them."
+        )
+    return found[0]
 
 
 def _meanings(scheme: str | Mapping[int, str]) -> Mapping[int, str]:
@@ -150,7 +168,7 @@ def _translated(crop: np.ndarray, meanings: Mapping[int, str], path: Path) -> np
     Raises:
         ValueError: values that are no labels or unknown, or none of C1 … C7.
     """
-    if crop.dtype.kind == "f" and not np.array_equal(np.rint(crop), crop):
+    if crop.dtype.kind == "f" and np.abs(crop - np.rint(crop)).max() > _WHOLE:
         raise ValueError(
             f"{path.name}: fractions among its values; labels are whole numbers. Is it the CT itself?"
         )
@@ -159,6 +177,7 @@ def _translated(crop: np.ndarray, meanings: Mapping[int, str], path: Path) -> np
             f"{path.name}: values from {crop.min():g} to {crop.max():g} are no labels. Is it the CT?"
         )
     small = crop.max() < 256
+    crop = np.rint(crop) if crop.dtype.kind == "f" else crop
     crop = np.ascontiguousarray(crop, dtype=np.uint8 if small else np.uint16)
     flat, size = crop.reshape(len(crop), -1), 256 if small else 65536
     found = np.flatnonzero(cv2.calcHist([flat], [0], None, [size], [0, size]))

@@ -17,6 +17,7 @@ from cspine_helpers.itk import reason, simpleitk
 NIFTI = (".nii", ".nii.gz")
 _FLOATS = {"16": "f4", "64": "f8"}  # datatype codes
 _APART = 0.1  # of a voxel, that the two orientations may lie apart anywhere; headers are shown with 6 digits
+_NIFTI_1, _NIFTI_2 = 348, 540  # bytes of their headers, which the headers begin with
 _HEADER, _CHUNK = 352, 1 << 22  # bytes
 
 
@@ -47,7 +48,7 @@ def read_nifti(path: Path, *, not_finite: float = 0.0) -> tuple[np.ndarray, Grid
     try:
         image = sitk.ReadImage(str(path), imageIO="NiftiImageIO")
     except RuntimeError as error:
-        raise ValueError(f"{path.name}: {_unreadable(error)}.") from error
+        raise ValueError(f"{path.name}: {_unreadable(path, error)}.") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(
             f"{path.name}: {image.GetSize()} values; one 3-D volume is needed. Take one volume of it."
@@ -63,13 +64,18 @@ def read_nifti(path: Path, *, not_finite: float = 0.0) -> tuple[np.ndarray, Grid
     return array, Grid(steps[:, ::-1], np.array(image.GetOrigin()))
 
 
-def _unreadable(error: Exception) -> str:
+def _unreadable(path: Path, error: Exception) -> str:
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if _NIFTI_2 in (int.from_bytes(start, "little"), int.from_bytes(start, "big")):
+        return "it is NIfTI-2, which is not read here. Convert it to NIfTI-1"
     if "orthonormal" in str(error):
         return (
             "its axes are not at right angles (a sheared affine, as of a tilted gantry). Read the DICOM "
             "series instead, or resample it to a straight grid"
         )
-    return f"it cannot be read as NIfTI, and may be cut off or damaged ({reason(error)}). Copy it again"
+    why = reason(error).replace(str(path), path.name)
+    return f"it cannot be read as NIfTI, and may be cut off or damaged ({why}). Copy it again"
 
 
 def _check_place(header: dict[str, str], image: Any) -> None:
@@ -127,12 +133,10 @@ def _check_whole(path: Path, header: dict[str, str], array: np.ndarray, not_fini
 def _check_voxel_size(header: bytes) -> str:
     """Refuse a voxel size that is none, which SimpleITK replaces in silence; returns the byte order.
 
-    Source: nifti1.h and nifti2.h (`sizeof_hdr`, `pixdim`).
+    Source: nifti1.h (`sizeof_hdr`, `pixdim`).
     """
-    order = "<" if int.from_bytes(header[:4], "little") in (348, 540) else ">"
-    is_second = int.from_bytes(header[:4], "little" if order == "<" else "big") == 540
-    size, place = ("f8", 104) if is_second else ("f4", 76)
-    pixdim = np.frombuffer(header, order + size, 4, place)[1:].astype(float)
+    order = "<" if int.from_bytes(header[:4], "little") == _NIFTI_1 else ">"
+    pixdim = np.frombuffer(header, order + "f4", 4, 76)[1:].astype(float)
     if not ((pixdim > 0) & (pixdim < np.inf)).all():
         sizes = " × ".join(f"{length:g}" for length in pixdim)
         raise ValueError(f"its voxel size is {sizes} mm. Mend its header")

@@ -30,6 +30,7 @@ from cspine_helpers.truth import packed_truth
 from cspine_helpers.vertebrae import find_vertebrae
 
 FORMAT = 1
+ASIDE = "aside"
 _CODE = (  # what reads and cuts
     *("ct", "dicom", "headers", "itk", "masks", "nifti"),
     *("packer", "packing", "stack", "truth", "vertebrae", "volume"),
@@ -74,7 +75,7 @@ def pack_study(
         why it is not packed), `notes` on the study, and `grid` and `crops`, which lead back to the CT.
 
     Raises:
-        ValueError, OSError: it cannot be packed; says why. What an earlier packing of it left is then gone.
+        ValueError, OSError: it cannot be packed; says why.
     """
     paths.check_uids([study.uid])
     hashes = {"source_sha256": hash_of(study.ct), "mask_sha256": hash_of(study.mask, named=True)}
@@ -103,10 +104,23 @@ def read_study(packed: Path, uid: str) -> dict[str, Any]:
 
 
 def forget(packed: Path, uid: str) -> None:
-    """Remove a study's record and sequences, so that nobody trains on what its present files do not give."""
+    """Remove a study's record and sequences: its files are others now."""
     _record_path(packed, uid).unlink(missing_ok=True)
-    for number in range(1, len(VERTEBRAE) + 1):
-        (packed / f"{uid}_{number}.npy").unlink(missing_ok=True)
+    for name in _sequence_names(uid):
+        (packed / name).unlink(missing_ok=True)
+        (packed / ASIDE / name).unlink(missing_ok=True)
+
+
+def set_aside(packed: Path, uid: str) -> None:
+    """Move a study's sequences to `packed/aside`: nobody trains on them; they come back with its files."""
+    for name in _sequence_names(uid):
+        if (packed / name).exists():
+            (packed / ASIDE).mkdir(exist_ok=True)
+            (packed / name).replace(packed / ASIDE / name)
+
+
+def _sequence_names(uid: str) -> list[str]:
+    return [f"{uid}_{number}.npy" for number in range(1, len(VERTEBRAE) + 1)]
 
 
 def hash_of(path: Path, *, named: bool = False) -> str:
@@ -208,7 +222,7 @@ def _key(study: StudyFiles, config: PackConfig, hashes: Mapping[str, str]) -> st
     parts = {
         **hashes,
         "mask": study.mask.name,
-        "scheme": study.scheme if isinstance(study.scheme, str) else sorted(study.scheme.items()),
+        "scheme": study.scheme if isinstance(study.scheme, str) else str(sorted(study.scheme.items())),
         "series": study.series,
         "config": asdict(config),
         "fractured": study.fractured and dict(study.fractured),
@@ -219,6 +233,14 @@ def _key(study: StudyFiles, config: PackConfig, hashes: Mapping[str, str]) -> st
 
 
 def _stands(record: Mapping[str, Any], packed: Path) -> bool:
-    """Whether the sequences that a record names are there as they were written."""
-    files = {paths.inside(packed / name): sha256 for name, sha256 in record["files"].items()}
-    return all(path.is_file() and paths.sha256_of(path) == sha256 for path, sha256 in files.items())
+    """Whether a record's sequences are there as they were written; brings back those set aside."""
+    moved = {}
+    for name, sha256 in record["files"].items():
+        path = paths.inside(packed / name)
+        found = path if path.is_file() else packed / ASIDE / name
+        if not found.is_file() or paths.sha256_of(found) != sha256:
+            return False
+        moved[found] = path
+    for found, path in moved.items():
+        found.replace(path)
+    return True

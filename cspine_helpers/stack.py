@@ -3,11 +3,14 @@
 - Positions along the slices' normal give the order. Two slices at one position, a gap beyond 1.5 times the
   usual step (slices are missing), other sizes, pixel spacings or orientations than most: refused. The usual
   step is the lower quartile, as a missing slice makes steps longer.
+- Steps below 0.6 times the usual one, acquisitions that interleave, and slices shifted unevenly within their
+  plane: refused, as two acquisitions in one series.
 - Steps that are uneven, but not that far: repaired, linear between neighbours, on even steps.
 - Slices shifted against each other within their plane (a tilted gantry): repaired, moved back by linear
   interpolation on a larger field; what no slice saw is air.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,11 +23,12 @@ from cspine_helpers.paths import listing
 from cspine_helpers.volume import AIR_HU, Volume, in_frame
 
 EVEN_MM, EVEN_STEP = 0.02, 0.01  # off an even grid, in mm and of a step: what rounded headers make of one
-MISSING_STEP = 1.5
+CLOSE_STEP, MISSING_STEP = 0.6, 1.5  # of the usual step
 SAME_STEPS = 1e-3  # of a pixel, that pixel spacing and orientation may differ
 MIN_STEP_MM = 0.01  # closer than that, two slices are at one position
 MAX_DRIFT_PIXELS = 0.1  # over the whole series, before it is repaired
 MAX_TILT_DEG = 35.0
+MAX_BENT_PIXELS = 1.0  # off a straight line
 
 
 @dataclass(frozen=True)
@@ -160,9 +164,17 @@ def _axes(steps: np.ndarray) -> str:
 def _check_steps(ordered: Sequence[Slice], along_mm: np.ndarray) -> None:
     steps = np.diff(along_mm)
     names = [s.name for s in ordered]
+    _check_acquisitions(ordered)
     if twice := [f"{names[i]!r} and {names[i + 1]!r}" for i in np.flatnonzero(steps < MIN_STEP_MM)]:
         raise ValueError(
             f"slices at the same position: {', '.join(twice)}. Keep one of each, or one acquisition a folder"
+        )
+    close = np.flatnonzero(steps < CLOSE_STEP * np.median(steps))
+    if close.size:
+        where = ", ".join(f"{names[i]!r} and {names[i + 1]!r}" for i in close[:5])
+        raise ValueError(
+            f"slices lie closer together than the rest, {steps.min():.2f} mm for {np.median(steps):.2f} mm "
+            f"({close.size} times, first {where}): two acquisitions in one series? Keep one a folder"
         )
     usual = float(np.quantile(steps, 0.25, method="lower"))
     gaps = np.flatnonzero(steps > MISSING_STEP * usual)
@@ -171,6 +183,15 @@ def _check_steps(ordered: Sequence[Slice], along_mm: np.ndarray) -> None:
         raise ValueError(
             f"slices are missing: steps of {usual:.2f} mm as a rule, but {where}. Complete the series, or "
             "keep the part above or below the gap"
+        )
+
+
+def _check_acquisitions(ordered: Sequence[Slice]) -> None:
+    """Refuse acquisitions that interleave: each is a part of the patient, one after the other."""
+    runs = [number for number, _ in itertools.groupby(s.tags["acquisition"] for s in ordered)]
+    if len(runs) > len(set(runs)):
+        raise ValueError(
+            f"slices of {len(set(runs))} acquisitions lie between each other. Keep one acquisition a folder"
         )
 
 
@@ -185,6 +206,14 @@ def _straight(found: _Geometry) -> _Geometry:
         raise ValueError(
             f"its slices are shifted against each other by {tilt_deg:.0f}°, more than a gantry tilts. "
             "Take the original series, or resample it"
+        )
+    bent = found.offsets - np.outer(
+        (found.along_mm - found.along_mm[0]) / (found.along_mm[-1] - found.along_mm[0]), found.offsets[-1]
+    )
+    if np.abs(bent).max() > MAX_BENT_PIXELS:
+        raise ValueError(
+            f"its slices are shifted against each other by up to {np.abs(bent).max():.1f} pixels, but not "
+            "evenly as by a tilted gantry: two acquisitions in one series? Keep one a folder"
         )
     low, high = np.floor(low), np.ceil(high)
     (columns, rows), (_, height, width) = (high - low).astype(int), found.hu.shape

@@ -6,74 +6,34 @@ python -m cspine_helpers.studies --cohort rsna2022
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from cspine_helpers import paths
 from cspine_helpers.itk import simpleitk
-from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, read_boxes, read_labels
+from cspine_helpers.labels import UID
 from cspine_helpers.manifest import MANIFEST_COLUMNS, PROVENANCE_COLUMNS, write_manifest
 from cspine_helpers.masks import SCHEMES, find_mask
-from cspine_helpers.nifti import NIFTI
-from cspine_helpers.packer import StudyFiles, forget, pack_study, packer_version, sentence
+from cspine_helpers.packer import StudyFiles, pack_study, packer_version, sentence, set_aside
 from cspine_helpers.packing import PackConfig
 from cspine_helpers.records import write_sealed
+from cspine_helpers.sources import PackSource, study_files, without_ct
 from cspine_helpers.tables import write_table
 from cspine_helpers.truth import PACKED_BOX_COLUMNS, write_packed_boxes
 
 REPORT_COLUMNS = (UID, "status", "sequences", "message")
 SETTINGS = "packing.json"
 _UNFINISHED = re.compile(r"\..+(\.\w+)\.\w{8}\1")  # by paths.atomic_path: .1.2.3_1.npy.a1b2c3d4.npy
-_MAX_STATUS = 99  # exit statuses beyond 125 have meanings of their own
-
-
-@dataclass(frozen=True)
-class PackSource:
-    """Where a cohort's CT and masks lie, and how they are read.
-
-    Attributes:
-        images: folder of studies: a folder with a DICOM series, or a NIfTI file, for each StudyInstanceUID.
-        masks: folder of masks: `<uid>.nii[.gz]`, or a folder `<uid>` with one file a vertebra.
-        scheme: what the masks' labels mean, see `masks.read_label_map`.
-        series: StudyInstanceUID → SeriesInstanceUID, of studies that hold several series.
-    """
-
-    images: Path
-    masks: Path
-    scheme: str | Mapping[int, str] = "rsna"
-    series: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, folder: Path, **others: Any) -> Self:
-        """As RSNA 2022 lays them out in a cohort's folder: `train_images/` and `segmentations/`."""
-        return cls(folder / "train_images", folder / "segmentations", **others)
-
-    def studies(self) -> dict[str, Path]:
-        """StudyInstanceUID → its folder or file, in order.
-
-        Raises:
-            FileNotFoundError: there are none.
-            ValueError: one is there twice.
-        """
-        found: dict[str, Path] = {}
-        for path in sorted(self.images.iterdir()) if self.images.is_dir() else ():
-            suffix = next((s for s in NIFTI if path.name.endswith(s)), "")
-            if not path.name.startswith(".") and (path.is_dir() or suffix):
-                uid = path.name.removesuffix(suffix)
-                if uid in found:
-                    raise ValueError(f"{path.name} and {found[uid].name} are one study. Keep one of them.")
-                found[uid] = path
-        if not found:
-            raise FileNotFoundError(
-                f"No study in {self.images}: it needs a folder with a DICOM series, or a NIfTI file, for "
-                "each StudyInstanceUID. data/README.md says where the files of RSNA 2022 go."
-            )
-        return found
+DIED = "its process was killed, often for want of memory; try it alone, or with fewer workers"
+_MAX_STATUS, _REFUSED = 99, 100  # exit statuses beyond 125 have meanings of their own
 
 
 def pack_cohort(
@@ -107,50 +67,77 @@ def pack_cohort(
         FileExistsError: `packed/` holds sequences that were made elsewhere.
         BlockingIOError: another process packs this cohort.
     """
-    import joblib
-
     simpleitk()
-    _check_ours(folder / "packed")
     source, config, packed = source or PackSource.of(folder), config or PackConfig(), folder / "packed"
-    studies = list(_studies(source, folder))
+    studies = list(study_files(source, folder))
     with paths.exclusive(folder / ".packing.lock", f"packing {folder.name}"):
-        _remove_unfinished(packed, packed / "studies", *([sheets] if sheets else ()))
-        job = joblib.delayed(_packed_or_failed)
-        jobs = (job(study, packed, config, sheets and sheets / f"{study.uid}.png") for study in studies)
-        done = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(jobs)
-        bar = tqdm(done, total=len(studies), desc=f"packing {folder.name}", unit="study", mininterval=1)
-        records = sorted(bar, key=lambda record: record["uid"])
+        _begin(packed, sheets, [study.uid for study in studies])
+        jobs = {
+            study.uid: (study, packed, config, sheets and sheets / f"{study.uid}.png") for study in studies
+        }
+        records = sorted(_records(jobs, folder.name, workers), key=lambda record: record["uid"])
         settings = {"config": asdict(config), "scheme": source.scheme, "packer": packer_version()}
-        return _write_tables(records, settings, packed)
+        report = _write_tables(records, settings, packed)
+    report.attrs["without_ct"] = without_ct(source, folder)
+    return report
 
 
-def _check_ours(packed: Path) -> None:
-    """Refuse to replace sequences that this module did not write."""
-    made_elsewhere = packed.is_dir() and not any((packed / name).exists() for name in (SETTINGS, "studies"))
-    if made_elsewhere and any(packed.iterdir()):
+def _begin(packed: Path, sheets: Path | None, studies: Iterable[str]) -> None:
+    """Make sure of the folder, and set aside what belongs to no study of this run.
+
+    Raises:
+        FileExistsError: the folder holds sequences that this module did not write.
+    """
+    records = packed / "studies"
+    if packed.is_dir() and not records.is_dir() and any(packed.glob("[!.]*")):
         raise FileExistsError(
             f"{packed} holds sequences that were not packed here. Move it aside to pack the CT, or leave it "
             "as it is."
         )
+    records.mkdir(parents=True, exist_ok=True)
+    for left in (path for where in (packed, records, sheets) if where for path in where.glob(".*")):
+        if _UNFINISHED.fullmatch(left.name):  # by a process that was killed
+            left.unlink()
+    for uid in {path.stem.rpartition("_")[0] for path in packed.glob("*.npy")} - set(studies):
+        set_aside(packed, uid)
 
 
-def _studies(source: PackSource, folder: Path) -> Iterator[StudyFiles]:
-    """The cohort's studies with labels and boxes; a mask that is not there is named where it should be."""
-    labels, boxes = folder / "train.csv", folder / "train_bounding_boxes.csv"
-    known = read_labels(labels).set_index(UID)[list(VERTEBRAE)].T.to_dict() if labels.is_file() else {}
-    drawn = read_boxes(boxes) if boxes.is_file() else pd.DataFrame(columns=list(BOX_COLUMNS))
-    for uid, path in source.studies().items():
-        mask = find_mask(source.masks, uid) or source.masks / f"{uid}.nii.gz"
-        series, its = source.series.get(uid), drawn[drawn[UID] == uid]
-        yield StudyFiles(uid, path, mask, source.scheme, series, known.get(uid), its)
+def _records(jobs: Mapping[str, tuple], cohort: str, workers: int) -> Iterator[dict[str, Any]]:
+    """The studies' records as they come.
+
+    Where a process dies, the rest goes one by one until it is clear with which study, then on in parallel.
+    """
+    import joblib
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    left = dict(jobs)
+    bar = tqdm(total=len(jobs), desc=f"packing {cohort}", unit="study", mininterval=1)
+    with bar:
+        while left:
+            calls = [joblib.delayed(_packed_or_failed)(*job) for job in left.values()]
+            try:
+                for record in joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(calls):
+                    del left[record["uid"]]
+                    bar.update()
+                    yield record
+            except TerminatedWorkerError:
+                for uid, job in list(left.items()):
+                    record = _alone(*job)
+                    del left[uid]
+                    bar.update()
+                    yield record
+                    if record.get("error") == DIED:
+                        break
 
 
-def _remove_unfinished(*folders: Path) -> None:
-    """Remove what a process that was killed had not written to its end."""
-    for folder in folders:
-        for path in folder.glob(".*"):
-            if _UNFINISHED.fullmatch(path.name):
-                path.unlink()
+def _alone(*job: Any) -> dict[str, Any]:
+    """A study packed in a process of its own, which may die."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(_packed_or_failed, *job).result()
+        except BrokenProcessPool:
+            set_aside(job[1], job[0].uid)
+            return _failed(job[0].uid, DIED)
 
 
 def _packed_or_failed(
@@ -159,19 +146,18 @@ def _packed_or_failed(
     """A study's record; of one that failed, with the reason and without sequences."""
     try:
         paths.check_uids([study.uid])
-        if not study.mask.exists():
-            name = f"{study.mask.parent.name}/{study.mask.name}"
-            raise FileNotFoundError(
-                f"no mask at {name}, nor as .nii or a folder. README says how to make masks."
-            )
+        study = replace(study, mask=find_mask(study.mask, study.uid))
         return pack_study(study, packed, config, sheet=sheet)
     except Exception as error:  # of whatever kind: the other studies go on
-        forget(packed, study.uid)
+        set_aside(packed, study.uid)
         if sheet is not None:
             sheet.unlink(missing_ok=True)
         foreseen = isinstance(error, ValueError | OSError) and str(error)
-        message = foreseen or f"{type(error).__name__}: {error}".removesuffix(": ")
-        return {"uid": study.uid, "rows": [], "boxes": [], "files": {}, "error": message}
+        return _failed(study.uid, foreseen or f"{type(error).__name__}: {error}".removesuffix(": "))
+
+
+def _failed(uid: str, why: str) -> dict[str, Any]:
+    return {"uid": uid, "rows": [], "boxes": [], "files": {}, "error": why}
 
 
 def _write_tables(
@@ -212,12 +198,17 @@ def summary(report: pd.DataFrame) -> str:
         f"of their vertebrae, {counts.get('failed', 0)} failed; {report['sequences'].sum()} sequences."
     ]
     odd = report[report["status"] != "packed"]
+    if missing := report.attrs.get("without_ct"):
+        lines.append(f"{len(missing)} studies of train.csv have no CT here, the first of them {missing[0]}.")
     lines += [f"- {uid}: {message}" for uid, message in zip(odd[UID], odd["message"], strict=True)]
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Pack a cohort from the command line; the exit status counts the studies that failed, to 99 at most."""
+    """Pack a cohort from the command line.
+
+    The exit status is the number of studies that failed, 99 at most, and 100 where nothing could be begun.
+    """
     default = PackConfig()
     parser = argparse.ArgumentParser(
         description="Pack a cohort's CT into sequences, under data/<cohort>/packed."
@@ -253,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = pack_cohort(folder, source=source, config=config, sheets=sheets, workers=options.workers)
     except (ValueError, OSError, ImportError) as error:
         print(error, file=sys.stderr)
-        return 2
+        return _REFUSED
     print(summary(report))
     return min(int((report["status"] == "failed").sum()), _MAX_STATUS)
 

@@ -61,7 +61,8 @@ def find_vertebrae(label_map: LabelMap, volume: Volume) -> dict[str, Vertebra]:
         if box is not None
     }
     found = {level: _examine(level, box, label_map, volume) for level, box in boxes.items()}
-    wrong = [f"{b} above {a}" for a, b in itertools.pairwise(found) if found[b].middle <= found[a].middle]
+    good = {level: its for level, its in found.items() if not its.problem}
+    wrong = [f"{b} above {a}" for a, b in itertools.pairwise(good) if good[b].middle <= good[a].middle]
     if wrong:
         raise ValueError(
             f"the mask has {', '.join(wrong)}: it is upside down against the CT, or its labels run the other "

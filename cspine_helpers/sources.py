@@ -1,0 +1,84 @@
+"""Where a cohort's CT, masks, labels and boxes lie, study by study."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, read_boxes, read_labels
+from cspine_helpers.nifti import NIFTI
+from cspine_helpers.packer import StudyFiles
+
+
+@dataclass(frozen=True)
+class PackSource:
+    """Where a cohort's CT and masks lie, and how they are read.
+
+    Attributes:
+        images: folder of studies: a folder with a DICOM series, or a NIfTI file, for each StudyInstanceUID.
+        masks: folder of masks: `<uid>.nii[.gz]`, or a folder `<uid>` with one file a vertebra.
+        scheme: what the masks' labels mean, see `masks.read_label_map`.
+        series: StudyInstanceUID → SeriesInstanceUID, of studies that hold several series.
+    """
+
+    images: Path
+    masks: Path
+    scheme: str | Mapping[int, str] = "rsna"
+    series: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, **others: Any) -> Self:
+        """As RSNA 2022 lays them out in a cohort's folder: `train_images/` and `segmentations/`."""
+        return cls(folder / "train_images", folder / "segmentations", **others)
+
+    def studies(self) -> dict[str, Path]:
+        """StudyInstanceUID → its folder or file, in order.
+
+        Raises:
+            FileNotFoundError: there are none.
+            ValueError: one is there twice.
+        """
+        found: dict[str, Path] = {}
+        for path in sorted(self.images.iterdir()) if self.images.is_dir() else ():
+            suffix = next((s for s in NIFTI if path.name.endswith(s)), "")
+            is_study = (
+                path.is_dir() or suffix or path.is_symlink()
+            )  # one that leads nowhere is not passed over
+            if not path.name.startswith(".") and is_study:
+                uid = path.name.removesuffix(suffix)
+                if uid in found:
+                    raise ValueError(f"{path.name} and {found[uid].name} are one study. Keep one of them.")
+                found[uid] = path
+        if not found:
+            raise FileNotFoundError(
+                f"No study in {self.images}: it needs a folder with a DICOM series, or a NIfTI file, for "
+                "each StudyInstanceUID. data/README.md says where the files of RSNA 2022 go."
+            )
+        return found
+
+
+def study_files(source: PackSource, folder: Path) -> Iterator[StudyFiles]:
+    """What each study of a cohort's folder is packed from; `mask` is the folder of masks, where it is found.
+
+    Raises:
+        FileNotFoundError: there are no studies, or no folder of masks.
+        ValueError: a study is there twice, or a table breaks its schema.
+    """
+    if not source.masks.is_dir():
+        raise FileNotFoundError(
+            f"No folder of masks at {source.masks}. README says how to make masks, or name their folder."
+        )
+    labels, boxes = folder / "train.csv", folder / "train_bounding_boxes.csv"
+    known = read_labels(labels).set_index(UID)[list(VERTEBRAE)].T.to_dict() if labels.is_file() else {}
+    drawn = read_boxes(boxes) if boxes.is_file() else pd.DataFrame(columns=list(BOX_COLUMNS))
+    for uid, path in source.studies().items():
+        series, its = source.series.get(uid), drawn[drawn[UID] == uid]
+        yield StudyFiles(uid, path, source.masks, source.scheme, series, known.get(uid), its)
+
+
+def without_ct(source: PackSource, folder: Path) -> list[str]:
+    """Studies of the label table that have no CT among the images."""
+    table = folder / "train.csv"
+    return sorted(set(read_labels(table)[UID]) - set(source.studies())) if table.is_file() else []
