@@ -66,6 +66,7 @@ def study_files(source: PackSource, folder: Path) -> Iterator[StudyFiles]:
         FileNotFoundError: there are no studies, or no folder of masks.
         ValueError: a study is there twice, or a table breaks its schema.
     """
+    studies = source.studies()
     if not source.masks.is_dir():
         raise FileNotFoundError(
             f"No folder of masks at {source.masks}. README says how to make masks, or name their folder."
@@ -73,7 +74,7 @@ def study_files(source: PackSource, folder: Path) -> Iterator[StudyFiles]:
     labels, boxes = folder / "train.csv", folder / "train_bounding_boxes.csv"
     known = read_labels(labels).set_index(UID)[list(VERTEBRAE)].T.to_dict() if labels.is_file() else {}
     drawn = read_boxes(boxes) if boxes.is_file() else pd.DataFrame(columns=list(BOX_COLUMNS))
-    for uid, path in source.studies().items():
+    for uid, path in studies.items():
         series, its = source.series.get(uid), drawn[drawn[UID] == uid]
         yield StudyFiles(uid, path, source.masks, source.scheme, series, known.get(uid), its)
 

@@ -63,11 +63,13 @@ def pack_cohort(
     Raises:
         FileNotFoundError: there is no study.
         ImportError: SimpleITK is not installed.
-        ValueError: a study is there twice, or the tables of labels or boxes cannot be used.
+        ValueError: a study is there twice, a table of labels or boxes cannot be used, or `workers` is 0.
         FileExistsError: `packed/` holds sequences that were made elsewhere.
         BlockingIOError: another process packs this cohort.
     """
     simpleitk()
+    if workers == 0:
+        raise ValueError("workers is a number of processes, or -1 for one a core; found 0.")
     source, config, packed = source or PackSource.of(folder), config or PackConfig(), folder / "packed"
     studies = list(study_files(source, folder))
     with paths.exclusive(folder / ".packing.lock", f"packing {folder.name}"):
@@ -199,7 +201,7 @@ def summary(report: pd.DataFrame) -> str:
     ]
     odd = report[report["status"] != "packed"]
     if missing := report.attrs.get("without_ct"):
-        lines.append(f"{len(missing)} studies of train.csv have no CT here, the first of them {missing[0]}.")
+        lines.append(f"Studies of train.csv without CT here: {len(missing)}, the first of them {missing[0]}.")
     lines += [f"- {uid}: {message}" for uid, message in zip(odd[UID], odd["message"], strict=True)]
     return "\n".join(lines)
 

@@ -340,14 +340,21 @@ def test_masks_whose_header_cannot_be_used_are_refused_by_name(tmp_path):
 
 
 def test_the_mask_of_a_study_is_found_under_each_of_its_names(tmp_path):
-    assert find_mask(tmp_path, "1.2.3") is None
     write_nifti(tmp_path / "1.2.30.nii", excerpt().labels, excerpt().spacing_mm)
-    assert find_mask(tmp_path, "1.2.3") is None
+    refusal(lambda: find_mask(tmp_path, "1.2.3"), "1.2.3.nii", "make masks", error=FileNotFoundError)
     (tmp_path / "1.2.3").mkdir()
     assert find_mask(tmp_path, "1.2.3") == tmp_path / "1.2.3"
+    (tmp_path / "1.2.3").rmdir()
     for name in ("1.2.3.nii.gz", "1.2.3.nii"):
         (tmp_path / name).touch()
         assert find_mask(tmp_path, "1.2.3") == tmp_path / name
+        (tmp_path / name).unlink()
+
+
+def test_two_masks_of_a_study_are_refused(tmp_path):
+    for name in ("1.2.3.nii.gz", "1.2.3.nii"):
+        (tmp_path / name).touch()
+    refusal(lambda: find_mask(tmp_path, "1.2.3"), "1.2.3.nii.gz", "1.2.3.nii'", "keep one")
 
 
 # What lies in the mask.

@@ -8,7 +8,13 @@ import pytest
 from toy_cohort import toy_sequence
 
 from cspine_helpers.labels import UID
-from cspine_helpers.manifest import MANIFEST_COLUMNS, read_manifest, slice_truth_array, write_manifest
+from cspine_helpers.manifest import (
+    MANIFEST_COLUMNS,
+    PROVENANCE_COLUMNS,
+    read_manifest,
+    slice_truth_array,
+    write_manifest,
+)
 from cspine_helpers.packed import (
     check_sequences,
     open_sequence,
@@ -297,3 +303,92 @@ def test_only_an_empty_slice_truth_means_unknown(tmp_path, text):
     path.write_text(path.read_text().replace("..x..", text))
     with pytest.raises(ValueError, match=r"slice truths .*'1\.2\.3 C1'"):
         read_manifest(tmp_path)
+
+
+ORIGIN = {
+    "completeness": [1.0, 0.25],
+    "source_sha256": ["0123456789abcdef" * 4, "f" * 64],
+    "mask": ["1.2.3.nii.gz", "1.20"],
+    "mask_sha256": ["0" * 64, "1" * 64],
+    "packer": ["0.1.0+01234567", "0.1.0"],
+    "warnings": ["", "cut by the cranial edge of the picture; specks removed: 1, of its mask"],
+}
+
+
+def manifest_of_ct() -> pd.DataFrame:
+    return manifest().assign(**ORIGIN)
+
+
+def test_where_sequences_come_from_is_read_as_it_was_written_and_no_warning_is_an_empty_text(tmp_path):
+    write_manifest(manifest_of_ct(), tmp_path)
+    back = read_manifest(tmp_path)
+    assert tuple(back.columns) == (*MANIFEST_COLUMNS, *PROVENANCE_COLUMNS)
+    assert {name: back[name].tolist() for name in PROVENANCE_COLUMNS} == ORIGIN
+    write_manifest(manifest_of_ct().assign(warnings=[None, None]), tmp_path)
+    assert read_manifest(tmp_path)["warnings"].tolist() == ["", ""]
+    digits = manifest_of_ct().assign(mask="12", mask_sha256="1" * 64, packer="1", warnings="7")
+    write_manifest(digits, tmp_path)
+    for name in ("mask", "mask_sha256", "packer", "warnings"):
+        assert read_manifest(tmp_path)[name].tolist() == digits[name].tolist()
+
+
+def test_columns_of_no_schema_are_left_out(tmp_path):
+    write_manifest(manifest_of_ct().assign(note="mine"), tmp_path)
+    assert tuple(read_manifest(tmp_path).columns) == (*MANIFEST_COLUMNS, *PROVENANCE_COLUMNS)
+    write_manifest(manifest().assign(note="mine"), tmp_path)
+    assert tuple(read_manifest(tmp_path).columns) == MANIFEST_COLUMNS
+
+
+@pytest.mark.parametrize("column", PROVENANCE_COLUMNS)
+def test_a_manifest_says_all_about_where_sequences_come_from_or_nothing(tmp_path, column):
+    for table in (manifest_of_ct().drop(columns=column), manifest().assign(**{column: ORIGIN[column]})):
+        with pytest.raises(ValueError, match=r"lacks the column\(s\)"):
+            write_manifest(table, tmp_path)
+        table.to_csv(tmp_path / "manifest.csv", index=False)
+        with pytest.raises(ValueError, match=r"lacks the column\(s\)"):
+            read_manifest(tmp_path)
+        (tmp_path / "manifest.csv").unlink()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("completeness", 1.01, r"a completeness that is not in \[0, 1\] \(1\): '1\.20 C2'"),
+        ("completeness", -0.01, r"a completeness that is not in \[0, 1\] \(1\): '1\.20 C2'"),
+        ("completeness", np.nan, r"missing or infinite \(1\): '1\.20 C2'"),
+        ("source_sha256", "f" * 63, r"no SHA-256 \(1\): '1\.20 C2'"),
+        ("source_sha256", "f" * 65, r"no SHA-256 \(1\): '1\.20 C2'"),
+        ("mask_sha256", "F" * 64, r"no SHA-256 \(1\): '1\.20 C2'"),
+        ("mask_sha256", "g" * 64, r"no SHA-256 \(1\): '1\.20 C2'"),
+        ("mask_sha256", None, r"no SHA-256 \(1\): '1\.20 C2'"),
+    ],
+)
+def test_what_cannot_be_said_of_an_origin_is_refused(tmp_path, column, value, reason):
+    table = manifest_of_ct()
+    table[column] = [table[column][0], value]
+    with pytest.raises(ValueError, match=reason):
+        write_manifest(table, tmp_path)
+    table.to_csv(tmp_path / "manifest.csv", index=False)
+    with pytest.raises(ValueError, match=reason):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("completeness", [[0, 1], [0.0, 0.5]])
+def test_the_ends_of_a_completeness_are_taken(tmp_path, completeness):
+    write_manifest(manifest_of_ct().assign(completeness=completeness), tmp_path)
+    assert read_manifest(tmp_path)["completeness"].tolist() == completeness
+
+
+def test_text_as_a_completeness_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="text in the number columns 'completeness'"):
+        write_manifest(manifest_of_ct().assign(completeness="whole"), tmp_path)
+
+
+def test_a_manifest_without_a_row_is_read_as_one(tmp_path):
+    """Of a cohort whose studies all failed."""
+    write_manifest(manifest_of_ct()[:0], tmp_path)
+    back = read_manifest(tmp_path)
+    assert back.empty
+    assert tuple(back.columns) == (*MANIFEST_COLUMNS, *PROVENANCE_COLUMNS)
+    write_manifest(pd.DataFrame(columns=list(MANIFEST_COLUMNS)), tmp_path)
+    assert tuple(read_manifest(tmp_path).columns) == MANIFEST_COLUMNS

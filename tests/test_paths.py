@@ -214,6 +214,21 @@ def test_checksums_are_those_of_sha256sum(tmp_path):
         paths.read_checksums(tmp_path)
 
 
+def test_checksums_that_are_known_are_not_computed_again(tmp_path, monkeypatch):
+    for name in ("1_1.npy", "1_2.npy", "manifest.csv"):
+        (tmp_path / name).write_bytes(name.encode())
+    computed, sha256_of = [], paths.sha256_of
+    monkeypatch.setattr(paths, "sha256_of", lambda path: (computed.append(path.name), sha256_of(path))[1])
+    known = {"1_1.npy": "a" * 64, "gone.npy": "b" * 64}
+    paths.write_checksums(tmp_path, known=known)
+    assert computed == ["1_2.npy", "manifest.csv"]
+    assert paths.read_checksums(tmp_path) == {
+        "1_1.npy": "a" * 64,
+        "1_2.npy": hashlib.sha256(b"1_2.npy").hexdigest(),
+        "manifest.csv": hashlib.sha256(b"manifest.csv").hexdigest(),
+    }
+
+
 def test_a_replaced_file_has_the_rights_of_a_plainly_written_one(tmp_path):
     plain = tmp_path / "plain"
     plain.write_text("")

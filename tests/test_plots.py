@@ -137,6 +137,28 @@ def test_a_saved_figure_has_the_same_bytes_every_time_and_no_version(table, tmp_
     assert b"Matplotlib" not in first.read_bytes()
 
 
+def test_a_figure_is_written_anywhere_in_one_step(table, tmp_path):
+    figure = plots.fractures_per_patient(table)
+    path = tmp_path / "new" / "1.2.3.png"
+    assert plots.write_figure(figure, path) == path
+    assert path.read_bytes() == figure._repr_png_()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_the_old_one(table, tmp_path, monkeypatch):
+    path = tmp_path / "1.2.3.png"
+    path.write_bytes(b"old")
+    figure = plots.fractures_per_patient(table)
+
+    def fail(*_, **__):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(figure, "savefig", fail)
+    with pytest.raises(ValueError, match="no ink"):
+        plots.write_figure(figure, path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {path.name: b"old"}
+
+
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".."])
 def test_a_figure_name_that_is_a_path_is_refused(name, table, tmp_path, monkeypatch):
     monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))

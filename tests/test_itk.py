@@ -1,0 +1,61 @@
+import subprocess
+import sys
+
+import pytest
+
+from cspine_helpers import itk
+
+
+def test_simpleitk_is_the_module():
+    import SimpleITK
+
+    assert itk.simpleitk() is SimpleITK
+
+
+def test_without_simpleitk_a_sentence_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    with pytest.raises(
+        ImportError, match=r"needs SimpleITK, which is not installed\..*pip install 'SimpleITK>=2\.4'"
+    ):
+        itk.simpleitk()
+
+
+def test_the_package_is_imported_without_simpleitk():
+    """Who trains on packed sequences needs it not; a module that imports it on its own would fail."""
+    code = "import sys; sys.modules['SimpleITK'] = None; import cspine_helpers.studies, cspine_helpers.export"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "Exception thrown in SimpleITK ImageFileReader_Execute: /tmp/SimpleITK/Code/IO/src/sitk.cxx:99:\n"
+            "sitk::ERROR: Unable to determine ImageIO reader",
+            "sitk::ERROR: Unable to determine ImageIO reader",
+        ),
+        (
+            "Exception thrown\n/build/ITK/Modules/IO/GDCM/src/itkGDCMImageIO.cxx:302:\n"
+            "ITK ERROR: GDCMImageIO(0x55d0c0ffee): Cannot read requested file\n",
+            "Cannot read requested file",
+        ),
+        ("/build/ITK/itkImage.cxx:12: the cause", "the cause"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_reasons_hold_neither_addresses_nor_places_in_the_source(message, expected):
+    assert itk.reason(RuntimeError(message)) == expected
+
+
+def test_the_reason_of_a_real_error_is_one_line_without_an_address(tmp_path):
+    (tmp_path / "no.nii").write_bytes(b"no picture")
+    sitk = itk.simpleitk()
+    with pytest.raises(RuntimeError) as caught:
+        sitk.ReadImage(str(tmp_path / "no.nii"), imageIO="NiftiImageIO")
+    assert "0x" in str(caught.value)
+    said = itk.reason(caught.value)
+    assert said
+    assert "\n" not in said
+    assert "0x" not in said
+    assert ".cxx" not in said
