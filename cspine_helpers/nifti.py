@@ -64,9 +64,16 @@ def read_nifti(path: Path, *, not_finite: float = 0.0) -> tuple[np.ndarray, Grid
     return array, Grid(steps[:, ::-1], np.array(image.GetOrigin()))
 
 
+def _opened(path: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else open(path, "rb")
+
+
 def _unreadable(path: Path, error: Exception) -> str:
-    with open(path, "rb") as file:
-        start = file.read(4)
+    try:
+        with _opened(path) as file:
+            start = file.read(4)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        start = b""
     if _NIFTI_2 in (int.from_bytes(start, "little"), int.from_bytes(start, "big")):
         return "it is NIfTI-2, which is not read here. Convert it to NIfTI-1"
     if "orthonormal" in str(error):
@@ -111,7 +118,7 @@ def _check_whole(path: Path, header: dict[str, str], array: np.ndarray, not_fini
         raise ValueError(
             f"cut off: {path.stat().st_size} bytes, where its header declares {start + size}. Copy it again"
         )
-    with cast("IO[bytes]", gzip.open(path)) if is_packed else open(path, "rb") as file:
+    with _opened(path) as file:
         try:
             order = _check_voxel_size(file.read(_HEADER))
             if not is_packed and kind is None:

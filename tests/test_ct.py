@@ -460,3 +460,38 @@ def test_without_simpleitk_one_sentence_says_how_to_install_it(tmp_path, monkeyp
     monkeypatch.setattr(builtins, "__import__", without)
     for given_path in (tmp_path / "ct", path):
         refusal(lambda it=given_path: read_ct(it), "SimpleITK", "pip install", error=ImportError)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_nifti_2_is_refused_by_its_name_without_its_folder(tmp_path, ending, order):
+    path = tmp_path / f"scan{ending}"
+    header = nibabel.Nifti2Header(endianness=order)
+    nibabel.save(nibabel.Nifti2Image(excerpt().hu.astype(order + "i2"), np.eye(4), header), path)
+    message = refusal(lambda: read_ct(path), f"scan{ending}: it is NIfTI-2", "convert it to NIfTI-1")
+    assert str(tmp_path) not in message
+    assert tmp_path.name not in message
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_what_cannot_be_read_is_named_without_its_folder(tmp_path, ending):
+    path = tmp_path / f"scan{ending}"
+    path.write_bytes(b"no picture at all " * 40)
+    message = refusal(lambda: read_ct(path), f"scan{ending}: it cannot be read as NIfTI")
+    assert str(tmp_path) not in message
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [(0, "0"), (-0.75, "-0.75"), (np.nan, "nan"), (np.inf, "inf")], ids=str
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_voxel_size_that_is_none_is_shown(tmp_path, size, shown, packed):
+    """SimpleITK would take 1 mm, or the size without its sign."""
+    path = write_nifti(tmp_path / "scan.nii", excerpt().hu, SPACING, orientation="IPL", codes=(0, 1))
+    content = bytearray(path.read_bytes())
+    content[84:88] = np.float32(size).tobytes()  # pixdim[2]
+    if packed:
+        path = tmp_path / "scan.nii.gz"
+        content = gzip.compress(content)
+    path.write_bytes(content)
+    refusal(lambda: read_ct(path), path.name, f"voxel size is 1.25 × {shown} × 0.5 mm", "mend its header")

@@ -19,6 +19,7 @@ from pydicom.uid import (
 )
 from scans import FRAME, affine_of, assert_private, edit, excerpt, positions, refusal, write_dicom
 
+from cspine_helpers import dicom
 from cspine_helpers.dicom import read_series
 from cspine_helpers.packing import PackConfig, pack_vertebra
 
@@ -601,3 +602,212 @@ def test_the_real_jpeg_2000_series_is_the_picture_pydicom_places(tmp_path):
     values = volume.hu[tuple(np.rint(index).astype(int).T)]
     assert np.median(values) > 120
     assert np.median(volume.hu[10, 200:300, 200:300]) < 100
+
+
+# Two acquisitions in one series.
+
+
+def acquired(numbers):
+    return lambda ds, z: setattr(ds, "AcquisitionNumber", numbers[z])
+
+
+def test_acquisitions_that_interleave_at_half_a_step_are_refused(tmp_path):
+    """Their steps are even: nothing but the number tells."""
+    write_dicom(tmp_path, body((20, 24, 20)), SPACING, extra=acquired([1, 2] * 10))
+    parts = (tmp_path.name, "2 acquisitions", "between each other", "one acquisition a folder")
+    refusal(lambda: read_series(tmp_path), *parts)
+
+
+@pytest.mark.parametrize("numbers", [[2] * 4 + [1] * 6, range(10), [7] * 10], ids=["parts", "each", "one"])
+def test_acquisitions_one_after_the_other_are_one_volume(tmp_path, numbers):
+    hu = body()
+    write_dicom(tmp_path, hu, SPACING, extra=acquired(list(numbers)))
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ()
+
+
+def test_slices_closer_together_than_the_rest_are_refused_by_name(tmp_path):
+    """A second acquisition without a number overlaps the end of the first, 0.4 steps below it."""
+    places = [0, 1, 2, 3, 4, 5, 6, 7, 7.4, 8, 8.4, 9]
+    files = write_dicom(tmp_path, body((12, 24, 20)), SPACING, places=places)
+    names = [files[z].name for z in (7, 8, 9, 10)]
+    parts = (tmp_path.name, "closer together", "0.50 mm for 1.25 mm", "2 times", "two acquisitions", *names)
+    refusal(lambda: read_series(tmp_path), *parts)
+
+
+@pytest.mark.parametrize(("off_mm", "refused"), [(2.0, True), (0.2, False)], ids=["two", "jitter"])
+def test_slices_shifted_to_and_fro_within_their_plane_are_two_acquisitions_and_a_tilt_is_not(
+    tmp_path, off_mm, refused
+):
+    """Every second slice lies aside, on top of a gantry's tilt; pixels are 0.5 mm wide."""
+
+    def aside(ds, z):
+        ds.ImagePositionPatient[0] += off_mm * (z % 2)
+
+    write_dicom(tmp_path, body(), SPACING, direction=tilted(12), extra=aside)
+    if refused:
+        parts = (tmp_path.name, "3.6 pixels", "not evenly", "two acquisitions", "keep one a folder")
+        refusal(lambda: read_series(tmp_path), *parts)
+    else:
+        assert ["gantry tilt" in warning for warning in read_series(tmp_path).warnings] == [True]
+
+
+# Pixels that are no Hounsfield units.
+
+
+def invert(ds, _=0):
+    ds.PhotometricInterpretation = "MONOCHROME1"
+
+
+def test_an_inverted_series_is_no_ct(tmp_path):
+    write_dicom(tmp_path, body(), SPACING, extra=invert)
+    refusal(lambda: read_series(tmp_path), tmp_path.name, "no CT image", "MONOCHROME1, not MONOCHROME2")
+
+
+def test_one_inverted_slice_leaves_a_gap(tmp_path):
+    files = write_dicom(tmp_path, body(), SPACING)
+    edit(files[4], invert)
+    refusal(lambda: read_series(tmp_path), "slices are missing", files[3].name, files[5].name)
+
+
+TWELVE_BITS = {  # stored values are 2096 or -2000, as the bits above the 12 are dropped
+    "signed, written unsigned": ({"signed": True, "intercept": 0}, "US", 63536),
+    "signed, written signed": ({"signed": True, "intercept": 0}, "SS", -2000),
+    "unsigned": ({"intercept": -3200}, "US", 63536),
+}
+
+
+@pytest.mark.parametrize(("options", "vr", "value"), TWELVE_BITS.values(), ids=TWELVE_BITS)
+def test_padding_beyond_the_twelve_bits_stored_is_air(tmp_path, options, vr, value):
+    def twelve(ds, _):
+        ds.BitsStored, ds.HighBit = 12, 11
+        ds.add_new("PixelPaddingValue", vr, value)
+
+    hu = np.minimum(body(), 800)
+    padded = np.zeros(hu.shape, bool)
+    padded[:, -6:] = True
+    stored = -2000 if options.get("signed") else 63536
+    write_dicom(tmp_path, hu, SPACING, padded=padded, padding=stored, extra=twelve, **options)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, np.where(padded, -1024, hu))
+    assert volume.warnings == ()
+
+
+def test_a_lost_intercept_of_some_slices_is_refused_by_name(tmp_path):
+    files = write_dicom(tmp_path, body(), SPACING, signed=True, intercept=-1000)
+    for file in (files[2], files[9]):
+        edit(file, lambda ds: delattr(ds, "RescaleIntercept"))
+    parts = (tmp_path.name, "2 of 10", "rescale intercept", files[2].name, files[9].name, "original")
+    message = refusal(lambda: read_series(tmp_path), *parts)
+    assert files[3].name not in message
+
+
+# What else lies in the folder.
+
+
+def test_links_that_lead_nowhere_are_refused_by_name(tmp_path):
+    """As git-annex and moved archives leave them; one at the series' end makes no gap."""
+    files = write_dicom(tmp_path, body(), SPACING)
+    for file in (files[9], files[8]):
+        file.unlink()
+        file.symlink_to(tmp_path / "gone" / file.name)
+    refusal(lambda: read_series(tmp_path), tmp_path.name, "nowhere (2)", files[8].name, files[9].name, "get")
+
+
+def test_links_that_lead_to_slices_are_read(tmp_path):
+    hu = body()
+    for file in write_dicom(tmp_path / "store", hu, SPACING):
+        (tmp_path / file.name).symlink_to(file)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ("folders beside the slices were not looked into (1)",)
+
+
+def test_a_file_as_large_as_a_slice_that_cannot_be_read_was_one(tmp_path):
+    """Names without an ending say nothing, and at the series' end no gap does."""
+    files = write_dicom(tmp_path, body(), SPACING, names=[f"IM{z}" for z in range(10)])
+    files[9].write_bytes(b"\0" * files[9].stat().st_size)
+    refusal(lambda: read_series(tmp_path), "1 of 10", "nothing can be read", "IM9", "copy")
+
+
+def test_a_small_file_that_cannot_be_read_is_counted(tmp_path):
+    hu = body()
+    files = write_dicom(tmp_path, hu, SPACING)
+    (tmp_path / "Doe_1961").write_bytes(b"\0" * (files[0].stat().st_size // 4))
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    (warning,) = volume.warnings
+    assert "1 × no DICOM file" in warning
+    assert_private(warning)
+
+
+# Both ways of reading.
+
+STORAGES = {
+    "signed": {"signed": True},
+    "unsigned, intercept -2048": {"intercept": -2048},
+    "slope 0.5": {"slope": 0.5},
+    "padding": {"padding": 63536},
+    "padding that tissue has": {"padding": 1024},
+    "RLE": {"transfer_syntax": RLELossless},
+    "JPEG lossless": {"transfer_syntax": JPEGLosslessSV1, "signed": True},
+    "12 bits": {"extra": lambda ds, _: ds.update({"BitsStored": 12, "HighBit": 11})},
+}
+
+
+@pytest.mark.parametrize("options", STORAGES.values(), ids=STORAGES)
+def test_files_read_at_once_are_those_read_one_by_one(tmp_path, options):
+    hu = body((6, 33, 20))
+    padded = np.zeros(hu.shape, bool)
+    padded[:, -6:] = "padding" in options
+    write_dicom(tmp_path, hu, SPACING, padded=padded, **options)
+    files = sorted(tmp_path.iterdir())
+    ways = [dicom._read_at_once(files), dicom._read_one_by_one(files)]
+    assert ways[0] is not None
+    ours, theirs = (
+        {its.tags["number"]: (its, pixels) for its, pixels in zip(way.slices, way.pixels, strict=True)}
+        for way in ways
+    )
+    assert ours.keys() == theirs.keys() == {str(z + 1) for z in range(len(hu))}
+    for number, (its, pixels) in ours.items():
+        assert (its, pixels.dtype) == (theirs[number][0], theirs[number][1].dtype)
+        np.testing.assert_array_equal(pixels, theirs[number][1])
+        np.testing.assert_array_equal(pixels[:-6], hu[int(number) - 1, :-6])
+    assert set(ways[0].notes) == set(ways[1].notes)
+
+
+MIXED = {
+    "slope": lambda ds: setattr(ds, "RescaleSlope", 2),
+    "intercept": lambda ds: setattr(ds, "RescaleIntercept", -1000),
+    "bits": lambda ds: ds.update({"BitsStored": 12, "HighBit": 11}),
+    "photometric": invert,
+    "padding": lambda ds: ds.add_new("PixelPaddingValue", "US", 63536),
+    "series": lambda ds: setattr(ds, "SeriesInstanceUID", "1.2.99"),
+    "scout": lambda ds: setattr(ds, "ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]),
+}
+
+
+@pytest.mark.parametrize("change", MIXED.values(), ids=MIXED)
+def test_a_file_with_another_header_keeps_them_from_being_read_at_once(tmp_path, change):
+    """Each of these is read with its own header."""
+    files = write_dicom(tmp_path, body(), SPACING)
+    assert dicom._read_at_once(files) is not None
+    edit(files[6], change)
+    assert dicom._read_at_once(files) is None
+
+
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, RLELossless])
+def test_private_data_after_compressed_pixels_are_no_damage(tmp_path, syntax):
+    """More of it than what is looked at first for the end of the pixels."""
+
+    def append(ds, _):
+        block = ds.private_block(0x7FE1, "CSPINE", create=True)
+        block.add_new(0x10, "OB", b"\1" * 80_000)
+
+    hu = body((4, 24, 20))
+    files = write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax, extra=append)
+    assert files[0].read_bytes()[-80_000:] == b"\1" * 80_000
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ()

@@ -391,3 +391,61 @@ def test_patients_stay_out_of_what_is_said_about_masks(tmp_path, capfd):
     found = read_label_map(path, volume_of(scan))
     written = capfd.readouterr()
     assert_private(found, written.out, written.err)
+
+
+# Values and parts.
+
+
+@pytest.mark.parametrize("slope", [1.00001, 0.99999])
+def test_labels_that_a_slope_in_the_header_leaves_not_quite_whole_are_read(tmp_path, slope):
+    """5 becomes 5.00005 or 4.99995."""
+    scan = excerpt()
+    labels = scan.labels * np.float32(slope)
+    assert not np.isin(labels, range(8)).all()
+    path = write_nifti(tmp_path / "mask.nii.gz", labels, scan.spacing_mm)
+    np.testing.assert_array_equal(read_label_map(path, volume_of(scan)).array, scan.labels)
+
+
+@pytest.mark.parametrize("value", [5.4, 4.6, 5.01])
+def test_one_label_that_is_not_whole_is_refused(tmp_path, value):
+    scan = excerpt()
+    labels = scan.labels.astype(np.float32)
+    labels[tuple(np.argwhere(labels == 5)[0])] = value
+    path = write_nifti(tmp_path / "mask.nii", labels, scan.spacing_mm)
+    refusal(lambda: read_label_map(path, volume_of(scan)), "mask.nii", "fractions", "whole numbers")
+
+
+def write_cropped(folder, scan: scans.Scan, *, margin: int) -> None:
+    """One file a vertebra, on the CT's grid, cut out around it as far as the CT reaches."""
+    for value in PRESENT:
+        box = bounding_box(scan.labels, value)
+        part = tuple(slice(max(low - margin, 0), high + margin) for low, high in box)
+        origin = positions(affine_of(scan.spacing_mm), np.array([s.start for s in part]))
+        cropped = (scan.labels[part] == value).astype(np.uint8)
+        write_nifti(folder / f"{VERTEBRAE[value - 1]}.nii", cropped, scan.spacing_mm, origin_mm=origin)
+
+
+def test_masks_that_are_each_cropped_to_their_vertebra_do_not_cut_it(tmp_path):
+    scan = excerpt()
+    volume = volume_of(scan)
+    write_cropped(tmp_path, scan, margin=1)
+    label_map = read_label_map(tmp_path, volume)
+    np.testing.assert_array_equal(label_map.array, scan.labels)
+    found = find_vertebrae(label_map, volume)
+    assert {level: its.completeness for level, its in found.items()} == {"C4": 1, "C5": 1, "C6": 1}
+    assert [its.warnings for its in found.values()] == [(), (), ()]
+
+
+def test_of_cropped_masks_the_edge_of_the_ct_still_cuts(tmp_path):
+    whole = excerpt()
+    low, high = bounding_box(whole.labels, 6)[0]
+    cut = (low + high) // 2
+    scan = scans.Scan(whole.hu[:cut], whole.labels[:cut], whole.spacing_mm)
+    volume = volume_of(scan)
+    write_cropped(tmp_path, scan, margin=1)
+    found = find_vertebrae(read_label_map(tmp_path, volume), volume)
+    area = (scan.labels == 6).sum(axis=(1, 2))
+    assert found["C6"].completeness == pytest.approx(1 - area[-1] / area.max())
+    assert found["C6"].completeness < 0.6
+    assert found["C6"].warnings == ("cut by the caudal edge of the picture",)
+    assert found["C4"].completeness == found["C5"].completeness == 1

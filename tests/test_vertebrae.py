@@ -283,3 +283,17 @@ def test_two_vertebrae_at_one_height_are_refused():
     label_map[20:30, 30:50, 20:60] = 5
     with pytest.raises(ValueError, match="C5 above C4"):
         found_in(label_map)
+
+
+def test_stray_voxels_of_a_vertebra_that_is_not_there_do_not_turn_the_study_upside_down():
+    """A few voxels of C7 above C4 are a problem of C7; as large as a vertebra, they are one of the study."""
+    label_map = neck((1, 2, 3, 4, 5, 6))
+    label_map[4:6, 50:54, 70:78] = 7
+    found = found_in(label_map)
+    assert list(found) == list(VERTEBRAE)
+    assert found["C7"].middle < found["C4"].middle
+    assert found["C7"].problem == "its mask holds 64 mm³, a tenth of a vertebra at most"
+    assert [found[level].problem for level in VERTEBRAE[:6]] == [""] * 6
+    label_map[3:11, 42:58, 20:60] = 7
+    with pytest.raises(ValueError, match="C7 above C6: it is upside down"):
+        found_in(label_map)
