@@ -5,6 +5,7 @@
   step is the lower quartile, as a missing slice makes steps longer.
 - Steps below 0.6 times the usual one, acquisitions that interleave, and slices shifted unevenly within their
   plane: refused, as two acquisitions in one series.
+- Instance numbers that jump to and fro along the slices: warned of, as acquisitions may interleave unseen.
 - Steps that are uneven, but not that far: repaired, linear between neighbours, on even steps.
 - Slices shifted against each other within their plane (a tilted gantry): repaired, moved back by linear
   interpolation on a larger field; what no slice saw is air.
@@ -109,8 +110,15 @@ def stack(slices: Sequence[Slice], pixels: Sequence[np.ndarray] | np.ndarray) ->
     step_mm = (geometry.along_mm[-1] - geometry.along_mm[0]) / (len(geometry.along_mm) - 1)
     origin, column, row = geometry.frame
     volume = in_frame(geometry.hu, np.stack([normal * step_mm, row, column], axis=1), origin)
+    frames = _numbered(ordered)
+    runs = np.diff(list(frames or ()))
+    if (runs > 0).any() and (runs < 0).any():
+        geometry.warnings.append(
+            "its instance numbers do not run along the slices, as where two acquisitions interleave; look "
+            "at the sheet"
+        )
     warnings = (*geometry.warnings, *volume.warnings)
-    return replace(volume, frames=_numbered(ordered), warnings=warnings)
+    return replace(volume, frames=frames, warnings=warnings)
 
 
 def _frame(found: Slice) -> np.ndarray:

@@ -811,3 +811,13 @@ def test_private_data_after_compressed_pixels_are_no_damage(tmp_path, syntax):
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.hu, hu)
     assert volume.warnings == ()
+
+
+def test_numbers_that_jump_to_and_fro_along_the_slices_are_warned_of(tmp_path):
+    """Two acquisitions at half a step from each other look like one of half the step."""
+    write_dicom(tmp_path / "two", body(), SPACING, numbers=[1, 6, 2, 7, 3, 8, 4, 9, 5, 10])
+    (warning,) = read_series(tmp_path / "two").warnings
+    assert "instance numbers do not run along the slices" in warning
+    for name, numbers in {"down": range(1, 11), "up": range(10, 0, -1), "gaps": range(5, 55, 5)}.items():
+        write_dicom(tmp_path / name, body(), SPACING, numbers=list(numbers))
+        assert read_series(tmp_path / name).warnings == ()
