@@ -42,10 +42,13 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot make a sequence."""
-        if min(self.slices, self.size) < 1 or self.margin_mm < 0 or self.neighbours < 0:
+        lengths = (self.margin_mm, *map(abs, self.window_hu))
+        if not all(0 <= length < math.inf for length in lengths):
             raise ValueError(
-                f"slices and size must be positive, margin and neighbours not negative: {asdict(self)}."
+                f"margin_mm and window_hu must be finite, the margin not negative: {asdict(self)}."
             )
+        if min(self.slices, self.size) < 1 or self.neighbours < 0:
+            raise ValueError(f"slices and size must be positive, neighbours not negative: {asdict(self)}.")
         if self.neighbour_mm is not None and not 0 < self.neighbour_mm < math.inf:
             raise ValueError(f"neighbour_mm is a length above 0, or None; found {self.neighbour_mm}.")
         if not self.window_hu[0] < self.window_hu[1]:

@@ -4,6 +4,7 @@ python -m cspine_helpers.studies --cohort rsna2022
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from cspine_helpers.manifest import MANIFEST_COLUMNS, PROVENANCE_COLUMNS, write_
 from cspine_helpers.masks import SCHEMES, find_mask
 from cspine_helpers.packer import StudyFiles, pack_study, packer_version, sentence, set_aside
 from cspine_helpers.packing import PackConfig
-from cspine_helpers.records import write_sealed
+from cspine_helpers.records import SEAL, content_sha256, write_sealed
 from cspine_helpers.sources import PackSource, study_files, without_ct
 from cspine_helpers.tables import write_table
 from cspine_helpers.truth import PACKED_BOX_COLUMNS, write_packed_boxes
@@ -73,19 +74,19 @@ def pack_cohort(
     source, config, packed = source or PackSource.of(folder), config or PackConfig(), folder / "packed"
     studies = list(study_files(source, folder))
     with paths.exclusive(folder / ".packing.lock", f"packing {folder.name}"):
-        _begin(packed, sheets, [study.uid for study in studies])
+        settings = {"config": asdict(config), "scheme": str(source.scheme), "packer": packer_version()}
+        _begin(packed, sheets, [study.uid for study in studies], settings)
         jobs = {
             study.uid: (study, packed, config, sheets and sheets / f"{study.uid}.png") for study in studies
         }
         records = sorted(_records(jobs, folder.name, workers), key=lambda record: record["uid"])
-        settings = {"config": asdict(config), "scheme": source.scheme, "packer": packer_version()}
         report = _write_tables(records, settings, packed)
     report.attrs["without_ct"] = without_ct(source, folder)
     return report
 
 
-def _begin(packed: Path, sheets: Path | None, studies: Iterable[str]) -> None:
-    """Make sure of the folder, and set aside what belongs to no study of this run.
+def _begin(packed: Path, sheets: Path | None, studies: Iterable[str], settings: Mapping[str, Any]) -> None:
+    """Make sure of the folder, and set aside what belongs to no study of this run, or to other settings.
 
     Raises:
         FileExistsError: the folder holds sequences that this module did not write.
@@ -100,8 +101,19 @@ def _begin(packed: Path, sheets: Path | None, studies: Iterable[str]) -> None:
     for left in (path for where in (packed, records, sheets) if where for path in where.glob(".*")):
         if _UNFINISHED.fullmatch(left.name):  # by a process that was killed
             left.unlink()
+    if not _same_settings(packed / SETTINGS, settings):  # tables of other sequences than a stop would leave
+        for name in ("manifest.csv", "manifest.csv.sha256", "boxes.csv", "boxes.csv.sha256", paths.CHECKSUMS):
+            (packed / name).unlink(missing_ok=True)
     for uid in {path.stem.rpartition("_")[0] for path in packed.glob("*.npy")} - set(studies):
         set_aside(packed, uid)
+
+
+def _same_settings(path: Path, settings: Mapping[str, Any]) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get(SEAL) == content_sha256(settings)
 
 
 def _records(jobs: Mapping[str, tuple], cohort: str, workers: int) -> Iterator[dict[str, Any]]:

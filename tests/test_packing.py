@@ -135,5 +135,8 @@ def test_bad_input_is_refused_by_name():
     for length in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="neighbour_mm is a length above 0, or None"):
             PackConfig(neighbour_mm=length)
+    for options in ({"margin_mm": float("nan")}, {"margin_mm": -1.0}, {"window_hu": (-float("inf"), 0.0)}):
+        with pytest.raises(ValueError, match="must be finite"):
+            PackConfig(**options)
     with pytest.raises(ValueError, match="must be positive"):
         PackConfig(slices=0)

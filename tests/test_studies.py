@@ -883,3 +883,31 @@ def test_a_study_that_kills_its_process_is_found_and_the_others_are_packed(cohor
     for uid in (FIRST, THIRD):
         for path in (whole / "packed").glob(f"{uid}_*.npy"):
             assert (cohort / "packed" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_stop_after_other_options_leaves_no_tables_of_the_old_ones(done, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packer, "_pack", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pack(done, config=replace(CONFIG, margin_mm=9))
+    left = {path.name for path in (done / "packed").iterdir()}
+    assert not left & {
+        "manifest.csv",
+        "manifest.csv.sha256",
+        "boxes.csv",
+        "boxes.csv.sha256",
+        paths.CHECKSUMS,
+    }
+
+
+def test_a_stop_with_the_same_options_leaves_the_tables(done, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    mask_of(done, SECOND).write_bytes(mask_of(done, THIRD).read_bytes())
+    monkeypatch.setattr(packer, "_pack", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pack(done)
+    assert (done / "packed" / "manifest.csv").is_file()

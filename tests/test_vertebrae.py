@@ -297,3 +297,14 @@ def test_stray_voxels_of_a_vertebra_that_is_not_there_do_not_turn_the_study_upsi
     label_map[3:11, 42:58, 20:60] = 7
     with pytest.raises(ValueError, match="C7 above C6: it is upside down"):
         found_in(label_map)
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.34, True), (0.36, False)])
+def test_little_bone_is_warned_of(share, warned):
+    label_map = neck()
+    volume = volume_of(label_map, bone_hu=149)
+    bone = np.flatnonzero(label_map == C4)
+    volume.hu.ravel()[bone[: round(share * bone.size)]] = 150
+    warnings = find_vertebrae(placed(label_map), volume)["C4"].warnings
+    sentence = f"{share:.0%} of its voxels reach 150 HU, which is little; is the mask this CT's?"
+    assert warnings == ((sentence,) if warned else ())
