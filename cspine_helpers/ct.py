@@ -43,11 +43,13 @@ def read_ct(path: str | Path, *, series: str | None = None) -> Volume:
 
 
 def _read_nifti_ct(path: Path) -> Volume:
-    array, grid = read_nifti(path, not_finite=AIR_HU)
+    array, grid, _image = read_nifti(path, not_finite=AIR_HU)
     if array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
     elif array.dtype != np.int16:
         array = np.clip(array, *_HU_RANGE).astype(np.int16)
+    else:
+        array = array.copy()  # its memory goes with the image
     try:
         return in_frame(array, *grid)
     except ValueError as error:

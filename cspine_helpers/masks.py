@@ -135,7 +135,7 @@ def _place(path: Path, volume: Volume, meaning: Mapping[int, str] | str, array: 
     Returns:
         Which part of the volume the file's grid covers; None: the file is empty.
     """
-    values, grid = read_nifti(path)
+    values, grid, _image = read_nifti(path)
     box = _foreground(values)
     if box is None:
         return None
@@ -251,4 +251,7 @@ def _nearest(labels: np.ndarray, grid: Grid, volume: Volume, array: np.ndarray) 
 
 def _fill(array: np.ndarray, labels: np.ndarray) -> None:
     """Write labels where the array is 0: where masks overlap, the upper vertebra's came first and stays."""
-    np.copyto(array, labels, where=array == 0)
+    if array.any():
+        np.copyto(array, labels, where=array == 0)
+    else:
+        array[...] = labels

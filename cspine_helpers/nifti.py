@@ -31,8 +31,8 @@ class Grid(NamedTuple):
     origin_mm: np.ndarray
 
 
-def read_nifti(path: Path, *, not_finite: float = 0.0) -> tuple[np.ndarray, Grid]:
-    """A NIfTI file's values, and where they lie.
+def read_nifti(path: Path, *, not_finite: float = 0.0) -> tuple[np.ndarray, Grid, Any]:
+    """A NIfTI file's values, where they lie, and the image whose memory the values share.
 
     Args:
         path: the file.
@@ -54,14 +54,16 @@ def read_nifti(path: Path, *, not_finite: float = 0.0) -> tuple[np.ndarray, Grid
             f"{path.name}: {image.GetSize()} values; one 3-D volume is needed. Take one volume of it."
         )
     header = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
-    array = sitk.GetArrayFromImage(image)
+    array = sitk.GetArrayViewFromImage(image)
+    if array.dtype.kind == "f":
+        array = array.copy()
     try:
         _check_place(header, image)
         _check_whole(path, header, array, not_finite)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}.") from None
     steps = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    return array, Grid(steps[:, ::-1], np.array(image.GetOrigin()))
+    return array, Grid(steps[:, ::-1], np.array(image.GetOrigin())), image
 
 
 def _opened(path: Path) -> IO[bytes]:
