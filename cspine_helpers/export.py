@@ -7,6 +7,7 @@ The layout is that of RSNA 2022:
     train.csv, train_bounding_boxes.csv
 """
 
+import locale
 import re
 import shutil
 import tempfile
@@ -215,6 +216,7 @@ def _series_tags(study_uid: str, spacing_mm: Sequence[float]) -> dict[str, str]:
 def _write(writer: Any, image: Any, path: Path) -> None:
     """Write an image of SimpleITK, whose own errors name neither cause nor remedy."""
     writer.SetFileName(str(path))
+    before = locale.setlocale(locale.LC_ALL)
     try:
         writer.Execute(image)
     except RuntimeError as error:
@@ -222,6 +224,8 @@ def _write(writer: Any, image: Any, path: Path) -> None:
             f"{path} was not written ({reason(error)}). Check the right to write to {path.parent} and the "
             "free space there."
         ) from error
+    finally:
+        locale.setlocale(locale.LC_ALL, before)  # GDCM's writer leaves it at "C", where text files are ASCII
 
 
 def _origin_mm(shape: tuple[int, ...], spacing_mm: Sequence[float]) -> tuple[float, float, float]:

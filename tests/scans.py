@@ -1,6 +1,7 @@
 """Scans on disk, written by pydicom and nibabel: oracles for what is read through SimpleITK."""
 
 import itertools
+import locale
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -339,7 +340,9 @@ def _jpeg(values: np.ndarray, syntax: str) -> bytes:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "slice.dcm"
         writer.SetFileName(str(path))
+        before = locale.setlocale(locale.LC_ALL)
         writer.Execute(sitk.GetImageFromArray(values[None]))
+        locale.setlocale(locale.LC_ALL, before)  # GDCM's writer leaves it at "C"
         written = dcmread(path)
         assert written.file_meta.TransferSyntaxUID == syntax
         assert written.BitsStored == 16

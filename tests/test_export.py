@@ -1,4 +1,5 @@
 import json
+import locale
 import shutil
 import sys
 from functools import cache
@@ -452,3 +453,9 @@ def test_only_a_phantom_cohort_can_be_exported(cohort, tmp_path):
     with pytest.raises(FileNotFoundError, match="no phantom cohort"):
         export.export_cohort(real, tmp_path / "ct", uids(BROKEN))
     assert not (tmp_path / "ct").exists()
+
+
+def test_writing_leaves_the_locale_as_it_was(tmp_path):
+    before = locale.setlocale(locale.LC_ALL), locale.getencoding()
+    export.write_series(tmp_path / "ct", np.zeros((2, 3, 3)), (1, 1, 1), study_uid="1.2")
+    assert (locale.setlocale(locale.LC_ALL), locale.getencoding()) == before

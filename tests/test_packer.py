@@ -254,6 +254,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_study_is_packed_again_after_a_change_of(what, folder, reads, tmp_path):
     options = CHANGES[what](folder)

@@ -343,6 +343,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_change_packs_that_study_again_and_no_other(what, done, packs):
     CHANGES[what](done)
