@@ -141,3 +141,35 @@ def test_names_that_are_no_folder_here_are_refused_before_a_notebook_runs(option
     monkeypatch.setattr(runner, "execute", lambda *_, **__: pytest.fail("a notebook was run"))
     assert runner.main([option, name, "01"]) == 1
     assert f"found {name!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("holds", "options", "first"),
+    [
+        ("train_images", (), "00_pack_ct"),
+        ("cohort.json", (), "00_pack_ct"),
+        ("packed", (), "01_labels"),
+        ("packed", ("00",), "00_pack_ct"),
+    ],
+)
+def test_a_cohort_without_ct_starts_at_01_unless_asked(tmp_path, monkeypatch, capsys, holds, options, first):
+    ran = []
+
+    def execute(path, *_, **__):
+        ran.append(path.stem)
+        return runner.Run(path.stem, 1.0, 1.0, 100.0)
+
+    (tmp_path / "data" / "mine" / holds).mkdir(parents=True)
+    if holds == "cohort.json":
+        (tmp_path / "data" / "mine" / holds).rmdir()
+        (tmp_path / "data" / "mine" / holds).write_text("{}")
+    for name in ("00_pack_ct", "01_labels"):
+        (tmp_path / f"{name}.ipynb").touch()
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    monkeypatch.setattr(runner, "FOLDER", tmp_path)
+    series = runner.series
+    monkeypatch.setattr(runner, "series", lambda numbers: series(tmp_path, numbers))
+    monkeypatch.setattr(runner, "execute", execute)
+    assert runner.main(["--cohort", "mine", *options]) == 0
+    assert ran[0] == first
+    assert ("00_pack_ct is left out" in capsys.readouterr().out) == (first == "01_labels")
