@@ -5,11 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from cspine_helpers import dicom
-from cspine_helpers.itk import simpleitk
 from cspine_helpers.nifti import NIFTI, read_nifti
 from cspine_helpers.volume import AIR_HU, Volume, in_frame
-
-__all__ = ["Volume", "read_ct", "simpleitk"]
 
 _HU_RANGE = (-32768, 32767)
 

@@ -59,7 +59,8 @@ class Picture(Figure):
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    # A figure without a layout engine would be given one when it has been saved: whoever draws it decides.
+    with matplotlib.rc_context(STYLE | {"figure.constrained_layout.use": False}):
         figure.savefig(buffer, format="png", dpi=STYLE["figure.dpi"], metadata={"Software": None})
     return buffer.getvalue()
 

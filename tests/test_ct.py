@@ -29,10 +29,11 @@ from scans import (
 )
 from scipy import ndimage
 
-from cspine_helpers.ct import Volume, read_ct
+from cspine_helpers.ct import read_ct
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.masks import read_label_map
 from cspine_helpers.packing import PackConfig, PackedVertebra, bounding_box, pack_vertebra
+from cspine_helpers.volume import Volume
 
 CONFIG = PackConfig(slices=7, size=56)
 SPACING = (1.25, 0.75, 0.5)

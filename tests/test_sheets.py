@@ -240,3 +240,8 @@ def test_neither_torch_nor_pyplot_is_needed():
     code = "import sys, cspine_helpers.sheets; print({'torch', 'matplotlib.pyplot'} & {*sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert loaded.strip() == "set()"
+
+
+def test_a_sheet_that_was_saved_shows_itself_as_it_was_saved(study):
+    figure = contact_sheet(*study)
+    assert figure._repr_png_() == figure._repr_png_()
