@@ -54,7 +54,8 @@ def save_weights(folder: str | Path, model: FractureClassifier, name: str = WEIG
     path, tensors = Path(folder) / f"{name}.safetensors", model.state_dict()
     if bad := _not_finite_tensors(tensors):
         raise ValueError(
-            f"{path} was not written: {'; '.join(bad)}. Lower the learning rate, and train again."
+            f"{path} was not written: {listing(bad, separator='; ', quoted=False)}. Lower the learning rate, "
+            "and train again."
         )
     return write_tensors(path, tensors, {"model": json.dumps(asdict(model.config))})
 
@@ -165,7 +166,8 @@ def _config(record: dict[str, Any], folder: Path) -> ModelConfig:
     problems += [f"{name} is missing" for name in sorted(known - set(found))]
     if problems:
         raise ValueError(
-            f"The model config in {folder / RECORD} does not fit: {'; '.join(problems)}. {written_by(record)}"
+            f"The model config in {folder / RECORD} does not fit: "
+            f"{listing(problems, separator='; ', quoted=False)}. {written_by(record)}"
         )
     try:
         return ModelConfig(**found)
@@ -209,7 +211,7 @@ def _load_weights(path: Path, model: FractureClassifier) -> None:
     problems += _not_finite_tensors(tensors)
     if problems:
         raise ValueError(
-            f"{path} does not fit {RECORD} beside it: {'; '.join(problems)}. "
+            f"{path} does not fit {RECORD} beside it: {listing(problems, separator='; ', quoted=False)}. "
             "Put back the two files of one run, or train again."
         )
     model.load_state_dict(tensors, assign=True)

@@ -64,7 +64,7 @@ class Cohort:
             The cohort without what was left out, and that: split → study → reasons.
 
         Raises:
-            ValueError: sequences are missing or cannot be used, and `leave_out` is not set; names all.
+            ValueError: sequences are missing or cannot be used, and `leave_out` is not set; names ten.
         """
         if not leave_out:
             samples = pd.concat([self.samples[name] for name in splits])
@@ -102,7 +102,7 @@ def read_cohort(folder: str | Path) -> Cohort:
 
     Raises:
         FileNotFoundError: labels or split are not there.
-        ValueError: a file breaks its schema, or a study is in two splits; names every offender.
+        ValueError: a file breaks its schema, or a study is in two splits; names the first ten offenders.
     """
     folder = Path(folder)
     labels = read_labels(folder / "train.csv")

@@ -23,7 +23,6 @@ _STORED_ALIKE = (
     *("series", "modality", "image_type", "sop_class", "samples", "photometric", "bits", "signed"),
     *("intercept", "slope", "padding", "padding_limit"),
 )
-_NAMED = 5  # files of a kind
 _SLICE_SHARE = 0.5  # of a slice's size in bytes
 
 
@@ -167,7 +166,7 @@ def _read_one_by_one(files: list[Path]) -> _Found:
         }
     if damaged:
         raise ValueError(
-            f"{len(damaged)} of {len(files)} files cannot be read ({_reasons(damaged, len(damaged))}). They "
+            f"{len(damaged)} of {len(files)} files cannot be read ({_reasons(damaged)}). They "
             "may be cut off or damaged: copy them again; a CT with slices missing is not packed."
         )
     found.pixels = planes
@@ -201,11 +200,9 @@ def _described(uid: str, slices: list[Slice]) -> str:
     return f"{uid or 'without a UID'} ({len(slices)} slices of {thickness} mm, kernel {kernel})"
 
 
-def _reasons(found: Mapping[str, str], named: int = _NAMED) -> str:
-    """File names by reason, the first few of each: "a scout: 'a', 'b'; no image: 'c' and 7 more"."""
-    parts = []
-    for why, count in Counter(found.values()).items():
-        names = [name for name, its in found.items() if its == why]
-        more = f" and {count - named} more" if count > named else ""
-        parts.append(f"{why}: {listing(names[:named])}{more}")
-    return "; ".join(parts)
+def _reasons(found: Mapping[str, str]) -> str:
+    """File names by reason: "a scout: 'a', 'b'; no image: 'c', 'd' and 7 more"."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in found.items():
+        by_reason.setdefault(why, []).append(name)
+    return "; ".join(f"{why}: {listing(names)}" for why, names in by_reason.items())

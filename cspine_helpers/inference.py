@@ -142,8 +142,8 @@ def _check_same(partial: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> 
     ]
     if differ:
         raise ValueError(
-            f"{partial} was begun otherwise: {'; '.join(differ)}. Go on the way it was begun, or delete it "
-            "to predict from the start."
+            f"{partial} was begun otherwise: {listing(differ, separator='; ', quoted=False)}. Go on the way "
+            "it was begun, or delete it to predict from the start."
         )
 
 

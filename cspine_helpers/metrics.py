@@ -52,7 +52,7 @@ def check_scores(
 
 def _refuse(wrong: NDArray[np.bool_], values: NDArray, what: str, advice: str) -> None:
     if wrong.any():
-        rows = listing(f"row {row}: {values[row]}" for row in np.flatnonzero(wrong)).replace("'", "")
+        rows = listing((f"row {row}: {values[row]}" for row in np.flatnonzero(wrong)), quoted=False)
         raise ValueError(f"{wrong.sum()} {what} ({rows}). {advice}")
 
 

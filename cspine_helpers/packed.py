@@ -20,6 +20,7 @@ from cspine_helpers.paths import (
     atomic_path,
     check_uids,
     inside,
+    listing,
     read_checksums,
     sha256_of,
 )
@@ -122,14 +123,14 @@ def check_sequences(
 
     Raises:
         FileNotFoundError: there is no `SHA256SUMS` to verify with.
-        ValueError: one for all the files that cannot be used, each with its reason.
+        ValueError: one for all the files that cannot be used; the first ten with their reasons.
     """
     bad = unusable_sequences(folder, samples, slices=slices, size=size, verify=verify)
     if bad:
         named = (f"{sequence_path(folder, *which).name} ({reason})" for which, reason in bad.items())
         raise ValueError(
             f"{len(bad)} of {len(samples)} packed sequences in {folder} cannot be used: "
-            f"{'; '.join(named)}. {_REMEDY}"
+            f"{listing(named, separator='; ', quoted=False)}. {_REMEDY}"
         )
 
 

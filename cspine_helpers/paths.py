@@ -12,12 +12,14 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 _UID = re.compile(r"[0-9.]{1,64}")
 CHECKSUMS = "SHA256SUMS"  # a folder's, as `sha256sum --check` reads it
+_NAMED, _LONG = 10, 200  # offenders that an error names, and characters of each
 _CHECKSUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _PATIENCE_S = 10  # a killed process's loaders hold its lock until they notice that it is gone
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -89,7 +91,7 @@ def check_uids(uids: Iterable[object]) -> None:
     """Refuse study UIDs that could not be file names: a UID is 1 to 64 digits and dots, and no dots alone.
 
     Raises:
-        ValueError: names every offender.
+        ValueError: counts the offenders and names the first ten.
 
     Source: DICOM PS3.5 section 9.1 (UID alphabet and length).
     """
@@ -100,9 +102,19 @@ def check_uids(uids: Iterable[object]) -> None:
         )
 
 
-def listing(items: Iterable[object]) -> str:
-    """All items in one readable string, however many: whoever corrects a table needs each of them."""
-    return ", ".join(repr(item) if isinstance(item, str) else str(item) for item in items)
+def listing(items: Iterable[object], *, separator: str = ", ", quoted: bool = True) -> str:
+    """The first ten items and how many more there are, each cut to 200 characters: an error stays readable.
+
+    Args:
+        items: what is named; of the rest only the number is said.
+        separator: between two.
+        quoted: whether text stands in quotation marks, as names do and phrases do not.
+    """
+    rest = iter(items)
+    named = [repr(item) if quoted and isinstance(item, str) else str(item) for item in islice(rest, _NAMED)]
+    named = [text if len(text) <= _LONG else f"{text[:_LONG]}…" for text in named]
+    more = sum(1 for _ in rest)
+    return separator.join(named) + (f" and {more:,} more" if more else "")
 
 
 @contextmanager

@@ -161,7 +161,7 @@ def check_leakage(split: pd.DataFrame) -> None:
     """Refuse a split (or folds) in which a study stands in two splits (folds), or twice in one.
 
     Raises:
-        ValueError: names every such study.
+        ValueError: names the first ten such studies.
     """
     column = _column(split)
     twice = split[UID].duplicated(keep=False)

@@ -97,8 +97,8 @@ def train(
             without one; nothing is ever overwritten.
         FileNotFoundError: the cohort lacks labels or split.
         BlockingIOError: another process trains in this folder.
-        ValueError: an input breaks its schema, packed sequences cannot be used (all are named), a split
-            lacks a class, the loss is no longer a finite number, or what is to be resumed has another
+        ValueError: an input breaks its schema, packed sequences cannot be used (ten are named), a split lacks
+            a class, the loss is no longer a finite number, or what is to be resumed has another
             setting (names each difference).
     """
     folder = Path(run_folder)
@@ -174,8 +174,8 @@ def _check_same(setting: dict[str, Any], stored: dict[str, Any], folder: Path) -
     ]
     if differ:
         raise ValueError(
-            f"The training in {folder} has another setting: {'; '.join(differ)}. Resume it with its own, or "
-            "move it aside with training.set_aside(...)."
+            f"The training in {folder} has another setting: {listing(differ, separator='; ', quoted=False)}. "
+            "Resume it with its own, or move it aside with training.set_aside(...)."
         )
 
 

@@ -114,14 +114,24 @@ def test_uids_that_could_not_be_file_names_are_refused_by_name(uid):
     assert "1.2.3" not in str(error.value)
 
 
-def test_every_bad_uid_is_counted_and_named():
+def test_bad_uids_are_counted_and_the_first_ten_named():
     with pytest.raises(ValueError, match=r"^2 StudyInstanceUID.*'x', 'y/z'"):
         paths.check_uids(["x", "1.2", "y/z"])
+    with pytest.raises(ValueError, match=r"^20327 Study.*'x0', .*'x9' and 20,317 more\. Correct") as error:
+        paths.check_uids([*(f"x{number}" for number in range(20_327)), "1.2"])
+    assert len(str(error.value)) < 300
 
 
-def test_a_listing_names_every_item_however_many():
+def test_a_listing_names_the_first_ten_and_counts_the_rest():
     assert paths.listing(["a", 1]) == "'a', 1"
-    assert paths.listing(range(1000)) == ", ".join(map(str, range(1000)))
+    assert paths.listing(range(10)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert paths.listing(iter(range(1012))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 1,002 more"
+    assert paths.listing(["it's a", "b"], separator="; ", quoted=False) == "it's a; b"
+    assert paths.listing([]) == ""
+
+
+def test_a_listing_cuts_an_item_of_any_length():
+    assert paths.listing(["x" * 10**6, "y"]) == f"'{'x' * 199}…, 'y'"
 
 
 def test_a_file_is_replaced_only_when_the_block_ends_well(tmp_path):
