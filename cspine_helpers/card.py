@@ -8,10 +8,9 @@ Source: Mitchell et al., Model cards for model reporting, FAT* (2019) 220-229, f
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
 import pandas as pd
 
@@ -172,21 +171,12 @@ def _decision(run: Dossier) -> str:
     ]
     said = "Not frozen: it is what training chose, and may not be tried on the test split."
     if frozen is not None:
-        rows += [["guarantee", promise] for promise in _promises(frozen.guarantee)]
+        promises = [each.reason for each in frozen.guarantees]
+        rows += [["guarantee", promise] for promise in promises or ["none"]]
         rows.append(["frozen", frozen.record["frozen_utc"]])
         rows.append(["openings of the test split before that", frozen.record.get("test_openings_before", 0)])
         said = "Frozen: it is held to the split and the predictions it was chosen on, by their hashes."
     return f"## Decision\n\n{said}\n\n{markdown(['what', 'found'], rows)}"
-
-
-def _promises(guarantee: Mapping[str, Any] | None) -> Iterator[str]:
-    """What is guaranteed: nothing, one promise, or one for each vertebra."""
-    if guarantee is None:
-        yield "none"
-        return
-    for name, promise in ({"": guarantee} if "threshold" in guarantee else guarantee).items():
-        words = promise.get("reason") or f"thresholds up to {promise['threshold']:.4g}, {UNKNOWN} what for"
-        yield f"{name} {words}".strip()
 
 
 def _results(run: Dossier, split: str, found: Findings) -> str:

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 
 from cspine_helpers.decisions import Decision
-from cspine_helpers.frozen import DECISION, Frozen, check_belongs, predictions_sha256, read_decision
+from cspine_helpers.frozen import DECISION, Frozen, check_belongs, read_decision
 from cspine_helpers.labels import UID, expand, validate_labels
 from cspine_helpers.openings import read_openings
 from cspine_helpers.paths import inside, sha256_of
 from cspine_helpers.phantom import COHORTS, draw_labels
-from cspine_helpers.predictions import read_predictions
+from cspine_helpers.predictions import predictions_sha256, read_predictions
 from cspine_helpers.records import RECORD, read_record
 from cspine_helpers.tables import read_table
 

@@ -3,8 +3,7 @@
 `decision.json` holds a decision with the hashes of the split and of the predictions it was chosen on.
 """
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ import pandas as pd
 from cspine_helpers import __version__
 from cspine_helpers.aggregation import validation_rows
 from cspine_helpers.decisions import Decision
+from cspine_helpers.guarantees import Guarantee, checked_guarantees
 from cspine_helpers.labels import UID
 from cspine_helpers.levels import apply_decision
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.openings import now_utc, read_openings
-from cspine_helpers.paths import inside
-from cspine_helpers.predictions import validate_predictions
+from cspine_helpers.paths import inside, listing
+from cspine_helpers.predictions import predictions_sha256
 from cspine_helpers.records import (
     RECORD,
     SEAL,
@@ -44,13 +44,13 @@ class Frozen:
     Attributes:
         folder: of the run.
         decision: level, threshold or thresholds, aggregation, and how it was chosen.
-        guarantee: what is guaranteed of it, in plain values; None: nothing.
+        guarantees: what is guaranteed of its threshold, or of each of its thresholds; nothing as a rule.
         record: the whole of `decision.json`.
     """
 
     folder: Path
     decision: Decision
-    guarantee: dict[str, Any] | None
+    guarantees: tuple[Guarantee, ...]
     record: dict[str, Any]
 
     @property
@@ -59,22 +59,12 @@ class Frozen:
         return self.record[SEAL]
 
 
-def predictions_sha256(predictions: pd.DataFrame) -> str:
-    """SHA-256 of the file that `predictions.write_predictions` makes of the table.
-
-    Raises:
-        ValueError: the table breaks the schema.
-    """
-    text = validate_predictions(predictions).to_csv(index=False, lineterminator="\n")
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def freeze(
     run_folder: str | Path,
     decision: Decision,
     predictions: pd.DataFrame,
     *,
-    guarantee: Mapping[str, Any] | None = None,
+    guarantees: Guarantee | Iterable[Guarantee] = (),
     replace: bool = False,
 ) -> Frozen:
     """Write `<run>/decision.json`, once the decision reaches on the validation split what it says.
@@ -85,25 +75,27 @@ def freeze(
         run_folder: `checkpoints/<run>`; made where it is not there yet.
         decision: with a threshold, or one for each vertebra; at patient level with its aggregation.
         predictions: the whole predictions table of the run, all of its splits.
-        guarantee: what is guaranteed of the threshold, `asdict(...)` of it; where each vertebra has its own
-            threshold, vertebra → guarantee.
+        guarantees: of `guarantees.guarantee_on_validation`, made on these predictions and by the decision's
+            aggregation: one that covers its threshold, or one for each of C1 … C7 that cover its thresholds.
         replace: put this decision in the place of another. What the test split was opened with stays on
             record, and the new decision says how often that was before it ("test_openings_before").
 
     Raises:
         FileExistsError: another decision is frozen there, and `replace` is not set.
-        ValueError: the decision has no threshold, or does not reach what it says; the guarantee does not
-            cover it; the table breaks the schema or has no validation rows; the run's record is damaged.
+        ValueError: the decision has no threshold, or does not reach what it says; a guarantee does not cover
+            it, or was not made on these predictions; the table breaks the schema or has no validation rows;
+            the run's record is damaged.
     """
     path = inside(Path(run_folder) / DECISION)
     rows = validation_rows(predictions)
     _check_reached(decision, rows)
-    _check_guarantee(decision, guarantee)
+    guarantees = checked_guarantees(guarantees, predictions)
+    _check_covered(decision, guarantees)
     content = {
         "format": FORMAT,
         SEAL: "",
         "decision": asdict(decision),
-        "guarantee": None if guarantee is None else dict(guarantee),
+        "guarantee": [asdict(each) for each in guarantees] or None,
         "split_sha256": _split_sha256(path.parent, predictions),
         "predictions_sha256": predictions_sha256(predictions),
         "chosen_on": {"split": "validation", "patients": rows[UID].nunique(), "vertebrae": len(rows)},
@@ -169,31 +161,28 @@ def _check_reached(decision: Decision, rows: pd.DataFrame) -> None:
         )
 
 
-def _check_guarantee(decision: Decision, guarantee: Mapping[str, Any] | None) -> None:
-    """Refuse a guarantee that does not cover the decision's threshold, or each of its thresholds."""
-    if guarantee is None:
+def _check_covered(decision: Decision, guarantees: tuple[Guarantee, ...]) -> None:
+    """Refuse guarantees but one of the decision's threshold, or one of each of its thresholds."""
+    if not guarantees:
         return
-    thresholds, promises = decision.thresholds, guarantee
-    if thresholds is None:
-        thresholds, promises = {decision.level: decision.require()}, {decision.level: guarantee}
-    for level, threshold in thresholds.items():
-        promise = promises.get(level)
-        if not isinstance(promise, Mapping) or not {"threshold", "level"} <= set(promise):
-            raise ValueError(
-                f"No guarantee with threshold and level for {level!r}. Hand in asdict(...) of one; where "
-                "each vertebra has its own threshold, vertebra → asdict(...)."
-            )
-        highest = promise["threshold"]
-        if promise["level"] != level or highest is None or threshold > highest:
-            raise ValueError(
-                f"The guarantee is for thresholds up to {highest} at level {promise['level']!r}; the "
-                f"decision has {threshold} at level {level!r}. Freeze a threshold that it covers."
-            )
-    if decision.aggregation is not None and decision.aggregation.fitted_on is not None:
+    thresholds = decision.thresholds or {decision.level: decision.require()}
+    if sorted(each.level for each in guarantees) != sorted(thresholds):
         raise ValueError(
-            "No guarantee holds with an aggregation that was fitted on the validation patients: it has seen "
-            "them. Use max, noisy_or or top_k, or leave the guarantee out."
+            f"The guarantees are for {listing(each.level for each in guarantees)}, the decision's thresholds "
+            f"for {listing(thresholds)}. Hand in one for each of these, or none."
         )
+    for each in guarantees:
+        threshold = thresholds[each.level]
+        if not each.covers(threshold, level=each.level, aggregation=decision.aggregation):
+            raise ValueError(
+                f"The guarantee is for thresholds up to {each.threshold} at level {_named(each)}; the "
+                f"decision has {threshold} at level {_named(decision)}. Freeze a threshold that it covers."
+            )
+
+
+def _named(what: Decision | Guarantee) -> str:
+    """Level and aggregation in words."""
+    return repr(what.level) + (f" by {what.aggregation.name}" if what.aggregation else "")
 
 
 def read_decision(run_folder: str | Path) -> Frozen:
@@ -226,13 +215,14 @@ def read_decision(run_folder: str | Path) -> Frozen:
         )
     try:
         decision = Decision(**found)
+        guarantees = tuple(Guarantee(**each) for each in record["guarantee"] or ())
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    return Frozen(folder, decision, record["guarantee"], record)
+    return Frozen(folder, decision, guarantees, record)
 
 
 def check_belongs(frozen: Frozen, predictions: pd.DataFrame) -> None:
-    """Refuse other predictions, or a run of another split, than the decision was frozen with.
+    """Refuse other predictions, a run of another split, or a guarantee that these predictions do not give.
 
     Raises:
         ValueError: says which, and gives both hashes.
@@ -251,3 +241,4 @@ def check_belongs(frozen: Frozen, predictions: pd.DataFrame) -> None:
             f"{path} was frozen with another split: its SHA-256 is {stored}, that of the run now is {found}, "
             f"so that patients it was chosen on may be test patients. Bring that split back, or {_AGAIN}"
         )
+    _check_covered(frozen.decision, checked_guarantees(frozen.guarantees, predictions))

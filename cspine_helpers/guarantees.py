@@ -9,6 +9,9 @@ the test has erred right above that one, which happens with probability δ at mo
 Patients are drawn independently, their vertebrae are not: the tests count patients. For patients, and for
 one vertebra (C1 … C7), each fractured patient is found or missed: exact binomial test. Vertebrae: `betting`.
 
+`guarantee_on_validation` makes a guarantee of a predictions table, which says of which rows, level and
+aggregation it is: nothing else may carry it. `guarantee_recall` is the proof alone, on arrays.
+
 The promise is for patients drawn as these were, whom neither training, nor the choice of the epoch, nor a
 fitted aggregation has seen. It says nothing of another hospital. Promises for seven vertebrae hold all
 together with confidence 1 − δ where each is asked for with δ/7.
@@ -18,7 +21,8 @@ Source: Angelopoulos, Bates, Candès, Jordan, Lei, "Learn then test" (2021; fixe
 Pearson, Biometrika 26 (1934; the binomial test).
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, get_args
 
@@ -26,11 +30,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from cspine_helpers.aggregation import Aggregation, validation_rows
 from cspine_helpers.betting import MOST, PatientLosses, highest_threshold
-from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.levels import rows_at
 from cspine_helpers.metrics import check_scores
 from cspine_helpers.objectives import check_choice
 from cspine_helpers.paths import listing
+from cspine_helpers.predictions import predictions_sha256
 
 Average = Literal["vertebrae", "patients"]
 GUARANTEE_LEVELS = ("patient", "vertebra", *VERTEBRAE)
@@ -54,7 +61,9 @@ class Guarantee:
         needed: fractured patients that would suffice if all positives were found.
         needed_as_hoped: fractured patients that would suffice to guarantee the threshold hoped for, at the
             recall observed there; None: nothing was hoped for, or no number up to 131,072 suffices.
-        reason: one sentence that says why this threshold, or why none.
+        aggregation: how the patients' probabilities were made of those of the vertebrae, at level `patient`.
+        rows_sha256: `predictions.predictions_sha256` of the validation rows that it was made on; None: it was
+            made on arrays, and no decision may carry it.
     """
 
     threshold: float | None
@@ -67,7 +76,8 @@ class Guarantee:
     found: int
     needed: int
     needed_as_hoped: int | None
-    reason: str
+    aggregation: Aggregation | None = None
+    rows_sha256: str | None = None
 
     def __post_init__(self) -> None:
         _check_promise(self.recall, self.delta)
@@ -75,6 +85,22 @@ class Guarantee:
         check_choice("average", self.average, get_args(Average))
         if self.threshold is not None:
             _check_threshold(self.threshold)
+        if isinstance(self.aggregation, dict):  # from JSON
+            object.__setattr__(self, "aggregation", Aggregation(**self.aggregation))
+
+    @property
+    def reason(self) -> str:
+        """One sentence that says why this threshold, or why none."""
+        what = {"patient": "of patients", "vertebra": "of vertebrae"}.get(self.level, f"of {self.level}")
+        over = ", averaged over patients," if self.level == "vertebra" and self.average == "patients" else ""
+        promise = f"recall {what}{over} ≥ {self.recall:.4g} with confidence {1 - self.delta:.4g}"
+        if self.threshold is None:
+            return (
+                f"No threshold guarantees {promise}: {self.patients} fractured patients are too few, even if "
+                f"all is found; that takes {self.needed}, and more where some is missed."
+            )
+        here = f"{self.found} of {self.positives} positives in {self.patients} fractured patients are found"
+        return f"Highest threshold that guarantees {promise}: {here} here."
 
     def require(self) -> float:
         """The threshold.
@@ -85,6 +111,133 @@ class Guarantee:
         if self.threshold is None:
             raise ValueError(f"{self.reason} Use more patients, or ask for less recall or confidence.")
         return self.threshold
+
+    def covers(self, threshold: float, *, level: str, aggregation: Aggregation | None = None) -> bool:
+        """Whether a threshold is promised this recall: at this level, by this aggregation, and not above it.
+
+        Args:
+            threshold: of a decision, or where a slider stands.
+            level: one of `GUARANTEE_LEVELS`.
+            aggregation: how vertebrae become patients; at level `patient`, and only there.
+        """
+        same = (level, aggregation) == (self.level, self.aggregation)
+        return same and self.threshold is not None and threshold <= self.threshold
+
+    def check_made_on(self, predictions: pd.DataFrame) -> None:
+        """Refuse a guarantee that was not made on the validation rows of this predictions table.
+
+        It is made again from them, so that one that was written by hand is refused as well.
+
+        Raises:
+            ValueError: it is of arrays, of other rows, or not what these rows give; says which. The table
+                breaks the schema or has no validation rows.
+        """
+        if self.rows_sha256 is None:
+            raise ValueError(
+                f"A guarantee {_AGAIN} This one was made on arrays, which may be of any predictions."
+            )
+        found = predictions_sha256(validation_rows(predictions))
+        if found != self.rows_sha256:
+            raise ValueError(
+                f"A guarantee {_AGAIN} This one was made on other rows: their SHA-256 is {self.rows_sha256}, "
+                f"that of the validation rows here is {found}."
+            )
+        again = guarantee_on_validation(
+            predictions,
+            level=self.level,
+            recall=self.recall,
+            delta=self.delta,
+            average=self.average,
+            aggregation=self.aggregation,
+        )
+        if replace(self, needed_as_hoped=None) != again:
+            raise ValueError(
+                f"A guarantee {_AGAIN} This one says: {self.reason} These rows say: {again.reason}"
+            )
+
+
+_AGAIN = "is for the predictions it was made on: make it with guarantees.guarantee_on_validation(...)."
+
+
+def checked_guarantees(
+    guarantees: Guarantee | Iterable[Guarantee], predictions: pd.DataFrame
+) -> tuple[Guarantee, ...]:
+    """The guarantees, each made on the validation rows of this predictions table.
+
+    To be asked before one is shown beside a table or kept with a decision, as the slider and `frozen.freeze`
+    do; `Guarantee.covers` then says for which thresholds it holds.
+
+    Args:
+        guarantees: of `guarantee_on_validation`, one or several.
+        predictions: predictions table; splits other than validation do not matter.
+
+    Example:
+        >>> (promise,) = checked_guarantees(promise, predictions)
+        >>> promise.covers(0.15, level="patient", aggregation=Aggregation("max"))
+        True
+
+    Raises:
+        ValueError: one is not a `Guarantee`, or see `Guarantee.check_made_on`.
+    """
+    found = (guarantees,) if isinstance(guarantees, Guarantee) else tuple(guarantees)
+    for each in found:
+        if not isinstance(each, Guarantee):
+            raise ValueError(f"A guarantee {_AGAIN} Found {type(each).__name__} {each!r}.")
+        each.check_made_on(predictions)
+    return found
+
+
+def guarantee_on_validation(
+    predictions: pd.DataFrame,
+    *,
+    level: str,
+    recall: float,
+    delta: float = 0.05,
+    average: Average = "vertebrae",
+    aggregation: Aggregation | None = None,
+    hoped: float | None = None,
+) -> Guarantee:
+    """The guarantee that a decision about these predictions may carry; only validation rows are looked at.
+
+    Args:
+        predictions: predictions table; the split `validation` of it is what the guarantee rests on.
+        level: one of `GUARANTEE_LEVELS`.
+        recall: see `guarantee_recall`.
+        delta: see there.
+        average: see there.
+        aggregation: how a patient's vertebrae become one probability; at level `patient`, and only there.
+        hoped: see there.
+
+    Example:
+        >>> by_max = Aggregation("max")
+        >>> guarantee_on_validation(table, level="patient", recall=0.9, aggregation=by_max).require()
+        0.187
+
+    Raises:
+        ValueError: see `guarantee_recall`; the table breaks the schema or has no validation rows; there is no
+            aggregation at level `patient`, one at another level, or one that was fitted on these patients.
+    """
+    if aggregation is not None and aggregation.fitted_on is not None:
+        raise ValueError(
+            "No guarantee holds with an aggregation that was fitted on the validation patients: it has seen "
+            "them. Use max, noisy_or or top_k, or leave the guarantee out."
+        )
+    check_choice("level", level, GUARANTEE_LEVELS)
+    table = validation_rows(predictions)
+    rows = rows_at(table, "patient" if level == "patient" else "vertebra", aggregation)
+    if level in VERTEBRAE:
+        rows = rows[rows["vertebra"] == level]
+    made = guarantee_recall(
+        rows["label"],
+        rows["probability"],
+        rows[UID],
+        recall=recall,
+        level=level,
+        delta=delta,
+        average=average,
+        hoped=hoped,
+    )
+    return replace(made, aggregation=aggregation, rows_sha256=predictions_sha256(table))
 
 
 def guarantee_recall(
@@ -99,6 +252,8 @@ def guarantee_recall(
     hoped: float | None = None,
 ) -> Guarantee:
     """The highest threshold at which recall ≥ `recall` on new patients, with confidence 1 − `delta`.
+
+    The proof on arrays, as simulations need it. A decision carries what `guarantee_on_validation` makes.
 
     Args:
         labels: (N,) of 0/1, at the level asked for.
@@ -140,17 +295,6 @@ def guarantee_recall(
         needed_as_hoped = None if missed is None else _least_patients(recall, delta, float(1 - missed.mean()))
     found = 0 if threshold is None else int((losses.scores >= threshold).sum())
 
-    what = {"patient": "of patients", "vertebra": "of vertebrae"}.get(level, f"of {level}")
-    over = "" if pooled else ", averaged over patients,"
-    promise = f"recall {what}{over} ≥ {recall:.4g} with confidence {1 - delta:.4g}"
-    if threshold is None:
-        reason = (
-            f"No threshold guarantees {promise}: {len(uids)} fractured patients are too few, even if all is "
-            f"found; that takes {needed}, and more where some is missed."
-        )
-    else:
-        here = f"{found} of {len(losses.scores)} positives in {len(uids)} fractured patients are found here"
-        reason = f"Highest threshold that guarantees {promise}: {here}."
     return Guarantee(
         threshold=threshold,
         level=level,
@@ -162,7 +306,6 @@ def guarantee_recall(
         found=found,
         needed=needed,
         needed_as_hoped=needed_as_hoped,
-        reason=reason,
     )
 
 

@@ -32,14 +32,18 @@ def choose_decision(
         ValueError: the table breaks the schema or has no validation rows; as `choose_threshold`; or there is
             an aggregation at vertebra level, or none at patient level.
     """
-    rows = _rows(validation_rows(predictions), level, aggregation)
+    rows = rows_at(validation_rows(predictions), level, aggregation)
     return choose_threshold(
         rows["label"], rows["probability"], level=level, aggregation=aggregation, **options
     )
 
 
-def _rows(table: pd.DataFrame, level: str, aggregation: Aggregation | None) -> pd.DataFrame:
-    """Labels and probabilities at a level."""
+def rows_at(table: pd.DataFrame, level: str, aggregation: Aggregation | None) -> pd.DataFrame:
+    """The rows of a predictions table at a level: its vertebrae, or its patients by an aggregation.
+
+    Raises:
+        ValueError: there is an aggregation at vertebra level, or none at patient level.
+    """
     check_choice("level", level, get_args(Level))
     if level == "patient":
         if aggregation is None:
@@ -125,7 +129,7 @@ def apply_decision(
             f"The decision was chosen with the aggregation {decision.aggregation}, not with {aggregation}. "
             "Leave it out, or choose a threshold for the other."
         )
-    rows = _rows(validate_predictions(predictions), level, decision.aggregation or aggregation)
+    rows = rows_at(validate_predictions(predictions), level, decision.aggregation or aggregation)
     if decision.thresholds is not None:
         threshold = rows["vertebra"].map(decision.thresholds).astype(np.float64)
     else:

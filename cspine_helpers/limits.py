@@ -43,7 +43,7 @@ def _of_record(run: Dossier) -> Iterator[str]:
         yield "The predictions came without a run, so that model, training data and training are not known."
         if run.decision is not None:
             yield "Validation chose the threshold, so that rates on validation look better than others will."
-    if run.frozen is not None and run.frozen.guarantee is not None and run.record:
+    if run.frozen is not None and run.frozen.guarantees and run.record:
         yield (
             "A guarantee is for patients drawn as those it was made on, whom training has not used; here "
             "they have also chosen the epoch, so that it holds less strictly than it says."

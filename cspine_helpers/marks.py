@@ -1,7 +1,6 @@
 """The chosen and the guaranteed threshold of each level, and the decision that any other one makes."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import pandas as pd
 
 from cspine_helpers.aggregation import Aggregation, aggregate
 from cspine_helpers.decisions import Decision, choose_threshold, state_threshold
-from cspine_helpers.guarantees import Guarantee
+from cspine_helpers.guarantees import Guarantee, checked_guarantees
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import at_level, defined_levels
 
@@ -28,7 +27,8 @@ class Marks:
         predictions: predictions table, checked.
         decision: marked as chosen at its level; thresholds of single vertebrae at theirs.
         threshold: marked as start at every level, without a decision; None: the highest F1 of the first.
-        guarantee: a promise, or a mapping of levels to promises, marked at their levels.
+        guarantees: marked at their levels; made on the validation rows of these predictions, and for patients
+            by the decision's aggregation.
 
     Attributes:
         levels: those of `metrics.LEVELS` that can be looked at.
@@ -38,7 +38,8 @@ class Marks:
         note: why there, and what is promised.
 
     Raises:
-        ValueError: there is one class only, no threshold, one outside [0, 1], or one beside a decision.
+        ValueError: there is one class only, no threshold, one outside [0, 1], or one beside a decision; or a
+            guarantee is of other predictions or another aggregation.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Marks:
         predictions: pd.DataFrame,
         decision: Decision | None,
         threshold: float | None,
-        guarantee: Guarantee | Mapping[str, Any] | None,
+        guarantees: Guarantee | Iterable[Guarantee],
     ) -> None:
         if decision is not None and threshold is not None:
             raise ValueError("A decision has its threshold. Leave out the one or the other.")
@@ -64,10 +65,20 @@ class Marks:
         self.level, start, why = self._beginning(threshold)
         self.start = self.readable(start)
 
-        promises = asdict(guarantee) if isinstance(guarantee, Guarantee) else dict(guarantee or {})
-        self._promises = [promises] if "threshold" in promises else list(promises.values())
-        reasons = [promise["reason"] for promise in self._promises if "reason" in promise]
+        self._guarantees = checked_guarantees(guarantees, predictions)
+        for each in self._guarantees:
+            if each.level == "patient" and each.aggregation != self._by:
+                raise ValueError(
+                    f"The guarantee is for patients by {each.aggregation and each.aggregation.name}, those "
+                    f"here are by {self._by.name}. Make one by the same aggregation."
+                )
+        reasons = (each.reason for each in self._guarantees)
         self.note = " ".join([f"{why}, {digits(self.start)}.", *reasons])
+
+    @property
+    def _by(self) -> Aggregation:
+        """How patients are made."""
+        return self.aggregation or Aggregation("max")
 
     def _beginning(self, threshold: float | None) -> tuple[str, float, str]:
         """Level and threshold to start at, and why there."""
@@ -112,11 +123,11 @@ class Marks:
         elif (self._given.level == "patient") == (level == "patient"):
             marks["chosen"] = (self._given.thresholds or {}).get(level, self._given.threshold)
         if promise := self._promise(level):
-            marks["guaranteed"] = promise["threshold"]
+            marks["guaranteed"] = promise.threshold
         return {name: self.readable(mark) for name, mark in marks.items() if mark is not None}
 
-    def guarantee(self, level: str, threshold: float) -> dict[str, Any] | None:
-        """The promise that holds for a threshold at a level, in plain values; None: none does."""
+    def guarantee(self, level: str, threshold: float) -> Guarantee | None:
+        """The guarantee that holds for a threshold at a level; None: none does."""
         highest = self.at(level).get("guaranteed")
         return None if highest is None or threshold > highest else self._promise(level)
 
@@ -132,13 +143,13 @@ class Marks:
             return self._given
         rows, options = at_level(self._predictions, level), dict[str, Any]()
         if level == "patient":
-            options = {"level": "patient", "aggregation": self.aggregation or Aggregation("max")}
+            options = {"level": "patient", "aggregation": self._by}
             rows = aggregate(self._predictions, options["aggregation"])
         reason = "Set by hand on the slider."
         return state_threshold(rows["label"], rows["probability"], threshold, reason=reason, **options)
 
-    def _promise(self, level: str) -> dict[str, Any] | None:
-        return next((dict(one) for one in self._promises if _shown(one["level"]) == level), None)
+    def _promise(self, level: str) -> Guarantee | None:
+        return next((each for each in self._guarantees if _shown(each.level) == level), None)
 
 
 def _shown(level: str) -> str:

@@ -1,5 +1,6 @@
 """The predictions table: one row per study and vertebra, from our model or from anybody's."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -40,6 +41,16 @@ def write_predictions(table: pd.DataFrame, path: str | Path) -> None:
     Tables made elsewhere need no hash.
     """
     write_table(validate_predictions(table), path, sealed=True)
+
+
+def predictions_sha256(table: pd.DataFrame) -> str:
+    """SHA-256 of the file that `write_predictions` makes of the table.
+
+    Raises:
+        ValueError: the table breaks the schema.
+    """
+    text = validate_predictions(table).to_csv(index=False, lineterminator="\n")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def validate_predictions(table: pd.DataFrame, *, what: str = "The predictions table") -> pd.DataFrame:

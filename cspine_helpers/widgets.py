@@ -1,7 +1,7 @@
 """The threshold slider: every number that moves when the threshold moves, while it moves."""
 
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,14 @@ class ThresholdExplorer:
         predictions: predictions table, of one split as a rule.
         decision: where the slider starts, at its level, marked as chosen there.
         threshold: where it starts without a decision; None: at the highest F1 of these data, and it says so.
-        guarantee: of `guarantees.guarantee_recall`, or as in a frozen decision; marked at its level.
+        guarantees: of `guarantees.guarantee_on_validation`, or of a frozen decision; marked at their levels.
         freeze: run folder in which a button freezes what the slider shows, or what the button calls instead:
-            `freeze(decision, guarantee=...)`, the guarantee in plain values, None where it does not hold.
+            `freeze(decision, guarantees=...)`, with the guarantee that holds there, if one does.
 
     Raises:
         ValueError: the table breaks its schema, holds one class only or one study; the decision has no
-            threshold; or the threshold is not in [0, 1], or stands beside a decision.
+            threshold; the threshold is not in [0, 1], or stands beside a decision; or a guarantee is of other
+            predictions or another aggregation.
     """
 
     def __init__(
@@ -52,11 +53,11 @@ class ThresholdExplorer:
         decision: Decision | None = None,
         *,
         threshold: float | None = None,
-        guarantee: Guarantee | Mapping[str, Any] | None = None,
+        guarantees: Guarantee | Iterable[Guarantee] = (),
         freeze: str | Path | Callable[..., object] | None = None,
     ) -> None:
         self._predictions, self._freeze = validate_predictions(predictions), freeze
-        self._marks = Marks(self._predictions, decision, threshold, guarantee)
+        self._marks = Marks(self._predictions, decision, threshold, guarantees)
         self._threshold = self._marks.start
         self._weights = weigh(self._predictions)
         self._operating: dict[str, Operating] = {}
@@ -239,7 +240,8 @@ class ThresholdExplorer:
             predictions = read_predictions(Path(act) / "predictions.csv")
             act = partial(frozen.freeze, act, predictions=predictions, replace=True)
         assert act is not None, "without it there is no button"
-        act(decision, guarantee=self._marks.guarantee(self.level, self.threshold))
+        promise = self._marks.guarantee(self.level, self.threshold)
+        act(decision, guarantees=[promise] if promise else [])
         return f"Frozen: threshold {digits(self.threshold)} at {decision.level} level."
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict[str, Any]:

@@ -174,7 +174,8 @@ def execute(path: Path, parameters: dict[str, object] | None = None, *, out: Pat
     out = out or path
     out.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, out)
-    return Run(path.stem, seconds, *map(float, probe.outputs[0].text.split()))
+    cost = "".join(output.text for output in probe.outputs)  # one print may arrive in several messages
+    return Run(path.stem, seconds, *map(float, cost.split()))
 
 
 def table(runs: Sequence[Run]) -> str:

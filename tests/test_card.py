@@ -19,7 +19,7 @@ from cspine_helpers.competition import rsna_weighted_log_loss
 from cspine_helpers.decisions import Decision, state_threshold
 from cspine_helpers.findings import TITLES, number
 from cspine_helpers.frozen import freeze
-from cspine_helpers.guarantees import guarantee_recall
+from cspine_helpers.guarantees import guarantee_on_validation
 from cspine_helpers.held_out import evaluate_on_test
 from cspine_helpers.intervals import bootstrap, per_vertebra
 from cspine_helpers.labels import UID, VERTEBRAE, expand, read_labels, validate_labels
@@ -474,21 +474,19 @@ def test_predictions_without_a_run_have_test_results_on_the_same_terms(tmp_path)
 
 
 def test_a_guarantee_stands_with_its_premise(run):
-    promise = guarantee_recall(
-        VALIDATION["label"], VALIDATION["probability"], VALIDATION[UID], recall=0.3, level="vertebra"
-    )
+    promise = guarantee_on_validation(WHOLE, recall=0.3, level="vertebra")
     decision = state_threshold(
         VALIDATION["label"], VALIDATION["probability"], promise.require(), reason="a | b\nc <i>"
     )
-    freeze(run, decision, WHOLE, guarantee=asdict(promise))
+    freeze(run, decision, WHOLE, guarantees=promise)
     text = text_of(run)
     rows = {row["what"]: row["found"] for row in tables_of(text)["Decision", "what", "found"]}
     assert rows["guarantee"] == promise.reason
     assert rows["why"] == "a \\| b c &lt;i>"
     assert rows["threshold"].startswith(f"{promise.require():.4g};")
     assert "here they have also chosen the epoch" in text
-    freeze(run, decision, WHOLE, guarantee={"threshold": 1.0, "level": "vertebra"}, replace=True)
-    assert "| guarantee | thresholds up to 1, not on record what for |" in text_of(run)
+    freeze(run, decision, WHOLE, replace=True)
+    assert "| guarantee | none |" in text_of(run)
 
 
 def test_a_run_whose_training_found_no_threshold_has_no_rates(run):

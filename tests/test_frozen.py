@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 from test_aggregation import toy
 
 from cspine_helpers import frozen, openings
-from cspine_helpers.aggregation import Aggregation, fit_logistic
+from cspine_helpers.aggregation import Aggregation, aggregate, fit_logistic
 from cspine_helpers.decisions import choose_threshold, state_threshold
-from cspine_helpers.frozen import freeze, predictions_sha256, read_decision
+from cspine_helpers.frozen import freeze, read_decision
+from cspine_helpers.guarantees import guarantee_on_validation, guarantee_recall
 from cspine_helpers.held_out import evaluate_on_test
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.levels import choose_decision, choose_per_vertebra
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.openings import read_openings
 from cspine_helpers.paths import sha256_of
-from cspine_helpers.predictions import from_wide, read_predictions, write_predictions
+from cspine_helpers.predictions import from_wide, predictions_sha256, read_predictions, write_predictions
 from cspine_helpers.records import write_sealed
 from cspine_helpers.splits import split_hash, split_patients
 
@@ -66,7 +67,7 @@ def test_a_frozen_decision_comes_back(tmp_path, decision):
     made = freeze(run, decision, WHOLE)
     found = read_decision(run)
     assert made == found
-    assert (found.decision, found.guarantee, found.folder) == (decision, None, run)
+    assert (found.decision, found.guarantees, found.folder) == (decision, (), run)
     assert found.record["predictions_sha256"] == predictions_sha256(WHOLE)
     assert found.record["split_sha256"] == split_hash(SPLIT)
     assert found.record["chosen_on"] == {"split": "validation", "patients": 150, "vertebrae": 1050}
@@ -216,47 +217,82 @@ def test_no_threshold_no_validation_rows_and_no_aggregation_are_not_frozen(tmp_p
         freeze(tmp_path, replace(PATIENT, aggregation=None), WHOLE)
 
 
-def promise(threshold, level):
-    return {"threshold": threshold, "level": level, "recall": 0.9, "delta": 0.05}
+def promise(table=WHOLE, **options):
+    return guarantee_on_validation(table, **{"level": "vertebra", "recall": 0.8} | options)
+
+
+def stated(threshold, aggregation=None, table=WHOLE):
+    """A decision for a threshold: at patient level with an aggregation, else at that of vertebrae."""
+    rows = table[table["split"] == "validation"]
+    level = {}
+    if aggregation is not None:
+        rows, level = aggregate(rows, aggregation), {"level": "patient", "aggregation": aggregation}
+    return state_threshold(rows["label"], rows["probability"], threshold, reason="By hand.", **level)
 
 
 def test_a_guarantee_that_covers_the_threshold_is_kept(tmp_path):
-    validation = WHOLE[WHOLE["split"] == "validation"]
-    stated = state_threshold(
-        validation["label"], validation["probability"], 0.2, reason="Guaranteed: recall 0.9 or above."
-    )
-    found = freeze(tmp_path, stated, WHOLE, guarantee=promise(0.2, "vertebra"))
-    assert found.guarantee == promise(0.2, "vertebra")
-    assert freeze(tmp_path, stated, WHOLE, guarantee=promise(0.2, "vertebra")) == found
+    found = promise()
+    decision = stated(found.threshold)
+    frozen_one = freeze(tmp_path, decision, WHOLE, guarantees=found)
+    assert read_decision(tmp_path).guarantees == (found,)
+    assert freeze(tmp_path, decision, WHOLE, guarantees=[found]) == frozen_one
     with pytest.raises(FileExistsError, match="holds another decision"):
-        freeze(tmp_path, stated, WHOLE, guarantee=promise(0.25, "vertebra"))
+        freeze(tmp_path, decision, WHOLE, guarantees=promise(recall=0.75))
 
 
 def test_each_vertebra_has_its_own_guarantee(tmp_path):
-    each = choose_per_vertebra(WHOLE, min_positives=5, objective="max_f1")
-    promises = {name: promise(threshold, name) for name, threshold in each.thresholds.items()}
-    assert freeze(tmp_path, each, WHOLE, guarantee=promises).guarantee == promises
-    with pytest.raises(ValueError, match="No guarantee with threshold and level for 'C3'"):
-        freeze(tmp_path, each, WHOLE, guarantee={**promises, "C3": None}, replace=True)
+    each = choose_per_vertebra(WHOLE, min_positives=5, objective="max_precision", recall_floor=1.0)
+    promises = [promise(level=name, recall=0.3, delta=0.3) for name in each.thresholds]
+    assert freeze(tmp_path, each, WHOLE, guarantees=promises).guarantees == tuple(promises)
+    with pytest.raises(ValueError, match=r"guarantees are for 'C1', 'C2', 'C4'.*'C3', 'C4'.*one for each"):
+        freeze(tmp_path, each, WHOLE, guarantees=promises[:2] + promises[3:], replace=True)
+
+
+NOISY_OR, MAX = Aggregation("noisy_or"), Aggregation("max")
+OTHER = WHOLE.assign(probability=WHOLE["probability"] ** 2)
+ON_TEST = WHOLE.assign(split=WHOLE["split"].map({"test": "validation", "validation": "test"}))
+BY_NOISY_OR = promise(level="patient", aggregation=NOISY_OR)
 
 
 @pytest.mark.parametrize(
     ("decision", "guarantee", "message"),
     [
-        (VERTEBRA, promise(0.0, "vertebra"), r"up to 0\.0 at level 'vertebra'; the decision has"),
-        (VERTEBRA, promise(None, "vertebra"), "up to None"),
-        (VERTEBRA, promise(1.0, "patient"), "at level 'patient'; the decision has .* at level 'vertebra'"),
-        (VERTEBRA, {"recall": 0.9}, "No guarantee with threshold and level"),
+        (stated(0.9), promise(), r"up to 0\.\d+ at level 'vertebra'; the decision has 0\.9"),
+        (stated(0.0), promise(recall=0.999), "up to None at level 'vertebra'"),
+        (stated(0.0), BY_NOISY_OR, "are for 'patient', the decision's thresholds for 'vertebra'"),
+        (stated(0.0, MAX), BY_NOISY_OR, r"at level 'patient' by noisy or; the decision has 0.* by max"),
+        (stated(0.0), promise(OTHER), "made on other rows"),
+        (stated(0.0), promise(ON_TEST), "made on other rows"),
+        (stated(0.0), replace(promise(), threshold=1.0), "This one says: .* These rows say:"),
+        (stated(0.0), [asdict(promise())], "make it with guarantees.guarantee_on_validation.*Found dict"),
         (
-            choose_decision(WHOLE, level="patient", aggregation=fit_logistic(WHOLE), objective="max_f1"),
-            promise(1.0, "patient"),
-            "fitted on the validation patients: it has seen them",
+            stated(0.0),
+            guarantee_recall([1] * 90, [0.5] * 90, range(90), recall=0.9, level="vertebra"),
+            "made on arrays",
         ),
     ],
-)
+    ids=[
+        "above", "none", "other level", "other aggregation", "other predictions", "test split", "by hand",
+        "dict", "arrays",
+    ],
+)  # fmt: skip
 def test_a_guarantee_of_something_else_is_refused(tmp_path, decision, guarantee, message):
     with pytest.raises(ValueError, match=message):
-        freeze(tmp_path, decision, WHOLE, guarantee=guarantee)
+        freeze(tmp_path, decision, WHOLE, guarantees=guarantee)
+    assert not list(tmp_path.iterdir())
+
+
+@needs_rsna
+def test_a_guarantee_for_noisy_or_is_not_frozen_with_the_highest_on_real_predictions(tmp_path):
+    labels = read_labels(RSNA / "train.csv")
+    wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
+    real = from_wide(wide, labels, split_patients(labels), missing="drop")
+    found = promise(real, level="patient", aggregation=NOISY_OR, recall=0.9)
+    wrong, right = (stated(found.require(), by, real) for by in (MAX, NOISY_OR))
+    assert wrong.recall < 0.65 < 0.9 < right.recall
+    with pytest.raises(ValueError, match=r"by noisy or; the decision has .* by max"):
+        freeze(tmp_path, wrong, real, guarantees=found)
+    assert freeze(tmp_path, right, real, guarantees=found).guarantees == (found,)
 
 
 @pytest.mark.parametrize(

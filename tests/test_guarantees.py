@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict, replace
 from math import ceil, log
 
@@ -8,12 +9,14 @@ from conftest import RSNA, needs_rsna
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
+from test_aggregation import toy
 
+from cspine_helpers.aggregation import Aggregation, aggregate, fit_logistic
 from cspine_helpers.betting import fixed_bet
-from cspine_helpers.guarantees import Guarantee, guarantee_recall, patients_needed
+from cspine_helpers.guarantees import Guarantee, guarantee_on_validation, guarantee_recall, patients_needed
 from cspine_helpers.labels import UID, read_labels
 from cspine_helpers.metrics import at_level, confusion, rates
-from cspine_helpers.predictions import from_wide
+from cspine_helpers.predictions import from_wide, predictions_sha256
 
 
 def patients_of(scores, intact=5):
@@ -169,11 +172,84 @@ def test_order_of_rows_and_intact_rows_change_nothing():
     assert first == guarantee_recall(labels[labels == 1], scores[labels == 1], who[labels == 1], **keywords)
 
 
-def test_a_guarantee_survives_json_fields():
-    found = guarantee_recall(*patients_of(np.linspace(0.1, 1, 90)), recall=0.9, level="patient")
-    assert Guarantee(**asdict(found)) == found
+def test_a_guarantee_survives_json():
+    of_arrays = guarantee_recall(*patients_of(np.linspace(0.1, 1, 90)), recall=0.9, level="patient")
+    of_table = promised(level="patient", aggregation=Aggregation("top_k", k=2))
+    for found in (of_arrays, of_table):
+        assert Guarantee(**json.loads(json.dumps(asdict(found)))) == found
+    found = of_arrays
     with pytest.raises(ValueError, match="lies in"):
         replace(found, threshold=1.2)
+
+
+TABLE = pd.concat([toy(150), toy(80, seed=7, split="test")], ignore_index=True)
+
+
+def promised(table=TABLE, **options):
+    return guarantee_on_validation(table, **{"recall": 0.8, "level": "vertebra"} | options)
+
+
+@pytest.mark.parametrize("level", ["patient", "vertebra", "C7"])
+def test_only_validation_rows_are_promised_on_and_the_guarantee_says_which(level):
+    by = Aggregation("noisy_or") if level == "patient" else None
+    found = promised(level=level, aggregation=by, average="patients", hoped=0.5, delta=0.1, recall=0.5)
+    rows = TABLE[TABLE["split"] == "validation"]
+    at = aggregate(rows, by) if by else rows if level == "vertebra" else rows[rows["vertebra"] == level]
+    proof = guarantee_recall(
+        at["label"], at["probability"], at[UID],
+        recall=0.5, delta=0.1, level=level, average="patients", hoped=0.5,
+    )  # fmt: skip
+    assert found == replace(proof, aggregation=by, rows_sha256=predictions_sha256(rows))
+    found.check_made_on(TABLE)
+    found.check_made_on(rows)
+    with_other_test_rows = TABLE.assign(probability=TABLE["probability"].where(TABLE["split"] != "test", 0.5))
+    found.check_made_on(with_other_test_rows)
+
+
+def test_other_predictions_do_not_carry_a_guarantee():
+    found = promised()
+    relabelled = TABLE.assign(split=TABLE["split"].map({"validation": "train", "test": "validation"}))
+    for other in (TABLE.assign(probability=TABLE["probability"] / 2), relabelled):
+        with pytest.raises(ValueError, match="made on other rows: their SHA-256 is"):
+            found.check_made_on(other)
+    with pytest.raises(ValueError, match="no row of the split 'validation'"):
+        promised(TABLE[TABLE["split"] == "test"])
+    with pytest.raises(ValueError, match="made on arrays"):
+        replace(found, rows_sha256=None).check_made_on(TABLE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"threshold": 0.9}, {"recall": 0.95}, {"delta": 0.01}, {"average": "patients"}, {"found": 150},
+     {"patients": 900}],
+    ids=str,
+)  # fmt: skip
+def test_a_guarantee_written_by_hand_is_noticed(changes):
+    with pytest.raises(ValueError, match=r"This one says: .* These rows say: "):
+        replace(promised(), **changes).check_made_on(TABLE)
+
+
+def test_a_guarantee_covers_thresholds_up_to_its_own_at_its_level_by_its_aggregation():
+    by = Aggregation("noisy_or")
+    found = promised(level="patient", aggregation=by)
+    for threshold in (0.0, found.threshold):
+        assert found.covers(threshold, level="patient", aggregation=by)
+    assert not found.covers(np.nextafter(found.threshold, 1), level="patient", aggregation=by)
+    assert not found.covers(0.0, level="patient", aggregation=Aggregation("max"))
+    assert not found.covers(0.0, level="patient")
+    assert not found.covers(0.0, level="vertebra")
+    assert not replace(found, threshold=None).covers(0.0, level="patient", aggregation=by)
+
+
+def test_levels_and_aggregations_that_do_not_go_together_promise_nothing():
+    for options, message in (
+        ({"level": "patient"}, "At patient level, say how"),
+        ({"aggregation": Aggregation()}, "An aggregation belongs to the patient level"),
+        ({"level": "patient", "aggregation": fit_logistic(TABLE)}, "fitted on the validation patients"),
+        ({"level": "all"}, "Unknown level 'all'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            promised(**options)
 
 
 @needs_rsna

@@ -1,6 +1,5 @@
 import io
 from base64 import b64decode
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from PIL import Image, ImageFilter
 from cspine_helpers.aggregation import Aggregation
 from cspine_helpers.decisions import choose_threshold
 from cspine_helpers.frozen import read_decision
-from cspine_helpers.guarantees import guarantee_recall
+from cspine_helpers.guarantees import guarantee_on_validation
 from cspine_helpers.intervals import bootstrap
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.levels import choose_decision, choose_per_vertebra
@@ -41,9 +40,10 @@ def standing():
     return ThresholdExplorer(made_table(), threshold=0.2)
 
 
-def promised(table, recall=0.5, level="vertebra"):
-    rows = at_level(table, "all" if level == "vertebra" else level)
-    return guarantee_recall(rows["label"], rows["probability"], rows[UID], recall=recall, level=level)
+def promised(table, recall=0.5, level="vertebra", by=None):
+    if level == "patient":
+        by = by or Aggregation("max")
+    return guarantee_on_validation(table, recall=recall, level=level, aggregation=by)
 
 
 def shown(explorer):
@@ -169,7 +169,7 @@ def test_without_a_threshold_starts_at_the_highest_f1_and_says_so():
 def test_starts_at_a_decision_and_marks_it_and_the_guarantee_at_their_level():
     table = made_table(studies=100)
     decision, promise = choose_decision(table, level="vertebra", objective="max_f1"), promised(table)
-    explorer = ThresholdExplorer(table, decision, guarantee=promise)
+    explorer = ThresholdExplorer(table, decision, guarantees=promise)
     assert explorer.level == "all"
     assert promise.reason in note(explorer)
     chosen, guaranteed = (explorer._jumps[name] for name in ("chosen", "guaranteed"))
@@ -188,7 +188,7 @@ def test_starts_at_a_decision_and_marks_it_and_the_guarantee_at_their_level():
 def test_patients_are_those_of_the_decision_and_its_guarantee_is_marked_there():
     table, mean = made_table(studies=100), Aggregation("top_k", k=3)
     decision = choose_decision(table, level="patient", aggregation=mean, objective="max_youden")
-    explorer = ThresholdExplorer(table, decision, guarantee=asdict(promised(table, level="patient")))
+    explorer = ThresholdExplorer(table, decision, guarantees=promised(table, level="patient", by=mean))
     assert explorer.level == "patient"
     assert explorer.decision == decision
     assert explorer.summary()["recall"] == decision.recall
@@ -199,8 +199,8 @@ def test_patients_are_those_of_the_decision_and_its_guarantee_is_marked_there():
 def test_thresholds_of_single_vertebrae_are_marked_at_theirs():
     table = made_table(studies=150)
     decision = choose_per_vertebra(table, objective="max_f1", min_positives=5)
-    promises = {name: asdict(promised(table, 0.3, name)) for name in VERTEBRAE}
-    explorer = ThresholdExplorer(table, decision, guarantee=promises)
+    promises = [promised(table, 0.3, name) for name in VERTEBRAE]
+    explorer = ThresholdExplorer(table, decision, guarantees=promises)
     assert explorer.level == "C1"
     for name in VERTEBRAE:
         explorer.level = name
@@ -213,9 +213,26 @@ def test_thresholds_of_single_vertebrae_are_marked_at_theirs():
     assert explorer._jumps["chosen"].layout.display == "none"
 
 
+def test_a_guarantee_of_other_patients_is_not_shown():
+    table = made_table(studies=100)
+    decision = choose_decision(table, level="patient", aggregation=Aggregation("max"), objective="max_youden")
+    noisy = promised(table, level="patient", by=Aggregation("noisy_or"))
+    for given, message in (
+        (noisy, "for patients by noisy or, those here are by max"),
+        (promised(made_table(studies=100, seed=1), level="patient"), "made on other rows"),
+        ([{"threshold": 0.2, "level": "patient", "recall": 0.9, "delta": 0.1}], "Found dict"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ThresholdExplorer(table, decision, guarantees=given)
+        with pytest.raises(ValueError, match=message):
+            ThresholdExplorer(table, threshold=0.5, guarantees=given)  # patients by the highest
+    with pytest.raises(ValueError, match="no row of the split 'validation'"):
+        ThresholdExplorer(table.assign(split="test"), decision, guarantees=promised(table))
+
+
 def test_a_guarantee_without_threshold_says_why():
     table = made_table()
-    explorer = ThresholdExplorer(table, threshold=0.2, guarantee=promised(table, 0.99, "patient"))
+    explorer = ThresholdExplorer(table, threshold=0.2, guarantees=promised(table, 0.99, "patient"))
     explorer.level = "patient"
     assert "No threshold guarantees recall of patients ≥ 0.99" in note(explorer)
     assert explorer._jumps["guaranteed"].layout.display == "none"
@@ -305,7 +322,7 @@ def test_a_button_freezes_the_decision_in_the_run_folder_but_asks_first(tmp_path
     table = made_table(studies=100)
     write_predictions(table, tmp_path / "predictions.csv")
     decision = choose_decision(table, level="vertebra", objective="max_f1")
-    explorer = ThresholdExplorer(table, decision, guarantee=promised(table), freeze=tmp_path)
+    explorer = ThresholdExplorer(table, decision, guarantees=promised(table), freeze=tmp_path)
     freezer = explorer._freezer
     freezer.confirm()
     assert not (tmp_path / "decision.json").exists()  # nothing was asked
@@ -323,7 +340,7 @@ def test_a_button_freezes_the_decision_in_the_run_folder_but_asks_first(tmp_path
     freezer.confirm()
     assert read_decision(tmp_path).decision == explorer.decision
     assert read_decision(tmp_path).decision.objective == "stated"
-    assert read_decision(tmp_path).guarantee["recall"] == 0.5
+    assert read_decision(tmp_path).guarantees == (promised(table),)
 
 
 def test_what_is_asked_is_withdrawn_when_the_slider_moves_or_on_no():
@@ -346,7 +363,7 @@ def test_the_button_calls_what_it_was_given_and_says_what_is_wrong():
     ((decision,), options) = calls[0]
     assert (decision.threshold, decision.level, decision.objective) == (0.2, "patient", "stated")
     assert decision.aggregation == Aggregation("max")
-    assert options == {"guarantee": None}
+    assert options == {"guarantees": []}
     explorer.level = "C2"
     explorer._freezer.ask()
     assert explorer._freezer.words.startswith("A decision is for all vertebrae, or for patients.")
