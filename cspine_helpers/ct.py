@@ -20,7 +20,7 @@ def read_ct(path: str | Path, *, series: str | None = None) -> Volume:
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
-        ImportError: SimpleITK is not installed.
+        ImportError: the library that reads it is not installed.
         ValueError: it is no usable CT; says what, which file and what to do.
     """
     path = Path(path)
@@ -40,13 +40,11 @@ def read_ct(path: str | Path, *, series: str | None = None) -> Volume:
 
 
 def _read_nifti_ct(path: Path) -> Volume:
-    array, grid, _image = read_nifti(path, not_finite=AIR_HU)
+    array, grid = read_nifti(path, not_finite=AIR_HU)
     if array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
     elif array.dtype != np.int16:
         array = np.clip(array, *_HU_RANGE).astype(np.int16)
-    else:
-        array = array.copy()  # its memory goes with the image
     try:
         return in_frame(array, *grid)
     except ValueError as error:

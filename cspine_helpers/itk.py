@@ -1,7 +1,25 @@
-"""SimpleITK, which reads every image here; imported when it is needed, as it is an optional dependency."""
+"""Optional libraries that read images, SimpleITK and nibabel; imported when they are needed."""
 
 import re
+from importlib import import_module
 from typing import Any
+
+LIBRARIES = {"SimpleITK": "2.4", "nibabel": "5.3"}  # and the versions that do
+
+
+def optional(name: str) -> Any:
+    """The module `SimpleITK` or `nibabel`.
+
+    Raises:
+        ImportError: it is not installed; says how to install it.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"Reading and writing CT needs {name}, which is not installed. Install this package with its "
+            f"group ct (pip install -e '.[ct]'), or {name} alone (pip install '{name}>={LIBRARIES[name]}')."
+        ) from error
 
 
 def simpleitk() -> Any:
@@ -10,14 +28,7 @@ def simpleitk() -> Any:
     Raises:
         ImportError: it is not installed; says how to install it.
     """
-    try:
-        import SimpleITK
-    except ImportError as error:
-        raise ImportError(
-            "Reading and writing CT needs SimpleITK, which is not installed. Install this package with its "
-            "group ct (pip install -e '.[ct]'), or SimpleITK alone (pip install 'SimpleITK>=2.4')."
-        ) from error
-    return SimpleITK
+    return optional("SimpleITK")
 
 
 def reason(error: BaseException) -> str:

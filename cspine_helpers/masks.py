@@ -135,7 +135,7 @@ def _place(path: Path, volume: Volume, meaning: Mapping[int, str] | str, array: 
     Returns:
         Which part of the volume the file's grid covers; None: the file is empty.
     """
-    values, grid, _image = read_nifti(path)
+    values, grid = read_nifti(path)
     box = _foreground(values)
     if box is None:
         return None

@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from cspine_helpers import paths
-from cspine_helpers.itk import simpleitk
+from cspine_helpers.itk import LIBRARIES, optional
 from cspine_helpers.labels import UID
 from cspine_helpers.manifest import MANIFEST_COLUMNS, PROVENANCE_COLUMNS, write_manifest
 from cspine_helpers.masks import SCHEMES, find_mask
@@ -63,12 +63,13 @@ def pack_cohort(
 
     Raises:
         FileNotFoundError: there is no study.
-        ImportError: SimpleITK is not installed.
+        ImportError: a library that reads CT is not installed.
         ValueError: a study is there twice, a table of labels or boxes cannot be used, or `workers` is 0.
         FileExistsError: `packed/` holds sequences that were made elsewhere.
         BlockingIOError: another process packs this cohort.
     """
-    simpleitk()
+    for library in LIBRARIES:
+        optional(library)
     if workers == 0:
         raise ValueError("workers is a number of processes, or -1 for one a core; found 0.")
     source, config, packed = source or PackSource.of(folder), config or PackConfig(), folder / "packed"
