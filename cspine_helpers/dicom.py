@@ -72,10 +72,11 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
         pairs = zip(found.slices, found.pixels, strict=True)
         found.pixels = [pixels for its, pixels in pairs if id(its) in kept]
     try:
+        lost = _without_rescale(chosen)
         volume = stack(chosen, found.pixels)
     except ValueError as error:
         raise ValueError(f"{folder.name}: {error}.") from None
-    notes = sorted(set(found.notes))
+    notes = sorted({*found.notes, *lost})
     if (
         found.left_out
     ):  # counted, not named: a warning is kept in tables, and a file's name may be a patient's
@@ -83,14 +84,6 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
         notes.insert(0, f"files left out, as they are no slices of the CT: {', '.join(kinds)}")
     if below:
         notes.append(f"folders beside the slices were not looked into ({len(below)})")
-    lost = [its.name for its in chosen if its.tags["intercept"] is None]
-    if lost and len(lost) < len(chosen):
-        raise ValueError(
-            f"{folder.name}: {len(lost)} of {len(chosen)} slices have lost their rescale intercept: "
-            f"{listing(lost)}. Take the original files."
-        )
-    if lost:
-        notes.append("it has no rescale intercept; its values are taken as Hounsfield units")
     return replace(volume, warnings=(*notes, *volume.warnings))
 
 
@@ -192,6 +185,30 @@ def _choose(slices: list[Slice], series: str | None, folder: str) -> list[Slice]
         f"{folder} holds {len(by_series)} CT series{asked}. Choose one with series=... (its "
         f"SeriesInstanceUID), or keep one a folder: {described}."
     )
+
+
+def _without_rescale(slices: list[Slice]) -> list[str]:
+    """What is taken for a rescale intercept or slope that no slice has.
+
+    Raises:
+        ValueError: some slices have one, and others none, or none that is a number above or below 0.
+    """
+    notes = []
+    for tag, taken in (("intercept", "its values are taken as Hounsfield units"), ("slope", "1 is taken")):
+        numbers = [its.numbers(tag, 1) for its in slices]
+        lost = [
+            its.name
+            for its, number in zip(slices, numbers, strict=True)
+            if number is None or (tag == "slope" and number == 0)
+        ]
+        if lost and len(lost) < len(slices):
+            raise ValueError(
+                f"{len(lost)} of {len(slices)} slices have lost their rescale {tag}: {listing(lost)}. Take "
+                "the original files"
+            )
+        if lost:
+            notes.append(f"it has no rescale {tag}; {taken}")
+    return notes
 
 
 def _described(uid: str, slices: list[Slice]) -> str:

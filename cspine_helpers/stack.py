@@ -9,6 +9,8 @@
 - Steps that are uneven, but not that far: repaired, linear between neighbours, on even steps.
 - Slices shifted against each other within their plane (a tilted gantry): repaired, moved back by linear
   interpolation on a larger field; what no slice saw is air.
+- Slices whose values jump against their neighbours', as where a rescale is wrong: refused. Each may have a
+  rescale of its own.
 """
 
 import itertools
@@ -30,6 +32,10 @@ MIN_STEP_MM = 0.01  # closer than that, two slices are at one position
 MAX_DRIFT_PIXELS = 0.1  # over the whole series, before it is repaired
 MAX_TILT_DEG = 35.0
 MAX_BENT_PIXELS = 1.0  # off a straight line
+# A rescale is wrong where a slice lies so many times and HU nearer to its neighbour under the neighbour's,
+# or lies so many HU from it and so many times nearer once it is shifted.
+JUMP_RESCALED, MIN_RESCALED_HU = 1.5, 20.0
+JUMP_SHIFTED, MIN_SHIFT_HU = 4.0, 150.0
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ def stack(slices: Sequence[Slice], pixels: Sequence[np.ndarray] | np.ndarray) ->
         hu = pixels
     else:
         hu = np.stack([pixels[i] for i in order])
+    _check_values(ordered, hu)
     geometry = _Geometry(hu, along_mm, offsets, _frame(ordered[0]), normal)
     geometry = _even(_straight(geometry))
     step_mm = (geometry.along_mm[-1] - geometry.along_mm[0]) / (len(geometry.along_mm) - 1)
@@ -201,6 +208,58 @@ def _check_acquisitions(ordered: Sequence[Slice]) -> None:
         raise ValueError(
             f"slices of {len(set(runs))} acquisitions lie between each other. Keep one acquisition a folder"
         )
+
+
+def _check_values(ordered: Sequence[Slice], hu: np.ndarray) -> None:
+    """Refuse slices whose Hounsfield units jump against their neighbours', as where a rescale is wrong.
+
+    Each slice may have a rescale of its own. It is wrong where the slice agrees with its neighbour under the
+    neighbour's rescale, or once all its values are shifted, but not as it is. Between slices of real CT, cut
+    along any axis, 1 to 15 mm apart, a shift explained 1.4 times as well at most; with 1024 HU too much in
+    one of them, 8 times at least.
+    """
+    rescales = [_rescale(its) for its in ordered]
+    usual, odd = Counter(rescales), dict[str, None]()
+    stride = max(1, min(hu.shape[1:]) // 128)
+    for k, pair in enumerate(itertools.pairwise(rescales)):
+        above, below = hu[k : k + 2, ::stride, ::stride].astype(np.float32)
+        seen = (above != AIR_HU) & (below != AIR_HU)  # what is AIR_HU may be padding
+        if seen.any() and _jumps(above[seen], below[seen], *pair):
+            rare = min(usual[its] for its in pair)
+            odd |= {ordered[i].name: None for i in (k, k + 1) if usual[rescales[i]] == rare}
+    if odd:
+        shown = "; ".join(
+            f"slope {slope:g} and intercept {intercept:g} in {count}"
+            for (slope, intercept), count in usual.most_common(3)
+        )
+        raise ValueError(
+            f"values of {len(odd)} slices jump against their neighbours', as where a rescale is wrong: "
+            f"{listing(odd)}. The series has {shown} of {len(hu)} slices. Take the original files"
+        )
+
+
+def _jumps(
+    above: np.ndarray, below: np.ndarray, its: tuple[float, float], other: tuple[float, float]
+) -> bool:
+    """Whether two slices' values (N,) agree under one of their rescales, or shifted, and not as they are."""
+    apart = np.abs(below - above).mean()
+    if its != other:
+        alike = np.abs((below - other[1]) / other[0] * its[0] + its[1] - above).mean()
+        if apart > max(JUMP_RESCALED * alike, alike + MIN_RESCALED_HU):
+            return True
+    if apart < MIN_SHIFT_HU:
+        return False
+    spreads = [np.abs(values - np.median(values)).mean() for values in (above, below)]
+    shifted = np.abs(below - above - np.median(below - above)).mean()
+    return bool(apart > JUMP_SHIFTED * shifted and shifted < 2 * min(spreads))  # else air beside the body
+
+
+def _rescale(its: Slice) -> tuple[float, float]:
+    """Slope and intercept as GDCM takes them: 1 and 0 where there are none."""
+    slope, intercept = its.numbers("slope", 1), its.numbers("intercept", 1)
+    return (1.0 if slope is None else float(slope[0]) or 1.0), (
+        0.0 if intercept is None else float(intercept[0])
+    )
 
 
 def _straight(found: _Geometry) -> _Geometry:

@@ -17,7 +17,7 @@ from pydicom.uid import (
     RLELossless,
     SecondaryCaptureImageStorage,
 )
-from scans import FRAME, affine_of, assert_private, edit, excerpt, positions, refusal, write_dicom
+from scans import FRAME, affine_of, assert_private, edit, excerpt, phantom, positions, refusal, write_dicom
 
 from cspine_helpers import dicom
 from cspine_helpers.dicom import read_series
@@ -133,6 +133,124 @@ def test_every_slice_has_its_own_slope_and_intercept(tmp_path):
 
     write_dicom(tmp_path, hu, SPACING, extra=own)
     np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+def test_two_intercepts_in_one_series_are_read_each_with_its_own(tmp_path):
+    """As a public report has it: -2047 in most slices, -1024 in some (itk-wasm issue 1248)."""
+    hu = excerpt().hu
+
+    def own(ds, z):
+        if z % 7 == 3:
+            stored = np.frombuffer(ds.PixelData, np.uint16) - np.uint16(1023)
+            ds.RescaleIntercept, ds.PixelData = -1024, stored.tobytes()
+
+    write_dicom(tmp_path, hu, SPACING, intercept=-2047, extra=own)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ()
+
+
+def rescaled(*, slope=None, intercept=None):
+    def change(ds):
+        if slope is not None:
+            ds.RescaleSlope = slope
+        if intercept is not None:
+            ds.RescaleIntercept = intercept
+
+    return change
+
+
+WRONG_RESCALES = {
+    "intercept twice": rescaled(intercept=-2048),
+    "intercept 0": rescaled(intercept=0),
+    "slope -1": rescaled(slope=-1),
+    "slope 2": rescaled(slope=2),
+    "slope 0.5": rescaled(slope=0.5),
+}
+WRONG_SLICES = {
+    "one": [5],
+    "first": [0],
+    "last": [11],
+    "two together": [5, 6],
+    "several": [1, 4, 5, 9],
+    "half": [6, 7, 8, 9, 10],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_SLICES.values(), ids=WRONG_SLICES)
+@pytest.mark.parametrize("change", WRONG_RESCALES.values(), ids=WRONG_RESCALES)
+def test_slices_with_a_wrong_rescale_are_refused_by_name(tmp_path, change, wrong):
+    """Named are those next to a right one."""
+    files = write_dicom(tmp_path, excerpt().hu[:12], SPACING)
+    for z in wrong:
+        edit(files[z], change)
+    edges = [z for z in wrong if {z - 1, z + 1} & set(range(12)) - set(wrong)]
+    names = [files[z].name for z in edges]
+    message = refusal(lambda: read_series(tmp_path), tmp_path.name, "jump", "rescale", "original", *names)
+    assert not [file.name for z, file in enumerate(files) if z not in wrong and file.name in message]
+
+
+@scans.needs_ct
+@pytest.mark.parametrize("change", WRONG_RESCALES.values(), ids=WRONG_RESCALES)
+def test_a_real_slice_with_a_wrong_rescale_is_refused_by_name(tmp_path, change):
+    """Two millimetres apart, a fifth of it padding."""
+    shutil.copytree(scans.REAL_CT / "totalsegmentator_example" / "dicom", tmp_path / "ct")
+    file = sorted((tmp_path / "ct").iterdir())[7]
+    edit(file, change)
+    refusal(lambda: read_series(tmp_path / "ct"), "values of 1 slices jump", file.name, "slope 1 and")
+
+
+def test_a_slice_with_other_values_under_the_same_rescale_is_refused_by_name(tmp_path):
+    """As where a tool wrote Hounsfield units into some of the files and left their intercept."""
+    hu = excerpt().hu[:12].copy()
+    hu[4] -= 1024
+    files = write_dicom(tmp_path, hu, SPACING, signed=True)
+    refusal(lambda: read_series(tmp_path), "jump", *(files[z].name for z in (3, 4, 5)))
+
+
+@pytest.mark.parametrize("step", [1, 3, 6])
+def test_anatomy_may_change_from_slice_to_slice(tmp_path, step):
+    """Thick slices, the head's end, metal, contrast, blank slices: each with its own, right rescale."""
+    hu = phantom().hu[::step, ::2, ::2].copy()
+    hu[:2], hu[3, 20:40, 20:40], hu[4:6, 30:60, 30:60] = -1024, 3071, 350
+    hu[-1] = np.random.default_rng(0).normal(-1000, 15, hu.shape[1:])
+
+    def own(ds, z):
+        stored = np.frombuffer(ds.PixelData, np.uint16) + np.uint16(100 * (z % 3))
+        ds.RescaleIntercept, ds.PixelData = -1124 - 100 * (z % 3), stored.tobytes()
+
+    write_dicom(tmp_path, hu, SPACING, intercept=-1124, extra=own)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+@pytest.mark.parametrize(
+    ("element", "value"),
+    [
+        ("RescaleSlope", None),
+        ("RescaleSlope", ""),
+        ("RescaleSlope", 0),
+        ("RescaleIntercept", None),
+        ("RescaleIntercept", ""),
+    ],
+)
+def test_some_slices_without_a_rescale_are_refused_by_name(tmp_path, element, value):
+    """GDCM takes 1 and 0 in silence."""
+    files = write_dicom(tmp_path, body(), SPACING, slope=2, intercept=0, signed=True)
+    for file in (files[2], files[9]):
+        edit(file, lambda ds: delattr(ds, element) if value is None else setattr(ds, element, value))
+    tag = element.removeprefix("Rescale").lower()
+    message = refusal(
+        lambda: read_series(tmp_path), "2 of 10", f"rescale {tag}", files[2].name, files[9].name, "original"
+    )
+    assert files[3].name not in message
+
+
+def test_a_slope_that_no_slice_has_is_said(tmp_path):
+    hu = body()
+    write_dicom(tmp_path, hu, SPACING, extra=lambda ds, _: ds.__delattr__("RescaleSlope"))
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ("it has no rescale slope; 1 is taken",)
 
 
 def test_twelve_bits_stored_are_read_without_what_stands_above_them(tmp_path):
