@@ -1,7 +1,8 @@
 """Packed sequences: one `(T, H, W, 6)` array a vertebra on disk, and the manifest that describes them.
 
 Channels 0–4 hold five neighbouring slices' intensity, channel 5 the vertebra mask. Written as uint8
-(mask 0/255); a float file in [0, 1] is converted when it is opened. Files are plain `.npy`.
+(mask 0/255); a float file in [0, 1], or a mask of 0 and 1, is converted when it is opened. Files are plain
+`.npy`.
 """
 
 import ast
@@ -51,7 +52,7 @@ def write_sequence(folder: str | Path, uid: str, vertebra: str, array: np.ndarra
         folder: the cohort's `packed` folder; made where it does not exist.
         uid: StudyInstanceUID.
         vertebra: C1 … C7.
-        array: `(T, H, W, 6)`, uint8, or float in [0, 1].
+        array: `(T, H, W, 6)`, uint8 (mask 0/255 or 0/1), or float in [0, 1].
 
     Returns:
         Where it was written.
@@ -88,7 +89,7 @@ def open_sequence(path: str | Path, *, slices: int | None = None, size: int | No
         size: H and W that are expected, pixels; None takes any.
 
     Returns:
-        `(T, H, W, 6)` uint8: a memory map, or an array where the file holds floats.
+        `(T, H, W, 6)` uint8, mask 0 to 255: a memory map, or an array where the file was converted.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -207,7 +208,13 @@ def _check_shape(shape: tuple[int, ...], slices: int | None, size: int | None) -
 
 
 def _as_uint8(array: np.ndarray) -> np.ndarray:
+    """The array itself, or a copy where it holds floats or a mask of 0 and 1."""
     if array.dtype == np.uint8:
+        mask = np.asarray(array)[..., MASK]
+        if any((plane > 1).any() for plane in mask) or not mask.any():
+            return array
+        array = np.array(array)
+        array[..., MASK] *= 255
         return array
     if array.dtype.kind != "f":
         raise ValueError(f"dtype {array.dtype}, expected uint8 or float in [0, 1]")
@@ -218,7 +225,6 @@ def _as_uint8(array: np.ndarray) -> np.ndarray:
 
 
 def _check_mask(array: np.ndarray) -> None:
-    """Refuse a mask without one pixel; starts in the middle, where a good sequence answers at once."""
-    mask, middle = np.asarray(array)[..., MASK], len(array) // 2
-    if not any((mask[t] > 127).any() for t in (middle, *range(len(mask)))):
+    """Refuse a mask without one pixel."""
+    if not any((plane > 127).any() for plane in np.asarray(array)[..., MASK]):
         raise ValueError("empty mask: no pixel of channel 5 above 127")

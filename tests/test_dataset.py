@@ -42,6 +42,17 @@ def test_an_item_is_the_packed_sequence_with_channels_first(cohort):
     assert (item["index"].item(), item["index"].dtype) == (9, torch.int64)
 
 
+@pytest.mark.parametrize("augment", [None, ALWAYS])
+def test_masks_of_0_and_1_make_the_items_of_masks_of_0_and_255(tmp_path, augment):
+    cohort = read_cohort(make_toy_cohort(tmp_path))
+    expected = make(cohort, augment=augment)[9]["sequence"].clone()
+    path = sequence_path(cohort.packed, *cohort.samples["train"].iloc[9, :2])
+    array = np.load(path)
+    array[..., 5] = array[..., 5] > 127
+    np.save(path, array)
+    assert torch.equal(make(cohort, augment=augment)[9]["sequence"], expected)
+
+
 def test_slice_truth_comes_from_the_manifest_and_is_nan_without_one(cohort):
     labels = cohort.samples["train"]["label"].to_numpy()
     dataset = make(cohort)

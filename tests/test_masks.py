@@ -190,6 +190,16 @@ def test_empty_masks_of_a_folder_are_vertebrae_that_are_not_there(tmp_path):
     np.testing.assert_array_equal(found, scan.labels)
 
 
+def test_in_a_mask_of_shares_more_than_half_is_the_vertebra(tmp_path):
+    """As segmenters write probabilities, or a resampler its interpolation."""
+    scan = excerpt()
+    shares = np.zeros(scan.labels.shape, np.float32)
+    shares[10, 10], shares[11, 10], shares[12, 10], shares[13, 10] = 0.49, 0.5, 0.51, 1
+    write_nifti(tmp_path / "C4.nii.gz", shares, scan.spacing_mm)
+    found = read_label_map(tmp_path, volume_of(scan)).array
+    np.testing.assert_array_equal(found, np.where(shares > 0.505, 4, 0))
+
+
 def test_a_folder_without_masks_says_what_they_are_called(tmp_path):
     write_nifti(tmp_path / "liver.nii.gz", excerpt().labels, excerpt().spacing_mm)
     parts = (tmp_path.name, "vertebrae_C1.nii.gz")

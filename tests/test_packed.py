@@ -173,6 +173,38 @@ def test_the_check_lists_all_bad_files_at_once(tmp_path, array):
     assert unusable_sequences(tmp_path, samples.iloc[:1], slices=5, size=32) == {}
 
 
+@pytest.mark.parametrize(("value", "is_usable"), [(2, False), (127, False), (128, True), (255, True)])
+@pytest.mark.parametrize("position", [0, 2, 4])
+def test_a_pixel_above_127_makes_a_mask_wherever_it_lies(tmp_path, array, value, is_usable, position):
+    array[..., 5] = 0
+    array[position, 31, 0, 5] = value
+    np.save(tmp_path / "1.2.3_1.npy", array)
+    bad = unusable_sequences(tmp_path, pd.DataFrame({UID: [UID_1], "vertebra": "C1"}))
+    expected = {} if is_usable else {(UID_1, "C1"): "empty mask: no pixel of channel 5 above 127"}
+    assert bad == expected
+
+
+def test_a_mask_of_0_and_1_is_read_and_written_as_one_of_0_and_255(tmp_path, array):
+    """As who binarised it would store it; intensities stay as they are."""
+    binary = array.copy()
+    binary[..., 5] = array[..., 5] > 127
+    binary[0, 0, :6, 0] = 1
+    expected = np.concatenate([binary[..., :5], binary[..., 5:] * np.uint8(255)], axis=-1)
+    np.save(tmp_path / "1.2.3_1.npy", binary)
+    check_sequences(tmp_path, pd.DataFrame({UID: [UID_1], "vertebra": "C1"}), slices=5, size=32)
+    np.testing.assert_array_equal(open_sequence(tmp_path / "1.2.3_1.npy"), expected)
+    written = write_sequence(tmp_path, UID_1, "C2", binary)
+    np.testing.assert_array_equal(np.load(written), expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "1.2.3_1.npy"), binary)  # the file is as it was
+
+
+def test_one_pixel_above_1_makes_a_mask_of_0_to_255(tmp_path, array):
+    array[..., 5] = 1
+    array[4, 31, 31, 5] = 200
+    np.save(tmp_path / "1.2.3_1.npy", array)
+    np.testing.assert_array_equal(open_sequence(tmp_path / "1.2.3_1.npy"), array)
+
+
 def test_a_long_list_of_bad_files_is_counted_and_its_first_ten_named(tmp_path):
     samples = pd.DataFrame({UID: [f"1.{i}" for i in range(140)], "vertebra": "C1"})
     with pytest.raises(ValueError, match="140 of 140") as error:

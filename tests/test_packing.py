@@ -76,6 +76,12 @@ def test_fewer_native_slices_than_positions_repeat_and_the_crop_keeps_its_margin
     assert mask.sum() == 255 * 20 * 20
 
 
+def test_positions_between_slices_go_to_the_nearest_one():
+    volume, label_map = volume_with_block()
+    piece = pack_vertebra(volume, label_map, SPACING, "C3", PackConfig(slices=6, size=28))
+    assert piece.slice_indices.tolist() == [10, 12, 14, 15, 17, 19]  # of 10, 11.8, 13.6, 15.4, 17.2 and 19
+
+
 def test_a_single_slice_is_the_middle_one():
     volume, label_map = volume_with_block()
     piece = pack_vertebra(volume, label_map, SPACING, "C3", PackConfig(slices=1, size=28))
@@ -102,10 +108,14 @@ def test_mask_volume_is_in_cubic_mm():
 
 
 def test_other_vertebrae_are_no_part_of_the_mask():
+    """Vertebrae interlock: some of the next one lies inside the box around this one."""
     volume, label_map = volume_with_block()
-    label_map[10:20, 30:50, 60:70] = 4
-    piece = pack_vertebra(volume, label_map, SPACING, "C3", PackConfig(size=28))
-    assert piece.mask_volume_mm3 == 8000
+    label_map[15:20, 40:50, 50:60] = 4  # a quarter of each of the lower slices
+    label_map[10:20, 50:54, 30:60] = 4  # and beside the box, in the margin
+    piece = pack_vertebra(volume, label_map, SPACING, "C3", PackConfig(slices=10, size=28, margin_mm=4))
+    assert piece.mask_volume_mm3 == (5 * 400 + 5 * 300) * 2
+    assert (piece.array[..., 5] > 0).sum((1, 2)).tolist() == [400] * 5 + [300] * 5
+    assert not piece.array[5:, 14:, 14:, 5].any()
 
 
 def test_window_ends_map_to_0_and_255_and_values_outside_stay_there():
