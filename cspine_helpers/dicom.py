@@ -3,6 +3,7 @@
 Nothing is taken from file names.
 """
 
+import filecmp
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cspine_helpers.headers import NO_DICOM, cut_off, hounsfield, no_slice, read_tags, unreadable
-from cspine_helpers.itk import reason, simpleitk
+from cspine_helpers.headers import NO_DICOM, Header, hounsfield, no_slice, read_header, read_tags, shown
+from cspine_helpers.itk import complaints, reason, simpleitk
 from cspine_helpers.paths import listing
 from cspine_helpers.stack import Slice, stack
 from cspine_helpers.volume import Volume
@@ -23,7 +24,6 @@ _STORED_ALIKE = (
     *("series", "modality", "image_type", "sop_class", "samples", "photometric", "bits", "signed"),
     *("intercept", "slope", "padding", "padding_limit"),
 )
-_SLICE_SHARE = 0.5  # of a slice's size in bytes
 
 
 @dataclass
@@ -60,7 +60,10 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
     if not files:
         cause = f" It holds the folders {listing(below)}: give one of these." if below else ""
         raise FileNotFoundError(f"No file in {folder.name}.{cause or ' Give the folder of a DICOM series.'}")
-    found = _read_at_once(files) or _read_one_by_one(files)
+    try:
+        found = _read(files)
+    except ValueError as error:
+        raise ValueError(f"{folder.name}: {error}") from None
     if not found.slices:
         raise ValueError(
             f"{folder.name} holds no CT image among its {len(files)} files ({_reasons(found.left_out)}). "
@@ -87,10 +90,59 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
     return replace(volume, warnings=(*notes, *volume.warnings))
 
 
-def _read_at_once(files: list[Path]) -> _Found | None:
+def _read(files: list[Path]) -> _Found:
+    """The CT slices among the files, and why each of the others is none.
+
+    Raises:
+        ValueError: files are damaged; names them all.
+    """
+    headers, left_out, damaged = _sort_out(files)
+    found = None if damaged else _read_at_once(headers)
+    if found is None:
+        found, garbled = _read_one_by_one(headers)
+        damaged |= garbled
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} of {len(files)} files cannot be read ({_reasons(damaged)}). They "
+            "may be cut off or damaged: copy them again; a CT with slices missing is not packed."
+        )
+    found.left_out |= left_out
+    return found
+
+
+def _sort_out(files: list[Path]) -> tuple[dict[Path, Header], dict[str, str], dict[str, str]]:
+    """Files that may hold slices with what their bytes say; by name why others are none, or are damaged."""
+    headers = {path: read_header(path) for path in files}
+    images, left_out, damaged = dict[Path, Header](), dict[str, str](), dict[str, str]()
+    alike = {_pattern(path) for path, header in headers.items() if header}
+    seen: dict[tuple[int, str], list[Path]] = defaultdict(list)
+    for path, header in headers.items():
+        if header is None:
+            was_slice = path.suffix.lower() in (".dcm", ".dicom") or _pattern(path) in alike
+            (damaged if was_slice else left_out)[path.name] = "nothing can be read" if was_slice else NO_DICOM
+        elif header.damage:
+            (left_out if header.is_other else damaged)[path.name] = (
+                "no image" if header.is_other else header.damage
+            )
+        else:
+            same = seen[path.stat().st_size, header.instance]
+            if any(filecmp.cmp(path, other, shallow=False) for other in same):
+                left_out[path.name] = "a copy of another file"
+                continue
+            same.append(path)
+            images[path] = header
+    return images, left_out, damaged
+
+
+def _pattern(path: Path) -> str:
+    """A file's name without its numbers, decimal or hexadecimal: slices have one in common."""
+    return re.sub(r"[0-9A-Fa-f.]*[0-9][0-9A-Fa-f.]*", "#", path.name)
+
+
+def _read_at_once(headers: Mapping[Path, Header]) -> _Found | None:
     """All files in one call, at twice the speed; None unless all are slices of one CT, stored alike."""
-    files = sorted(files, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
-    if any(map(cut_off, files)):
+    files = sorted(headers, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
+    if not files:
         return None
     sitk = simpleitk()
     reader = sitk.ImageSeriesReader()
@@ -100,70 +152,63 @@ def _read_at_once(files: list[Path]) -> _Found | None:
     warns = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # of uneven steps: `stack` has the last word on them
     try:
-        image = reader.Execute()
+        with complaints() as said:
+            image = reader.Execute()
     except RuntimeError:
         return None  # whatever it is, reading one by one finds it and says so
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(warns)
     tags = [
-        read_tags(partial(reader.HasMetaDataKey, i), partial(reader.GetMetaData, i))
-        for i in range(len(files))
+        read_tags(partial(reader.HasMetaDataKey, i), partial(reader.GetMetaData, i), headers[path])
+        for i, path in enumerate(files)
     ]
     alike = all(its[name] == tags[0][name] for its in tags for name in _STORED_ALIKE)
     whole = image.GetDimension() == 3 and image.GetSize()[2] == len(files)
-    if not (alike and whole) or no_slice(image, tags[0], frames=len(files)):
+    whole &= all(header.shape == image.GetSize()[1::-1] for header in headers.values())
+    if said or not (alike and whole) or no_slice(image, tags[0], frames=len(files)):
         return None
     del reader  # it shares the image, which would be copied to be looked at
-    pixels, note = hounsfield(sitk.GetArrayViewFromImage(image), tags[0])
+    try:
+        pixels, note = hounsfield(sitk.GetArrayViewFromImage(image), tags[0])
+    except ValueError:
+        return None
     slices = [Slice(path.name, pixels.shape[1:], its) for path, its in zip(files, tags, strict=True)]
     return _Found(slices, pixels, [note] if note else [])
 
 
-def _read_one_by_one(files: list[Path]) -> _Found:
-    """The CT slices among the files, and why each of the others is none.
-
-    Raises:
-        ValueError: files are damaged; names them all.
-    """
+def _read_one_by_one(headers: Mapping[Path, Header]) -> tuple[_Found, dict[str, str]]:
+    """The CT slices among the files and why others are none, and the damaged ones by name."""
     sitk = simpleitk()
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.LoadPrivateTagsOff()
     found, damaged, planes = _Found(), dict[str, str](), list[np.ndarray]()
-    for path in files:
-        if cut_off(path):
-            damaged[path.name] = "its compressed pixels have no end"
-            continue
+    for path, header in headers.items():
         reader.SetFileName(str(path))
         try:
-            image = reader.Execute()
+            with complaints() as said:
+                image = reader.Execute()
         except RuntimeError as error:
-            why, is_damage = unreadable(path, reason(error))
-            (damaged if is_damage else found.left_out)[path.name] = why
+            kind = found.left_out if header.is_other else damaged
+            kind[path.name] = "no image" if header.is_other else reason(error)
             continue
-        tags = read_tags(reader.HasMetaDataKey, reader.GetMetaData)
+        tags = read_tags(reader.HasMetaDataKey, reader.GetMetaData, header)
         if other := no_slice(image, tags):
             found.left_out[path.name] = other
             continue
         view = sitk.GetArrayViewFromImage(image)
-        pixels, note = hounsfield(view.reshape(-1, *view.shape[-2:]), tags)
+        try:
+            if said or view.shape[-2:] != header.shape:
+                raise ValueError(*said or ["its image is of another size than its header describes"])
+            pixels, note = hounsfield(view.reshape(-1, *view.shape[-2:]), tags)
+        except ValueError as error:
+            damaged[path.name] = str(error)
+            continue
         planes.append(pixels[0])
         found.slices.append(Slice(path.name, pixels.shape[1:], tags))
         found.notes += [note] if note else []
-    if planes:  # a file as large as a slice, of which nothing can be read, was one
-        large = _SLICE_SHARE * np.median([path.stat().st_size for path in files])
-        damaged |= {
-            p.name: "nothing can be read"
-            for p in files
-            if p.name in found.left_out and found.left_out[p.name] == NO_DICOM and p.stat().st_size > large
-        }
-    if damaged:
-        raise ValueError(
-            f"{len(damaged)} of {len(files)} files cannot be read ({_reasons(damaged)}). They "
-            "may be cut off or damaged: copy them again; a CT with slices missing is not packed."
-        )
     found.pixels = planes
-    return found
+    return found, damaged
 
 
 def _choose(slices: list[Slice], series: str | None, folder: str) -> list[Slice]:
@@ -212,9 +257,8 @@ def _without_rescale(slices: list[Slice]) -> list[str]:
 
 
 def _described(uid: str, slices: list[Slice]) -> str:
-    tags = slices[0].tags
-    kernel, thickness = tags["kernel"] or "not given", tags["thickness"] or "?"
-    return f"{uid or 'without a UID'} ({len(slices)} slices of {thickness} mm, kernel {kernel})"
+    kernel, thickness = (shown(slices[0].tags, name) for name in ("kernel", "thickness"))
+    return f"{uid or 'without a UID'} ({len(slices)} slices, {thickness} mm, kernel {kernel})"
 
 
 def _reasons(found: Mapping[str, str]) -> str:

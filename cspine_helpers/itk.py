@@ -1,10 +1,19 @@
 """Optional libraries that read images, SimpleITK and nibabel; imported when they are needed."""
 
+import os
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from threading import Lock
 from typing import Any
 
 LIBRARIES = {"SimpleITK": "2.4", "nibabel": "5.3"}  # and the versions that do
+_CORRUPT = re.compile(  # a byte or two before the end of an image (d9) make its length even
+    rb"Corrupt JPEG data: (?![12] extraneous bytes before marker 0xd9).*|Premature end of JPEG.*"
+)
+_STANDARD_ERROR, _ONE_AT_A_TIME = 2, Lock()
 
 
 def optional(name: str) -> Any:
@@ -35,3 +44,26 @@ def reason(error: BaseException) -> str:
     """The last line of an error of SimpleITK, without addresses in memory and places in its source."""
     line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
     return re.sub(r"ITK ERROR: \w+\(0x[0-9a-f]+\): |^.*/\S+:\d+:\s*", "", line).strip()
+
+
+@contextmanager
+def complaints() -> Iterator[list[str]]:
+    """What libjpeg finds wrong with data in the block; it makes pixels up there, and only writes that it did.
+
+    The list is filled when the block ends. What else is written to standard error gets there.
+    """
+    said: list[str] = []
+    with _ONE_AT_A_TIME, tempfile.TemporaryFile() as file:
+        outside = os.dup(_STANDARD_ERROR)
+        os.dup2(file.fileno(), _STANDARD_ERROR)
+        try:
+            yield said
+        finally:
+            os.dup2(outside, _STANDARD_ERROR)
+            os.close(outside)
+            file.seek(0)
+            for line in file:
+                if _CORRUPT.match(line):
+                    said.append("its JPEG data are corrupt")
+                else:
+                    os.write(_STANDARD_ERROR, line)

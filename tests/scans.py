@@ -55,6 +55,15 @@ PATIENT = {
 SECRETS = ("doe", "jane", "4711", "1961", "2019", "roe", "richard", "hospital")  # as words begin
 
 
+RSNA_ELEMENTS = (  # of an original slice of RSNA 2022; no other
+    *("SOPInstanceUID", "ContentDate", "ContentTime", "PatientName", "PatientID", "SliceThickness"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient"),
+    *("ImageOrientationPatient", "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns"),
+    *("PixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "WindowCenter"),
+    *("WindowWidth", "RescaleIntercept", "RescaleSlope", "PixelData"),
+)
+
+
 @dataclass(frozen=True)
 class Scan:
     """A phantom as scanners store it: whole Hounsfield units, in the frame (Z, Y, X).
@@ -241,6 +250,18 @@ def write_dicom(
         files.append(folder / names[z])
         _save(ds, values, transfer_syntax, files[-1])
     return files
+
+
+def as_rsna(ds: Dataset, _: int) -> None:
+    """Make a header that of an original slice of RSNA 2022; for `write_dicom`'s `extra`, with intercept 0."""
+    ds.ContentDate, ds.ContentTime, ds.WindowCenter, ds.WindowWidth = "20220713", "175959.25", 500, 2500
+    ds.PatientName = ds.PatientID = ds.StudyInstanceUID.rpartition(".")[2]
+    ds.ImagePositionPatient[2] = f"{ds.ImagePositionPatient[2]:.2f}"
+    ds.ImageOrientationPatient = [f"{float(v):.5f}" for v in ds.ImageOrientationPatient]
+    for element in list(ds):
+        if element.keyword not in RSNA_ELEMENTS:
+            del ds[element.tag]
+    assert {element.keyword for element in ds} == {*RSNA_ELEMENTS}
 
 
 def edit(path: Path, change: Callable[[Dataset], object]) -> None:

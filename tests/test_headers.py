@@ -1,0 +1,467 @@
+"""What keeps a file from being a slice: its class, pixels that are missing, foreign files, copies."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pydicom.data
+import pytest
+import scans
+from pydicom import dcmread
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    MRImageStorage,
+    RLELossless,
+)
+from scans import edit, refusal, write_dicom
+from test_dicom import SPACING, body
+
+from cspine_helpers.dicom import read_series
+from cspine_helpers.headers import read_header, shown
+
+UNCOMPRESSED = (
+    *(ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian),
+    DeflatedExplicitVRLittleEndian,
+)
+COMPRESSED = (RLELossless, JPEGLosslessSV1, JPEG2000Lossless)
+RSNA = {"signed": True, "intercept": 0, "extra": scans.as_rsna}
+
+
+def short(uid) -> str:
+    return uid.name[:24]
+
+
+def unset(*keywords):
+    return lambda ds, _=0: [delattr(ds, keyword) for keyword in keywords if keyword in ds]
+
+
+# What a file is.
+
+
+@pytest.mark.parametrize("syntax", [*UNCOMPRESSED, *COMPRESSED], ids=short)
+def test_a_series_with_the_header_of_rsna_2022_is_read(tmp_path, syntax):
+    """It states no modality, no class outside the file's meta header, no frame of reference, no kernel."""
+    hu = body((5, 33, 41))
+    hu[:, :2] = -2048  # noise below air
+    write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax, **RSNA)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.spacing_mm == SPACING
+    assert volume.warnings == ()
+
+
+STATED = {
+    "only the data set's class": lambda ds, _: (unset("Modality")(ds), unset_meta(ds)),
+    "only the file's class": lambda ds, _: unset("Modality", "SOPClassUID")(ds),
+    "an empty modality": lambda ds, _: setattr(ds, "Modality", ""),
+    "lower case": lambda ds, _: setattr(ds, "Modality", "ct"),
+    "lower case alone": lambda ds, _: (setattr(ds, "Modality", "ct"), unset("SOPClassUID")(ds)),
+}
+
+
+def unset_meta(ds):
+    ds.file_meta.MediaStorageSOPClassUID = ""
+
+
+@pytest.mark.parametrize("change", STATED.values(), ids=STATED)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_modality_or_class_make_it_ct(tmp_path, change):
+    hu = body()
+    files = write_dicom(tmp_path, hu, SPACING)
+    for file in files:
+        ds = dcmread(file)
+        change(ds, 0)
+        ds.save_as(file, enforce_file_format=False)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+@pytest.mark.parametrize("modality", ["MR", "mr", "PT"])
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_another_stated_modality_is_refused_whatever_the_class(tmp_path, modality):
+    write_dicom(tmp_path, body(), SPACING, modality=modality)
+    refusal(lambda: read_series(tmp_path), "no CT image", f"modality {modality.upper()}, not CT")
+
+
+def test_without_modality_and_class_of_ct_it_is_refused(tmp_path):
+    def lose(ds, _):
+        unset("Modality", "SOPClassUID")(ds)
+        ds.file_meta.MediaStorageSOPClassUID = MRImageStorage
+
+    write_dicom(tmp_path, body(), SPACING, extra=lose)
+    refusal(lambda: read_series(tmp_path), "no CT image", "modality not given")
+
+
+# Pixels that are not all there.
+
+
+def shorten(ds, by=0.4):
+    ds.PixelData = ds.PixelData[: int(len(ds.PixelData) * (1 - by)) // 2 * 2]
+
+
+WRONG_LENGTH = {
+    "too few": shorten,
+    "two bytes too few": lambda ds: setattr(ds, "PixelData", ds.PixelData[:-2]),
+    "none": lambda ds: setattr(ds, "PixelData", b""),
+    "two bytes too many": lambda ds: setattr(ds, "PixelData", ds.PixelData + b"\0\0"),
+    "twice the rows": lambda ds: setattr(ds, "Rows", ds.Rows * 2),
+    "half the rows": lambda ds: setattr(ds, "Rows", ds.Rows // 2),
+    "32 bits": lambda ds: ds.update({"BitsAllocated": 32}),  # as they are stored
+    "two frames": lambda ds: setattr(ds, "NumberOfFrames", 2),
+    "three samples": lambda ds: setattr(ds, "SamplesPerPixel", 3),
+    "no rows": unset("Rows"),
+}
+
+
+@pytest.mark.parametrize("change", WRONG_LENGTH.values(), ids=WRONG_LENGTH)
+@pytest.mark.parametrize("syntax", UNCOMPRESSED, ids=short)
+@pytest.mark.parametrize("damaged", [(2, 4), range(5)], ids=["some", "all"])
+def test_pixels_of_another_length_than_the_header_describes_are_damage(tmp_path, syntax, change, damaged):
+    files = write_dicom(tmp_path, body((5, 24, 20)), SPACING, transfer_syntax=syntax)
+    for z in damaged:
+        edit(files[z], change)
+    names = [files[z].name for z in damaged]
+    refusal(lambda: read_series(tmp_path), tmp_path.name, f"{len(damaged)} of 5", "copy", *names)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("syntax", UNCOMPRESSED, ids=short)
+def test_pixels_of_8_and_32_bits_are_read_or_refused(tmp_path, syntax, bits):
+    """GDCM swaps the bytes of 32 bits in big endian otherwise than pydicom, without a word."""
+    hu = np.clip(body((5, 24, 20)), -100, 100)
+
+    def store(ds):
+        order = ">" if syntax == ExplicitVRBigEndian else "<"
+        ds.PixelData = hu[ds.InstanceNumber - 1].astype(f"{order}i{bits // 8}").tobytes()
+        ds["PixelData"].VR = "OB" if bits == 8 else "OW"
+        ds.BitsAllocated = ds.BitsStored = bits
+        ds.HighBit, ds.PixelRepresentation, ds.RescaleIntercept = bits - 1, 1, 0
+
+    for file in write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax):
+        edit(file, store)
+    if (syntax, bits) == (ExplicitVRBigEndian, 32):
+        refusal(lambda: read_series(tmp_path), "5 of 5", "32 bits a pixel", "not read")
+    else:
+        np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+@pytest.mark.parametrize("syntax", UNCOMPRESSED, ids=short)
+def test_a_byte_that_makes_the_length_even_is_no_damage(tmp_path, syntax):
+    hu = np.clip(body((5, 15, 21)) // 8, -100, 100)
+
+    def narrow(ds):
+        ds.PixelData = (hu[ds.InstanceNumber - 1] + 128).astype(np.uint8).tobytes() + b"\0"
+        ds["PixelData"].VR = "OB"
+        ds.BitsAllocated = ds.BitsStored = 8
+        ds.HighBit, ds.RescaleIntercept = 7, -128
+
+    for file in write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax):
+        edit(file, narrow)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+READ_TWO = """
+import sys
+from pathlib import Path
+from cspine_helpers.dicom import read_series
+from cspine_helpers.headers import read_header, shown
+read_series(Path(sys.argv[1]))  # another patient's pixels lie in memory
+try:
+    volume = read_series(Path(sys.argv[2]))
+except ValueError as error:
+    print(error)
+else:
+    print("read", volume.hu.min(), volume.hu.max())
+"""
+
+
+@pytest.mark.parametrize("poison", ["0", "85"])
+@pytest.mark.parametrize("damaged", [(3,), range(6)], ids=["one", "all"])
+def test_what_lies_in_memory_never_gets_into_a_volume(tmp_path, poison, damaged):
+    """glibc fills fresh memory with a byte of our choice, or leaves in it what was there."""
+    write_dicom(tmp_path / "before", body((6, 256, 256)), SPACING)
+    files = write_dicom(tmp_path / "short", np.full((6, 256, 256), 40, np.int16), SPACING)
+    for z in damaged:
+        edit(files[z], shorten)
+    code = [sys.executable, "-c", READ_TWO, str(tmp_path / "before"), str(tmp_path / "short")]
+    environment = os.environ | {"MALLOC_PERTURB_": poison}
+    done = subprocess.run(code, capture_output=True, text=True, env=environment, check=True)
+    assert f"{len(damaged)} of 6 files cannot be read" in done.stdout
+
+
+def rewrap(path: Path, change) -> None:
+    """Other compressed pixels in the same wrapping, end marks and all."""
+    ds = dcmread(path)
+    frame = next(generate_frames(ds.PixelData, number_of_frames=1)).rstrip(b"\0")
+    ds.PixelData = encapsulate([change(frame)])
+    ds["PixelData"].VR = "OB"
+    ds.save_as(path)
+
+
+END = b"\xff\xd9"
+CUT = {
+    "half": lambda frame: frame[: len(frame) // 4 * 2],
+    "half, with an end": lambda frame: frame[: len(frame) // 4 * 2] + END,
+    "the middle lost": lambda frame: frame[: len(frame) // 6 * 2] + frame[len(frame) // 4 * 2 :],
+    "ten bytes lost": lambda frame: frame[:-10],
+    "ten bytes lost before the end": lambda frame: frame[:-12] + frame[-2:],
+    "next to nothing": lambda frame: b"\0\0",
+}
+
+
+@pytest.mark.parametrize("change", CUT.values(), ids=CUT)
+@pytest.mark.parametrize("syntax", COMPRESSED, ids=short)
+def test_compressed_pixels_that_are_not_all_there_are_damage(tmp_path, syntax, change, capfd):
+    """In a whole file. GDCM decodes what is there, and some decoders only complain on standard error."""
+    files = write_dicom(tmp_path, body((5, 32, 32)), SPACING, transfer_syntax=syntax)
+    for z in (2, 4):
+        rewrap(files[z], change)
+    refusal(lambda: read_series(tmp_path), "2 of 5", files[2].name, files[4].name, "copy")
+    assert "Corrupt JPEG" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("syntax", COMPRESSED, ids=short)
+@pytest.mark.parametrize("damaged", [(2, 4), range(5)], ids=["some", "all"])
+def test_compressed_pixels_of_another_size_than_the_header_describes_are_damage(tmp_path, syntax, damaged):
+    files = write_dicom(tmp_path, body((5, 32, 32)), SPACING, transfer_syntax=syntax)
+    for z in damaged:
+        edit(files[z], lambda ds: setattr(ds, "Rows", 64))
+    refusal(lambda: read_series(tmp_path), f"{len(damaged)} of 5", *(files[z].name for z in damaged), "copy")
+
+
+@pytest.mark.parametrize("syntax", COMPRESSED, ids=short)
+def test_compressed_pixels_in_several_fragments_are_read(tmp_path, syntax):
+    def split(frame):
+        return [frame[i : i + 400] for i in range(0, len(frame), 400)]
+
+    hu = body((5, 32, 32))
+    for file in write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax):
+        ds = dcmread(file)
+        frame = next(generate_frames(ds.PixelData, number_of_frames=1))
+        ds.PixelData = encapsulate([frame], fragments_per_frame=len(split(frame)))
+        ds["PixelData"].VR = "OB"
+        ds.save_as(file)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+# Files beside the slices.
+
+FOREIGN = {
+    "report.pdf": b"%PDF-1.7\n" + b"0 0 0 rg " * 5000,
+    "all.zip": b"PK\x03\x04" + bytes(range(256)) * 100,
+    "1.2.826.0.1.3680043.7.nii.gz": b"\x1f\x8b\x08\0" + bytes(range(256)) * 100,
+    "mask.nii": b"\x5c\x01\0\0" + bytes(40_000),
+    "notes.txt": b"Doe, Jane\n" * 20_000,
+    "no ending": b"Doe, Jane\n" * 20_000,
+    "Thumbs.db": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(30_000),
+    "figure.png": b"\x89PNG\r\n\x1a\n" + bytes(30_000),
+    "done": b"",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("names", [None, [f"IM{z}" for z in range(10)]], ids=["1.dcm", "IM1"])
+def test_foreign_files_of_any_size_are_left_out_and_counted(tmp_path, name, names):
+    hu = body()
+    write_dicom(tmp_path, hu, SPACING, names=names)
+    (tmp_path / name).write_bytes(FOREIGN[name])
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ("files left out, as they are no slices of the CT: 1 × no DICOM file",)
+
+
+BROKEN = {
+    "cut off behind the preamble": lambda whole: whole[:140],
+    "cut off in the header": lambda whole: whole[:400],
+    "without a preamble, cut off": lambda whole: whole[132:-40],
+}
+
+
+@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("syntax", UNCOMPRESSED[:3], ids=short)
+def test_what_begins_as_dicom_is_damage_whatever_it_is_called(tmp_path, change, syntax):
+    files = write_dicom(tmp_path, body(), SPACING, transfer_syntax=syntax)
+    (tmp_path / "other.pdf").write_bytes(change(files[9].read_bytes()))
+    files[9].unlink()
+    refusal(lambda: read_series(tmp_path), "1 of 10", "other.pdf", "copy")
+
+
+@pytest.mark.parametrize("syntax", UNCOMPRESSED[:3], ids=short)
+@pytest.mark.parametrize("kept", [1, 0.8], ids=["whole", "cut off"])
+def test_a_data_set_without_preamble_and_meta_header_is_read_or_damage(tmp_path, syntax, kept):
+    hu = body()
+    files = write_dicom(tmp_path, hu, SPACING, names=[f"IM{z}" for z in range(10)], transfer_syntax=syntax)
+    whole = files[9].read_bytes()
+    files[9].unlink()
+    first = b"\0\x08\0\x08" if syntax == ExplicitVRBigEndian else b"\x08\0\x08\0"  # ImageType
+    whole = whole[whole.index(first) :]
+    (tmp_path / "other").write_bytes(whole[: int(len(whole) * kept)])
+    if kept == 1:
+        np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+    else:
+        refusal(lambda: read_series(tmp_path), "1 of 10", "other", "copy")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 3000, b"%PDF-1.7\n" * 30], ids=["empty", "zeros", "PDF"])
+def test_a_file_named_as_slices_are_that_is_none_is_damage(tmp_path, content):
+    """At the series' end, no gap would tell."""
+    files = write_dicom(tmp_path, body(), SPACING, names=[f"IM{z}" for z in range(10)])
+    files[9].write_bytes(content)
+    refusal(lambda: read_series(tmp_path), "1 of 10", "nothing can be read", "IM9", "copy")
+
+
+def test_copies_to_the_byte_are_left_out_and_counted(tmp_path):
+    hu = body()
+    files = write_dicom(tmp_path, hu, SPACING)
+    shutil.copy(files[3], tmp_path / "a copy.dcm")
+    shutil.copy(files[3], tmp_path / "0003 (1).dcm")
+    shutil.copy(files[8], tmp_path / "IM8")
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ("files left out, as they are no slices of the CT: 3 × a copy of another file",)
+
+
+@pytest.mark.parametrize("uid", [True, False], ids=["same UID", "without a UID"])
+def test_slices_that_share_their_uid_are_no_copies(tmp_path, uid):
+    """As some anonymisers leave them: the bytes decide."""
+
+    def same(ds, _):
+        ds.SOPInstanceUID = "1.2.3" if uid else ""
+
+    hu = body()
+    write_dicom(tmp_path, hu, SPACING, extra=same)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ()
+
+
+# Free text.
+
+KERNELS = ("Br38f", "B30f", "Hr64h\\3", "I26f/2", "H31s", "FC08", "BONEPLUS", "STANDARD", "C", "YB", "FC51")
+NAMES = ("Doe^Jane", "DOE JANE", "Jane", "ROE", "19610203", "4711", "<script>", "Br38f Doe", "=1+1")
+
+
+def test_kernels_of_manufacturers_are_shown_and_other_text_is_not():
+    assert [shown({"kernel": kernel}, "kernel") for kernel in KERNELS] == list(KERNELS)
+    hidden = [shown({"kernel": name}, "kernel") for name in NAMES]
+    assert all(re.fullmatch(r"unknown \(#[0-9a-f]{4}\)", text) for text in hidden)
+    assert len(set(hidden)) == len(NAMES)  # series stay apart
+    assert shown({"kernel": None}, "kernel") == "not given"
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_no_free_text_of_headers_is_ever_said(tmp_path):
+    """Whatever stands in a header, it may be a name."""
+
+    def say(ds, _):
+        ds.ConvolutionKernel, ds["SliceThickness"]._value = "Doe^Jane", "Jane Doe 1961"
+        ds.ImageType, ds.RescaleType = ["DOE", "JANE"], "Doe"
+
+    for series in ("1.2.77", "1.2.88"):
+        names = [f"{series}.{z}" for z in range(10)]
+        write_dicom(tmp_path / "two", body(), SPACING, series_uid=series, names=names, extra=say)
+    refusal(lambda: read_series(tmp_path / "two"), "2 CT series", "kernel unknown (#")
+
+
+@pytest.mark.parametrize(
+    ("element", "text", "said"),
+    [
+        ("Modality", "DOE_JANE", "no CT image"),
+        ("PhotometricInterpretation", "JANE DOE", "no CT image"),
+        ("RescaleSlope", "Doe^Jane", "slope is no number"),
+        ("RescaleIntercept", "Doe^Jane", "intercept is no number"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_codes_and_numbers_that_are_none_are_not_said(tmp_path, element, text, said):
+    def garble(ds, _):
+        ds.add_new("PixelPaddingValue", "US", 63536)
+        ds.add_new(element, "LO", text)
+
+    write_dicom(tmp_path, body(), SPACING, extra=garble, transfer_syntax=ImplicitVRLittleEndian)
+    refusal(lambda: read_series(tmp_path), said)
+
+
+# Files that other writers made: all that pydicom ships.
+
+SHIPPED = Path(pydicom.data.__file__).parent
+OTHERS = sorted(path for path in SHIPPED.rglob("*") if path.is_file() and path.suffix != ".py")
+NOT_WRITTEN = "SC_rgb_jpeg.dcm"  # in colour; pydicom reads it, but cannot write it again
+IMAGES = [
+    path for path in OTHERS if (header := read_header(path)) and header.shape[0] and path.name != NOT_WRITTEN
+]
+SERIES = SHIPPED / "test_files" / "dicomdirtests" / "98892001" / "CT5N"
+
+
+def named(path: Path) -> str:
+    return path.relative_to(SHIPPED).as_posix()
+
+
+def assert_sentence(message: str) -> None:
+    assert message.endswith(".")
+    assert not re.search(r"0x[0-9a-f]{4}|\n|Traceback|/tmp|::|itk", message), message
+
+
+def test_there_are_files_to_try():
+    assert len(OTHERS) > 150
+    assert len(IMAGES) > 90
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=named)
+def test_no_single_file_is_a_volume_and_one_sentence_says_why(tmp_path, path):
+    shutil.copy(path, tmp_path)
+    assert_sentence(refusal(lambda: read_series(tmp_path), tmp_path.name))
+
+
+def test_a_shipped_series_is_read_as_pydicom_reads_it():
+    slices = sorted((dcmread(file) for file in SERIES.iterdir()), key=lambda ds: -ds.ImagePositionPatient[2])
+    expected = [ds.pixel_array * float(ds.RescaleSlope) + float(ds.RescaleIntercept) for ds in slices]
+    np.testing.assert_array_equal(read_series(SERIES).hu, np.stack(expected))
+
+
+def as_ct(path: Path, folder: Path) -> None:
+    """Two slices of a CT with an image's pixels as they are written."""
+    folder.mkdir()
+    for z in range(2):
+        ds = dcmread(path, force=True)
+        ds.Modality, ds.SOPClassUID, ds.SOPInstanceUID = "CT", CTImageStorage, f"1.2.3.{z}"
+        ds.ImagePositionPatient, ds.ImageOrientationPatient = [0, 0, -z], [1, 0, 0, 0, 1, 0]
+        ds.SeriesInstanceUID, ds.PixelSpacing, ds.ImageType = "1.2.3", [1, 1], ["ORIGINAL"]
+        ds.AcquisitionNumber = ds.InstanceNumber = 1
+        ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        ds.save_as(folder / f"{z}.dcm", enforce_file_format=False)
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=named)
+@pytest.mark.filterwarnings("ignore")
+def test_pixels_of_any_writer_are_read_as_pydicom_reads_them_or_refused(tmp_path, path):
+    as_ct(path, tmp_path / "ct")
+    try:
+        hu = read_series(tmp_path / "ct").hu
+    except ValueError as error:
+        assert_sentence(str(error))
+        return
+    ds = dcmread(path)
+    try:
+        stored = ds.pixel_array
+    except RuntimeError:  # it cannot decode these without packages that are not installed
+        assert hu.shape == (2, ds.Rows, ds.Columns)
+        return
+    expected = stored * float(ds.get("RescaleSlope") or 1) + float(ds.get("RescaleIntercept") or 0)
+    assert stored.shape == (ds.Rows, ds.Columns)
+    is_padding = stored == ds.get("PixelPaddingValue", np.nan)
+    for plane in hu:
+        np.testing.assert_array_equal(plane[is_padding], -1024)
+        np.testing.assert_allclose(
+            plane[~is_padding], np.clip(expected[~is_padding], -32768, 32767), atol=1e-3
+        )
