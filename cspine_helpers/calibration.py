@@ -14,15 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 from cspine_helpers.labels import UID
 from cspine_helpers.metrics import LEVELS, check_scores
 from cspine_helpers.paths import listing
-from cspine_helpers.reliability import patient_sums, scored_rows
+from cspine_helpers.reliability import logistic, logit, parted, patient_sums, scored_rows, sigmoid
 
 Kind = Literal["temperature", "platt", "isotonic"]
 
 # Patients with a fractured case, and patients with an intact one, that a fit needs at least: ten for each
 # free number, and for isotonic regression enough that several steps have patients of both kinds.
 LEAST_PATIENTS: dict[str, int] = {"temperature": 10, "platt": 20, "isotonic": 50}
-
-_EDGE = 1e-6  # scores nearer to 0 or 1 count as this near, where their logit is taken
 
 
 @dataclass(frozen=True)
@@ -159,9 +157,9 @@ def fit_calibrator(
         scores, values = _isotonic(y, p)
         slope, intercept, rise = 1.0, 0.0, values[-1] - values[0]
     else:
-        scores, values, z = (), (), _logit(p)
+        scores, values, z = (), (), logit(p)
         _check_overlap(y, z, kind)
-        slope, intercept = _logistic(y, np.stack([z, np.ones_like(z)][: 1 + (kind == "platt")], axis=1))
+        slope, intercept = logistic(y, np.stack([z, np.ones_like(z)][: 1 + (kind == "platt")], axis=1))
         rise = slope
     if rise <= 0:
         raise ValueError(
@@ -182,48 +180,19 @@ def _aggregation(predictions: pd.DataFrame, level: str, given: str | None) -> st
     return given or ("max" if level == "patient" else "")
 
 
-def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    p = np.clip(p, _EDGE, 1 - _EDGE)
-    return np.log(p) - np.log1p(-p)
-
-
-def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.exp(-np.logaddexp(0, -z))
-
-
 def _check_overlap(y: NDArray[np.int64], z: NDArray[np.float64], kind: str) -> None:
     """Refuse scores for which the likelihood has no maximum."""
     positive, negative = z[y == 1], z[y == 0]
     if kind == "platt":
-        parted = positive.min() >= negative.max() or positive.max() <= negative.min()
+        never = parted(y, z)
     else:
-        parted = positive.min() >= 0 >= negative.max() or positive.max() <= 0 <= negative.min()
-    if parted:
+        never = positive.min() >= 0 >= negative.max() or positive.max() <= 0 <= negative.min()
+    if never:
         where = "a score" if kind == "platt" else "0.5"
         raise ValueError(
             f"{kind} has no best fit: {where} parts all {len(positive)} fractured from all {len(negative)} "
             "intact cases, so that a steeper curve always fits better. Use isotonic, or more studies."
         )
-
-
-def _logistic(y: NDArray[np.int64], x: NDArray[np.float64]) -> tuple[float, float]:
-    """Slope and intercept (0 without its column in `x`) of the highest likelihood, by Newton's method."""
-
-    def loss(beta: NDArray[np.float64]) -> float:
-        z = x @ beta
-        return float(np.logaddexp(0, np.where(y == 1, -z, z)).sum())
-
-    beta = np.zeros(x.shape[1])
-    for _ in range(100):
-        p = _sigmoid(x @ beta)
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x, x.T @ (y - p))
-        size = 1.0  # of the step; halved while it goes too far, as the loss is convex
-        while size > 1e-6 and loss(beta + size * step) > loss(beta):
-            size /= 2
-        beta = beta + size * step
-        if np.abs(step).max() < 1e-10:
-            break
-    return float(beta[0]), float(beta[1]) if len(beta) > 1 else 0.0
 
 
 def _isotonic(y: NDArray[np.int64], p: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -276,4 +245,4 @@ def calibrated(calibrator: Calibrator, probabilities: ArrayLike) -> NDArray[np.f
     _, p = check_scores(np.zeros(np.shape(probabilities)), probabilities)
     if calibrator.kind == "isotonic":
         return np.interp(p, calibrator.scores, calibrator.probabilities)
-    return _sigmoid(calibrator.slope * _logit(p) + calibrator.intercept)
+    return sigmoid(calibrator.slope * logit(p) + calibrator.intercept)

@@ -196,16 +196,13 @@ def _results(run: Dossier, split: str, found: Findings) -> str:
     parts += [found.ranking_table(), "### Each vertebra", found.vertebra_table()]
     parts += [
         "### Calibration",
-        f"Of the probabilities as they are. Bias and ECE are best at 0; the ECE is taken over {BINS} bins of "
-        "about equally many cases, and chance alone lifts it.",
+        "Of the probabilities as they are. Bias and ECE are best at 0, the slope at 1: above 1, "
+        "probabilities keep too far from 0 and 1, below, they come too near. The ECE is the root mean "
+        f"squared distance over {BINS} bins of about equally many cases, less what chance adds; p is that of "
+        "a test that probabilities are calibrated, with patients as units.",
         found.calibration_table(),
+        *filter(None, [found.clipped()]),
     ]
-    if split == "validation":
-        parts.append(
-            "Slope and intercept of the logit, without intervals. Ideal are 1 and 0; a slope above 1 says "
-            "that probabilities keep too far from 0 and 1, one below that they come too near:"
-        )
-        parts.append("\n".join(found.slopes()))
     parts += [
         "### Loss of the RSNA 2022 competition",
         "Weighted log loss as the competition scored it; on other data than its own, no number to rank by.",

@@ -4,7 +4,15 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from cspine_helpers.estimates import AREAS, RATES, Estimates, combined, correlation, quantiles
+from cspine_helpers.estimates import (
+    AREAS,
+    RATES,
+    Estimates,
+    combined,
+    correlation,
+    mean_interval,
+    shares_of,
+)
 from cspine_helpers.intervals import check_options, defined, headline_numbers, resample
 from cspine_helpers.labels import UID
 from cspine_helpers.paths import listing
@@ -28,7 +36,8 @@ def compare(
 
     Both are measured on the same resamples, so that what makes a patient hard for both cancels. Intervals:
     of a rate from the two rates' intervals and their correlation, as percentiles fail where positives are
-    few; of an area by Student's t; of a loss by percentiles.
+    few; of an area by Student's t; of a loss by that of the patients' differences, corrected for skewness
+    (`estimates.mean_interval`).
 
     Args:
         predictions: predictions table of one split.
@@ -92,7 +101,8 @@ def _limits(
             half = t.ppf((1 + confidence) / 2, freedom) * some.std() * np.sqrt((freedom + 1) / freedom)
             found[:, place] = difference[place] - half, difference[place] + half
         elif name not in RATES:
-            found[:, place] = quantiles(some, confidence)
+            first, second = (shares_of(part.means[name]) for part in pair)
+            found[:, place] = mean_interval(second - first, confidence)
     return found[0], found[1]
 
 

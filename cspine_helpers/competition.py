@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.metrics import check_scores, patient_level
+from cspine_helpers.metrics import log_losses, patient_level
 from cspine_helpers.paths import listing
 
 VERTEBRA_WEIGHT, PATIENT_WEIGHT = 1.0, 7.0  # of an intact one; twice as much where fractured
@@ -43,12 +43,9 @@ def rsna_terms(predictions: pd.DataFrame, *, patient: pd.Series | None = None) -
             )
         whole["probability"] = patient.loc[whole.index]
     terms = pd.concat([predictions.set_index(UID), whole], keys=["vertebra", "patient"], names=["level"])
-    y, p = check_scores(terms["label"], terms["probability"])
-    smallest = np.finfo(np.float64).eps
-    p = np.clip(p, smallest, 1 - smallest)
     of_patient = terms.index.get_level_values("level") == "patient"
-    weight = np.where(of_patient, PATIENT_WEIGHT, VERTEBRA_WEIGHT) * (1 + y)
-    loss = -weight * np.where(y == 1, np.log(p), np.log1p(-p))
+    weight = np.where(of_patient, PATIENT_WEIGHT, VERTEBRA_WEIGHT) * (1 + terms["label"].to_numpy())
+    loss = weight * log_losses(terms["label"], terms["probability"])
     studies = terms.index.get_level_values(UID)
     return pd.DataFrame({"loss": loss, "weight": weight}).groupby(studies, sort=False).sum()
 
@@ -59,7 +56,8 @@ def rsna_weighted_log_loss(
     """Weighted log loss of the RSNA 2022 competition.
 
     Weights: a vertebra 1 where intact and 2 where fractured, the patient 7 and 14. Probabilities are kept
-    one rounding error away from 0 and 1, where the loss would be infinite.
+    one rounding error away from 0 and 1, where the loss would be infinite; `metrics.clip_note` says how many
+    terms that decides.
 
     Args:
         predictions: predictions table, all seven vertebrae of every study.

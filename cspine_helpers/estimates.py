@@ -74,6 +74,48 @@ def loss_interval(value: float, draws: Floats, patients: int, confidence: float)
     return value / factor, value * factor
 
 
+def mean_interval(shares: Floats, confidence: float) -> tuple[float, float]:
+    """Limits of the mean of what independent patients contribute, of either sign.
+
+    Each end is the farther of two: Student's t, and t corrected for the skewness of the shares. The first
+    reaches too short on the side of a long tail, the second on the other. Percentiles of resamples are
+    shorter than either where patients are few.
+
+    Args:
+        shares: of the patients, (P,); their mean is the estimate. See `shares_of`.
+        confidence: of the interval.
+
+    Returns:
+        Lower and upper limit; NaN of fewer than two patients.
+
+    Source: Hall, J R Stat Soc B 54 (1992) 221-228, the cubic transformation of t.
+    """
+    patients, middle = len(shares), float(np.mean(shares))
+    if patients < 2:
+        return np.nan, np.nan
+    spread = shares.std(ddof=1)
+    if spread == 0:
+        return middle, middle
+    skew = ((shares - middle) ** 3).mean() / spread**3
+    q = t.ppf((1 + confidence) / 2, patients - 1) / np.sqrt(patients)
+    ends = np.array([q, -q])
+    corrected = ends - skew / (6 * patients)
+    if abs(skew) > _SAME:
+        corrected = 3 * (np.cbrt(1 + skew * corrected) - 1) / skew
+    low, high = middle - spread * np.stack([ends, corrected])[:, [0, 1]].T
+    return float(low.min()), float(high.max())
+
+
+def shares_of(ratio: Ratio) -> Floats:
+    """What each patient contributes to a ratio of sums, so that the mean of the shares is the ratio, (P,).
+
+    Patients who have no row are left out.
+    """
+    above, below = (part[ratio[1] > 0] for part in ratio)
+    value = above.sum() / below.sum()
+    return value + (above - value * below) / below.mean()
+
+
 def quantiles(draws: Floats, confidence: float) -> tuple[Floats, Floats]:
     """Percentile limits of draws (…, R)."""
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)

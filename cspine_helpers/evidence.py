@@ -11,11 +11,18 @@ from numpy.typing import ArrayLike
 
 from cspine_helpers.benefit import THRESHOLDS, decision_curve
 from cspine_helpers.curves import LEVEL_NAMES, unit_square
+from cspine_helpers.metrics import clip_note
 from cspine_helpers.plots import FRACTURED, GREY, INK, INTACT, STYLE, Picture
 from cspine_helpers.prevalence import COMPETITION_PREVALENCE, SCREENING_PREVALENCE, predictive_curve
-from cspine_helpers.reliability import Bins, calibration_scores, reliability_table, scored_rows
+from cspine_helpers.reliability import (
+    Bins,
+    calibration_scores,
+    reliability_table,
+    scored_rows,
+    written_scores,
+)
 
-_SCORE_NAMES = {"log_loss": "log loss", "brier": "Brier", "ece": "ECE"}
+_SCORE_NAMES = {"log_loss": "log loss", "brier": "Brier", "slope": "slope", "ece": "ECE"}
 # One look for each table of a comparison, colour and line together, so that none rests on colour alone.
 _LOOKS = (("#D55E00", "-"), ("#0072B2", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
 
@@ -70,14 +77,17 @@ def _diagrams(panels: Mapping[str, tuple[pd.DataFrame, str]], bins: int, strateg
     for (upper, lower), (title, (table, level)) in zip(grid.T, panels.items(), strict=True):
         found = reliability_table(table, level=level, bins=bins, strategy=strategy)
         _reliability_panel(upper, found[~found["undefined"]])
-        table_of_scores = calibration_scores(table, level=level, bins=bins, strategy=strategy)
-        value, low, high = (table_of_scores.set_index("score")[key] for key in ("value", "low", "high"))
-        lines = [f"{name} {value[k]:.3f} ({low[k]:.3f}–{high[k]:.3f})" for k, name in _SCORE_NAMES.items()]
-        too_high = value["bias"] > 0  # then the points lie below the diagonal
+        scores = calibration_scores(table, level=level, bins=bins, strategy=strategy)
+        written = written_scores(scores)
+        lines = [f"{name} {written[key]}" for key, name in _SCORE_NAMES.items()]
+        rows = scored_rows(table, level)
+        if note := clip_note(rows["label"], rows["probability"]):
+            lines.insert(1, f"  clipped: {note.partition(' cases')[0]} cases")
+        too_high = scores.set_index("score")["value"]["bias"] > 0  # then the points lie below the diagonal
         x, y, side, end = (0.03, 0.97, "left", "top") if too_high else (0.97, 0.03, "right", "bottom")
         upper.text(x, y, "\n".join(lines), transform=upper.transAxes, ha=side, va=end, fontsize=9)
         upper.set_title(title)
-        _score_panel(lower, scored_rows(table, level))
+        _score_panel(lower, rows)
     for axes in grid[0]:
         axes.set_xlabel("")
     for axes in grid[:, 1:].flat:

@@ -7,15 +7,14 @@ import numpy as np
 import pandas as pd
 
 from cspine_helpers.aggregation import Aggregation, aggregate
-from cspine_helpers.calibration import fit_calibrator
 from cspine_helpers.competition import rsna_weighted_log_loss
 from cspine_helpers.decisions import Decision
 from cspine_helpers.estimates import AREAS, RATES
 from cspine_helpers.intervals import MOST_UNDEFINED, bootstrap, per_vertebra
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.levels import apply_decision
-from cspine_helpers.metrics import confusion
-from cspine_helpers.reliability import calibration_scores
+from cspine_helpers.metrics import clip_note, confusion
+from cspine_helpers.reliability import calibration_scores, written_scores
 
 RESAMPLES, BINS = 1000, 10
 UNDEFINED = "undefined"
@@ -31,7 +30,8 @@ TITLES = {
     "brier": "Brier score",
     "log_loss": "log loss",
     "bias": "bias (mean probability − share of fractures)",
-    "ece": "expected calibration error (ECE)",
+    "slope": "calibration slope",
+    "ece": "expected calibration error (ECE), debiased",
     "rsna_loss": "pooled over all terms",
     "rsna_loss_per_patient": "mean over patients",
 }
@@ -129,40 +129,25 @@ class Findings:
         tables = {"vertebrae": self.rows, "patients": patients_of(self.rows, self.aggregation)}
         rows = []
         for level, table in tables.items():
-            binned = (
-                calibration_scores(table, bins=BINS, resamples=RESAMPLES)
-                .set_index("score")
-                .assign(undefined=0)
-            )
+            written = written_scores(calibration_scores(table, bins=BINS, resamples=RESAMPLES))
             p = table["label"].mean()
             with np.errstate(divide="ignore", invalid="ignore"):  # one class only: nothing is uncertain
                 entropy = np.nan_to_num(-p * np.log(p) - (1 - p) * np.log1p(-p))
             constant = {"brier": number(p * (1 - p)), "log_loss": number(entropy)}
-            for name in ("brier", "log_loss", "bias", "ece"):
-                found = self.scores[level] if name in constant else binned
-                rows.append([level, TITLES[name], _estimate(found, name), constant.get(name, number(0))])
+            constant |= {"bias": number(0), "slope": UNDEFINED, "ece": number(0)}
+            for name, always in constant.items():
+                said = self.scores[level]  # which has the losses
+                text = _estimate(said, name) if name in said.index else written[name].replace("-", "−")
+                rows.append([level, TITLES[name], text, always])
         return markdown(
             ["level", "score", "value (95 % interval)", "always saying the share of fractures"], rows
         )
 
-    def slopes(self) -> list[str]:
-        """Calibration slope and intercept, fitted on these rows, which must be the validation split's."""
-        lines = []
-        tables: dict[str, tuple[pd.DataFrame, dict[str, str]]] = {
-            "vertebrae": (self.rows, {"level": "all"}),
-            "patients": (
-                aggregate(self.rows, self.aggregation),
-                {"level": "patient", "aggregation": self.aggregation.name},
-            ),
-        }
-        for level, (table, options) in tables.items():
-            try:
-                fit = fit_calibrator(table, kind="platt", **options)
-            except ValueError as error:
-                lines.append(f"- {level}: none. {cell(error)}")
-            else:
-                lines.append(f"- {level}: slope {number(fit.slope)}, intercept {number(fit.intercept)}")
-        return lines
+    def clipped(self) -> str:
+        """Which log losses the clip decides, of vertebrae and of patients; empty where it decides none."""
+        tables = {"Vertebrae": self.rows, "Patients": patients_of(self.rows, self.aggregation)}
+        notes = {name: clip_note(table["label"], table["probability"]) for name, table in tables.items()}
+        return " ".join(f"{name}: {note}" for name, note in notes.items() if note)
 
     def competition_table(self) -> str | None:
         """The RSNA 2022 loss, beside that of always saying the shares of fractures; None: not defined."""

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.paths import listing
 
+CLIP = float(np.finfo(np.float64).eps)  # how near 0 and 1 a probability comes where its logarithm is taken
 LEVELS = ("all", *VERTEBRAE, "patient")  # all vertebrae pooled, one of them, or whole patients
 
 
@@ -189,6 +190,41 @@ def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(*check_scores(labels, probabilities, both_classes=True)))
+
+
+def log_losses(labels: ArrayLike, probabilities: ArrayLike) -> NDArray[np.float64]:
+    """−ln of the probability given to the truth, (N,); probabilities stay one rounding error off 0 and 1.
+
+    Raises:
+        ValueError: see `check_scores`.
+    """
+    y, p = check_scores(labels, probabilities)
+    p = np.clip(p, CLIP, 1 - CLIP)
+    return -np.where(y == 1, np.log(p), np.log1p(-p))
+
+
+def clip_note(labels: ArrayLike, probabilities: ArrayLike) -> str:
+    """How many cases' log loss is no property of the model but of the clip; empty where none is.
+
+    A case predicted with certainty, and wrongly, has an infinite loss: what counts instead is where the
+    probability is clipped. (Certain and right, it costs nothing either way.)
+
+    Example:
+        >>> clip_note([1, 0, 0], [0.0, 0.0, 0.4])
+        '1 of 3 cases was predicted with certainty and wrongly: its log loss is 36.0, the clip at 2.2e-16.'
+
+    Raises:
+        ValueError: see `check_scores`.
+    """
+    y, p = check_scores(labels, probabilities)
+    decided = int((np.where(y == 1, p, 1 - p) < CLIP).sum())
+    if not decided:
+        return ""
+    was, its = ("was", "its log loss is") if decided == 1 else ("were", "the log loss of each is")
+    return (
+        f"{decided} of {len(y)} cases {was} predicted with certainty and wrongly: {its} {-np.log(CLIP):.1f}, "
+        f"the clip at {CLIP:.1e}."
+    )
 
 
 def patient_level(predictions: pd.DataFrame) -> pd.DataFrame:

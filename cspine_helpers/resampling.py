@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from cspine_helpers.labels import UID
-from cspine_helpers.metrics import at_level, check_scores
+from cspine_helpers.metrics import at_level, check_scores, log_losses
 
 Floats = NDArray[np.float64]
 Ratio = tuple[Floats, Floats]  # numerator and denominator summed over each patient's rows, (P,) both
@@ -99,13 +99,10 @@ def confusion_sums(rows: Sample, threshold: float) -> Floats:
 
 
 def loss_ratios(rows: Sample) -> dict[str, Ratio]:
-    """Log loss (probabilities kept one rounding error from 0 and 1) and Brier score, means over rows."""
-    smallest = np.finfo(np.float64).eps
-    p = np.clip(rows.probabilities, smallest, 1 - smallest)
-    log_loss = -np.where(rows.labels == 1, np.log(p), np.log1p(-p))
+    """Log loss (see `metrics.log_losses`) and Brier score, means over rows."""
     count = rows.sums()
     return {
-        "log_loss": (rows.sums(log_loss), count),
+        "log_loss": (rows.sums(log_losses(rows.labels, rows.probabilities)), count),
         "brier": (rows.sums((rows.probabilities - rows.labels) ** 2), count),
     }
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from scipy.special import expit
+from scipy.stats import beta
 
 from cspine_helpers.labels import UID, VERTEBRAE
 
@@ -25,3 +26,39 @@ def table_of(labels, probabilities, split="validation"):
 def cohort(seed=0, many=60, **options):
     """A predictions table of simulated patients."""
     return table_of(*patients(np.random.default_rng(seed), many, **options))
+
+
+def calibrated(rng, many, *, vertebrae=7, intercept=0.0, slope=1.0):
+    """Chances of a fracture, labels and probabilities, (many, vertebrae) each.
+
+    A patient's vertebrae share how hard they fell, and where the patient lies among all who have such
+    chances. Probabilities are the chances, with the logit stretched and shifted: calibrated, unless asked.
+    """
+    own, middle = ((0.0, 1.5), -0.1) if vertebrae == 1 else ((1.2, 1.0), -2.2)
+    logit = middle + own[0] * rng.normal(size=(many, 1)) + own[1] * rng.normal(size=(many, vertebrae))
+    chance, place = expit(logit), rng.random((many, 1))
+    labels = rng.random((many, vertebrae)) < beta.ppf(place, 3 * chance, 3 * (1 - chance))
+    return chance, labels.astype(int), expit(intercept + slope * logit)
+
+
+def calibration_truth(intercept=0.0, slope=1.0, *, vertebrae=7, many=60_000, bins=10):
+    """Bias, slope, Brier score, binned calibration error (root mean square) of `calibrated`, by number."""
+    rng = np.random.default_rng(99)
+    chance, _, p = calibrated(rng, many, vertebrae=vertebrae, intercept=intercept, slope=slope)
+    bin_of = np.searchsorted(np.quantile(p, np.arange(1, bins) / bins), p).ravel()
+    gaps = np.bincount(bin_of, (p - chance).ravel()) / np.bincount(bin_of)
+    other = shaken(rng, p)
+    return {
+        "bias": (p - chance).mean(),
+        "slope": 1 / slope,
+        "brier": ((p - chance) ** 2 + chance * (1 - chance)).mean(),
+        "ece": np.sqrt(np.mean(gaps**2)),
+        "other": ((other - chance) ** 2 - (p - chance) ** 2).mean(),
+        "constant": ((chance.mean() - chance) ** 2 - (p - chance) ** 2).mean(),
+        "prevalence": chance.mean(),
+    }
+
+
+def shaken(rng, p):
+    """Another model's probabilities: the same with noise on the logit."""
+    return expit(np.log(p / (1 - p)) + 0.5 * rng.normal(size=p.shape))

@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from cspine_helpers import calibration
 from cspine_helpers.cross_fitting import cross_fitted
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
-from cspine_helpers.metrics import auroc, patient_level
+from cspine_helpers.metrics import auroc, log_losses, patient_level
 from cspine_helpers.predictions import from_wide
-from cspine_helpers.reliability import calibration_scores, log_losses
+from cspine_helpers.reliability import calibration_scores
 
 KINDS = ("temperature", "platt", "isotonic")
 

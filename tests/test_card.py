@@ -30,7 +30,7 @@ from cspine_helpers.paths import sha256_of
 from cspine_helpers.phantom import COHORTS, draw_labels
 from cspine_helpers.predictions import from_wide, read_predictions, write_predictions
 from cspine_helpers.records import write_sealed
-from cspine_helpers.reliability import calibration_scores
+from cspine_helpers.reliability import calibration_scores, written_scores
 
 BUILTIN = Path(__file__).parents[1] / "checkpoints" / "builtin"
 VALIDATION = cohort(1, 60)
@@ -181,15 +181,16 @@ def test_every_result_is_that_of_the_modules(told):
         assert ranking[level, "average_precision"]["chance"] == number(prevalence)
 
     calibration = {(row["level"], NAMES[row["score"]]): row for row in tables[section, "level", "score"]}
-    assert len(calibration) == 8
+    assert len(calibration) == 10
     for level, name in calibration:
         source = {"vertebrae": vertebrae, "patients": patients}[level]
-        if name in ("bias", "ece"):
-            source = calibration_scores(
+        expected = written(source.loc[name]) if name in source.index else None
+        if name in ("bias", "slope", "ece"):
+            scores = calibration_scores(
                 VALIDATION, level={"vertebrae": "all", "patients": "patient"}[level], resamples=100
             )
-            source = source.set_index("score")
-        assert calibration[level, name][VALUE] == written(source.loc[name]), (level, name)
+            expected = written_scores(scores)[name].replace("-", "−")
+        assert calibration[level, name][VALUE] == expected, (level, name)
     p = shares["vertebrae"]
     constants = {
         name: calibration["vertebrae", name]["always saying the share of fractures"]
@@ -522,7 +523,8 @@ def test_a_split_of_one_class_has_a_card(tmp_path, label):
     text = text_of(tmp_path)
     rows = tables_of(text)["Results on validation", "level", "metric"]
     assert {row[VALUE] for row in rows if row["metric"] == "AUROC"} == {"undefined"}
-    assert "- vertebrae: none. platt needs 20 patients" in text
+    calibration = tables_of(text)["Results on validation", "level", "score"]
+    assert {row[VALUE] for row in calibration if row["score"] == "calibration slope"} == {"undefined"}
 
 
 def test_a_single_patient_has_no_results(tmp_path):
@@ -576,3 +578,17 @@ def test_real_predictions_have_a_card_of_aggregates(tmp_path):
     assert ranking[0][VALUE].startswith(number(roc_auc_score(table["label"], table["probability"])))
     assert not re.search(r"\d+\.\d+\.\d+\.\d+", text)  # no study UID
     assert f"{table[UID].nunique():,} | " in text
+
+
+def test_log_losses_that_the_clip_decides_are_counted(tmp_path):
+    table = VALIDATION.copy()
+    first = table["label"].eq(1).idxmax()
+    assert "with certainty and wrongly" not in text_of_table(tmp_path, table)
+    table.loc[first, "probability"] = 0.0
+    words = f"Vertebrae: 1 of {len(table)} cases was predicted with certainty and wrongly"
+    assert words in text_of_table(tmp_path, table)
+
+
+def text_of_table(folder, table):
+    write_predictions(table, folder / "predictions.csv")
+    return text_of(folder)

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from simulated import cohort, patients, table_of
+from simulated import calibrated, calibration_truth, cohort, patients, shaken, table_of
 
 from cspine_helpers.comparison import compare
 from cspine_helpers.estimates import RATES, estimates
@@ -109,3 +109,27 @@ def test_differences_hold_the_truth_as_often_as_they_say():
         held = held + ((found["low"] <= truth) & (truth <= found["high"])).astype(int)
     for name, many in held.items():
         assert stats.binomtest(int(many), sims).proportion_ci(0.999).high >= 0.95, (name, many)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [(7, 0.0, 1.0), (7, 0.8, 0.7), (1, 0.6, 1.6)])
+@pytest.mark.parametrize(("many", "draws"), [(50, 400), (200, 200), (800, 100)])
+def test_differences_of_brier_scores_hold_the_truth_93_times_in_100(many, draws, kind):
+    vertebrae, intercept, slope = kind
+    options = {"vertebrae": vertebrae, "intercept": intercept, "slope": slope}
+    truth, rng, held = calibration_truth(**options), np.random.default_rng(many), {"other": 0, "constant": 0}
+    for draw in range(draws):
+        _, labels, p = calibrated(rng, many, **options)
+        second = {"other": shaken(rng, p), "constant": np.full_like(p, truth["prevalence"])}
+        for name, probabilities in second.items():
+            tables = [
+                table_of(*(np.repeat(part, 8 - vertebrae, 1)[:, :7] for part in (labels, values)))
+                for values in (p, probabilities)
+            ]
+            if vertebrae == 1:
+                tables = [table[table["vertebra"] == "C1"] for table in tables]
+            found = compare(*tables, threshold=None, resamples=2, seed=draw, keep_undefined=True)
+            low, high = found.set_index("metric").loc["brier", ["low", "high"]]
+            held[name] += low <= truth[name] <= high
+    for name, count in held.items():
+        assert stats.binom.cdf(count, draws, 0.93) > 0.001, (name, count / draws)

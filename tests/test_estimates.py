@@ -8,8 +8,10 @@ from cspine_helpers.estimates import (
     effective_cases,
     estimates,
     loss_interval,
+    mean_interval,
     quantiles,
     score_interval,
+    shares_of,
 )
 from cspine_helpers.resampling import Sample, patient_weights
 
@@ -33,6 +35,32 @@ def test_a_loss_has_students_t_on_its_logarithm():
     assert [low, high] == pytest.approx([0.5 - half, 0.5 + half], rel=2e-3)
     assert low * high == pytest.approx(0.5**2)
     assert loss_interval(0.0, np.zeros(5), 11, 0.95) == (0, 0)
+
+
+def test_the_mean_of_shares_without_skew_has_students_t():
+    shares = np.array([-1.0, 0, 1, 2, 3])
+    half = stats.t.ppf(0.95, 4) * shares.std(ddof=1) / np.sqrt(5)
+    assert mean_interval(shares, 0.9) == pytest.approx((1 - half, 1 + half))
+    assert mean_interval(np.full(4, 0.3), 0.9) == (0.3, 0.3)
+    assert np.isnan(mean_interval(np.array([0.3]), 0.9)).all()
+
+
+def test_the_mean_of_skewed_shares_reaches_further_where_the_tail_is():
+    shares = np.array([0.0] * 18 + [1, 4])
+    half = stats.t.ppf(0.975, 19) * shares.std(ddof=1) / np.sqrt(20)
+    low, high = mean_interval(shares, 0.95)
+    assert low == pytest.approx(0.25 - half)
+    assert high > 0.25 + 1.3 * half
+    assert mean_interval(-shares, 0.95) == pytest.approx((-high, -low))
+
+
+def test_shares_of_a_ratio_are_what_moves_it():
+    above, below = np.array([2.0, 0, 3, 0]), np.array([7.0, 7, 5, 0])
+    shares = shares_of((above, below))
+    assert shares.mean() == pytest.approx(5 / 19)
+    assert len(shares) == 3  # the last has no row
+    nudged = (5 + 1e-6 * 2) / (19 + 1e-6 * 7)  # the first patient counts a millionth more
+    assert (nudged - 5 / 19) / 1e-6 == pytest.approx((shares[0] - 5 / 19) / 3, rel=1e-4)
 
 
 def recall_cases(hits_of_patients):

@@ -40,9 +40,18 @@ def test_reliability_diagrams_draw_the_bins_of_each_level(table):
         points = axes.lines[1].get_xydata()
         np.testing.assert_array_equal(points, found[["probability", "observed"]])
         np.testing.assert_allclose(ends(axes), found[["low", "high"]].to_numpy().T)
-        scores = reliability.calibration_scores(table, level=level, bins=6).set_index("score")["value"]
-        for name, key in (("log loss", "log_loss"), ("Brier", "brier"), ("ECE", "ece")):
-            assert f"{name} {scores[key]:.3f} (" in texts(axes)
+        written = reliability.written_scores(reliability.calibration_scores(table, level=level, bins=6))
+        names = {"log loss": "log_loss", "Brier": "brier", "slope": "slope", "ECE": "ece"}
+        for name, key in names.items():
+            assert f"{name} {written[key]}" in texts(axes)
+        assert "clipped" not in texts(axes)
+
+
+def test_a_reliability_diagram_says_how_many_log_losses_the_clip_decides(table):
+    wrong = table["label"].eq(1).idxmax()
+    sure = table.assign(probability=table["probability"].where(table.index != wrong, 0.0))
+    figure = evidence.reliability_diagrams(sure, levels=["all"])
+    assert f"clipped: 1 of {len(table)} cases" in texts(figure.axes[0])
 
 
 def test_histograms_count_every_case(table):

@@ -204,3 +204,18 @@ def test_share_of_healthy_patients_cleared_falls_with_each_vertebra():
     assert found.tolist() == [1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
     with pytest.raises(ValueError, match="Every patient has a fracture"):
         metrics.cleared_by_vertebrae(table.assign(label=1), 0.5)
+
+
+def test_log_losses_of_certain_mistakes_stay_finite():
+    assert metrics.log_losses([1, 0], [0.25, 0.5]) == pytest.approx([np.log(4), np.log(2)])
+    assert metrics.log_losses([1, 0], [0.0, 1.0]) == pytest.approx(-np.log(np.finfo(float).eps))
+
+
+def test_cases_whose_log_loss_is_the_clip_are_counted():
+    assert metrics.clip_note([1, 0, 0], [1.0, 0.0, 0.9]) == ""  # certain and right
+    assert metrics.clip_note([1, 0, 0], [1e-17, 0.0, 0.9]).startswith("1 of 3 cases was predicted with cert")
+    note = metrics.clip_note([1, 0, 0], [0.0, 1.0, 0.9])
+    assert note == (
+        "2 of 3 cases were predicted with certainty and wrongly: the log loss of each is 36.0, the clip at "
+        "2.2e-16."
+    )

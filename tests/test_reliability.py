@@ -1,16 +1,18 @@
 import numpy as np
 import pandas as pd
 import pytest
+import simulated
 from conftest import RSNA, needs_rsna
 from scipy import stats
 from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
 from cspine_helpers import reliability
 from cspine_helpers.estimates import score_interval
 from cspine_helpers.intervals import bootstrap
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
-from cspine_helpers.metrics import patient_level
+from cspine_helpers.metrics import log_losses, patient_level
 from cspine_helpers.predictions import from_wide
 from cspine_helpers.resampling import resampled
 
@@ -82,10 +84,11 @@ def test_real_bins_and_scores_are_those_of_scikit_learn(real, level):
     assert scores.loc["brier", "value"] == pytest.approx(brier_score_loss(y, p), abs=1e-12)
     assert scores.loc["log_loss", "value"] == pytest.approx(log_loss(y, p), abs=1e-12)
     distance = (found["probability"] - found["observed"]).abs()
-    ece = np.average(distance, weights=found["cases"])
-    assert scores.loc["ece", "value"] == pytest.approx(ece, abs=1e-12)
-    assert (scores["low"] < scores["value"]).all()
-    assert (scores["value"] < scores["high"]).all()
+    plain = np.sqrt(np.average(distance**2, weights=found["cases"]))
+    assert 0.9 * plain < scores.loc["ece", "value"] < plain  # less what chance adds
+    bounded = scores.drop(index="ece")
+    assert (bounded["low"] < bounded["value"]).all()
+    assert (bounded["value"] < bounded["high"]).all()
 
 
 def test_an_empty_bin_is_marked_and_has_no_figures():
@@ -130,32 +133,109 @@ def test_intervals_of_bins_keep_their_promise_and_those_of_rows_do_not():
     assert (kept_by_rows[1:] / draws < 0.9).all()  # rare fractures of a patient seldom meet
 
 
+KINDS = {  # vertebrae a patient; how the logit of the probabilities is shifted and stretched
+    "vertebrae, calibrated": (7, 0.0, 1.0),
+    "vertebrae, too high and too flat": (7, 0.8, 0.7),
+    "patients, calibrated": (1, 0.0, 1.0),
+    "patients, too high and too steep": (1, 0.6, 1.6),
+}
+
+
+def rarer_than(count, draws, share):
+    """Whether so few of the draws are below what chance gives once in 1,000 where the share is true."""
+    return stats.binom.cdf(count, draws, share) < 0.001
+
+
 @pytest.mark.slow
-def test_intervals_of_scores_keep_their_promise():
-    rng, draws = np.random.default_rng(1), 100
-    truth = {"bias": 0.1, "brier": np.mean([0.05 * 0.95, 0.2 * 0.8, 0.5 * 0.5]) + 0.1**2, "ece": 0.1}
-    kept = dict.fromkeys(truth, 0)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("many", "draws"), [(50, 300), (200, 200), (800, 100)])
+def test_calibration_is_stated_as_surely_as_it_is_known(many, draws, kind):
+    """Intervals hold the truth 93 times in 100 or more, and the test errs 7 times or fewer."""
+    vertebrae, intercept, slope = KINDS[kind]
+    truth = simulated.calibration_truth(intercept, slope, vertebrae=vertebrae)
+    rng, held, rejected, errors = np.random.default_rng(many), {}, 0, []
     for draw in range(draws):
-        table = clustered(rng, 150)
-        table["probability"] += 0.1  # 0.15, 0.3, 0.6: each a bin of its own
-        found = reliability.calibration_scores(table, bins=20, strategy="uniform", resamples=200, seed=draw)
-        for row in found[found["score"].isin(truth)].itertuples():
-            kept[row.score] += row.low <= truth[row.score] <= row.high
-    assert {name: count for name, count in kept.items() if count < 0.9 * draws} == {}
+        _, labels, p = simulated.calibrated(rng, many, vertebrae=vertebrae, intercept=intercept, slope=slope)
+        table = table_of(p, labels) if vertebrae == 7 else patients_of(p[:, 0], labels[:, 0])
+        level = "all" if vertebrae == 7 else "patient"
+        found = reliability.calibration_scores(table, level=level, resamples=199, seed=draw)
+        found = found.set_index("score")
+        for name in ("bias", "slope", "brier"):
+            low, high = found.loc[name, ["low", "high"]]
+            held[name] = held.get(name, 0) + (low <= truth[name] <= high)
+        rejected += found.loc["ece", "p"] <= 0.05
+        errors.append(found.loc["ece", "value"])
+    short = {name: count / draws for name, count in held.items() if rarer_than(count, draws, 0.93)}
+    assert short == {}
+    if "calibrated" in kind:
+        assert not rarer_than(draws - rejected, draws, 0.93), rejected / draws
+        assert np.median(errors) < 0.1 / np.sqrt(many)  # nearly all of a plain ECE would be chance
+    else:
+        assert np.mean(errors) == pytest.approx(truth["ece"], rel=0.25 if many == 50 else 0.15)
+        assert rejected == draws or many < 800
 
 
-def test_an_interval_of_ece_holds_the_value_where_the_mirror_ends_below_it():
-    rng = np.random.default_rng(0)
-    mirrored_below = 0
-    for _ in range(20):
-        p = rng.random(150)  # calibrated, so that nearly all of the ECE is chance
-        rows = patients_of(p, (rng.random(150) < p).astype(int))
-        ece = (
-            reliability.calibration_scores(rows, level="patient", resamples=200).set_index("score").loc["ece"]
-        )
-        assert ece["low"] <= ece["value"] <= ece["high"]
-        mirrored_below += ece["high"] == ece["value"]
-    assert mirrored_below > 0
+def test_the_debiased_error_of_a_hand_worked_case():
+    rows = patients_of([0.2] * 10 + [0.6] * 10, [1] * 4 + [0] * 6 + [1] * 9 + [0])
+    found = reliability.calibration_scores(rows, level="patient", bins=2, strategy="uniform").set_index(
+        "score"
+    )
+    squares = [0.2**2, 0.3**2]  # 0.4 of ten for 0.2, 0.9 of ten for 0.6
+    spread = np.array([[-0.8] * 4 + [0.2] * 6 + [0] * 10, [0] * 10 + [-0.4] * 9 + [0.6]]).var(axis=1, ddof=1)
+    expected = np.sqrt(np.mean(squares - 20 * spread / 10**2))
+    assert found.loc["ece", "value"] == pytest.approx(expected)
+    assert found.loc["ece", ["low", "high"]].isna().all()
+
+
+def test_the_test_of_calibration_turns_patients_not_rows():
+    """Seven equal vertebrae are no seven witnesses: the p is that of the patients alone."""
+    rng = np.random.default_rng(5)
+    p = rng.random((30, 1))
+    y = rng.random((30, 1)) < p**1.5
+    alone = reliability.calibration_scores(patients_of(p[:, 0], y[:, 0].astype(int)), level="patient", bins=5)
+    seven = reliability.calibration_scores(table_of(np.repeat(p, 7, 1), np.repeat(y, 7, 1)), bins=5)
+    pd.testing.assert_series_equal(alone["p"], seven["p"])
+    for name in ("bias", "slope"):
+        pair = [found.set_index("score").loc[name, ["value", "low", "high"]] for found in (alone, seven)]
+        np.testing.assert_allclose(*[list(values) for values in pair], rtol=1e-6)
+
+
+def test_the_slope_is_that_of_a_logistic_fit():
+    rng = np.random.default_rng(6)
+    _, labels, p = simulated.calibrated(rng, 150, slope=1.5)
+    found = reliability.calibration_scores(table_of(p, labels)).set_index("score").loc["slope"]
+    fit = LogisticRegression(C=np.inf, tol=1e-10).fit(np.log(p / (1 - p)).reshape(-1, 1), labels.ravel())
+    assert found["value"] == pytest.approx(fit.coef_[0, 0], rel=1e-4)
+    assert found["low"] < 1 / 1.5 < found["high"] < 1
+
+
+@pytest.mark.parametrize("p", [[0.3] * 6, [0.1, 0.2, 0.3, 0.6, 0.7, 0.8]])
+def test_scores_that_are_alike_or_part_the_classes_have_no_slope(p):
+    found = reliability.calibration_scores(patients_of(p, [0, 0, 0, 1, 1, 1]), level="patient", resamples=9)
+    assert found.set_index("score").loc["slope", ["value", "low", "high"]].isna().all()
+    assert reliability.written_scores(found)["slope"] == "undefined"
+
+
+def test_one_patient_has_values_and_no_intervals():
+    found = reliability.calibration_scores(table_of([[0.1] * 6 + [0.7]], [[0] * 6 + [1]]), resamples=9)
+    assert found[["low", "high", "p"]].isna().all(axis=None)
+    assert found.set_index("score")["value"].drop(["slope", "ece"]).notna().all()
+
+
+def test_scores_in_words():
+    table = pd.DataFrame(
+        [
+            ("bias", -0.01, -0.02, 0.01, np.nan),
+            ("brier", 0.1, 0.05, 0.2, np.nan),
+            ("ece", 0.04, np.nan, np.nan, 0.0313),
+            ("other", 0.04, np.nan, np.nan, 0.0001),
+        ],
+        columns=["score", "value", "low", "high", "p"],
+    )
+    assert reliability.written_scores(table) == {
+        "bias": "-0.010 (-0.020 to 0.010)", "brier": "0.100 (0.050–0.200)",
+        "ece": "0.040 (p = 0.031)", "other": "0.040 (p < 0.001)",
+    }  # fmt: skip
 
 
 def test_intervals_of_single_cases_are_nearly_those_of_scipy_and_those_of_the_headline_numbers():
@@ -163,7 +243,7 @@ def test_intervals_of_single_cases_are_nearly_those_of_scipy_and_those_of_the_he
     p = rng.random(150)
     rows = patients_of(p, (rng.random(150) < p).astype(int))
     found = reliability.calibration_scores(rows, level="patient", resamples=5000).set_index("score")
-    losses = {"brier": (p - rows["label"]) ** 2, "log_loss": reliability.log_losses(rows["label"], p)}
+    losses = {"brier": (p - rows["label"]) ** 2, "log_loss": log_losses(rows["label"], p)}
     same = bootstrap(rows.assign(vertebra="C1"), threshold=None, resamples=5000).set_index("metric")
     for name, loss in losses.items():
         drawn = stats.bootstrap((loss,), np.mean, n_resamples=5000, method="percentile", rng=0)
@@ -208,11 +288,6 @@ def test_nothing_lies_within_bins_of_one_score_each():
     p = rng.choice([0.1, 0.4, 0.9], 300)
     parts = reliability.brier_decomposition(rng.random(300) < p, p, bins=20, strategy="uniform")
     assert parts["within"] == pytest.approx(0, abs=1e-12)
-
-
-def test_log_losses_of_certain_mistakes_stay_finite():
-    assert reliability.log_losses([1, 0], [0.25, 0.5]) == pytest.approx([np.log(4), np.log(2)])
-    assert np.isfinite(reliability.log_losses([1, 0], [0.0, 1.0])).all()
 
 
 @pytest.mark.parametrize("level", ["all", "C3"])
