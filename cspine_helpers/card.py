@@ -11,12 +11,15 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import pandas as pd
 
 from cspine_helpers import __version__
+from cspine_helpers.decisions import Decision
 from cspine_helpers.dossier import UNKNOWN, Dossier, read_dossier
-from cspine_helpers.findings import BINS, RESAMPLES, Findings, cell, find, markdown, number, share
+from cspine_helpers.findings import BINS, RESAMPLES, UNITS, Findings, cell, find, markdown, number, share
+from cspine_helpers.frozen import Frozen
 from cspine_helpers.labels import UID
 from cspine_helpers.limits import limits_of
 from cspine_helpers.paths import atomic_path, inside, run_dir
@@ -47,7 +50,7 @@ def render(run: Dossier) -> str:
     """The card's Markdown."""
     labels = run.phantom_labels()
     found = {
-        name: find(rows, run.decision)
+        name: find(rows, run.decisions)
         for name, rows in run.splits.items()
         if len(rows[UID].unique()) > 1 and (name != "test" or run.opened)
     }
@@ -153,9 +156,27 @@ def _counted(rows: pd.DataFrame) -> list[str]:
 
 
 def _decision(run: Dossier) -> str:
-    decision, frozen = run.decision, run.frozen
-    if decision is None:
+    frozen = run.frozen
+    if not run.decisions:
         return "## Decision\n\nNo threshold was chosen, so that no vertebra is called fractured."
+    columns = {level: _chosen(decision) for level, decision in run.decisions.items()}
+    said = "Not frozen: it is what training chose, and may not be tried on the test split."
+    if frozen is not None:
+        for level, column in columns.items():
+            promises = [
+                each.reason for each in frozen.guarantees if (each.level == "patient") == (level == "patient")
+            ]
+            column["guarantee"] = " ".join(promises) or "none"
+            column["frozen"] = frozen.said(level, "frozen_utc")
+            column["openings of the test split before that"] = frozen.said(level, "test_openings_before")
+            column["calibrator"] = _calibrator(frozen, level)
+        said = "Frozen: held to the split and the predictions they were chosen on, by their hashes."
+    rows = [[what, *(column[what] for column in columns.values())] for what in next(iter(columns.values()))]
+    return f"## Decision\n\n{said}\n\n{markdown(['what', *(UNITS[level] for level in columns)], rows)}"
+
+
+def _chosen(decision: Decision) -> dict[str, Any]:
+    """What a decision is and where it comes from."""
     threshold = "none" if decision.threshold is None else f"{decision.threshold:.4g}"
     if decision.thresholds is not None:
         threshold = ", ".join(f"{name} {value:.4g}" for name, value in decision.thresholds.items())
@@ -163,20 +184,25 @@ def _decision(run: Dossier) -> str:
     if decision.aggregation is not None:
         level += f", by the {decision.aggregation.name} of the vertebrae"
     size = "" if decision.cases is None else f", {decision.positives:,} fractured of {decision.cases:,}"
-    rows = [
-        ["level", f"{level}; it holds at no other"],
-        ["threshold", f"{threshold}; what reaches it is called fractured"],
-        ["why", decision.reason],
-        ["chosen on", f"validation{size}"],
-    ]
-    said = "Not frozen: it is what training chose, and may not be tried on the test split."
-    if frozen is not None:
-        promises = [each.reason for each in frozen.guarantees]
-        rows += [["guarantee", promise] for promise in promises or ["none"]]
-        rows.append(["frozen", frozen.record["frozen_utc"]])
-        rows.append(["openings of the test split before that", frozen.record.get("test_openings_before", 0)])
-        said = "Frozen: it is held to the split and the predictions it was chosen on, by their hashes."
-    return f"## Decision\n\n{said}\n\n{markdown(['what', 'found'], rows)}"
+    return {
+        "level": f"{level}; it holds at no other",
+        "threshold": f"{threshold}; what reaches it is called fractured",
+        "why": decision.reason,
+        "chosen on": f"validation{size}",
+    }
+
+
+def _calibrator(frozen: Frozen, level: str) -> str:
+    """The calibrator at a decision's level, in words."""
+    name = "all" if level == "vertebra" else level
+    found = frozen.calibrators.get(name)
+    if found is None:
+        return "none"
+    part = frozen.record["calibrators"][name]
+    return (
+        f"{found.kind}, fitted on {found.patients:,} patients of validation; frozen {part['frozen_utc']}, "
+        f"openings of the test split before that: {part['test_openings_before']}"
+    )
 
 
 def _results(run: Dossier, split: str, found: Findings) -> str:
@@ -188,10 +214,10 @@ def _results(run: Dossier, split: str, found: Findings) -> str:
         parts.append(
             f"Training recorded an AUROC of {number(recorded)} here; these predictions have {score}."
         )
-    if found.decision is None:
+    if not found.reached:
         parts.append("No threshold was chosen, so that nothing is called, and there are no rates.")
-    else:
-        parts += [f"### The decision, at {found.decision.level} level", found.decision_table()]
+    for level in found.reached:
+        parts += [f"### The decision, at {level} level", found.decision_table(level)]
     parts += ["### Ranking", f"A patient's probability is the {found.aggregation.name} of the vertebrae."]
     parts += [found.ranking_table(), "### Each vertebra", found.vertebra_table()]
     parts += [
@@ -217,10 +243,10 @@ def _openings(run: Dossier) -> str:
     for row in run.openings.itertuples():
         this = run.frozen is not None and row.decision_sha256 == run.frozen.sha256
         what = f"{row.objective} at {row.level} level".replace("_", " ")
-        rows.append([row.opened_utc, what, f"{str(row.decision_sha256)[:12]}{', the one above' * this}"])
+        rows.append([row.opened_utc, what, f"{str(row.decision_sha256)[:12]}{', those above' * this}"])
     if not rows:
-        return f"{title}\n\nIt was never opened, by the record: no results. Only a frozen decision opens it."
-    said = "" if run.opened else "No results: it was not opened with the decision above.\n\n"
+        return f"{title}\n\nIt was never opened, by the record: no results. Only frozen decisions open it."
+    said = "" if run.opened else "No results: it was not opened with the decisions above.\n\n"
     return f"{title}\n\n{said}{markdown(['first opened', 'with', 'decision'], rows)}"
 
 

@@ -35,8 +35,9 @@ class Dossier:
         epochs: how many were trained, by `history.csv`; None where it is missing.
         parameters: learned numbers of the model, by the weights' header; None without weights.
         predictions: predictions table; None where it is missing.
-        decision: the frozen one, else the one that training chose; None where there is neither.
-        frozen: the frozen decision with its record; None where none is frozen.
+        decisions: level → the frozen decision; where none is frozen, the one that training chose, if there is
+            one.
+        frozen: the frozen decisions with their record; None where none is frozen.
         openings: of the test split, see `openings.read_openings`.
     """
 
@@ -45,7 +46,7 @@ class Dossier:
     epochs: int | None
     parameters: int | None
     predictions: pd.DataFrame | None
-    decision: Decision | None
+    decisions: dict[str, Decision]
     frozen: Frozen | None
     openings: pd.DataFrame
 
@@ -71,7 +72,7 @@ class Dossier:
 
     @property
     def opened(self) -> bool:
-        """Whether the test split was opened with the frozen decision and these predictions."""
+        """Whether the test split was opened with what is frozen and these predictions."""
         if self.frozen is None or self.predictions is None:
             return False
         same = self.openings["decision_sha256"] == self.frozen.sha256
@@ -140,7 +141,7 @@ def read_dossier(run_folder: str | Path) -> Dossier:
         epochs=len(read_table(history, ("epoch",), what="history", source="", text=())) if history else None,
         parameters=_parameters(weights) if weights else None,
         predictions=predictions,
-        decision=frozen.decision if frozen else _decision(record, folder),
+        decisions=frozen.decisions if frozen else _decisions(record, folder),
         frozen=frozen,
         openings=read_openings(folder),
     )
@@ -175,12 +176,14 @@ def _parameters(weights: Path) -> int:
         ) from error
 
 
-def _decision(record: Mapping[str, Any], folder: Path) -> Decision | None:
+def _decisions(record: Mapping[str, Any], folder: Path) -> dict[str, Decision]:
+    """Level → the decision that training chose."""
     if (found := record.get("decision")) is None:
-        return None
+        return {}
     try:
-        return Decision(**found)
+        decision = Decision(**found)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{folder / RECORD} holds no whole decision: {error}. Restore it, or train again."
         ) from error
+    return {decision.level: decision}

@@ -1,7 +1,8 @@
 """What predictions of one split show, with 95 % intervals, as the Markdown tables of a model card."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from cspine_helpers.reliability import calibration_scores, written_scores
 
 RESAMPLES, BINS = 1000, 10
 UNDEFINED = "undefined"
+UNITS = {"vertebra": "vertebrae", "patient": "patients"}  # level of a decision → what it calls
 TITLES = {
     "recall": "recall (sensitivity)",
     "precision": "precision (positive predictive value)",
@@ -66,6 +68,18 @@ def patients_of(rows: pd.DataFrame, aggregation: Aggregation) -> pd.DataFrame:
     return aggregate(rows, aggregation).assign(vertebra=VERTEBRAE[0])
 
 
+class Reached(NamedTuple):
+    """What a decision reaches at its level.
+
+    Attributes:
+        counts: tp, fp, fn and tn.
+        rates: `value, low, high, undefined` by `metric`.
+    """
+
+    counts: dict[str, int]
+    rates: pd.DataFrame
+
+
 @dataclass(frozen=True)
 class Findings:
     """Numbers of one split; each frame has `value, low, high, undefined` by `metric`.
@@ -73,33 +87,27 @@ class Findings:
     Attributes:
         rows: predictions table of the split.
         aggregation: how patients were made of vertebrae.
-        decision: what was applied; None where there is none, or it has no threshold.
-        counts: tp, fp, fn and tn of the decision, at its level; None without one.
-        rates: what the decision reaches, at its level; None without one.
+        reached: level of a decision with a threshold → what it reaches.
         scores: vertebrae and patients → losses and areas of the probabilities.
         vertebrae: of `intervals.per_vertebra`; rates only for a decision about vertebrae.
     """
 
     rows: pd.DataFrame
     aggregation: Aggregation
-    decision: Decision | None
-    counts: dict[str, int] | None
-    rates: pd.DataFrame | None
+    reached: dict[str, Reached]
     scores: dict[str, pd.DataFrame]
     vertebrae: pd.DataFrame
 
-    def decision_table(self) -> str:
-        """Counts and rates of the decision."""
-        assert self.decision is not None
-        assert self.counts is not None
-        assert self.rates is not None
-        tp, fp, fn, tn = (f"{self.counts[name]:,}" for name in ("tp", "fp", "fn", "tn"))
-        what = {"vertebra": "vertebrae", "patient": "patients"}[self.decision.level]
+    def decision_table(self, level: str) -> str:
+        """Counts and rates of the decision at a level."""
+        counts, rates = self.reached[level]
+        tp, fp, fn, tn = (f"{counts[name]:,}" for name in ("tp", "fp", "fn", "tn"))
+        what = UNITS[level]
         table = markdown(
             [what, "called fractured", "not called"], [["fractured", tp, fn], ["intact", fp, tn]]
         )
-        rows = ([TITLES[name], _estimate(self.rates, name)] for name in RATES)
-        return f"{table}\n\n{markdown(['at the threshold', 'value (95 % interval)'], rows)}"
+        rows = ([TITLES[name], _estimate(rates, name)] for name in RATES)
+        return f"{table}\n\n{markdown([f'{what} at the threshold', 'value (95 % interval)'], rows)}"
 
     def ranking_table(self) -> str:
         """Areas under curves, with what chance alone gives."""
@@ -165,7 +173,7 @@ class Findings:
 
     def lacking(self) -> list[str]:
         """Metrics that are undefined, or too often so in resamples for an interval, in words."""
-        frames = {} if self.rates is None else {"the decision": self.rates}
+        frames = {f"the decision about {UNITS[level]}": each.rates for level, each in self.reached.items()}
         frames |= self.scores
         frames |= {str(name): part.set_index("metric") for name, part in self.vertebrae.groupby("vertebra")}
         lines = []
@@ -175,38 +183,42 @@ class Findings:
         return lines
 
 
-def find(rows: pd.DataFrame, decision: Decision | None) -> Findings:
+def find(rows: pd.DataFrame, decisions: Mapping[str, Decision]) -> Findings:
     """All numbers of one split.
 
     Args:
         rows: predictions table of one split, with two patients or more.
-        decision: applied at its own level; None, or one without a threshold: no rates.
+        decisions: level → decision, applied there; one without a threshold has no rates.
 
     Raises:
         ValueError: see `intervals.bootstrap`.
     """
-    aggregation = (decision and decision.aggregation) or Aggregation("max")
-    if decision is not None and decision.threshold is None and decision.thresholds is None:
-        decision = None
-    counts = rates = None
-    if decision is not None:
-        called = apply_decision(decision, rows, level=decision.level)
-        called = called.assign(probability=called["positive"].astype(float))
-        called = called if decision.level == "vertebra" else called.assign(vertebra=VERTEBRAE[0])
-        counted = confusion(called["label"], called["probability"], 0.5).iloc[0]
-        counts = {name: int(counted[name]) for name in ("tp", "fp", "fn", "tn")}
-        rates = _bootstrap(called, threshold=0.5).loc[[*RATES]]
+    patient = decisions.get("patient")
+    aggregation = (patient and patient.aggregation) or Aggregation("max")
+    decisions = {
+        level: each for level, each in decisions.items() if each.threshold is not None or each.thresholds
+    }
+    reached = {level: _reached(rows, each) for level, each in decisions.items()}
     patients = patients_of(rows, aggregation)
     whole = len(rows) == len(VERTEBRAE) * len(patients)
     chosen = patients.set_index(UID)["probability"] if whole else None
     scores = {"vertebrae": _bootstrap(rows, patient=chosen), "patients": _bootstrap(patients)}
 
-    vertebral = decision is not None and decision.level == "vertebra"
-    threshold = (decision.thresholds or decision.require()) if decision is not None and vertebral else 0.5
+    vertebral = decisions.get("vertebra")
+    threshold = (vertebral.thresholds or vertebral.require()) if vertebral else 0.5
     vertebrae = per_vertebra(rows, threshold=threshold, resamples=RESAMPLES)
     shown = ("recall", "precision", *AREAS) if vertebral else AREAS
     vertebrae = vertebrae[vertebrae["metric"].isin(shown)]
-    return Findings(rows, aggregation, decision, counts, rates, scores, vertebrae)
+    return Findings(rows, aggregation, reached, scores, vertebrae)
+
+
+def _reached(rows: pd.DataFrame, decision: Decision) -> Reached:
+    called = apply_decision(decision, rows, level=decision.level)
+    called = called.assign(probability=called["positive"].astype(float))
+    called = called if decision.level == "vertebra" else called.assign(vertebra=VERTEBRAE[0])
+    counted = confusion(called["label"], called["probability"], 0.5).iloc[0]
+    counts = {name: int(counted[name]) for name in ("tp", "fp", "fn", "tn")}
+    return Reached(counts, _bootstrap(called, threshold=0.5).loc[[*RATES]])
 
 
 def _bootstrap(

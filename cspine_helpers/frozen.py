@@ -1,6 +1,9 @@
-"""The frozen decision of a run, with which alone the test split may be opened (see `held_out`).
+"""The frozen decisions of a run, with which alone the test split may be opened (see `held_out`).
 
-`decision.json` holds a decision with the hashes of the split and of the predictions it was chosen on.
+`decision.json` holds what was chosen on the validation split: a decision for vertebrae and one for patients,
+with what is guaranteed of them, and calibrators. Each part says when it was frozen, and how often the test
+split had been opened before. It holds the hashes of the split and of the predictions, too, and remembers the
+openings themselves.
 """
 
 from collections.abc import Iterable, Mapping
@@ -8,16 +11,18 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cspine_helpers import __version__
 from cspine_helpers.aggregation import validation_rows
+from cspine_helpers.calibration import Calibrator, fit_calibrator
 from cspine_helpers.decisions import Decision
 from cspine_helpers.guarantees import Guarantee, checked_guarantees
 from cspine_helpers.labels import UID
-from cspine_helpers.levels import apply_decision
+from cspine_helpers.levels import apply_decision, rows_at
 from cspine_helpers.metrics import confusion, rates
-from cspine_helpers.openings import now_utc, read_openings
+from cspine_helpers.openings import DECISION, MEMORY, memory, now_utc, read_openings
 from cspine_helpers.paths import inside, listing
 from cspine_helpers.predictions import predictions_sha256
 from cspine_helpers.records import (
@@ -31,95 +36,164 @@ from cspine_helpers.records import (
 )
 from cspine_helpers.splits import split_hash
 
-FORMAT = 1  # of decision.json
-DECISION = "decision.json"
+FORMAT = 2  # of decision.json; in format 1 it held one decision, which is still read
 _AGAIN = "choose again on the validation split, and freeze that with freeze(..., replace=True)."
-_NEEDED = ("decision", "guarantee", "split_sha256", "predictions_sha256", "chosen_on", "frozen_utc")
+_NEEDED = ("decisions", "calibrators", "split_sha256", "predictions_sha256", "chosen_on", MEMORY)
+_NEEDED_ONCE = ("decision", "split_sha256", "predictions_sha256", "chosen_on", "frozen_utc")  # format 1
+
+Parts = dict[str, dict[str, dict[str, Any]]]  # "decisions" and "calibrators" → level → what is frozen
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A decision that may be tried on the test split.
+    """Decisions that may be tried on the test split.
 
     Attributes:
         folder: of the run.
-        decision: level, threshold or thresholds, aggregation, and how it was chosen.
-        guarantees: what is guaranteed of its threshold, or of each of its thresholds; nothing as a rule.
+        decisions: level → threshold or thresholds, aggregation, and how it was chosen; `vertebra`, `patient`
+            or both.
+        guarantees: what is guaranteed of their thresholds; nothing as a rule.
+        calibrators: level of `metrics.LEVELS` → what makes calibrated probabilities of scores there.
         record: the whole of `decision.json`.
     """
 
     folder: Path
-    decision: Decision
+    decisions: dict[str, Decision]
     guarantees: tuple[Guarantee, ...]
+    calibrators: dict[str, Calibrator]
     record: dict[str, Any]
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the record's content, by which the openings of the test split name it."""
-        return self.record[SEAL]
+        """SHA-256 of what is frozen, by which the openings of the test split name it."""
+        return self.record["frozen_sha256"]
+
+    def said(self, level: str, what: str) -> Any:
+        """Of the decision at a level: `frozen_utc`, or `test_openings_before`."""
+        return self.record["decisions"][level][what]
 
 
 def freeze(
     run_folder: str | Path,
-    decision: Decision,
+    decisions: Decision | Iterable[Decision],
     predictions: pd.DataFrame,
     *,
     guarantees: Guarantee | Iterable[Guarantee] = (),
+    calibrators: Iterable[Calibrator] = (),
     replace: bool = False,
 ) -> Frozen:
-    """Write `<run>/decision.json`, once the decision reaches on the validation split what it says.
+    """Write `<run>/decision.json`, once the decisions reach on the validation split what they say.
 
-    The same decision frozen again changes nothing, not even the date.
+    What is frozen already and not handed in stays as it is: a decision at the other level, a calibrator. What
+    is handed in again changes nothing, not even its date.
 
     Args:
         run_folder: `checkpoints/<run>`; made where it is not there yet.
-        decision: with a threshold, or one for each vertebra; at patient level with its aggregation.
+        decisions: one for vertebrae, one for patients, or both, each with a threshold (or one for each
+            vertebra), that of patients with its aggregation.
         predictions: the whole predictions table of the run, all of its splits.
         guarantees: of `guarantees.guarantee_on_validation`, made on these predictions and by the decision's
             aggregation: one that covers its threshold, or one for each of C1 … C7 that cover its thresholds.
-        replace: put this decision in the place of another. What the test split was opened with stays on
-            record, and the new decision says how often that was before it ("test_openings_before").
+        calibrators: of `calibration.fit_calibrator`, for level `all`, and for `patient` by the aggregation of
+            the patients' decision.
+        replace: put these in the place of others at their level, or of all that was frozen with other
+            predictions. What the test split was opened with stays on record, and each part says how often
+            that was before it ("test_openings_before").
+
+    Example:
+        >>> freeze(run_dir("builtin"), [for_vertebrae, for_patients], predictions)
 
     Raises:
         FileExistsError: another decision is frozen there, and `replace` is not set.
-        ValueError: the decision has no threshold, or does not reach what it says; a guarantee does not cover
-            it, or was not made on these predictions; the table breaks the schema or has no validation rows;
-            the run's record is damaged.
+        ValueError: a decision has no threshold, or does not reach what it says; a guarantee does not cover
+            it, or was not made on these predictions; a calibrator is not what these predictions give; the
+            table breaks the schema or has no validation rows; the run's record, or that of openings, is
+            damaged.
     """
     path = inside(Path(run_folder) / DECISION)
-    rows = validation_rows(predictions)
-    _check_reached(decision, rows)
-    guarantees = checked_guarantees(guarantees, predictions)
-    _check_covered(decision, guarantees)
+    folder, rows = path.parent, validation_rows(predictions)
+
+    # 1. What is handed in must be true of the validation rows.
+    chosen = _by_level([decisions] if isinstance(decisions, Decision) else decisions, "decisions")
+    promised = checked_guarantees(guarantees, predictions)
+    for decision in chosen.values():
+        _check_reached(decision, rows)
+    _check_covered(chosen, promised)
+    fitted = _by_level(calibrators, "calibrators")
+    new: Parts = {"decisions": {}, "calibrators": {}}
+    for level, decision in chosen.items():
+        kept = [asdict(each) for each in promised if _owner(each) == level]
+        new["decisions"][level] = {"decision": asdict(decision), "guarantees": kept}
+    for level, calibrator in fitted.items():
+        new["calibrators"][level] = {"calibrator": calibrator.record()}
+
+    # 2. What is frozen already stays, or gives way.
+    of = {
+        "split_sha256": _split_sha256(folder, predictions),
+        "predictions_sha256": predictions_sha256(predictions),
+    }
+    opened = len(read_openings(folder, whatever_is_left=replace)) + memory(folder)["lost"]
+    old = _readable(folder, replace) if path.is_file() else None
+    stands = old is not None and all(old.record[name] == value for name, value in of.items())
+    if old is not None and not replace:
+        _check_free(old, new, opened, stands=stands)
+    parts: Parts = {kind: dict(old.record[kind]) if old and stands else {} for kind in new}
+    created = {"frozen_utc": now_utc(), "test_openings_before": opened}
+    for kind, levels in new.items():
+        for level, part in levels.items():
+            if not _same(parts[kind].get(level, {}), part):
+                parts[kind][level] = part | created
+    if old is not None and stands and all(parts[kind] == old.record[kind] for kind in parts):
+        if replace:
+            remember_openings(old)
+        return read_decision(folder)
+    if not parts["decisions"]:
+        raise ValueError("No decision is handed in, and none is frozen there. Choose one at each level.")
+    _check_fitted(parts, rows)
+
+    # 3. All of it, with what is remembered of the openings.
     content = {
         "format": FORMAT,
         SEAL: "",
-        "decision": asdict(decision),
-        "guarantee": [asdict(each) for each in guarantees] or None,
-        "split_sha256": _split_sha256(path.parent, predictions),
-        "predictions_sha256": predictions_sha256(predictions),
+        "frozen_sha256": content_sha256(parts | of),
+        **parts,
+        **of,
         "chosen_on": {"split": "validation", "patients": rows[UID].nunique(), "vertebrae": len(rows)},
-    }
-    created = {
-        "frozen_utc": now_utc(),
-        "test_openings_before": len(read_openings(path.parent)),
+        MEMORY: memory(folder),
         "versions": {"cspine_helpers": __version__},
     }
-    if path.is_file():
-        if (old := _readable(path.parent, replace)) and _same(old.record, content):
-            return old
-        if old and not replace:
-            raise FileExistsError(
-                f"{path} holds another decision: {old.decision.reason} The test split was opened "
-                f"{created['test_openings_before']} time(s). Go on with it (read_decision), or put this one "
-                "in its place with freeze(..., replace=True)."
-            )
-    write_sealed(path, content | created)
-    return read_decision(path.parent)
+    write_sealed(path, content)
+    return read_decision(folder)
+
+
+def remember_openings(frozen: Frozen) -> None:
+    """Write to `decision.json` which openings of the test split are on record, so that none can be lost.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    found = memory(frozen.folder)
+    if frozen.record[MEMORY] != found:
+        write_sealed(frozen.folder / DECISION, frozen.record | {MEMORY: found})
+
+
+def _by_level(given: Iterable[Any], what: str) -> dict[str, Any]:
+    """Level → the one for it."""
+    found = {}
+    for each in given:
+        if each.level in found:
+            raise ValueError(f"Several {what} are for level {each.level!r}. Freeze one at each level.")
+        found[each.level] = each
+    return found
+
+
+def _owner(guarantee: Guarantee) -> str:
+    """Level of the decision whose threshold is guaranteed."""
+    return "patient" if guarantee.level == "patient" else "vertebra"
 
 
 def _readable(folder: Path, replace: bool) -> Frozen | None:
-    """The decision that is frozen there; None where it is damaged and may be replaced."""
+    """What is frozen there; None where it is damaged and may be replaced."""
     try:
         return read_decision(folder)
     except ValueError:
@@ -128,8 +202,29 @@ def _readable(folder: Path, replace: bool) -> Frozen | None:
         return None
 
 
-def _same(record: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
-    return content_sha256({name: record.get(name) for name in content}) == content_sha256(content)
+def _check_free(old: Frozen, new: Parts, opened: int, *, stands: bool) -> None:
+    """Refuse to put anything in the place of what is frozen."""
+    others = [
+        (kind, level)
+        for kind, levels in new.items()
+        for level, part in levels.items()
+        if (found := old.record[kind].get(level)) and not _same(found, part)
+    ]
+    if stands and not others:
+        return
+    decided = [old.decisions[level] for kind, level in others if kind == "decisions"]
+    decided = decided or ([] if stands else list(old.decisions.values()))
+    found = " ".join(f"{each.reason} ({each.level} level)" for each in decided)
+    found = f"another decision: {found}" if found else f"another calibrator ({others[0][1]!r})."
+    raise FileExistsError(
+        f"{old.folder / DECISION} holds {found} The test split was opened {opened} time(s). Go on with it "
+        "(read_decision), or put this one in its place with freeze(..., replace=True)."
+    )
+
+
+def _same(found: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
+    """Whether a frozen part is this one; when it was frozen does not matter."""
+    return content_sha256({name: found.get(name) for name in part}) == content_sha256(part)
 
 
 def _split_sha256(folder: Path, predictions: pd.DataFrame) -> str:
@@ -161,23 +256,28 @@ def _check_reached(decision: Decision, rows: pd.DataFrame) -> None:
         )
 
 
-def _check_covered(decision: Decision, guarantees: tuple[Guarantee, ...]) -> None:
-    """Refuse guarantees but one of the decision's threshold, or one of each of its thresholds."""
-    if not guarantees:
-        return
-    thresholds = decision.thresholds or {decision.level: decision.require()}
-    if sorted(each.level for each in guarantees) != sorted(thresholds):
-        raise ValueError(
-            f"The guarantees are for {listing(each.level for each in guarantees)}, the decision's thresholds "
-            f"for {listing(thresholds)}. Hand in one for each of these, or none."
-        )
-    for each in guarantees:
-        threshold = thresholds[each.level]
-        if not each.covers(threshold, level=each.level, aggregation=decision.aggregation):
+def _check_covered(decisions: Mapping[str, Decision], guarantees: tuple[Guarantee, ...]) -> None:
+    """Refuse guarantees but one of a decision's threshold, or one of each of its thresholds."""
+    for owner in {_owner(each) for each in guarantees}:
+        levels = [each.level for each in guarantees if _owner(each) == owner]
+        decision, thresholds = decisions.get(owner), dict[str, float]()
+        if decision is not None:
+            thresholds = decision.thresholds or {owner: decision.require()}
+        if decision is None or sorted(levels) != sorted(thresholds):
             raise ValueError(
-                f"The guarantee is for thresholds up to {each.threshold} at level {_named(each)}; the "
-                f"decision has {threshold} at level {_named(decision)}. Freeze a threshold that it covers."
+                f"The guarantees are for {listing(levels)}, the thresholds at {owner} level that are frozen "
+                f"with them for {listing(thresholds) or 'nothing'}. Hand in one for each of these, or none."
             )
+        for each in guarantees:
+            if _owner(each) != owner:
+                continue
+            threshold = thresholds[each.level]
+            if not each.covers(threshold, level=each.level, aggregation=decision.aggregation):
+                raise ValueError(
+                    f"The guarantee is for thresholds up to {each.threshold} at level {_named(each)}; "
+                    f"the decision has {threshold} at level {_named(decision)}. Freeze a threshold that it "
+                    "covers."
+                )
 
 
 def _named(what: Decision | Guarantee) -> str:
@@ -185,8 +285,48 @@ def _named(what: Decision | Guarantee) -> str:
     return repr(what.level) + (f" by {what.aggregation.name}" if what.aggregation else "")
 
 
+def _check_fitted(parts: Parts, rows: pd.DataFrame) -> None:
+    """Refuse a calibrator that the validation rows do not give, or of other patients than the decision's."""
+    for level, part in parts["calibrators"].items():
+        given = Calibrator.from_record(part["calibrator"])
+        if level == "all":
+            again = fit_calibrator(rows_at(rows, "vertebra", None), kind=given.kind)
+        else:
+            decided = parts["decisions"].get(level)
+            if decided is None:
+                raise ValueError(
+                    f"A calibrator is frozen for level 'all', and for 'patient' with a decision there; found "
+                    f"one for {level!r} without. Hand in that decision as well."
+                )
+            by = Decision(**decided["decision"]).aggregation
+            assert by is not None, "without it the decision was not frozen"
+            again = fit_calibrator(
+                rows_at(rows, "patient", by), kind=given.kind, level="patient", aggregation=by.name
+            )
+        if not _alike(given.record(), again.record()):
+            raise ValueError(
+                f"The calibrator at level {level!r} was not fitted on the validation split of these "
+                f"predictions: it is {given.record()}, they give {again.record()}. Fit one on that split, "
+                "patients by the aggregation of their decision (cross_fitting.choose_calibrator)."
+            )
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records are of one fit; numbers may differ as those of two machines do."""
+    for name, value in one.items():
+        if isinstance(value, list) or (isinstance(value, float) and isinstance(other[name], float)):
+            if np.shape(value) != np.shape(other[name]) or not np.allclose(value, other[name], atol=1e-6):
+                return False
+        elif value != other[name]:
+            return False
+    return True
+
+
 def read_decision(run_folder: str | Path) -> Frozen:
     """Read `<run>/decision.json`.
+
+    A file of format 1, with one decision and no calibrator, is read as what it is; the other level can be
+    frozen beside it. What it says of a guarantee is not read: it does not say what that was made on.
 
     Raises:
         FileNotFoundError: there is none.
@@ -197,28 +337,61 @@ def read_decision(run_folder: str | Path) -> Frozen:
     path = folder / DECISION
     record = read_sealed(
         path,
-        version=FORMAT,
+        version=(FORMAT, 1),
         missing=f"No frozen decision at {folder}: {DECISION} is missing. Choose one on the validation split "
         "and freeze it with frozen.freeze(...).",
         again="choose and freeze a decision again",
         writer="frozen.freeze(..., replace=True)",
     )
-    found, known = record.get("decision"), [field.name for field in fields(Decision)]
-    problems = [f"{name} is missing" for name in _NEEDED if name not in record]
-    if isinstance(found, dict):
-        problems += [f"decision.{name} is missing" for name in known if name not in found]
-        problems += [f"decision.{name} is unknown" for name in found if name not in known]
-    if problems or not isinstance(found, dict):
-        raise ValueError(
-            f"{path} is no whole decision: {'; '.join(problems) or 'its decision is no object'}. "
-            f"{written_by(record)} Choose and freeze a decision again."
-        )
+    problems = [
+        f"{name} is missing"
+        for name in (_NEEDED if record["format"] == FORMAT else _NEEDED_ONCE)
+        if name not in record
+    ]
     try:
-        decision = Decision(**found)
-        guarantees = tuple(Guarantee(**each) for each in record["guarantee"] or ())
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    return Frozen(folder, decision, guarantees, record)
+        record = record if problems or record["format"] == FORMAT else _of_format_1(record)
+        parts = {} if problems else record["decisions"]
+        problems += [line for part in parts.values() for line in _incomplete(part["decision"])]
+        if problems:
+            raise ValueError(f"it is no whole decision: {'; '.join(problems)}. {written_by(record)}")
+        decisions = {level: Decision(**part["decision"]) for level, part in parts.items()}
+        promised = tuple(Guarantee(**each) for part in parts.values() for each in part["guarantees"])
+        fitted = {
+            level: Calibrator.from_record(part["calibrator"]) for level, part in record["calibrators"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error} Choose and freeze a decision again.") from error
+    return Frozen(folder, decisions, promised, fitted, record)
+
+
+def _incomplete(decision: object) -> list[str]:
+    """What a decision's record has too little or too much."""
+    if not isinstance(decision, dict):
+        return ["its decision is no object"]
+    known = [field.name for field in fields(Decision)]
+    lacks = [f"decision.{name} is missing" for name in known if name not in decision]
+    return lacks + [f"decision.{name} is unknown" for name in decision if name not in known]
+
+
+def _of_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as this format has it; openings name what is frozen there by the record's own hash."""
+    part = {
+        "decision": record["decision"],
+        "guarantees": [],
+        "frozen_utc": record["frozen_utc"],
+        "test_openings_before": record.get("test_openings_before", 0),
+    }
+    level = record["decision"]["level"] if isinstance(record["decision"], dict) else "vertebra"
+    kept = {name: record[name] for name in ("split_sha256", "predictions_sha256", "chosen_on")}
+    return {
+        "format": FORMAT,
+        "frozen_sha256": record[SEAL],
+        "decisions": {level: part},
+        "calibrators": {},
+        **kept,
+        MEMORY: {"rows": 0, "last_sha256": "", "lost": 0},
+        "versions": record.get("versions"),
+    }
 
 
 def check_belongs(frozen: Frozen, predictions: pd.DataFrame) -> None:
@@ -241,4 +414,4 @@ def check_belongs(frozen: Frozen, predictions: pd.DataFrame) -> None:
             f"{path} was frozen with another split: its SHA-256 is {stored}, that of the run now is {found}, "
             f"so that patients it was chosen on may be test patients. Bring that split back, or {_AGAIN}"
         )
-    _check_covered(frozen.decision, checked_guarantees(frozen.guarantees, predictions))
+    _check_covered(frozen.decisions, checked_guarantees(frozen.guarantees, predictions))

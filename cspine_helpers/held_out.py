@@ -1,35 +1,36 @@
-"""The test split, opened with a frozen decision only, and on the record."""
+"""The test split, opened with frozen decisions only, and on the record."""
 
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 
-from cspine_helpers.decisions import Decision
-from cspine_helpers.frozen import check_belongs, read_decision
+from cspine_helpers.decisions import Decision, Level
+from cspine_helpers.frozen import check_belongs, read_decision, remember_openings
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.levels import apply_decision
+from cspine_helpers.levels import apply_decision, levels_to_decide
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.openings import record_opening
 from cspine_helpers.predictions import validate_predictions
 
 
 def evaluate_on_test(run_folder: str | Path, predictions: pd.DataFrame) -> pd.DataFrame:
-    """What the frozen decision reaches on the test split; the opening is on record before that is told.
+    """What the frozen decisions reach on the test split; the opening is on record before that is told.
 
     Args:
-        run_folder: `checkpoints/<run>`, with a frozen decision.
-        predictions: the predictions table that it was frozen with.
+        run_folder: `checkpoints/<run>`, with a frozen decision at each level where validation can choose one.
+        predictions: the predictions table that they were frozen with.
 
     Returns:
-        Columns `level, patients, incomplete, tp, fp, fn, tn`, the `metrics.rates` and `undefined`. At
-        vertebra level, one row for all vertebrae (`all`) and one for each; at patient level, one row.
+        Columns `level, patients, incomplete, tp, fp, fn, tn`, the `metrics.rates` and `undefined`. For the
+        decision about vertebrae, one row for all of them (`all`) and one for each; then one for patients.
         `incomplete` counts patients with a vertebra missing. A rate whose denominator is zero is NaN;
         `undefined` counts those.
 
     Raises:
         FileNotFoundError: no decision is frozen there.
-        ValueError: it was frozen with other predictions or another split; there are no test rows; or the
-            table breaks the schema.
+        ValueError: they were frozen with other predictions or another split; a level lacks its decision;
+            there are no test rows; or the table breaks the schema.
         OSError: the opening cannot be put on record, so that nothing is told.
     """
     frozen, table = read_decision(run_folder), validate_predictions(predictions)
@@ -38,14 +39,22 @@ def evaluate_on_test(run_folder: str | Path, predictions: pd.DataFrame) -> pd.Da
     if test.empty:
         found = ", ".join(sorted(table["split"].unique()))
         raise ValueError(f"The predictions have no row of the split 'test'; found {found}. Predict it.")
-    results = _results(frozen.decision, test)
+    if lacking := [level for level in levels_to_decide(table) if level not in frozen.decisions]:
+        raise ValueError(
+            f"No decision at {' or '.join(lacking)} level is frozen in {frozen.folder}: a threshold for one "
+            "level says nothing about the other, and both are chosen before the test split is opened. Choose "
+            f"with levels.choose_decision(..., level={lacking[0]!r}), and freeze that as well."
+        )
+    decisions = [frozen.decisions[level] for level in get_args(Level) if level in frozen.decisions]
+    results = pd.concat([_results(each, test) for each in decisions], ignore_index=True)
     record_opening(
         frozen.folder,
         decision_sha256=frozen.sha256,
         predictions_sha256=frozen.record["predictions_sha256"],
-        level=frozen.decision.level,
-        objective=frozen.decision.objective,
+        level=" and ".join(each.level for each in decisions),
+        objective=" and ".join(each.objective for each in decisions),
     )
+    remember_openings(frozen)
     return results
 
 

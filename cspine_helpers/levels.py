@@ -9,7 +9,7 @@ import pandas as pd
 from cspine_helpers.aggregation import Aggregation, aggregate, validation_rows
 from cspine_helpers.decisions import Decision, Level, choose_threshold, decision_of
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.metrics import confusion, rates
+from cspine_helpers.metrics import confusion, defined_levels, rates
 from cspine_helpers.objectives import Rule, check_choice
 from cspine_helpers.predictions import validate_predictions
 
@@ -36,6 +36,17 @@ def choose_decision(
     return choose_threshold(
         rows["label"], rows["probability"], level=level, aggregation=aggregation, **options
     )
+
+
+def levels_to_decide(predictions: pd.DataFrame) -> tuple[Level, ...]:
+    """The levels at which the validation split can choose: where it has both classes.
+
+    Raises:
+        ValueError: the table breaks the schema or has no validation rows.
+    """
+    defined = defined_levels(validation_rows(predictions))
+    names: dict[Level, str] = {"vertebra": "all", "patient": "patient"}
+    return tuple(level for level, name in names.items() if name in defined)
 
 
 def rows_at(table: pd.DataFrame, level: str, aggregation: Aggregation | None) -> pd.DataFrame:

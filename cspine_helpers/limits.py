@@ -7,6 +7,7 @@ from cspine_helpers.findings import Findings, cell, number
 from cspine_helpers.intervals import MOST_UNDEFINED
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.levels import MIN_POSITIVES
+from cspine_helpers.openings import MEMORY
 
 
 def limits_of(run: Dossier, found: Mapping[str, Findings]) -> list[str]:
@@ -41,16 +42,20 @@ def _of_record(run: Dossier) -> Iterator[str]:
             yield "`predictions.csv` does not say with which weights it was made."
     else:
         yield "The predictions came without a run, so that model, training data and training are not known."
-        if run.decision is not None:
+        if run.decisions:
             yield "Validation chose the threshold, so that rates on validation look better than others will."
     if run.frozen is not None and run.frozen.guarantees and run.record:
         yield (
             "A guarantee is for patients drawn as those it was made on, whom training has not used; here "
             "they have also chosen the epoch, so that it holds less strictly than it says."
         )
-    fitted = run.decision and run.decision.aggregation and run.decision.aggregation.fitted_on
-    if fitted:
+    aggregations = [each.aggregation for each in run.decisions.values() if each.aggregation is not None]
+    if any(each.fitted_on for each in aggregations):
         yield "The aggregation was fitted on validation patients, whose results look the better for it."
+    if run.frozen is not None and run.frozen.calibrators:
+        yield "The calibrators were fitted on validation, where calibrated probabilities would look too good."
+    if run.frozen is not None and (lost := run.frozen.record[MEMORY]["lost"]):
+        yield f"The record of {lost} opening(s) of the test split was lost."
     if len(run.openings) > 1:
         many = len(run.openings)
         yield f"The test split was opened {many} times; results on it are less new with each."

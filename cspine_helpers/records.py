@@ -38,12 +38,14 @@ def content_sha256(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def read_sealed(path: str | Path, *, version: int, missing: str, again: str, writer: str) -> dict[str, Any]:
+def read_sealed(
+    path: str | Path, *, version: int | tuple[int, ...], missing: str, again: str, writer: str
+) -> dict[str, Any]:
     """Read a record.
 
     Args:
         path: the file.
-        version: the `"format"` that it must have.
+        version: the `"format"` that it must have, or one of several; the first is what is written today.
         missing: the error's text where there is no such file.
         again: how to make it again, for the error messages: "train again".
         writer: the call that writes such a record, for a change that is meant.
@@ -61,10 +63,11 @@ def read_sealed(path: str | Path, *, version: int, missing: str, again: str, wri
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}). Restore it, or {again}.") from error
     found = record.get("format") if isinstance(record, dict) else None
-    if found != version:
+    versions = (version,) if isinstance(version, int) else version
+    if found not in versions:
         raise ValueError(
-            f"{path} is of format {found!r}; this version reads format {version}. {written_by(record)} Read "
-            f"it with the version that wrote it, or {again}."
+            f"{path} is of format {found!r}; this version reads format {versions[0]}. {written_by(record)} "
+            f"Read it with the version that wrote it, or {again}."
         )
     if record.get(SEAL) != content_sha256(record):
         raise ValueError(

@@ -164,7 +164,8 @@ def test_every_result_is_that_of_the_modules(told):
 
     vertebrae = bootstrap(VALIDATION, threshold=CHOSEN.require(), resamples=100).set_index("metric")
     patients = bootstrap(VALIDATION, threshold=None, level="patient", resamples=100).set_index("metric")
-    rates = {NAMES[row["at the threshold"]]: row[VALUE] for row in tables[section, "at the threshold", VALUE]}
+    title = "vertebrae at the threshold"
+    rates = {NAMES[row[title]]: row[VALUE] for row in tables[section, title, VALUE]}
     assert rates == {name: written(vertebrae.loc[name]) for name in rates}
     assert list(rates) == ["recall", "precision", "specificity", "npv", "f1", "accuracy"]
 
@@ -371,7 +372,7 @@ def test_a_folder_with_nothing_is_refused(tmp_path):
     ["run.json", "history.csv", "model.safetensors", "predictions.csv", "decision.json", "test_openings.csv"],
 )
 def test_a_damaged_file_is_refused_by_its_name_and_the_old_card_stays(run, name):
-    freeze(run, CHOSEN, WHOLE)
+    freeze(run, [CHOSEN, PATIENT], WHOLE)
     evaluate_on_test(run, WHOLE)
     before = write_card(run).read_bytes()
     content = bytearray((run / name).read_bytes())
@@ -419,56 +420,68 @@ def test_a_decision_of_other_predictions_or_another_split_is_refused(run):
     "decision",
     [
         pytest.param(CHOSEN, id="vertebra"),
-        pytest.param(PATIENT, id="patient", marks=pytest.mark.slow),
         pytest.param(
             choose_per_vertebra(WHOLE, min_positives=1, objective="max_f1"), id="each", marks=pytest.mark.slow
         ),
     ],
 )
-def test_test_results_appear_once_the_split_was_opened_with_the_frozen_decision(run, decision):
+def test_test_results_appear_once_the_split_was_opened_with_the_frozen_decisions(run, decision):
     section = "Results on test"
     assert section not in text_of(run)
-    freeze(run, decision, WHOLE)
+    freeze(run, [decision, PATIENT], WHOLE)
     text = text_of(run)
     assert section not in text
     assert "never opened, by the record: no results" in text
     assert read_openings(run).empty  # the card opens nothing
-    results = evaluate_on_test(run, WHOLE).iloc[0]
+    results = evaluate_on_test(run, WHOLE).set_index("level")
     text, openings = text_of(run), read_openings(run)
     assert len(openings) == 1
     tables = tables_of(text)
-    what = {"vertebra": "vertebrae", "patient": "patients"}[decision.level]
-    fractured, intact = tables[section, what, "called fractured"]
-    found = [row[column] for row in (fractured, intact) for column in ("called fractured", "not called")]
-    assert found == [str(results[name]) for name in ("tp", "fn", "fp", "tn")]
-    for row in tables[section, "at the threshold", VALUE]:
-        assert row[VALUE].startswith(number(results[NAMES[row["at the threshold"]]]))
+    for what, level in (("vertebrae", "all"), ("patients", "patient")):
+        fractured, intact = tables[section, what, "called fractured"]
+        found = [row[column] for row in (fractured, intact) for column in ("called fractured", "not called")]
+        assert found == [str(results.loc[level, name]) for name in ("tp", "fn", "fp", "tn")]
+        title = f"{what} at the threshold"
+        for row in tables[section, title, VALUE]:
+            assert row[VALUE].startswith(number(results.loc[level, NAMES[row[title]]]))
     (opening,) = tables["The test split", "first opened", "with"]
     assert opening["first opened"] == openings["opened_utc"].iloc[0]
-    assert opening["decision"] == f"{openings['decision_sha256'].iloc[0][:12]}, the one above"
+    assert opening["decision"] == f"{openings['decision_sha256'].iloc[0][:12]}, those above"
     area = {(row["level"], row["metric"]): row[VALUE] for row in tables[section, "level", "metric"]}
     assert area["vertebrae", "AUROC"].startswith(number(auroc(TEST["label"], TEST["probability"])))
-    patients = aggregate(TEST, decision.aggregation or Aggregation())
+    patients = aggregate(TEST, PATIENT.aggregation)
     assert area["patients", "AUROC"].startswith(number(auroc(patients["label"], patients["probability"])))
 
 
 def test_an_opening_with_another_decision_shows_no_results(run):
-    freeze(run, CHOSEN, WHOLE)
+    freeze(run, [CHOSEN, PATIENT], WHOLE)
     evaluate_on_test(run, WHOLE)
-    freeze(run, PATIENT, WHOLE, replace=True)
+    other = choose_decision(WHOLE, level="patient", aggregation=Aggregation("max"), objective="max_f1")
+    freeze(run, other, WHOLE, replace=True)
     text = text_of(run)
     assert "Results on test" not in text
-    assert "No results: it was not opened with the decision above" in text
-    rows = {row["what"]: row["found"] for row in tables_of(text)["Decision", "what", "found"]}
-    assert rows["openings of the test split before that"] == "1"
-    assert rows["level"] == "patient, by the noisy or of the vertebrae; it holds at no other"
+    assert "No results: it was not opened with the decisions above" in text
+    rows = {row["what"]: row for row in tables_of(text)["Decision", "what", "vertebrae"]}
+    before = rows["openings of the test split before that"]
+    assert (before["vertebrae"], before["patients"]) == ("0", "1")
+    assert rows["level"]["patients"] == "patient, by the max of the vertebrae; it holds at no other"
     evaluate_on_test(run, WHOLE)
     assert "The test split was opened 2 times" in text_of(run)
 
 
+def test_openings_that_were_lost_are_a_limit(run):
+    freeze(run, [CHOSEN, PATIENT], WHOLE)
+    evaluate_on_test(run, WHOLE)
+    (run / "test_openings.csv").unlink()
+    with pytest.raises(ValueError, match=r"test_openings\.csv has 0 row"):
+        write_card(run)
+    freeze(run, [CHOSEN, PATIENT], WHOLE, replace=True)
+    assert "The record of 1 opening(s) of the test split was lost." in text_of(run)
+
+
 def test_predictions_without_a_run_have_test_results_on_the_same_terms(tmp_path):
     write_predictions(WHOLE, tmp_path / "predictions.csv")
-    freeze(tmp_path, PATIENT, WHOLE)
+    freeze(tmp_path, [CHOSEN, PATIENT], WHOLE)
     assert "Results on test" not in text_of(tmp_path)
     evaluate_on_test(tmp_path, WHOLE)
     assert "Results on test" in text_of(tmp_path)
@@ -479,15 +492,28 @@ def test_a_guarantee_stands_with_its_premise(run):
     decision = state_threshold(
         VALIDATION["label"], VALIDATION["probability"], promise.require(), reason="a | b\nc <i>"
     )
-    freeze(run, decision, WHOLE, guarantees=promise)
+    freeze(run, [decision, PATIENT], WHOLE, guarantees=promise)
     text = text_of(run)
-    rows = {row["what"]: row["found"] for row in tables_of(text)["Decision", "what", "found"]}
-    assert rows["guarantee"] == promise.reason
-    assert rows["why"] == "a \\| b c &lt;i>"
-    assert rows["threshold"].startswith(f"{promise.require():.4g};")
+    rows = {row["what"]: row for row in tables_of(text)["Decision", "what", "vertebrae"]}
+    assert (rows["guarantee"]["vertebrae"], rows["guarantee"]["patients"]) == (promise.reason, "none")
+    assert rows["why"]["vertebrae"] == "a \\| b c &lt;i>"
+    assert rows["threshold"]["vertebrae"].startswith(f"{promise.require():.4g};")
     assert "here they have also chosen the epoch" in text
     freeze(run, decision, WHOLE, replace=True)
-    assert "| guarantee | none |" in text_of(run)
+    assert "| guarantee | none | none |" in text_of(run)
+
+
+def test_a_guarantee_that_these_predictions_do_not_give_is_not_printed(run):
+    promise = guarantee_on_validation(WHOLE, recall=0.3, level="vertebra")
+    decision = state_threshold(
+        VALIDATION["label"], VALIDATION["probability"], promise.require(), reason="Guaranteed."
+    )
+    freeze(run, decision, WHOLE, guarantees=promise)
+    record = json.loads((run / "decision.json").read_text())
+    record["decisions"]["vertebra"]["guarantees"][0]["recall"] = 0.9
+    write_sealed(run / "decision.json", record)
+    with pytest.raises(ValueError, match=r"This one says: .*recall of vertebrae ≥ 0\.9.* These rows say: "):
+        write_card(run)
 
 
 def test_a_run_whose_training_found_no_threshold_has_no_rates(run):
@@ -496,7 +522,7 @@ def test_a_run_whose_training_found_no_threshold_has_no_rates(run):
     text = text_of(write_run(run, decision=asdict(none)))
     assert reason in text
     assert "| threshold | none;" in text
-    assert ("Results on validation", "at the threshold", VALUE) not in tables_of(text)
+    assert ("Results on validation", "vertebrae at the threshold", VALUE) not in tables_of(text)
 
 
 def test_undefined_numbers_are_words(tmp_path):
@@ -508,8 +534,8 @@ def test_undefined_numbers_are_words(tmp_path):
     rows = {row["vertebra"]: row for row in tables_of(text)["Results on validation", "vertebra", "studies"]}
     assert (rows["C3"]["recall"], rows["C3"]["AUROC"]) == ("undefined", "undefined")
     rates = {
-        row["at the threshold"]: row[VALUE]
-        for row in tables_of(text)["Results on validation", "at the threshold", VALUE]
+        row["vertebrae at the threshold"]: row[VALUE]
+        for row in tables_of(text)["Results on validation", "vertebrae at the threshold", VALUE]
     }
     assert rates["precision (positive predictive value)"] == "undefined"  # nothing is called
     assert "precision of the decision" in text

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_aggregation import toy
 
-from cspine_helpers import frozen, openings
+from cspine_helpers import frozen, held_out, openings
 from cspine_helpers.aggregation import Aggregation, aggregate, fit_logistic
 from cspine_helpers.decisions import choose_threshold, state_threshold
 from cspine_helpers.frozen import freeze, read_decision
@@ -23,10 +23,12 @@ from cspine_helpers.paths import sha256_of
 from cspine_helpers.predictions import from_wide, predictions_sha256, read_predictions, write_predictions
 from cspine_helpers.records import write_sealed
 from cspine_helpers.splits import split_hash, split_patients
+from cspine_helpers.tables import write_table
 
 WHOLE = pd.concat([toy(150), toy(80, seed=7, split="test")], ignore_index=True)
 VERTEBRA = choose_decision(WHOLE, level="vertebra", precision_floor=0.5)
 PATIENT = choose_decision(WHOLE, level="patient", aggregation=Aggregation("noisy_or"), objective="max_youden")
+BOTH = [VERTEBRA, PATIENT]
 SPLIT = WHOLE[[UID, "split"]].drop_duplicates()
 
 
@@ -67,14 +69,40 @@ def test_a_frozen_decision_comes_back(tmp_path, decision):
     made = freeze(run, decision, WHOLE)
     found = read_decision(run)
     assert made == found
-    assert (found.decision, found.guarantees, found.folder) == (decision, (), run)
+    assert (found.decisions, found.guarantees, found.folder) == ({decision.level: decision}, (), run)
     assert found.record["predictions_sha256"] == predictions_sha256(WHOLE)
     assert found.record["split_sha256"] == split_hash(SPLIT)
     assert found.record["chosen_on"] == {"split": "validation", "patients": 150, "vertebrae": 1050}
-    assert found.record["test_openings_before"] == 0
-    assert found.sha256 == found.record["record_sha256"]
+    assert found.said(decision.level, "test_openings_before") == 0
+    freeze(run, next(each for each in BOTH if each.level != decision.level), WHOLE)
     results = evaluate_on_test(run, WHOLE)
-    assert results["level"].tolist() == ["patient"] if decision.level == "patient" else ["all", *VERTEBRAE]
+    assert results["level"].tolist() == ["all", *VERTEBRAE, "patient"]
+
+
+def test_both_levels_are_chosen_before_the_test_split_is_opened(tmp_path):
+    for first, second in (BOTH, BOTH[::-1]):
+        folder = tmp_path / first.level
+        freeze(folder, first, WHOLE)
+        with pytest.raises(ValueError, match=rf"No decision at {second.level} level is frozen.*freeze that"):
+            evaluate_on_test(folder, WHOLE)
+        assert read_openings(folder).empty
+        freeze(folder, second, WHOLE)  # beside the other, which stays
+        assert read_decision(folder).decisions == {each.level: each for each in BOTH}
+        evaluate_on_test(folder, WHOLE)
+        assert read_openings(folder)[["level", "objective"]].to_numpy().tolist() == [
+            ["vertebra and patient", "max_recall and max_youden"]
+        ]
+    with pytest.raises(ValueError, match="Several decisions are for level 'vertebra'"):
+        freeze(tmp_path, [VERTEBRA, VERTEBRA], WHOLE)
+    with pytest.raises(ValueError, match="No decision is handed in"):
+        freeze(tmp_path, [], WHOLE)
+
+
+def test_a_level_that_validation_cannot_choose_at_needs_no_decision(tmp_path):
+    patients = WHOLE.groupby(UID)["label"].transform("max")
+    table = WHOLE[(patients == 1) | (WHOLE["split"] == "test")]
+    freeze(tmp_path, choose_decision(table, level="vertebra", objective="max_f1"), table)
+    assert evaluate_on_test(tmp_path, table)["level"].tolist() == ["all", *VERTEBRAE]
 
 
 def test_the_predictions_hash_is_that_of_their_file(tmp_path):
@@ -88,8 +116,15 @@ def test_results_on_the_test_split_are_those_of_its_rows_alone(tmp_path):
     table = table.assign(
         label=table["label"].where((table["split"] != "test") | (table["vertebra"] != "C2"), 0)
     )
-    freeze(tmp_path, VERTEBRA, table)
+    patient = choose_decision(table, level="patient", aggregation=Aggregation(), objective="max_youden")
+    freeze(tmp_path, [VERTEBRA, patient], table)
     found = evaluate_on_test(tmp_path, table).set_index("level")
+    ill = aggregate(table[table["split"] == "test"], Aggregation())
+    by_patient = rates(confusion(ill["label"], ill["probability"], patient.require())).iloc[0]
+    for name in ("tp", "fp", "fn", "tn", "recall", "precision", "specificity"):
+        assert found.loc["patient", name] == by_patient[name], name
+    assert found.loc["patient", ["patients", "incomplete"]].tolist() == [80, 1]
+    found = found.drop(index="patient")
     test = table[table["split"] == "test"]
     expected = rates(confusion(test["label"], test["probability"], VERTEBRA.require())).iloc[0]
     for name in ("tp", "fp", "fn", "tn", "recall", "precision", "specificity", "f1", "accuracy"):
@@ -104,49 +139,187 @@ def test_results_on_the_test_split_are_those_of_its_rows_alone(tmp_path):
 
 
 def test_freezing_and_opening_again_change_no_byte(tmp_path, clock):
-    first = freeze(tmp_path, PATIENT, WHOLE)
+    first = freeze(tmp_path, BOTH, WHOLE)
     results = evaluate_on_test(tmp_path, WHOLE)
     before = files(tmp_path)
-    assert set(before) == {"decision.json", "test_openings.csv", "test_openings.csv.sha256"}
+    assert set(before) == {"decision.json", "test_openings.csv"}
     for again in (False, True):
-        assert freeze(tmp_path, PATIENT, WHOLE, replace=again) == first
+        for part in (BOTH, BOTH[::-1], PATIENT, VERTEBRA):
+            assert freeze(tmp_path, part, WHOLE, replace=again).sha256 == first.sha256
         pd.testing.assert_frame_equal(evaluate_on_test(tmp_path, WHOLE), results)
         assert files(tmp_path) == before
 
 
 def test_each_decision_that_opened_the_test_split_stays_on_record(tmp_path, clock):
     assert read_openings(tmp_path).empty
-    first = freeze(tmp_path, PATIENT, WHOLE)
+    first = freeze(tmp_path, BOTH, WHOLE)
     evaluate_on_test(tmp_path, WHOLE)
+    opened = read_decision(tmp_path)
+    assert opened.sha256 == first.sha256
+    other = choose_decision(WHOLE, level="vertebra", objective="max_f1")
     with pytest.raises(
-        FileExistsError, match=r"holds another decision: Highest Youden.*opened 1 time.*replace"
+        FileExistsError,
+        match=r"holds another decision: Highest recall .*vertebra level.*opened 1 time.*replace",
     ):
-        freeze(tmp_path, VERTEBRA, WHOLE)
-    assert read_decision(tmp_path) == first
-    second = freeze(tmp_path, VERTEBRA, WHOLE, replace=True)
-    assert second.record["test_openings_before"] == 1
+        freeze(tmp_path, [other, PATIENT], WHOLE)
+    assert read_decision(tmp_path) == opened
+    second = freeze(tmp_path, other, WHOLE, replace=True)
+    assert second.decisions == {"vertebra": other, "patient": PATIENT}
+    assert second.said("vertebra", "test_openings_before") == 1
+    assert second.said("patient", "test_openings_before") == 0  # as it stood
     evaluate_on_test(tmp_path, WHOLE)
     table = read_openings(tmp_path)
     assert tuple(table.columns) == openings.COLUMNS
     assert table["decision_sha256"].tolist() == [first.sha256, second.sha256]
     assert (table["predictions_sha256"] == predictions_sha256(WHOLE)).all()
-    assert table["level"].tolist() == ["patient", "vertebra"]
-    assert table["objective"].tolist() == ["max_youden", "max_recall"]
+    assert table["objective"].tolist() == ["max_recall and max_youden", "max_f1 and max_youden"]
     assert table["opened_utc"].is_monotonic_increasing
-    assert pd.read_csv(tmp_path / "test_openings.csv").shape == (2, 5)
+    assert pd.read_csv(tmp_path / "test_openings.csv").shape == (2, 6)
 
 
 def test_nothing_is_told_where_the_opening_cannot_be_recorded(tmp_path):
-    freeze(tmp_path, PATIENT, WHOLE)
-    evaluate_on_test(tmp_path, WHOLE)
+    freeze(tmp_path, BOTH, WHOLE)
     path = tmp_path / "test_openings.csv"
-    path.write_text(path.read_text().replace("patient", "vertebra"))
-    with pytest.raises(ValueError, match=r"test_openings\.csv is not the file that was written"):
-        evaluate_on_test(tmp_path, WHOLE)
-    path.unlink()
     path.mkdir()
     with pytest.raises(OSError, match=r"test_openings\.csv was not written"):
         evaluate_on_test(tmp_path, WHOLE)
+    path.rmdir()
+    evaluate_on_test(tmp_path, WHOLE)
+    path.write_text(path.read_text().replace("max_youden", "max_recall"))
+    with pytest.raises(ValueError, match=r"test_openings\.csv is not the file that was written"):
+        evaluate_on_test(tmp_path, WHOLE)
+
+
+@pytest.fixture
+def opened(tmp_path, clock):
+    """A folder whose test split was opened with two decisions, and the record of openings after the first."""
+    freeze(tmp_path, BOTH, WHOLE)
+    evaluate_on_test(tmp_path, WHOLE)
+    older = (tmp_path / "test_openings.csv").read_bytes()
+    freeze(tmp_path, choose_decision(WHOLE, level="vertebra", objective="max_f1"), WHOLE, replace=True)
+    evaluate_on_test(tmp_path, WHOLE)
+    return tmp_path, older
+
+
+def test_openings_that_were_deleted_cut_off_or_set_back_are_missed(opened):
+    folder, older = opened
+    path = folder / "test_openings.csv"
+    whole, decision = path.read_bytes(), read_decision(folder)
+    lines = whole.splitlines(keepends=True)
+    for content in (None, older, lines[0], lines[0] + lines[2], lines[0] + lines[2] + lines[1], b""):
+        path.unlink() if content is None else path.write_bytes(content)
+        for act in (
+            lambda: read_openings(folder),
+            lambda: evaluate_on_test(folder, WHOLE),
+            lambda: freeze(folder, list(decision.decisions.values()), WHOLE),
+        ):
+            with pytest.raises(
+                ValueError, match=r"test_openings\.csv (has|is not the file that was written)"
+            ):
+                act()
+    path.write_bytes(whole)
+    assert len(read_openings(folder)) == 2
+    evaluate_on_test(folder, WHOLE)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_lost_record_can_be_started_again_but_what_was_lost_still_counts(opened, left):
+    folder, older = opened
+    path, standing = folder / "test_openings.csv", list(read_decision(folder).decisions.values())
+    path.write_bytes(older) if left else path.unlink()
+    freeze(folder, standing, WHOLE, replace=True)
+    assert read_decision(folder).record["openings"]["lost"] == 2 - left
+    evaluate_on_test(folder, WHOLE)
+    assert len(read_openings(folder)) == 1 + left
+    new = freeze(folder, BOTH, WHOLE, replace=True)
+    assert new.said("vertebra", "test_openings_before") == 3
+
+
+def test_a_stop_between_the_opening_and_its_memory_blocks_nothing(tmp_path, monkeypatch, clock):
+    freeze(tmp_path, BOTH, WHOLE)
+    monkeypatch.setattr(held_out, "remember_openings", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate_on_test(tmp_path, WHOLE)
+    monkeypatch.undo()
+    assert read_decision(tmp_path).record["openings"]["rows"] == 0
+    assert len(read_openings(tmp_path)) == 1
+    evaluate_on_test(tmp_path, WHOLE)
+    assert len(read_openings(tmp_path)) == 1
+    (tmp_path / "test_openings.csv").unlink()
+    with pytest.raises(ValueError, match="has 0 row"):
+        read_openings(tmp_path)
+
+
+def of_format_1(folder, *, threshold=None):
+    """A run folder as the version before left it: one decision, and openings with their hash beside them."""
+    part = asdict(VERTEBRA) | ({} if threshold is None else {"threshold": threshold})
+    record = {
+        "format": 1, "decision": part, "guarantee": {"threshold": 0.9, "level": "patient", "recall": 0.9},
+        "split_sha256": split_hash(SPLIT), "predictions_sha256": predictions_sha256(WHOLE),
+        "chosen_on": {"split": "validation", "patients": 150, "vertebrae": 1050},
+        "frozen_utc": "2026-10-01T12:00:00+00:00", "test_openings_before": 0,
+        "versions": {"cspine_helpers": "0.1.0"},
+    }  # fmt: skip
+    write_sealed(folder / "decision.json", record)
+    name = json.loads((folder / "decision.json").read_text())["record_sha256"]
+    row = ("2026-10-01T12:00:01+00:00", name, predictions_sha256(WHOLE), "vertebra", "max_recall")
+    table = pd.DataFrame([row], columns=list(openings.COLUMNS))
+    write_table(table, folder / "test_openings.csv", sealed=True)
+    return name
+
+
+def test_a_run_of_the_version_before_gains_the_other_level_and_keeps_its_history(tmp_path, clock):
+    name = of_format_1(tmp_path)
+    found = read_decision(tmp_path)
+    assert (found.decisions, found.guarantees, found.sha256) == ({"vertebra": VERTEBRA}, (), name)
+    with pytest.raises(ValueError, match="No decision at patient level is frozen"):
+        evaluate_on_test(tmp_path, WHOLE)
+    before = files(tmp_path)
+    assert freeze(tmp_path, VERTEBRA, WHOLE).sha256 == name
+    assert files(tmp_path) == before
+
+    new = freeze(tmp_path, BOTH, WHOLE)
+    assert new.said("vertebra", "frozen_utc") == "2026-10-01T12:00:00+00:00"
+    assert [new.said(level, "test_openings_before") for level in ("vertebra", "patient")] == [0, 1]
+    assert json.loads((tmp_path / "decision.json").read_text())["format"] == 2
+    evaluate_on_test(tmp_path, WHOLE)
+    assert set(files(tmp_path)) == {"decision.json", "test_openings.csv"}
+    table = read_openings(tmp_path)
+    assert table["decision_sha256"].tolist() == [name, new.sha256]
+    assert table["opened_utc"][0] == "2026-10-01T12:00:01+00:00"
+
+
+def test_a_run_of_the_version_before_with_another_decision_is_not_replaced_unasked(tmp_path, clock):
+    of_format_1(tmp_path, threshold=0.123)
+    with pytest.raises(FileExistsError, match=r"holds another decision.*opened 1 time\(s\)"):
+        freeze(tmp_path, BOTH, WHOLE)
+    new = freeze(tmp_path, BOTH, WHOLE, replace=True)
+    assert [new.said(level, "test_openings_before") for level in ("vertebra", "patient")] == [1, 1]
+    evaluate_on_test(tmp_path, WHOLE)
+    assert len(read_openings(tmp_path)) == 2
+
+
+def test_openings_of_the_version_before_are_held_to_their_hash_until_they_are_rewritten(tmp_path, clock):
+    of_format_1(tmp_path)
+    path, seal = tmp_path / "test_openings.csv", tmp_path / "test_openings.csv.sha256"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"max_recall", b"max_f1"))
+    with pytest.raises(ValueError, match=r"test_openings\.csv is not the file that was written"):
+        read_openings(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"test_openings\.csv was deleted.*Bring it back"):
+        read_openings(tmp_path)
+    path.write_bytes(whole)
+    old_seal = seal.read_bytes()
+    seal.unlink()
+    with pytest.raises(ValueError, match=r"test_openings\.csv is not the file that was written"):
+        read_openings(tmp_path)
+    seal.write_bytes(old_seal)
+    freeze(tmp_path, BOTH, WHOLE)
+    evaluate_on_test(tmp_path, WHOLE)
+    seal.write_bytes(old_seal)  # an older seal beside the newer file
+    assert len(read_openings(tmp_path)) == 2
+    evaluate_on_test(tmp_path, WHOLE)
 
 
 def test_the_test_split_stays_shut_without_a_frozen_decision(tmp_path):
@@ -170,7 +343,7 @@ def test_the_test_split_stays_shut_without_a_frozen_decision(tmp_path):
     ],
 )
 def test_other_predictions_do_not_open_the_test_split(tmp_path, table, message):
-    freeze(tmp_path, VERTEBRA, WHOLE)
+    freeze(tmp_path, BOTH, WHOLE)
     with pytest.raises(ValueError, match=message):
         evaluate_on_test(tmp_path, table)
     assert read_openings(tmp_path).empty
@@ -178,7 +351,7 @@ def test_other_predictions_do_not_open_the_test_split(tmp_path, table, message):
 
 def test_predictions_without_test_rows_have_nothing_to_open(tmp_path):
     table = WHOLE[WHOLE["split"] == "validation"]
-    freeze(tmp_path, VERTEBRA, table)
+    freeze(tmp_path, BOTH, table)
     with pytest.raises(ValueError, match="no row of the split 'test'; found validation"):
         evaluate_on_test(tmp_path, table)
     assert read_openings(tmp_path).empty
@@ -186,7 +359,7 @@ def test_predictions_without_test_rows_have_nothing_to_open(tmp_path):
 
 def test_a_run_that_was_trained_on_another_split_since_does_not_open_it(tmp_path):
     write_sealed(tmp_path / "run.json", {"format": 1, "data": {"split_sha256": "a" * 64}})
-    assert freeze(tmp_path, VERTEBRA, WHOLE).record["split_sha256"] == "a" * 64
+    assert freeze(tmp_path, BOTH, WHOLE).record["split_sha256"] == "a" * 64
     evaluate_on_test(tmp_path, WHOLE)
     write_sealed(tmp_path / "run.json", {"format": 1, "data": {"split_sha256": "b" * 64}})
     with pytest.raises(
@@ -259,7 +432,7 @@ BY_NOISY_OR = promise(level="patient", aggregation=NOISY_OR)
     [
         (stated(0.9), promise(), r"up to 0\.\d+ at level 'vertebra'; the decision has 0\.9"),
         (stated(0.0), promise(recall=0.999), "up to None at level 'vertebra'"),
-        (stated(0.0), BY_NOISY_OR, "are for 'patient', the decision's thresholds for 'vertebra'"),
+        (stated(0.0), BY_NOISY_OR, r"are for 'patient', .* at patient level .* for nothing"),
         (stated(0.0, MAX), BY_NOISY_OR, r"at level 'patient' by noisy or; the decision has 0.* by max"),
         (stated(0.0), promise(OTHER), "made on other rows"),
         (stated(0.0), promise(ON_TEST), "made on other rows"),
@@ -295,20 +468,27 @@ def test_a_guarantee_for_noisy_or_is_not_frozen_with_the_highest_on_real_predict
     assert freeze(tmp_path, right, real, guarantees=found).guarantees == (found,)
 
 
+def part(**changes):
+    return {"decisions": {"patient": {"decision": asdict(PATIENT), "guarantees": []} | changes}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "of format 2; this version reads format 1. It was written by"),
-        ({"decision": None}, "its decision is no object"),
-        ({"decision": {"threshold": 0.5}}, "decision.objective is missing"),
-        ({"decision": {**asdict(PATIENT), "colour": 1}}, "decision.colour is unknown"),
+        ({"format": 3}, "of format 3; this version reads format 2. It was written by"),
+        (part(decision=None), "its decision is no object"),
+        (part(decision={"threshold": 0.5}), "decision.objective is missing"),
+        (part(decision={**asdict(PATIENT), "colour": 1}), "decision.colour is unknown"),
         (
-            {"decision": {**asdict(PATIENT), "threshold": 1.5}},
+            part(decision={**asdict(PATIENT), "threshold": 1.5}),
             r"decision\.json: A threshold lies in \[0, 1\]",
         ),
-        ({"decision": {**asdict(PATIENT), "threshold": "0.5"}}, r"decision\.json: "),
-        ({"decision": {**asdict(PATIENT), "aggregation": {"method": "median"}}}, "Unknown aggregation"),
-        ({"decision": {**asdict(PATIENT), "aggregation": {"way": "max"}}}, r"decision\.json: "),
+        (part(decision={**asdict(PATIENT), "threshold": "0.5"}), r"decision\.json: "),
+        (part(decision={**asdict(PATIENT), "aggregation": {"method": "median"}}), "Unknown aggregation"),
+        (part(decision={**asdict(PATIENT), "aggregation": {"way": "max"}}), r"decision\.json: "),
+        (part(guarantees=[{"threshold": 0.5}]), r"decision\.json: "),
+        ({"decisions": []}, r"decision\.json: "),
+        ({"calibrators": {"all": {"calibrator": {"kind": "platt"}}}}, "A calibrator's record has the fields"),
     ],
 )
 def test_a_record_that_is_no_decision_is_refused(tmp_path, changes, message):
@@ -318,7 +498,17 @@ def test_a_record_that_is_no_decision_is_refused(tmp_path, changes, message):
         read_decision(tmp_path)
     with pytest.raises(ValueError, match=message):
         freeze(tmp_path, PATIENT, WHOLE)
-    assert freeze(tmp_path, PATIENT, WHOLE, replace=True).decision == PATIENT
+    assert freeze(tmp_path, PATIENT, WHOLE, replace=True).decisions == {"patient": PATIENT}
+
+
+@pytest.mark.parametrize("gone", ["decisions", "calibrators", "split_sha256", "openings"])
+def test_a_record_that_lacks_a_part_is_refused(tmp_path, gone):
+    freeze(tmp_path, PATIENT, WHOLE)
+    record = json.loads((tmp_path / "decision.json").read_text())
+    del record[gone]
+    write_sealed(tmp_path / "decision.json", record)
+    with pytest.raises(ValueError, match=f"no whole decision: {gone} is missing"):
+        read_decision(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +526,7 @@ def test_any_byte_changed_is_noticed_or_means_the_same(record, place, flip):
         content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :]
     )
     try:
-        assert read_decision(made.folder).decision == PATIENT
+        assert read_decision(made.folder).decisions == {"patient": PATIENT}
     except ValueError as error:
         assert "decision.json" in str(error)  # noqa: PT017  # no error is as good
 
@@ -355,8 +545,9 @@ def test_a_decision_on_real_predictions_opens_their_test_split_once(tmp_path):
         objective="max_recall",
         specificity_floor=0.5,
     )
-    freeze(tmp_path, decision, real)
-    found = evaluate_on_test(tmp_path, real).iloc[0]
+    vertebra = choose_decision(real, level="vertebra", objective="max_f1")
+    freeze(tmp_path, [vertebra, decision], real)
+    found = evaluate_on_test(tmp_path, real).set_index("level").loc["patient"]
     assert (found["patients"], found["incomplete"], found["undefined"]) == (403, 0, 0)
     assert abs(found["recall"] - decision.recall) < 0.1
     evaluate_on_test(tmp_path, real)

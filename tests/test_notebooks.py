@@ -199,7 +199,8 @@ def test_04_leaves_a_run_as_it_stands_and_says_so(tmp_path, monkeypatch, state, 
         decision = choose_decision(
             table, level="patient", aggregation=Aggregation("noisy_or"), objective="max_f1"
         )
-        freeze(folder, decision, table)
+        vertebra = choose_decision(table, level="vertebra", objective="max_f1")
+        freeze(folder, [decision, vertebra], table)
         evaluate_on_test(folder, table)
     if state == "other predictions":
         table = table.assign(probability=table["probability"] / 2)

@@ -331,15 +331,15 @@ def test_a_button_freezes_the_decision_in_the_run_folder_but_asks_first(tmp_path
     assert not (tmp_path / "decision.json").exists()
     freezer.confirm()
     assert freezer.words == f"Frozen: threshold {digits(explorer.threshold)} at vertebra level."
-    assert read_decision(tmp_path).decision == decision
+    assert read_decision(tmp_path).decisions == {"vertebra": decision}
     explorer._jumps["guaranteed"].click()
     assert freezer.words == ""  # it was about another threshold
     freezer.ask()
     assert "The guarantee above holds" in freezer.words
     assert "The decision in" in freezer.words
     freezer.confirm()
-    assert read_decision(tmp_path).decision == explorer.decision
-    assert read_decision(tmp_path).decision.objective == "stated"
+    assert read_decision(tmp_path).decisions == {"vertebra": explorer.decision}
+    assert explorer.decision.objective == "stated"
     assert read_decision(tmp_path).guarantees == (promised(table),)
 
 

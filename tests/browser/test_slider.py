@@ -305,7 +305,9 @@ def test_a_decision_is_frozen_only_when_asked_twice(explorer, project):
     press_button(explorer, "Freeze this decision")
     press_button(explorer, "Really freeze")
     explorer.page.get_by_text("Frozen: threshold").wait_for()
-    assert read_decision(run).decision.threshold == float(explorer.ask("print(slider.threshold)"))
+    assert read_decision(run).decisions["vertebra"].threshold == float(
+        explorer.ask("print(slider.threshold)")
+    )
 
 
 def test_readable_at_125_percent(explorer, screenshots):
