@@ -259,8 +259,12 @@ def _whole_hu(hu: np.ndarray) -> np.ndarray:
 
 
 def _check_uid(study_uid: str, slices: int) -> None:
-    """Refuse a StudyInstanceUID that is none, or that leaves no room for its slices' UIDs."""
-    paths.check_uids([study_uid])
+    """Refuse a StudyInstanceUID that is none, or that leaves no room for its slices' UIDs.
+
+    Source: DICOM PS3.5 section 9.1 (UID alphabet and length).
+    """
+    if not re.fullmatch(r"[0-9]+(?:\.[0-9]+)*", study_uid):
+        raise ValueError(f"A UID of DICOM has digits, with dots between them; found {study_uid!r}.")
     longest = len(f"{study_uid}.1.{slices}")
     if longest > _UID_LENGTH:
         raise ValueError(

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-_UID = re.compile(r"[0-9.]{1,64}")
+_ID = re.compile(r"(?=.{1,64}\Z)[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
+_DEVICE = re.compile(r"(?:CON|PRN|AUX|NUL|(?:COM|LPT)[0-9])(?:\..*)?", re.IGNORECASE)  # of Windows
 CHECKSUMS = "SHA256SUMS"  # a folder's, as `sha256sum --check` reads it
 _NAMED, _LONG = 10, 200  # offenders that an error names, and characters of each
 _CHECKSUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
@@ -88,18 +89,30 @@ def inside(path: Path) -> Path:
 
 
 def check_uids(uids: Iterable[object]) -> None:
-    """Refuse study UIDs that could not be file names: a UID is 1 to 64 digits and dots, and no dots alone.
+    """Refuse study ids that could not be file names on every system.
+
+    A StudyInstanceUID is one; so is any name of 1 to 64 letters, digits, `.`, `_` and `-` that begins with a
+    letter or digit, ends without a dot and is no device of Windows (`CON`, `NUL.1`).
 
     Raises:
-        ValueError: counts the offenders and names the first ten.
-
-    Source: DICOM PS3.5 section 9.1 (UID alphabet and length).
+        ValueError: names the first ten offenders and counts the rest.
     """
-    bad = [uid for uid in uids if not (isinstance(uid, str) and _UID.fullmatch(uid) and uid.strip("."))]
+    bad = [
+        uid
+        for uid in uids
+        if not (isinstance(uid, str) and _ID.fullmatch(uid) and not _DEVICE.fullmatch(uid))
+    ]
     if bad:
         raise ValueError(
-            f"{len(bad)} StudyInstanceUID not made of 1 to 64 digits and dots: {listing(bad)}. Correct them."
+            f"{len(bad)} StudyInstanceUID that cannot be file names: {listing(bad)}. One has 1 to 64 "
+            "letters, digits, '.', '_' and '-', the first a letter or digit, the last no dot, and is no "
+            "device of Windows such as CON. Rename them."
         )
+
+
+def printable(text: str) -> str:
+    """The text on one line that can be printed and written: bytes of no text, and controls, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def listing(items: Iterable[object], *, separator: str = ", ", quoted: bool = True) -> str:

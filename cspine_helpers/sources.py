@@ -73,9 +73,10 @@ def study_files(source: PackSource, folder: Path) -> Iterator[StudyFiles]:
         )
     labels, boxes = folder / "train.csv", folder / "train_bounding_boxes.csv"
     known = read_labels(labels).set_index(UID)[list(VERTEBRAE)].T.to_dict() if labels.is_file() else {}
-    drawn = read_boxes(boxes) if boxes.is_file() else pd.DataFrame(columns=list(BOX_COLUMNS))
+    none = pd.DataFrame(columns=list(BOX_COLUMNS))
+    drawn = dict(iter(read_boxes(boxes).groupby(UID))) if boxes.is_file() else {}
     for uid, path in studies.items():
-        series, its = source.series.get(uid), drawn[drawn[UID] == uid]
+        series, its = source.series.get(uid), drawn.get(uid, none)
         yield StudyFiles(uid, path, source.masks, source.scheme, series, known.get(uid), its)
 
 

@@ -27,10 +27,11 @@ from cspine_helpers.packer import StudyFiles, pack_study, packer_version, senten
 from cspine_helpers.packing import PackConfig
 from cspine_helpers.records import SEAL, content_sha256, write_sealed
 from cspine_helpers.sources import PackSource, study_files, without_ct
-from cspine_helpers.tables import write_table
+from cspine_helpers.tables import read_table, write_table
 from cspine_helpers.truth import PACKED_BOX_COLUMNS, write_packed_boxes
 
 REPORT_COLUMNS = (UID, "status", "sequences", "message")
+_FORMULA = r"^[=+\-@\t\r']"  # what makes a cell one, and what says that it is none
 SETTINGS = "packing.json"
 _UNFINISHED = re.compile(r"\..+(\.\w+)\.\w{8}\1")  # by paths.atomic_path: .1.2.3_1.npy.a1b2c3d4.npy
 DIED = "its process was killed, often for want of memory; try it alone, or with fewer workers"
@@ -161,6 +162,9 @@ def _packed_or_failed(
     """A study's record; of one that failed, with the reason and without sequences."""
     try:
         paths.check_uids([study.uid])
+    except ValueError as error:  # no file can have been called so, nor set aside
+        return _failed(study.uid, str(error))
+    try:
         study = replace(study, mask=find_mask(study.mask, study.uid))
         return pack_study(study, packed, config, sheet=sheet)
     except Exception as error:  # of whatever kind: the other studies go on
@@ -180,7 +184,7 @@ def _write_tables(
 ) -> pd.DataFrame:
     """Manifest, packed boxes, settings, report and checksums of the cohort; returns the report."""
     report = pd.DataFrame([_report_row(record) for record in records], columns=list(REPORT_COLUMNS))
-    write_table(report, packed / "report.csv")
+    write_report(report, packed)
     rows = pd.DataFrame(
         [row for record in records for row in record["rows"]],
         columns=[*MANIFEST_COLUMNS, *PROVENANCE_COLUMNS],
@@ -196,9 +200,34 @@ def _write_tables(
     return report
 
 
+def write_report(report: pd.DataFrame, packed: Path) -> None:
+    """Put `report.csv` in place; a cell that a spreadsheet would take for a formula begins with `'`."""
+    cells = report.astype(str).replace(_FORMULA, r"'\g<0>", regex=True)
+    write_table(cells, packed / "report.csv")
+
+
+def read_report(packed: Path) -> pd.DataFrame:
+    """The report as `pack_cohort` returned it, `REPORT_COLUMNS`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no whole table.
+    """
+    text = [column for column in REPORT_COLUMNS if column != "sequences"]
+    source = "Pack the cohort (make pack)."
+    table = read_table(packed / "report.csv", REPORT_COLUMNS, what="report", source=source, text=text)
+    table[text] = table[text].fillna("").replace("^'", "", regex=True)
+    return table
+
+
 def _report_row(record: Mapping[str, Any]) -> tuple[str, str, int, str]:
     if error := record.get("error"):
-        return record["uid"], "failed", 0, error
+        return (
+            paths.printable(record["uid"]),
+            "failed",
+            0,
+            "\n".join(map(paths.printable, error.splitlines())),
+        )
     problems, notes = record["problems"], record["notes"]
     status = "partial" if problems else "packed"
     told = [sentence(problems), *notes] if problems else notes

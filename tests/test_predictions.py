@@ -72,7 +72,7 @@ def test_a_missing_file_column_or_row_is_said_so(table, tmp_path):
         ("vertebra", 2, "vertebrae are C1 … C7; found 2"),
         ("split", None, "name no split (2): '1.10 C2', '1.2 C2'"),
         ("split", " ", "name no split (2): '1.10 C2', '1.2 C2'"),
-        (UID, "../1", "digits and dots: '../1'"),
+        (UID, "../1", "cannot be file names: '../1'"),
     ],
 )
 def test_each_broken_rule_names_its_offenders(table, column, value, sentence):

@@ -1,3 +1,4 @@
+import csv
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from cspine_helpers.paths import sha256_of
 from cspine_helpers.phantom import MIN_FRACTURE_VOXELS
 from cspine_helpers.records import content_sha256
 from cspine_helpers.splits import write_split
-from cspine_helpers.studies import PackSource, main, pack_cohort, summary
+from cspine_helpers.studies import PackSource, main, pack_cohort, read_report, summary, write_report
 from cspine_helpers.truth import read_packed_boxes
 
 FIRST, SECOND, THIRD = uids()
@@ -428,7 +429,7 @@ def with_everything_wrong(folder: Path) -> dict[str, str]:
     mask_of(folder, "1.2.11").write_bytes(mask_of(folder, "1.2.11").read_bytes()[:500])
     return {
         SECOND: f"No mask at segmentations/{SECOND}.nii, .nii.gz, nor in a folder",
-        "patient 7": "1 to 64 digits and dots: 'patient 7'",
+        "patient 7": "cannot be file names: 'patient 7'",
         "1.2.4": "No file in 1.2.4",
         "1.2.5": "7.dcm",
         "1.2.6": "1.2.6.nii.gz: no voxel of C1 … C7 lies inside the CT. It is the mask of another study",
@@ -467,6 +468,68 @@ def test_what_fails_is_reported_study_by_study_while_the_rest_goes_on(cohort, wh
     assert status == 10
     assert out == f"{text}\n"
     assert not {FIRST, THIRD} & {*packs}  # those that failed are tried again, the others are done
+
+
+def test_names_that_can_be_no_file_fail_and_the_rest_goes_on(cohort, whole, command):
+    """Of 250 characters, not UTF-8, with controls, a device; one begins as a formula does."""
+    names = [
+        "x" * 250,
+        "caf\udce9",
+        "a\tb\x1b[31m",
+        "two\nlines",
+        "NUL",
+        "patient 7",
+        "=1+1",
+        "@SUM(A1)",
+        "-2",
+        "+3",
+    ]
+    for name in names:
+        shutil.copytree(ct_of(cohort, FIRST), ct_of(cohort, name))
+    report = pack(cohort)
+    assert (cohort / "packed" / "manifest.csv").read_bytes() == (whole / "packed/manifest.csv").read_bytes()
+    shown = ["x" * 250, "caf\\udce9", "a\\tb\\x1b[31m", "two\\nlines", *names[4:]]
+    assert statuses(report) == dict.fromkeys(STUDIES, "packed") | dict.fromkeys(shown, "failed")
+    assert all("cannot be file names" in messages(report)[name] for name in shown)
+    pd.testing.assert_frame_equal(read_report(cohort / "packed"), report)
+    text = (cohort / "packed" / "report.csv").read_text(encoding="utf-8")
+    cells = [cell for row in csv.reader(text.splitlines(keepends=True)) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+    assert {"'=1+1", "'-2"} <= {*cells}
+    check_sums(cohort / "packed")
+    status, out, _ = command("--no-sheets")
+    assert status == len(names)
+    assert len(out.splitlines()) == 1 + len(names)
+
+
+def test_a_report_comes_back_as_it_was_written_whatever_its_cells_begin_with(tmp_path):
+    begins = ["=", "+", "-", "@", "\t", "'", "''", "'=", "", "a"]
+    rows = [(f"{begin}1", "failed", 0, f'{begin}SUM(A1:A9), "x"') for begin in begins]
+    report = pd.DataFrame([*rows, ("", "packed", 7, "")], columns=list(studies.REPORT_COLUMNS))
+    write_report(report, tmp_path)
+    pd.testing.assert_frame_equal(read_report(tmp_path), report)
+    with open(tmp_path / "report.csv", encoding="utf-8", newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+
+
+@pytest.mark.parametrize("name", ["sub-verse004", "PAT001_2", "a.b-c_1"])
+def test_studies_may_have_names_of_other_data_sets(cohort, name):
+    """With `_` and a number at the end, as packed files have it, too."""
+    table = labels.read_labels(cohort / "train.csv").replace({UID: {SECOND: name}})
+    labels.write_labels(table, cohort / "train.csv")
+    ct_of(cohort, SECOND).rename(ct_of(cohort, name))
+    mask_of(cohort, SECOND).rename(mask_of(cohort, name))
+    for uid in (FIRST, THIRD):
+        shutil.rmtree(ct_of(cohort, uid))
+    assert statuses(pack(cohort)) == {name: "packed"}
+    check_sequences(cohort / "packed", pd.DataFrame({UID: name, "vertebra": VERTEBRAE}), slices=5, size=32)
+    assert read_manifest(cohort / "packed")[UID].unique().tolist() == [name]
+    ct_of(cohort, name).rename(ct_of(cohort, SECOND))  # gone: its sequences are set aside, by their name
+    mask_of(cohort, name).rename(mask_of(cohort, SECOND))
+    assert statuses(pack(cohort)) == {SECOND: "packed"}
+    aside = sorted(path.name for path in (cohort / "packed" / "aside").iterdir())
+    assert aside == [f"{name}_{number}.npy" for number in range(1, 8)]
 
 
 @pytest.mark.parametrize(
