@@ -120,10 +120,12 @@ def _sort_out(files: list[Path]) -> tuple[dict[Path, Header], dict[str, str], di
         if header is None:
             was_slice = path.suffix.lower() in (".dcm", ".dicom") or _pattern(path) in alike
             (damaged if was_slice else left_out)[path.name] = "nothing can be read" if was_slice else NO_DICOM
+        elif header.is_capture:
+            left_out[path.name] = "a screen capture"
+        elif header.damage and header.is_other:
+            left_out[path.name] = "no image"
         elif header.damage:
-            (left_out if header.is_other else damaged)[path.name] = (
-                "no image" if header.is_other else header.damage
-            )
+            damaged[path.name] = header.damage
         else:
             same = seen[path.stat().st_size, header.instance]
             if any(filecmp.cmp(path, other, shallow=False) for other in same):

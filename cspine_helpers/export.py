@@ -7,13 +7,12 @@ The layout is that of RSNA 2022:
     train.csv, train_bounding_boxes.csv
 """
 
-import locale
 import re
 import shutil
+import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -27,8 +26,12 @@ from cspine_helpers.rendering import Study
 IMAGES, SEGMENTATIONS = "train_images", "segmentations"
 LABELS, BOXES = "train.csv", "train_bounding_boxes.csv"
 _UNFINISHED = ".export-"
+HEADERS = ("full", "rsna")
 _CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"  # Source: DICOM PS3.4 section B.5
+_EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"  # Source: DICOM PS3.5 section 10.1
+_WRITER = "2.25.148907733915624091355264171226590342173"  # Source: DICOM PS3.5 section B.2, from a UUID
 _UID_LENGTH = 64  # Source: DICOM PS3.5 section 9.1
+_Elements = Mapping[int, tuple[str, str | int | bytes]]  # tag → type and value
 
 
 def write_series(
@@ -38,6 +41,7 @@ def write_series(
     *,
     study_uid: str,
     names: Sequence[str] | None = None,
+    header: str = "full",
 ) -> None:
     """Write a volume as a series of DICOM CT slices; the same volume gives the same bytes.
 
@@ -50,34 +54,36 @@ def write_series(
         spacing_mm: (z, y, x).
         study_uid: StudyInstanceUID; those of series and slices are made from it.
         names: file names, one a slice in the order of Z; default `<InstanceNumber>.dcm`.
+        header: "full", what the standard asks for; "rsna", the elements that slices of RSNA 2022 have, and no
+            other: no modality, class or frame of reference, positions to a hundredth of a mm.
 
     Raises:
-        ImportError: SimpleITK is not installed.
         OSError: a file cannot be written.
-        ValueError: shape, values, spacing, UID or names cannot be those of a series.
+        ValueError: shape, values, spacing, UID, names or header cannot be those of a series.
     """
     _check_grid(hu, spacing_mm)
     stored = _whole_hu(hu)
     _check_uid(study_uid, len(stored))
     names = _checked_names(names, len(stored))
-    sitk = simpleitk()
-    writer = sitk.ImageFileWriter()
-    writer.SetImageIO("GDCMImageIO")
-    writer.KeepOriginalImageUIDOn()
+    if header not in HEADERS:
+        raise ValueError(f"header is one of {', '.join(HEADERS)}; found {header!r}. Choose one.")
     x, y, z = _origin_mm(hu.shape, spacing_mm)
-    shared = _series_tags(study_uid, spacing_mm)
+    shared = _series_elements(study_uid, hu.shape, spacing_mm, header)
     folder.mkdir(parents=True, exist_ok=True)
     for index, (plane, name) in enumerate(zip(stored, names, strict=True)):
-        image = sitk.GetImageFromArray(plane)
-        image.SetSpacing((float(spacing_mm[2]), float(spacing_mm[1])))
-        own = {
-            "0008|0018": f"{study_uid}.1.{index + 1}",  # SOPInstanceUID
-            "0020|0013": str(index + 1),  # InstanceNumber
-            "0020|0032": "\\".join(map(_decimal, (x, y, z - index * spacing_mm[0]))),  # ImagePositionPatient
+        uid, height = f"{study_uid}.1.{index + 1}", z - index * spacing_mm[0]
+        position = _decimal(x), _decimal(y), _decimal(height) if header == "full" else f"{height + 0.0:.2f}"
+        own: _Elements = {
+            0x00080018: ("UI", uid),  # SOPInstanceUID
+            0x00200013: ("IS", str(index + 1)),  # InstanceNumber
+            0x00200032: ("DS", "\\".join(position)),  # ImagePositionPatient
+            0x7FE00010: ("OW", plane.astype("<i2").tobytes()),  # PixelData
         }
-        for tag, value in (shared | own).items():
-            image.SetMetaData(tag, value)
-        _write(writer, image, folder / name)
+        path = folder / name
+        try:
+            path.write_bytes(bytes(128) + b"DICM" + _meta(uid) + _encoded({**shared, **own}))
+        except OSError as error:
+            raise _not_written(path, error.strerror or str(error)) from error
 
 
 def write_label_map(path: Path, label_map: np.ndarray, spacing_mm: Sequence[float]) -> None:
@@ -113,11 +119,15 @@ def write_label_map(path: Path, label_map: np.ndarray, spacing_mm: Sequence[floa
     image.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
     writer = sitk.ImageFileWriter()
     writer.SetImageIO("NiftiImageIO")
+    writer.SetFileName(str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(writer, image, path)
+    try:
+        writer.Execute(image)
+    except RuntimeError as error:
+        raise _not_written(path, reason(error)) from error
 
 
-def export_cohort(cohort: Path, folder: Path, studies: Sequence[str]) -> None:
+def export_cohort(cohort: Path, folder: Path, studies: Sequence[str], *, header: str = "full") -> None:
     """Write studies of a phantom cohort as DICOM and NIfTI, with their tables, in the layout of RSNA 2022.
 
     Each study is written beside its place and moved there when complete; the tables come last. What an
@@ -127,6 +137,7 @@ def export_cohort(cohort: Path, folder: Path, studies: Sequence[str]) -> None:
         cohort: folder of a phantom cohort, `data/<cohort>`.
         folder: where they go; not the cohort's own.
         studies: StudyInstanceUIDs.
+        header: of the slices, see `write_series`.
 
     Raises:
         BlockingIOError: another process exports to the folder.
@@ -149,19 +160,19 @@ def export_cohort(cohort: Path, folder: Path, studies: Sequence[str]) -> None:
         for unfinished in folder.glob(f"{_UNFINISHED}*"):  # by a process that was killed
             shutil.rmtree(unfinished)
         for uid in tqdm(studies, desc=f"CT of {cohort.name}", unit="study", mininterval=1):
-            _export_study(phantom.study_of(cohort, uid), folder)
+            _export_study(phantom.study_of(cohort, uid), folder, header)
         labels.write_labels(table, folder / LABELS)
         labels.write_boxes(boxes, folder / BOXES)
 
 
-def _export_study(study: Study, folder: Path) -> None:
+def _export_study(study: Study, folder: Path, header: str) -> None:
     """One study, beside its place and then there: whoever finds its slices finds its label map."""
     images, label_map = folder / IMAGES / study.uid, folder / SEGMENTATIONS / f"{study.uid}.nii.gz"
     for place in (images, label_map):
         place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=_UNFINISHED) as temporary:
         new = Path(temporary)
-        write_series(new / study.uid, study.volume_hu, study.spacing_mm, study_uid=study.uid)
+        write_series(new / study.uid, study.volume_hu, study.spacing_mm, study_uid=study.uid, header=header)
         write_label_map(new / label_map.name, study.label_map, study.spacing_mm)
         if images.exists():
             images.rename(new / "old")
@@ -191,41 +202,95 @@ def _check_ours(folder: Path, studies: list[str]) -> None:
         )
 
 
-def _series_tags(study_uid: str, spacing_mm: Sequence[float]) -> dict[str, str]:
-    """What all slices of a series say alike; GDCM fills in the rest, and today's date where none is given."""
-    return {
-        "0008|0008": "DERIVED\\PRIMARY\\AXIAL",  # ImageType
-        "0008|0016": _CT_IMAGE_STORAGE,  # SOPClassUID
-        "0008|0020": "",  # StudyDate
-        "0008|0030": "",  # StudyTime
-        "0008|0060": "CT",  # Modality
-        "0010|0010": "PHANTOM",  # PatientName
-        "0018|0050": _decimal(spacing_mm[0]),  # SliceThickness
-        "0018|5100": "HFS",  # PatientPosition: head first, supine
-        "0020|000d": study_uid,  # StudyInstanceUID
-        "0020|000e": f"{study_uid}.1",  # SeriesInstanceUID
-        "0020|0011": "1",  # SeriesNumber
-        "0020|0037": "1\\0\\0\\0\\1\\0",  # ImageOrientationPatient
-        "0020|0052": f"{study_uid}.2",  # FrameOfReferenceUID
-        "0028|1052": "0",  # RescaleIntercept: HU are stored as they are, in signed integers
-        "0028|1053": "1",  # RescaleSlope
-        "0028|1054": "HU",  # RescaleType
+def _series_elements(
+    study_uid: str, shape: Sequence[int], spacing_mm: Sequence[float], header: str
+) -> _Elements:
+    """What all slices of a series say alike; no date and no time.
+
+    Source: `full` is of DICOM PS3.3 section A.3 (CT image); `rsna` was read off an original slice.
+    """
+    between_slices, *within = map(_decimal, spacing_mm)
+    last = study_uid.rpartition(".")[2]
+    elements: dict[int, tuple[str, str | int | bytes]] = {
+        0x00180050: ("DS", between_slices),  # SliceThickness
+        0x0020000D: ("UI", study_uid),  # StudyInstanceUID
+        0x0020000E: ("UI", f"{study_uid}.1"),  # SeriesInstanceUID
+        0x00280002: ("US", 1),  # SamplesPerPixel
+        0x00280004: ("CS", "MONOCHROME2"),  # PhotometricInterpretation
+        0x00280010: ("US", shape[1]),  # Rows
+        0x00280011: ("US", shape[2]),  # Columns
+        0x00280030: ("DS", "\\".join(within)),  # PixelSpacing
+        0x00280100: ("US", 16),  # BitsAllocated
+        0x00280101: ("US", 16),  # BitsStored
+        0x00280102: ("US", 15),  # HighBit
+        0x00280103: ("US", 1),  # PixelRepresentation: HU are stored as they are, in signed integers
+        0x00281052: ("DS", "0"),  # RescaleIntercept
+        0x00281053: ("DS", "1"),  # RescaleSlope
     }
+    if header == "rsna":
+        return elements | {
+            0x00080023: ("DA", ""),  # ContentDate
+            0x00080033: ("TM", ""),  # ContentTime
+            0x00100010: ("PN", last),  # PatientName
+            0x00100020: ("LO", last),  # PatientID
+            0x00200037: ("DS", "1.00000\\0.00000\\0.00000\\0.00000\\1.00000\\0.00000"),
+            0x00281050: ("DS", "500"),  # WindowCenter
+            0x00281051: ("DS", "2500"),  # WindowWidth
+        }
+    empty = {  # of the study: date, time, accession number, physician, id; of the patient: id, birth, sex
+        **{0x00080020: "DA", 0x00080030: "TM", 0x00080050: "SH", 0x00080090: "PN"},
+        **{0x00100020: "LO", 0x00100030: "DA", 0x00100040: "CS", 0x00200010: "SH"},
+    }
+    return (
+        elements
+        | {tag: (vr, "") for tag, vr in empty.items()}
+        | {
+            0x00080008: ("CS", "DERIVED\\PRIMARY\\AXIAL"),  # ImageType
+            0x00080016: ("UI", _CT_IMAGE_STORAGE),  # SOPClassUID
+            0x00080060: ("CS", "CT"),  # Modality
+            0x00100010: ("PN", "PHANTOM"),  # PatientName
+            0x00185100: ("CS", "HFS"),  # PatientPosition: head first, supine
+            0x00200011: ("IS", "1"),  # SeriesNumber
+            0x00200037: ("DS", "1\\0\\0\\0\\1\\0"),  # ImageOrientationPatient
+            0x00200052: ("UI", f"{study_uid}.2"),  # FrameOfReferenceUID
+            0x00281054: ("LO", "HU"),  # RescaleType
+        }
+    )
 
 
-def _write(writer: Any, image: Any, path: Path) -> None:
-    """Write an image of SimpleITK, whose own errors name neither cause nor remedy."""
-    writer.SetFileName(str(path))
-    before = locale.setlocale(locale.LC_ALL)
-    try:
-        writer.Execute(image)
-    except RuntimeError as error:
-        raise OSError(
-            f"{path} was not written ({reason(error)}). Check the right to write to {path.parent} and the "
-            "free space there."
-        ) from error
-    finally:
-        locale.setlocale(locale.LC_ALL, before)  # GDCM's writer leaves it at "C", where text files are ASCII
+def _meta(instance_uid: str) -> bytes:
+    """The file meta header. Source: DICOM PS3.10 section 7.1."""
+    rest = _encoded(
+        {
+            0x00020001: ("OB", b"\0\1"),  # FileMetaInformationVersion
+            0x00020002: ("UI", _CT_IMAGE_STORAGE),  # MediaStorageSOPClassUID
+            0x00020003: ("UI", instance_uid),  # MediaStorageSOPInstanceUID
+            0x00020010: ("UI", _EXPLICIT_LITTLE_ENDIAN),  # TransferSyntaxUID
+            0x00020012: ("UI", _WRITER),  # ImplementationClassUID
+            0x00020013: ("SH", "CSPINE_HELPERS"),  # ImplementationVersionName
+        }
+    )
+    return _encoded({0x00020000: ("UL", len(rest))}) + rest
+
+
+def _encoded(elements: _Elements) -> bytes:
+    """Data elements in explicit VR, little endian. Source: DICOM PS3.5 section 7.1.2."""
+    parts = []
+    for tag, (vr, value) in sorted(elements.items()):
+        if isinstance(value, int):
+            value = struct.pack("<I" if vr == "UL" else "<H", value)
+        elif isinstance(value, str):
+            value = value.encode("ascii")
+        value += (b"\0" if vr in ("UI", "OB") else b" ") * (len(value) % 2)
+        length = struct.pack("<2xI" if vr in ("OB", "OW") else "<H", len(value))
+        parts += [struct.pack("<HH", tag >> 16, tag & 0xFFFF), vr.encode(), length, value]
+    return b"".join(parts)
+
+
+def _not_written(path: Path, why: str) -> OSError:
+    return OSError(
+        f"{path} was not written ({why}). Check the right to write to {path.parent} and the free space there."
+    )
 
 
 def _origin_mm(shape: tuple[int, ...], spacing_mm: Sequence[float]) -> tuple[float, float, float]:
@@ -235,8 +300,9 @@ def _origin_mm(shape: tuple[int, ...], spacing_mm: Sequence[float]) -> tuple[flo
 
 
 def _decimal(value: float) -> str:
-    """A DICOM decimal string, here of ten digits: 16 characters at most (DICOM PS3.5 section 6.2)."""
-    return f"{value + 0.0:.10g}"  # + 0.0: no minus before a zero
+    """A DICOM decimal string, as exact as its 16 characters let it be (DICOM PS3.5 section 6.2)."""
+    texts = (f"{value + 0.0:.{digits}g}" for digits in range(14, 0, -1))  # + 0.0: no minus before a zero
+    return next(text for text in texts if len(text) <= 16)
 
 
 def _check_grid(array: np.ndarray, spacing_mm: Sequence[float]) -> None:

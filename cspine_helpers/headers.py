@@ -76,6 +76,11 @@ class Header:
     damage: str
 
     @property
+    def is_capture(self) -> bool:
+        """Whether it calls itself a secondary capture: a picture of a screen, or a paper."""
+        return self.sop_class.startswith(_SECONDARY_CAPTURE)
+
+    @property
     def is_other(self) -> bool:
         """Whether it calls itself no CT: a report, a directory, a capture."""
         return self.sop_class not in ("", *_CT_CLASSES)
@@ -274,7 +279,7 @@ def no_slice(image: Any, tags: Tags, *, frames: int = 1) -> str | None:
     """Why an image of so many frames is no slice of a CT, None where it is one."""
     if tags["modality"] != "CT":
         return f"modality {shown(tags, 'modality')}, not CT"
-    if (tags["sop_class"] or "").startswith(_SECONDARY_CAPTURE) or image.GetNumberOfComponentsPerPixel() > 1:
+    if image.GetNumberOfComponentsPerPixel() > 1:
         return "a screen capture"
     if "LOCALIZER" in (tags["image_type"] or "").upper().split("\\"):
         return "a scout"

@@ -1,5 +1,6 @@
 import json
 import locale
+import re
 import shutil
 import sys
 from functools import cache
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import scans
 
 from cspine_helpers import export, labels, packing, phantom
 from cspine_helpers.labels import UID, VERTEBRAE
@@ -206,6 +208,33 @@ def test_the_header_is_that_of_a_ct_series(study, slices):
     assert len(found) == len(slices) + 4  # slices, their class, study, series, frame of reference
 
 
+def test_the_header_of_rsna_2022_has_the_elements_of_an_original_slice_and_no_other(study, tmp_path):
+    few = study.volume_hu[:5]
+    export.write_series(tmp_path, few, study.spacing_mm, study_uid=study.uid, header="rsna")
+    slices = read_slices(tmp_path)
+    np.testing.assert_array_equal(hu_of(slices), np.rint(few))
+    for ds in slices:
+        assert {element.keyword for element in ds} == {*scans.RSNA_ELEMENTS}
+        assert ds.file_meta.MediaStorageSOPClassUID == pydicom.uid.CTImageStorage
+        assert ds.file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID
+        assert ds.SOPInstanceUID == f"{study.uid}.1.{ds.InstanceNumber}"
+        assert ds.PatientName == ds.PatientID == study.uid.rpartition(".")[2]
+        assert not ds.ContentDate
+        assert not ds.ContentTime
+        assert re.fullmatch(r"-?\d+\.\d\d", ds["ImagePositionPatient"].value[2].original_string)
+        assert (ds.BitsStored, ds.PixelRepresentation, ds.RescaleIntercept, ds.RescaleSlope) == (16, 1, 0, 1)
+        assert (ds.WindowCenter, ds.WindowWidth) == (500, 2500)
+    exact = (np.array(few.shape)[0] - 1) / 2 * study.spacing_mm[0] - np.arange(5) * study.spacing_mm[0]
+    found = [float(ds.ImagePositionPatient[2]) for ds in slices]
+    np.testing.assert_allclose(found, exact, atol=0.005001)
+
+
+def test_an_unknown_header_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"header is one of full, rsna; found 'RSNA'\. Choose one"):
+        export.write_series(tmp_path / "ct", np.zeros((2, 3, 3)), SPACING, study_uid="1.2", header="RSNA")
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_in_the_header_says_who_or_when(slices, written):
     for ds in slices:
         for element in ds.iterall():
@@ -300,8 +329,6 @@ def test_a_file_that_cannot_be_written_is_named_with_what_to_do(tmp_path):
 
 def test_without_simpleitk_one_sentence_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(ImportError, match="SimpleITK"):
-        export.write_series(tmp_path / "series", np.zeros((2, 3, 3)), SPACING, study_uid="1.2")
     with pytest.raises(ImportError, match="SimpleITK"):
         export.write_label_map(tmp_path / "labels.nii", np.zeros((2, 3, 3)), SPACING)
     assert not list(tmp_path.iterdir())
@@ -460,4 +487,5 @@ def test_only_a_phantom_cohort_can_be_exported(cohort, tmp_path):
 def test_writing_leaves_the_locale_as_it_was(tmp_path):
     before = locale.setlocale(locale.LC_ALL), locale.getencoding()
     export.write_series(tmp_path / "ct", np.zeros((2, 3, 3)), (1, 1, 1), study_uid="1.2")
+    export.write_label_map(tmp_path / "labels.nii", np.zeros((2, 3, 3), np.uint8), (1, 1, 1))
     assert (locale.setlocale(locale.LC_ALL), locale.getencoding()) == before
