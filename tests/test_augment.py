@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from cspine_helpers.augment import Augment, AugmentConfig
 
@@ -72,6 +73,100 @@ def test_every_step_does_what_albumentations_would_with_the_same_draw(step, seed
         assert (result[..., 5] != mask).mean() <= (0.01 if step == "affine" else 0)
 
 
+def moves(*, seeds: int = 200, size: int = 64, **limits) -> np.ndarray:
+    """Rotation in degrees, size across and down, shift across and down: read off moved coordinates, a row a seed."""
+    y, x = np.mgrid[:size, :size]
+    sequence = np.stack([3 * x + 32, 3 * y + 32, *[0 * x] * 4], axis=-1).astype(np.uint8)[None]
+    inner, centre = slice(20, -20), (size - 1) / 2
+    here = np.stack([*(axis[inner, inner].ravel() - centre for axis in (x, y)), np.ones((size - 40) ** 2)], 1)
+    augment, found = only(affine=1.0, **limits), []
+    for seed in range(seeds):
+        seen = augment(sequence, seed=(seed,))[0, inner, inner, :2].reshape(-1, 2).astype(float)
+        back = np.linalg.lstsq(here, (seen - 32) / 3 - centre, rcond=None)[0].T  # (2, 3): whence each pixel came
+        (xx, xy, dx), (yx, yy, dy), _ = np.linalg.inv(np.vstack([back, [0, 0, 1]]))
+        angle, across, down = np.arctan2(yx, xx), np.hypot(xx, yx), np.hypot(xy, yy)
+        found.append((np.degrees(angle), across, down, dx / size, dy / size))
+    return np.array(found)
+
+
+STILL = {"rotate_degrees": 0, "scale": 0, "shift": 0}
+
+
+def test_rotations_go_to_either_side_up_to_the_limit():
+    angle, across, down, *shift = moves(**STILL | {"rotate_degrees": 20}).T
+    assert -20.1 < angle.min() < -18
+    assert 18 < angle.max() < 20.1
+    assert abs(angle.mean()) < 2
+    np.testing.assert_allclose([across, down], 1, atol=0.01)
+    np.testing.assert_allclose(shift, 0, atol=0.01)
+
+
+def test_sizes_grow_and_shrink_up_to_the_limit_and_keep_their_proportions():
+    angle, across, down, *shift = moves(**STILL | {"scale": 0.2}).T
+    assert 0.79 < across.min() < 0.83
+    assert 1.17 < across.max() < 1.21
+    np.testing.assert_allclose(across, down, atol=0.005)
+    np.testing.assert_allclose(angle, 0, atol=0.5)
+    np.testing.assert_allclose(shift, 0, atol=0.01)
+
+
+def test_shifts_go_to_all_four_sides_up_to_the_limit():
+    angle, across, down, *shift = moves(**STILL | {"shift": 0.1}).T
+    for one in shift:
+        assert -0.105 < one.min() < -0.08
+        assert 0.08 < one.max() < 0.105
+    assert abs(np.corrcoef(shift)[0, 1]) < 0.3  # each side has a draw of its own
+    np.testing.assert_allclose([across, down], 1, atol=0.01)
+    np.testing.assert_allclose(angle, 0, atol=0.5)
+
+
+def test_brightness_and_contrast_rise_and_fall_up_to_the_limit():
+    ramp = np.tile(np.arange(96, 160, dtype=np.uint8)[:, None, None], (1, 1, 64, 6))
+    augment = only(contrast=1.0, contrast_limit=0.2)
+    seen = [augment(ramp, seed=(seed,))[0, :, 0, 0].astype(float) for seed in range(200)]
+    slope, offset = np.polyfit(np.arange(96, 160), np.transpose(seen), 1)
+    for found in (slope - 1, offset / 255):
+        assert -0.205 < found.min() < -0.18
+        assert 0.18 < found.max() < 0.205
+    assert abs(np.corrcoef(slope, offset)[0, 1]) < 0.3
+
+
+def test_a_hole_has_a_side_between_half_the_largest_and_the_largest():
+    white = np.full((1, 100, 100, 6), 255, np.uint8)
+    augment, sides = only(dropout=1.0, holes=1, hole_size=0.2), []
+    for seed in range(200):
+        hole = augment(white, seed=(seed,))[0, ..., 0] == 0
+        sides.append((hole.any(axis=0).sum(), hole.any(axis=1).sum()))
+        assert hole.sum() == np.prod(sides[-1])  # one rectangle
+    for side in np.transpose(sides):
+        assert 10 <= side.min() <= 11
+        assert 19 <= side.max() <= 20
+
+
+def test_there_are_one_to_the_most_holes_and_each_number_occurs():
+    white = np.full((1, 200, 200, 6), 255, np.uint8)
+    augment = only(dropout=1.0, holes=3, hole_size=0.03)  # so small that few touch each other
+    numbers = [ndimage.label(augment(white, seed=(seed,))[0, ..., 0] == 0)[1] for seed in range(200)]
+    assert np.bincount(numbers)[1:].min() > 40
+    assert set(numbers) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("step", ["affine", "contrast", "noise", "dropout"])
+def test_every_part_of_the_seed_decides_what_a_step_draws(step):
+    seeds = [(0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1), (2, 0, 0), (0, 2, 0), (0, 0, 2)]
+    sequence, augment = smooth(size=32)[:2], only(**{step: 1.0})
+    assert len({augment(sequence, seed=seed).tobytes() for seed in seeds}) == len(seeds)
+    again = [only(**{step: 1.0})(sequence, seed=seed) for seed in reversed(seeds)]  # in another order, too
+    np.testing.assert_array_equal(again[::-1], [augment(sequence, seed=seed) for seed in seeds])
+
+
+@pytest.mark.parametrize("step", ["flip", "affine", "contrast", "noise", "dropout"])
+def test_a_step_is_taken_as_often_as_its_probability_says(step):
+    sequence, augment = smooth(size=32)[:1], only(**{step: 0.25})
+    varied = [not np.array_equal(augment(sequence, seed=(seed,)), sequence) for seed in range(400)]
+    assert 70 <= sum(varied) <= 130  # 100 expected, standard deviation 8.7
+
+
 def test_noise_has_mean_zero_and_a_spread_within_its_limit():
     grey = np.full((1, 128, 128, 6), 128, np.uint8)
     augment = only(noise=1.0, noise_std=0.04)
@@ -137,6 +232,16 @@ def test_steps_are_drawn_independently():
     assert 70 < flipped.sum() < 130
     assert 70 < noisy.sum() < 130
     assert 30 < (flipped & noisy).sum() < 70  # a shared seed would give all or nothing
+
+
+@pytest.mark.parametrize("name", list(AugmentConfig.__dataclass_fields__))
+def test_the_ends_of_every_range_are_allowed_and_what_lies_beyond_is_refused(name):
+    least, most, beyond = {"rotate_degrees": (0, 180, 180.5), "holes": (1, 50, 0)}.get(name, (0, 1, 1.01))
+    for value in (least, most):
+        AugmentConfig(**{name: value})
+    for value in (least - 0.01, beyond):
+        with pytest.raises(ValueError, match=f"cannot have {name} = "):
+            AugmentConfig(**{name: value})
 
 
 def test_impossible_augmentation_settings_are_all_named():
