@@ -74,7 +74,7 @@ def test_every_step_does_what_albumentations_would_with_the_same_draw(step, seed
 
 
 def moves(*, seeds: int = 200, size: int = 64, **limits) -> np.ndarray:
-    """Rotation in degrees, size across and down, shift across and down: read off moved coordinates, a row a seed."""
+    """Degrees turned, size across and down, shift across and down: a row a seed, from moved coordinates."""
     y, x = np.mgrid[:size, :size]
     sequence = np.stack([3 * x + 32, 3 * y + 32, *[0 * x] * 4], axis=-1).astype(np.uint8)[None]
     inner, centre = slice(20, -20), (size - 1) / 2
@@ -82,7 +82,9 @@ def moves(*, seeds: int = 200, size: int = 64, **limits) -> np.ndarray:
     augment, found = only(affine=1.0, **limits), []
     for seed in range(seeds):
         seen = augment(sequence, seed=(seed,))[0, inner, inner, :2].reshape(-1, 2).astype(float)
-        back = np.linalg.lstsq(here, (seen - 32) / 3 - centre, rcond=None)[0].T  # (2, 3): whence each pixel came
+        back = np.linalg.lstsq(here, (seen - 32) / 3 - centre, rcond=None)[
+            0
+        ].T  # (2, 3): whence each pixel came
         (xx, xy, dx), (yx, yy, dy), _ = np.linalg.inv(np.vstack([back, [0, 0, 1]]))
         angle, across, down = np.arctan2(yx, xx), np.hypot(xx, yx), np.hypot(xy, yy)
         found.append((np.degrees(angle), across, down, dx / size, dy / size))

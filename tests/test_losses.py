@@ -38,6 +38,15 @@ def test_weights_multiply_each_example_and_are_not_normalised_away():
     torch.testing.assert_close(found, (3 * one + 5 * other) / 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("whole", [torch.uint8, torch.int64, torch.bool])
+def test_half_precision_and_whole_labels_are_taken_as_float32(dtype, whole):
+    logit = torch.linspace(-9, 9, 64).to(dtype)
+    label = torch.arange(64) % 3 == 0
+    expected = losses.focal_loss(logit.double().float(), label.float(), alpha=0.3)
+    torch.testing.assert_close(losses.focal_loss(logit, label.to(whole), alpha=0.3), expected, rtol=0, atol=0)
+
+
 def test_focal_loss_stays_finite_at_extreme_logits():
     logit = torch.tensor([-1e4, 1e4, -1e4, 1e4], requires_grad=True)
     loss = losses.focal_loss(logit, torch.tensor([1.0, 0.0, 0.0, 1.0]), alpha=0.9)
@@ -53,6 +62,7 @@ def test_focal_loss_stays_finite_at_extreme_logits():
         (((2,), (3,)), {"alpha": 0.5}, r"found \[\(2,\), \(3,\)\]"),
         (((0,), (0,)), {"alpha": 0.5}, "not empty"),
         (((2,), (2,)), {"alpha": 1.0}, "found alpha = 1.0"),
+        (((2,), (2,)), {"alpha": 0.0}, "found alpha = 0.0"),
         (((2,), (2,)), {"alpha": 0.5, "gamma": -1}, "gamma = -1"),
         (((2,), (2,)), {"alpha": 0.5, "weight": torch.ones(1)}, r"found \[\(1,\), \(2,\)\]"),
     ],
@@ -60,6 +70,17 @@ def test_focal_loss_stays_finite_at_extreme_logits():
 def test_focal_loss_refuses(shapes, options, message):
     with pytest.raises(ValueError, match=message):
         losses.focal_loss(torch.zeros(shapes[0]), torch.zeros(shapes[1]), **options)
+
+
+@pytest.mark.parametrize("options", [{"gamma": 0.0}, {"gamma": 3.5}, {"alpha": 0.1}, {}])
+def test_slice_loss_is_the_focal_loss_of_known_slices_with_the_options_given(options):
+    generator = torch.Generator().manual_seed(2)
+    logit, truth = (
+        torch.randn(4, 6, generator=generator),
+        (torch.rand(4, 6, generator=generator) < 0.4).float(),
+    )
+    expected = sigmoid_focal_loss(logit, truth, **{"alpha": 0.5, "gamma": 2.0} | options, reduction="mean")
+    torch.testing.assert_close(losses.slice_loss(logit, truth, **options), expected)
 
 
 def test_slice_loss_counts_only_known_slices():
@@ -90,6 +111,7 @@ def test_alpha_is_one_minus_prevalence_of_the_known():
     assert losses.balanced_alpha(np.array([1, 0, 0, 0])) == 0.75
     assert losses.balanced_alpha(np.array([1, 0, np.nan, 0, 0])) == 0.75
     assert losses.balanced_alpha(pd.Series([0, 1])) == 0.5
+    assert losses.balanced_alpha(pd.Series([0, None, 1, 0, 0], dtype=object)) == 0.75
 
 
 @pytest.mark.parametrize("labels", [[0, 0], [1], [0, 1, 2], []])

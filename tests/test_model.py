@@ -123,6 +123,63 @@ def test_the_seed_decides_the_weights():
     assert not torch.equal(first["backbone.conv_stem.weight"], other["backbone.conv_stem.weight"])
 
 
+def inputs_of(module, run):
+    """What a module is given while `run` runs."""
+    seen = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    run()
+    handle.remove()
+    return seen
+
+
+def test_a_share_of_features_is_dropped_before_the_lstm_and_before_the_head_in_training_alone():
+    model, pixels = build(dropout=0.4, lstm_hidden=128), sequences(batch=4)
+    for module in (model.lstm, model.head):
+        (training,) = inputs_of(module, lambda: model.train()(pixels))
+        assert (training == 0).float().mean().item() == pytest.approx(0.4, abs=0.06)
+        (inference,) = inputs_of(module, lambda: model.eval()(pixels))
+        assert (inference != 0).all()
+    for module in (model.attention, model.slice_head):  # which see everything
+        (training,) = inputs_of(module, lambda: model.train()(pixels))
+        assert (training != 0).all()
+
+
+@pytest.mark.parametrize(("layers", "share"), [(1, 0.0), (2, 0.4)])
+def test_a_share_is_dropped_between_the_lstms_layers(layers, share):
+    assert build(dropout=0.4, lstm_layers=layers).lstm.dropout == share
+
+
+@pytest.mark.parametrize("vertebra_embedding", [0, 4])
+@pytest.mark.parametrize("name", ["logit", "slice_logit"])
+def test_both_heads_teach_both_encoders(name, vertebra_embedding):
+    model = build(vertebra_embedding=vertebra_embedding)
+    output = getattr(model(sequences(), torch.tensor([1, 4])), name)
+    (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+    for encoder in (model.backbone, model.mask_encoder):
+        gradients = {parameter: value.grad for parameter, value in encoder.named_parameters()}
+        assert [each for each, value in gradients.items() if value is None or not value.any()] == []
+
+
+def test_the_summary_is_the_mean_of_the_states_weighted_by_attention():
+    model, pixels = build().eval(), sequences()
+    with torch.no_grad():
+        (states,) = inputs_of(model.attention, lambda: model(pixels))
+        (summary,) = inputs_of(model.head, lambda: model(pixels))
+        attention = model(pixels).attention
+    torch.testing.assert_close(summary, torch.einsum("bt,bth->bh", attention, states))
+
+
+@pytest.mark.parametrize("vertebra_embedding", [0, 4])
+def test_in_mixed_precision_the_lstm_attention_and_its_weights_stay_float32(vertebra_embedding):
+    model, pixels = build(vertebra_embedding=vertebra_embedding).eval(), sequences()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        outputs = []
+        (features,) = inputs_of(model.lstm, lambda: outputs.append(model(pixels, torch.tensor([0, 6]))))
+        (states,) = inputs_of(model.attention, lambda: model(pixels, torch.tensor([0, 6])))
+    assert (features.dtype, states.dtype, outputs[0].attention.dtype) == (torch.float32,) * 3
+    torch.testing.assert_close(outputs[0].attention.sum(1), torch.ones(2))
+
+
 def test_it_learns_to_find_bright_squares():
     model = build(dropout=0.0, lstm_hidden=32)
     pixels = sequences(batch=8) // 4

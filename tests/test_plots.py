@@ -1,13 +1,15 @@
+import io
+
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
 
 from cspine_helpers import labels, plots, splits
 from cspine_helpers.labels import PATIENT, TARGETS, UID, VERTEBRAE
-
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture
@@ -25,45 +27,126 @@ def history():
     return pd.DataFrame({"epoch": epochs} | dict.fromkeys(columns, 1 / epochs))
 
 
+def picture(figure) -> np.ndarray:
+    """The pixels `(H, W, 3)` that a notebook shows, 110 to the inch; nothing written in them is cut off."""
+    image = Image.open(io.BytesIO(figure._repr_png_()))
+    assert image.format == "PNG"
+    assert image.size == tuple(np.rint(figure.get_size_inches() * 110).astype(int))
+    figure.draw_without_rendering()
+    for text in figure.findobj(Text):
+        if text.get_text() and text.get_visible() and text.axes is not None:
+            box = text.get_window_extent().transformed(figure.transFigure.inverted())
+            assert -0.005 < box.min.min() < box.max.max() < 1.005, text.get_text()
+    return np.asarray(image.convert("RGB"))
+
+
+def colours(pixels: np.ndarray) -> set[str]:
+    """Every colour that covers more than 30 pixels."""
+    found, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+    return {matplotlib.colors.to_hex(one / 255).upper() for one in found[counts > 30]}
+
+
 def texts(axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
 def all_pictures(table, history):
+    """Each picture with a title of its own, and the colours that it must show."""
     samples = labels.expand(table, table[UID])
     split = splits.split_patients(table)
-    yield plots.prevalence_bars(labels.prevalence(table))
-    yield plots.imbalance_bars(table, samples)
-    yield plots.cooccurrence_heatmap(labels.cooccurrence(table))
-    yield plots.fractures_per_patient(table)
-    yield plots.split_comparison(splits.split_prevalence(table, split))
-    yield plots.leak_picture(samples.merge(split, on=UID), samples.merge(split, on=UID))
-    yield plots.learning_curves(history, best_epoch=4)
+    dealt = samples.merge(split, on=UID)
+    yield plots.prevalence_bars(labels.prevalence(table), title="Its title"), {plots.GREY, plots.INTACT}
+    yield plots.imbalance_bars(table, samples, title="Its title"), {plots.FRACTURED, plots.INTACT}
+    yield (
+        plots.cooccurrence_heatmap(labels.cooccurrence(table), title="Its title"),
+        {"#08306B"},
+    )  # the darkest
+    yield plots.fractures_per_patient(table, title="Its title"), {plots.FRACTURED, plots.INTACT}
+    by_split = splits.split_prevalence(table, split)
+    yield plots.split_comparison(by_split, title="Its title"), {*plots.SPLIT_COLOURS.values()}
+    yield plots.leak_picture(dealt, dealt), {*plots.SPLIT_COLOURS.values()}
+    yield plots.learning_curves(history, best_epoch=4, title="Its title"), {plots.FRACTURED, plots.INTACT}
 
 
-def test_every_picture_shows_itself_and_touches_no_global_state(table, history):
+def test_every_picture_shows_itself_whole_and_touches_no_global_state(table, history):
     before = dict(matplotlib.rcParams)
-    for figure in all_pictures(table, history):
+    for figure, expected in all_pictures(table, history):
         assert isinstance(figure, Figure)
-        assert figure._repr_png_().startswith(PNG)
+        assert expected <= colours(picture(figure))
+        written = [text.get_text() for text in figure.findobj(Text)]
+        assert "Its title" in written or len(figure.axes) == 2  # the leak has a title for each half
     assert dict(matplotlib.rcParams) == before
 
 
-def test_pictures_survive_a_cohort_without_fractures(table):
+def test_pictures_of_a_cohort_without_fractures_say_so(table):
     table[list(TARGETS)] = 0
     samples = labels.expand(table, table[UID])
-    for figure in (
-        plots.prevalence_bars(labels.prevalence(table)),
-        plots.imbalance_bars(table, samples),
-        plots.cooccurrence_heatmap(labels.cooccurrence(table)),
-        plots.fractures_per_patient(table),
-    ):
-        assert figure._repr_png_().startswith(PNG)
+    bars = plots.prevalence_bars(labels.prevalence(table))
+    assert [bar.get_width() for bar in bars.axes[0].patches] == [0] * 8
+    assert texts(bars.axes[0]) == ["0.0%  (0)"] * 8
+    shares = plots.imbalance_bars(table, samples)
+    assert {"0 fractured patients", "120 intact: 120.0 for each fractured"} <= set(texts(shares.axes[0]))
+    heat = plots.cooccurrence_heatmap(labels.cooccurrence(table))
+    assert texts(heat.axes[0]).count("0%\n0") == 42
+    numbers = plots.fractures_per_patient(table)
+    assert texts(numbers.axes[0]) == ["120\n100.0%"] + ["0"] * 7
+    for figure in (bars, shares, heat, numbers):
+        assert len(colours(picture(figure))) > 1
 
 
-def test_one_epoch_and_undefined_values_can_be_drawn(history):
-    history = history[:1].assign(validation_precision=np.nan)
-    assert plots.learning_curves(history)._repr_png_().startswith(PNG)
+def test_one_epoch_is_a_dot_and_undefined_values_are_left_out(history):
+    whole = plots.learning_curves(history[:1])
+    undefined = plots.learning_curves(history[:1].assign(validation_precision=np.nan))
+    assert plots.FRACTURED in colours(picture(whole)[330:, :495])  # the panel of precision
+    recall, precision = undefined.axes[2].lines
+    assert recall.get_ydata().tolist() == [1.0]
+    assert np.isnan(precision.get_ydata()).all()
+    dots = [figure.axes[2].lines[0].get_marker() for figure in (whole, undefined)]
+    assert dots == ["o", "o"]
+    assert (picture(whole) != picture(undefined)).any()
+
+
+def test_the_splits_are_compared_with_their_intervals_and_sizes(table):
+    split = splits.split_patients(table)
+    by_split = splits.split_prevalence(table, split)
+    axes = plots.split_comparison(by_split).axes[0]
+    for container, name in zip(axes.containers, splits.SPLITS, strict=True):
+        part = by_split[by_split["split"] == name]
+        points, _, (whiskers,) = container
+        assert points.get_xdata().tolist() == part["prevalence"].tolist()
+        assert points.get_color() == plots.SPLIT_COLOURS[name]
+        ends = np.array(whiskers.get_segments())[:, :, 0]
+        assert ends == pytest.approx(part[["low", "high"]].to_numpy())
+        assert container.get_label() == f"{name}, {(split['split'] == name).sum()} patients"
+    rows = np.array([container[0].get_ydata() for container in axes.containers])
+    assert np.rint(rows).tolist() == [list(range(8))] * 3  # beside the name of its target
+    assert len(np.unique(rows)) == 24  # and apart from the other splits'
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["any, per patient", *VERTEBRAE]
+    assert axes.yaxis_inverted()
+
+
+def test_learning_curves_show_each_column_under_its_name(history):
+    history = history.assign(
+        **{name: np.arange(5) / n for n, name in enumerate(history.columns[1:], start=7)}
+    )
+    figure = plots.learning_curves(history)
+    drawn = {
+        (axes.get_title(loc="left"), line.get_label()): line for axes in figure.axes for line in axes.lines
+    }
+    columns = {
+        ("Loss", "train"): "train_loss",
+        ("Loss", "validation"): "validation_loss",
+        ("Ranking", "AUROC"): "validation_auroc",
+        ("Ranking", "average precision"): "validation_average_precision",
+        ("At the threshold", "recall"): "validation_recall",
+        ("At the threshold", "precision"): "validation_precision",
+        ("Learning rate", "_child0"): "learning_rate",
+    }
+    assert set(drawn) == set(columns)
+    for key, column in columns.items():
+        assert drawn[key].get_xdata().tolist() == [1, 2, 3, 4, 5]
+        assert drawn[key].get_ydata().tolist() == history[column].tolist()
+    assert {axes.get_xlabel() for axes in figure.axes} == {"epoch"}
 
 
 def test_bars_are_as_long_as_the_prevalence_with_the_interval_around(table):
