@@ -2,7 +2,7 @@
 
 The patients are resampled once. Then the counts of every resample are summed from the highest score down and
 kept at every 64th row, so that a threshold costs one look-up and 63 rows at most. The intervals are those of
-`intervals.bootstrap`.
+`intervals.bootstrap`, at another prevalence those of `prevalence.restated_rates`.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from cspine_helpers.estimates import RATES, Estimates, score_interval
 from cspine_helpers.intervals import MOST_UNDEFINED
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.metrics import rates
-from cspine_helpers.prevalence import check_prevalence
+from cspine_helpers.prevalence import check_prevalence, restated_rates
 from cspine_helpers.resampling import confusion_sums, patient_weights, sample
 
 RESAMPLES = 1000
@@ -110,6 +110,7 @@ class Operating:
             (np.ones(len(kind), np.float32), (place, self._patient)), shape=(3 * blocks, len(studies))
         )
         self._sums = (sums @ weights).reshape(3, blocks, -1).cumsum(axis=1)  # (3, blocks, 1 + R)
+        self._holders = np.array([len(np.unique(self._patient[one > 0])) for one in self._kinds])
 
         present = np.bincount(rows.patient, minlength=len(studies)) > 0
         self._patients = np.stack([present & fractured, present & ~fractured]) @ weights  # (2, 1 + R)
@@ -151,25 +152,27 @@ class Operating:
         rest = slice(many // _BLOCK * _BLOCK, many)
         called = self._sums[:, many // _BLOCK] + self._kinds[:, rest] @ self._weights[self._patient[rest]]
         tp, *alarms = called
-        fn, *quiet = self._sums[:, -1] - called
+        fn, *quiet = (rows := self._sums[:, -1]) - called
         cells = np.stack([tp, sum(alarms), fn, sum(quiet)], axis=1).astype(np.float64)  # (1 + R, 4)
         names = ("tp", "fp", "fn", "tn")
         counts = dict(zip(names, cells[0].astype(int).tolist(), strict=True))
-        table = rates(pd.DataFrame(cells, columns=names))
-        found = dict(zip(RATES, table[[*RATES]].to_numpy()[0].tolist(), strict=True))
-        if prevalence is not None:
-            up, down = self._scales(prevalence)
-            scaled = [tp * up, alarms[0] * up + alarms[1] * down, fn * up, quiet[0] * up + quiet[1] * down]
-            table = rates(pd.DataFrame(np.stack(scaled, axis=1), columns=names))
-        draws = table[[*RATES]].to_numpy().T  # (rates, 1 + R)
+        draws = rates(pd.DataFrame(cells, columns=names))[[*RATES]].to_numpy().T  # (rates, 1 + R)
         value, draws = draws[:, 0], draws[:, 1:]
         limits = np.array(Estimates(confusion_sums(self._rows, threshold)).limits(value, draws, CONFIDENCE))
         limits[:, np.isnan(draws).mean(axis=1) > MOST_UNDEFINED] = np.nan
+        found = pd.DataFrame({"value": value, "low": limits[0], "high": limits[1]}, index=list(RATES))
+        restated = found
+        if prevalence is not None:
+            up, down = self._scales(prevalence)
+            restated = restated_rates(called, rows, self._holders, np.stack([up, up, down]), CONFIDENCE)
+            # What one group alone decides is the same everywhere.
+            alone = ["recall", "specificity"] if not rows[1, 0] else ["recall"]
+            restated.loc[alone] = found.loc[alone]
         return Point(
             threshold,
             counts,
-            found,
-            {name: Estimate(*map(float, three)) for name, *three in zip(RATES, value, *limits, strict=True)},
+            dict(zip(RATES, value.tolist(), strict=True)),
+            {name: Estimate(*three) for name, *three in restated.itertuples()},
             self._recalls(threshold),
             self._missed(threshold, prevalence),
         )

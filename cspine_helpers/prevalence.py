@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from cspine_helpers.estimates import score_interval
+from cspine_helpers.estimates import RATES, effective_cases, quantiles, score_interval
+from cspine_helpers.intervals import MOST_UNDEFINED
 from cspine_helpers.labels import UID
-from cspine_helpers.metrics import check_scores
+from cspine_helpers.metrics import check_scores, rates
 from cspine_helpers.paths import listing
-from cspine_helpers.reliability import interval, patient_sums, scored_rows
+from cspine_helpers.reliability import patient_sums, scored_rows
 from cspine_helpers.resampling import resampled
 
 COMPETITION_PREVALENCE = 0.476  # patients with a fracture in the RSNA 2022 training labels
@@ -87,8 +88,7 @@ def predictive_curve(
 ) -> pd.DataFrame:
     """Predictive values at other prevalences, as `predictive_values`, with intervals from resampled patients.
 
-    No interval is narrower than the score limits of sensitivity and of specificity make it: where no healthy
-    patient is called, no resample calls one either, and that is no proof that none ever will be.
+    The intervals are those of `restated_rates`.
 
     Args:
         predictions: see `reliability.scored_rows`; one split.
@@ -112,34 +112,83 @@ def predictive_curve(
     terms = np.column_stack([y * (p >= threshold), y, (1 - y) * (p < threshold), 1 - y])
     sums = patient_sums(rows[UID], terms)
     tp, positives, tn, negatives = sums.sum(axis=0)
-    rates = tp / positives, tn / negatives
-    table = predictive_values(*rates, prevalence)
+    table = predictive_values(tp / positives, tn / negatives, prevalence)
     tp, positives, tn, negatives = resampled(sums, resamples, seed).T
     alike = (tp == positives) & (tn == 0) | (tp == 0) & (tn == negatives)
     defined = (positives > 0) & (negatives > 0) & ~alike
     if not defined.any():
         raise ValueError(f"None of {resamples} resamples holds both classes and calls. Use more studies.")
-    tpr, tnr = (tp[defined] / positives[defined])[:, None], (tn[defined] / negatives[defined])[:, None]
-    share = table["prevalence"].to_numpy()
-    drawn = {
-        "ppv": tpr * share / (tpr * share + (1 - tnr) * (1 - share)),  # (resamples, prevalences)
-        "npv": tnr * (1 - share) / (tnr * (1 - share) + (1 - tpr) * share),
-    }
-    held = (sums[:, 1] > 0).sum(), (sums[:, 3] > 0).sum()  # patients with a case of either class
-    least = _by_score_limits(*rates, *held, share, confidence)
-    for name, values in drawn.items():
-        low, high = interval(values, confidence)
-        table[f"{name}_low"] = np.minimum(low, least[name].min(axis=0))
-        table[f"{name}_high"] = np.maximum(high, least[name].max(axis=0))
-    names = ["prevalence", *(f"{name}{end}" for name in drawn for end in ("", "_low", "_high")), "alarms"]
-    return table[names].assign(undefined=int((~defined).sum()))
+    counts = np.concatenate(
+        [sums.sum(axis=0, keepdims=True), np.stack([tp, positives, tn, negatives], 1)[defined]]
+    )
+    tp, positives, tn, negatives = counts.T
+    called, cases = np.stack([tp, negatives - tn]), np.stack([positives, negatives])
+    held = (sums[:, [1, 3]] > 0).sum(axis=0)  # patients with a case of either class
+    for place, share in enumerate(table["prevalence"]):
+        weights = np.array([[share], [1 - share]]) / cases
+        found = restated_rates(called, cases, held, weights, confidence).loc[["precision", "npv"]]
+        for name, (_, low, high) in zip(("ppv", "npv"), found.to_numpy(), strict=True):
+            table.loc[place, [f"{name}_low", f"{name}_high"]] = low, high
+    names = [f"{name}{end}" for name in ("ppv", "npv") for end in ("", "_low", "_high")]
+    return table[["prevalence", *names, "alarms"]].assign(undefined=int((~defined).sum()))
 
 
-def _by_score_limits(
-    sensitivity: float, specificity: float, fractured: int, intact: int, share: NDArray, confidence: float
-) -> dict[str, NDArray[np.float64]]:
-    """Predictive values (4, prevalences) at each score limit of one rate, the other as found."""
-    pairs = [(float(limit), specificity) for limit in score_interval(sensitivity, fractured, confidence)]
-    pairs += [(sensitivity, float(limit)) for limit in score_interval(specificity, intact, confidence)]
-    found = [predictive_values(*pair, share) for pair in pairs]
-    return {name: np.stack([values[name] for values in found]) for name in ("ppv", "npv")}
+def restated_rates(
+    called: NDArray[np.floating],
+    rows: NDArray[np.floating],
+    patients: NDArray[np.integer],
+    weights: NDArray[np.float64],
+    confidence: float,
+) -> pd.DataFrame:
+    """Rates where groups of cases count more, or less, than they were observed.
+
+    The intervals are percentiles of the resamples, and no narrower than the score limits of any one group's
+    share of alarms make them, the other groups as observed: where no intact case raised an alarm, no resample
+    raises one either, and that is no proof that none ever will.
+
+    Args:
+        called: cases called in each group, observed in the first column and then in each resample,
+            (G, 1 + R); the first group is fractured, all others are intact.
+        rows: cases of each group, (G, 1 + R).
+        patients: that the cases of each group belong to, (G,).
+        weights: what a case of each group counts, (G, 1 + R); NaN where it is not defined.
+        confidence: of the intervals.
+
+    Returns:
+        Columns `value, low, high` by rate, one of `estimates.RATES`; NaN where undefined, the interval also
+        where more than 5 % of the resamples do not define the rate.
+    """
+    value, draws = _rates_of(called * weights, rows * weights)
+    limits = np.full((2, len(value)), np.nan)
+    for place, drawn in enumerate(draws):
+        some = drawn[~np.isnan(drawn)]
+        if len(some) >= (1 - MOST_UNDEFINED) * len(drawn):
+            limits[:, place] = quantiles(some, confidence)
+    observed, shares = rows[:, :1], called / np.where(rows > 0, rows, np.nan)
+    ends = []
+    for group in np.flatnonzero(observed[:, 0] > 0):
+        share, drawn = float(shares[group, 0]), shares[group, 1:]
+        cases = effective_cases(
+            share, drawn[~np.isnan(drawn)], float(observed[group, 0]), float(patients[group])
+        )
+        for end in score_interval(share, cases, confidence):
+            moved = called[:, :1].astype(np.float64)
+            moved[group] = end * observed[group]
+            ends.append(moved)
+    _, least = _rates_of(np.hstack([called[:, :1], *ends]) * weights[:, :1], observed * weights[:, :1])
+    low, high = np.fmin.reduce(least, axis=1), np.fmax.reduce(least, axis=1)
+    undefined = np.isnan(limits[0]) | np.isnan(value)
+    table = {"value": value, "low": np.minimum(limits[0], low), "high": np.maximum(limits[1], high)}
+    frame = pd.DataFrame(table, index=list(RATES))
+    frame.loc[undefined, ["low", "high"]] = np.nan
+    return frame
+
+
+def _rates_of(
+    called: NDArray[np.float64], rows: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rates of the first column (rates,) and of the others (rates, R), of groups as in `restated_rates`."""
+    quiet = rows - called
+    cells = {"tp": called[0], "fp": called[1:].sum(axis=0), "fn": quiet[0], "tn": quiet[1:].sum(axis=0)}
+    found = rates(pd.DataFrame(cells))[[*RATES]].to_numpy().T
+    return found[:, 0], found[:, 1:]

@@ -9,7 +9,7 @@ from cspine_helpers.intervals import bootstrap
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.metrics import LEVELS, at_level, confusion, rates
 from cspine_helpers.operating import Operating, weigh
-from cspine_helpers.prevalence import predictive_values
+from cspine_helpers.prevalence import predictive_curve, predictive_values
 
 
 def operating(table, level="all", **options):
@@ -74,6 +74,39 @@ def test_predictive_values_of_patients_follow_bayes():
     assert point.rates["recall"] == pytest.approx(explored.at(0.3).rates["recall"])
     low, high = point.rates["precision"][1:]
     assert low < expected["ppv"] < high < explored.at(0.3).rates["precision"].value
+
+
+@pytest.mark.parametrize("level", ["patient", "all"])
+@pytest.mark.parametrize("silent", ["no false alarm", "no miss"])
+def test_no_error_among_few_patients_is_no_certainty_where_fractures_are_rare(level, silent):
+    table = made_table(studies=60)
+    label = table["label"] if level == "all" else table.groupby(UID)["label"].transform("max")
+    apart = table.assign(probability=0.2 + 0.6 * label)  # so that nothing is called, or missed, wrongly
+    if silent == "no false alarm":
+        apart.loc[label.eq(1) & (np.arange(len(table)) < 70), "probability"] = 0.2
+        name, rate = "precision", "specificity"
+    else:
+        apart.loc[label.eq(0) & (np.arange(len(table)) < 70), "probability"] = 0.8
+        name, rate = "npv", "recall"
+    explored = operating(apart, level)
+    observed, restated = explored.at(0.5), explored.at(0.5, 0.02)
+    assert observed.rates[name].value == restated.rates[name].value == observed.found[rate] == 1
+    assert restated.rates[name].high == 1
+    if silent == "no false alarm":  # 2 of 100 are fractured; some of the others may well be called
+        assert restated.rates[name].low < 0.5 < observed.rates[name].low
+    else:  # hardly anybody is fractured, so that hardly anybody can be missed
+        assert observed.rates[name].low < restated.rates[name].low < 1
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.45, 0.6])
+def test_predictive_values_of_patients_are_those_of_notebook_06(threshold):
+    table = made_table(studies=120)
+    for prevalence in (0.02, 0.4):
+        point = operating(table, "patient").at(threshold, prevalence)
+        expected = predictive_curve(table, threshold, prevalence).iloc[0]
+        for ours, theirs in (("precision", "ppv"), ("npv", "npv")):
+            ends = [expected[f"{theirs}{end}"] for end in ("", "_low", "_high")]
+            assert point.rates[ours] == pytest.approx(ends, abs=2e-6)
 
 
 def test_patients_missed_are_the_fractured_who_are_not_called():
