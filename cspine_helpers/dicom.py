@@ -6,7 +6,7 @@ Nothing is taken from file names.
 import filecmp
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -43,31 +43,22 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
     by their positions; see `stack` for what is repaired and what is refused.
 
     Args:
-        folder: holds the files themselves, not in folders below.
+        folder: holds the slices, or folders that do where it has none itself.
         series: SeriesInstanceUID, where there are several.
 
     Raises:
         FileNotFoundError: the folder holds no file.
         ValueError: no CT, several series, damaged files, or slices that make no volume; names them.
     """
-    there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    files, below = [p for p in there if not p.is_dir()], [p.name for p in there if p.is_dir()]
-    if gone := [path.name for path in files if not path.is_file()]:
-        raise ValueError(
-            f"{folder.name}: links that lead nowhere ({len(gone)}): {listing(gone)}. Get the files that "
-            "they stand for."
-        )
-    if not files:
-        cause = f" It holds the folders {listing(below)}: give one of these." if below else ""
-        raise FileNotFoundError(f"No file in {folder.name}.{cause or ' Give the folder of a DICOM series.'}")
+    sorted_out = _sort_out(folder, series)
     try:
-        found = _read(files)
+        found = _read(sorted_out)
     except ValueError as error:
         raise ValueError(f"{folder.name}: {error}") from None
     if not found.slices:
         raise ValueError(
-            f"{folder.name} holds no CT image among its {len(files)} files ({_reasons(found.left_out)}). "
-            "Give the folder of an axial CT series."
+            f"{folder.name} holds no CT image among its {sorted_out.total} files "
+            f"({_reasons(found.left_out)}). Give the folder of an axial CT series."
         )
     chosen = _choose(found.slices, series, folder.name)
     if len(chosen) < len(found.slices):
@@ -85,55 +76,111 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
     ):  # counted, not named: a warning is kept in tables, and a file's name may be a patient's
         kinds = (f"{count} × {why}" for why, count in Counter(found.left_out.values()).items())
         notes.insert(0, f"files left out, as they are no slices of the CT: {', '.join(kinds)}")
-    if below:
-        notes.append(f"folders beside the slices were not looked into ({len(below)})")
+    if sorted_out.unseen:
+        notes.append(f"folders beside the slices were not looked into ({sorted_out.unseen})")
     return replace(volume, warnings=(*notes, *volume.warnings))
 
 
-def _read(files: list[Path]) -> _Found:
+def series_in(folder: Path) -> set[str]:
+    """SeriesInstanceUIDs of a folder's images, which are not decoded; see `read_series` for which files."""
+    return {header.series for header in _sort_out(folder).images.values()}
+
+
+@dataclass
+class _SortedOut:
+    """A folder's files by name: those that may hold slices, why others hold none, and what is damaged."""
+
+    images: dict[str, Header] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
+    total: int = 0
+    unseen: int = 0  # folders that were not looked into
+
+
+def _sort_out(folder: Path, series: str | None = None) -> _SortedOut:
+    """The files of a folder; where none of them may hold a slice of the series, also those in folders below.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: links lead nowhere; names them.
+    """
+    there = _visible(folder)
+    files, below = [p for p in there if not p.is_dir()], [p for p in there if p.is_dir()]
+    found = _sorted_out(folder, files, series)
+    is_here = any(series in (None, header.series) for header in found.images.values())
+    if below and not is_here and not found.damaged:
+        files += [path for each in below for path in _files_below(each)]
+        found, below = _sorted_out(folder, files, series), []
+    if not files:
+        raise FileNotFoundError(f"No file in {folder.name}. Give the folder of a DICOM series.")
+    found.unseen = len(below)
+    return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for path in _visible(folder):
+        if path.is_dir() and not path.is_symlink():
+            yield from _files_below(path)
+        elif not path.is_dir():
+            yield path
+
+
+def _sorted_out(folder: Path, files: list[Path], series: str | None) -> _SortedOut:
+    if gone := [path.name for path in files if not path.is_file()]:
+        raise ValueError(
+            f"{folder.name}: links that lead nowhere ({len(gone)}): {listing(gone)}. Get the files that "
+            "they stand for."
+        )
+    found = _SortedOut(total=len(files))
+    headers = {path: read_header(path) for path in files}
+    alike = {_pattern(path) for path, header in headers.items() if header}
+    chosen = series in {header.series for header in headers.values() if header}
+    seen: dict[tuple[int, str], list[Path]] = defaultdict(list)
+    for path, header in headers.items():
+        name = path.relative_to(folder).as_posix()
+        if header is None:
+            was_slice = path.suffix.lower() in (".dcm", ".dicom") or _pattern(path) in alike
+            reasons = found.damaged if was_slice else found.left_out
+            reasons[name] = "nothing can be read" if was_slice else NO_DICOM
+        elif header.is_capture:
+            found.left_out[name] = "a screen capture"
+        elif chosen and header.series not in ("", series):
+            found.left_out[name] = "of another series"
+        elif header.damage and header.is_other:
+            found.left_out[name] = "no image"
+        elif header.damage:
+            found.damaged[name] = header.damage
+        else:
+            same = seen[path.stat().st_size, header.instance]
+            if any(filecmp.cmp(path, other, shallow=False) for other in same):
+                found.left_out[name] = "a copy of another file"
+                continue
+            same.append(path)
+            found.images[name] = header
+    return found
+
+
+def _read(files: _SortedOut) -> _Found:
     """The CT slices among the files, and why each of the others is none.
 
     Raises:
         ValueError: files are damaged; names them all.
     """
-    headers, left_out, damaged = _sort_out(files)
-    found = None if damaged else _read_at_once(headers)
+    found, damaged = None if files.damaged else _read_at_once(files.images), dict(files.damaged)
     if found is None:
-        found, garbled = _read_one_by_one(headers)
+        found, garbled = _read_one_by_one(files.images)
         damaged |= garbled
     if damaged:
         raise ValueError(
-            f"{len(damaged)} of {len(files)} files cannot be read ({_reasons(damaged)}). They "
-            "may be cut off or damaged: copy them again; a CT with slices missing is not packed."
+            f"{len(damaged)} of {files.total} files cannot be read ({_reasons(damaged)}). They may be cut "
+            "off or damaged: copy them again; a CT with slices missing is not packed."
         )
-    found.left_out |= left_out
+    found.left_out |= files.left_out
     return found
-
-
-def _sort_out(files: list[Path]) -> tuple[dict[Path, Header], dict[str, str], dict[str, str]]:
-    """Files that may hold slices with what their bytes say; by name why others are none, or are damaged."""
-    headers = {path: read_header(path) for path in files}
-    images, left_out, damaged = dict[Path, Header](), dict[str, str](), dict[str, str]()
-    alike = {_pattern(path) for path, header in headers.items() if header}
-    seen: dict[tuple[int, str], list[Path]] = defaultdict(list)
-    for path, header in headers.items():
-        if header is None:
-            was_slice = path.suffix.lower() in (".dcm", ".dicom") or _pattern(path) in alike
-            (damaged if was_slice else left_out)[path.name] = "nothing can be read" if was_slice else NO_DICOM
-        elif header.is_capture:
-            left_out[path.name] = "a screen capture"
-        elif header.damage and header.is_other:
-            left_out[path.name] = "no image"
-        elif header.damage:
-            damaged[path.name] = header.damage
-        else:
-            same = seen[path.stat().st_size, header.instance]
-            if any(filecmp.cmp(path, other, shallow=False) for other in same):
-                left_out[path.name] = "a copy of another file"
-                continue
-            same.append(path)
-            images[path] = header
-    return images, left_out, damaged
 
 
 def _pattern(path: Path) -> str:
@@ -141,14 +188,14 @@ def _pattern(path: Path) -> str:
     return re.sub(r"[0-9A-Fa-f.]*[0-9][0-9A-Fa-f.]*", "#", path.name)
 
 
-def _read_at_once(headers: Mapping[Path, Header]) -> _Found | None:
+def _read_at_once(headers: Mapping[str, Header]) -> _Found | None:
     """All files in one call, at twice the speed; None unless all are slices of one CT, stored alike."""
-    files = sorted(headers, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
-    if not files:
+    names = sorted(headers, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
+    if not names:
         return None
     sitk = simpleitk()
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(path) for path in files])
+    reader.SetFileNames([str(headers[name].path) for name in names])
     reader.MetaDataDictionaryArrayUpdateOn()
     reader.LoadPrivateTagsOff()
     warns = sitk.ProcessObject.GetGlobalWarningDisplay()
@@ -161,42 +208,42 @@ def _read_at_once(headers: Mapping[Path, Header]) -> _Found | None:
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(warns)
     tags = [
-        read_tags(partial(reader.HasMetaDataKey, i), partial(reader.GetMetaData, i), headers[path])
-        for i, path in enumerate(files)
+        read_tags(partial(reader.HasMetaDataKey, i), partial(reader.GetMetaData, i), headers[name])
+        for i, name in enumerate(names)
     ]
     alike = all(its[name] == tags[0][name] for its in tags for name in _STORED_ALIKE)
-    whole = image.GetDimension() == 3 and image.GetSize()[2] == len(files)
+    whole = image.GetDimension() == 3 and image.GetSize()[2] == len(names)
     whole &= all(header.shape == image.GetSize()[1::-1] for header in headers.values())
-    if said or not (alike and whole) or no_slice(image, tags[0], frames=len(files)):
+    if said or not (alike and whole) or no_slice(image, tags[0], frames=len(names)):
         return None
     del reader  # it shares the image, which would be copied to be looked at
     try:
         pixels, note = hounsfield(sitk.GetArrayViewFromImage(image), tags[0])
     except ValueError:
         return None
-    slices = [Slice(path.name, pixels.shape[1:], its) for path, its in zip(files, tags, strict=True)]
+    slices = [Slice(name, pixels.shape[1:], its) for name, its in zip(names, tags, strict=True)]
     return _Found(slices, pixels, [note] if note else [])
 
 
-def _read_one_by_one(headers: Mapping[Path, Header]) -> tuple[_Found, dict[str, str]]:
+def _read_one_by_one(headers: Mapping[str, Header]) -> tuple[_Found, dict[str, str]]:
     """The CT slices among the files and why others are none, and the damaged ones by name."""
     sitk = simpleitk()
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.LoadPrivateTagsOff()
     found, damaged, planes = _Found(), dict[str, str](), list[np.ndarray]()
-    for path, header in headers.items():
-        reader.SetFileName(str(path))
+    for name, header in headers.items():
+        reader.SetFileName(str(header.path))
         try:
             with complaints() as said:
                 image = reader.Execute()
         except RuntimeError as error:
             kind = found.left_out if header.is_other else damaged
-            kind[path.name] = "no image" if header.is_other else reason(error)
+            kind[name] = "no image" if header.is_other else reason(error)
             continue
         tags = read_tags(reader.HasMetaDataKey, reader.GetMetaData, header)
         if other := no_slice(image, tags):
-            found.left_out[path.name] = other
+            found.left_out[name] = other
             continue
         view = sitk.GetArrayViewFromImage(image)
         try:
@@ -204,10 +251,10 @@ def _read_one_by_one(headers: Mapping[Path, Header]) -> tuple[_Found, dict[str, 
                 raise ValueError(*said or ["its image is of another size than its header describes"])
             pixels, note = hounsfield(view.reshape(-1, *view.shape[-2:]), tags)
         except ValueError as error:
-            damaged[path.name] = str(error)
+            damaged[name] = str(error)
             continue
         planes.append(pixels[0])
-        found.slices.append(Slice(path.name, pixels.shape[1:], tags))
+        found.slices.append(Slice(name, pixels.shape[1:], tags))
         found.notes += [note] if note else []
     found.pixels = planes
     return found, damaged
@@ -229,8 +276,8 @@ def _choose(slices: list[Slice], series: str | None, folder: str) -> list[Slice]
     described = "; ".join(_described(uid, found) for uid, found in by_series.items())
     asked = "" if series is None else f" and none of them is {series!r}"
     raise ValueError(
-        f"{folder} holds {len(by_series)} CT series{asked}. Choose one with series=... (its "
-        f"SeriesInstanceUID), or keep one a folder: {described}."
+        f"{folder} holds {len(by_series)} CT series{asked}. Choose one by its "
+        f"SeriesInstanceUID with series=... (in packing, --series), or keep one a folder: {described}."
     )
 
 

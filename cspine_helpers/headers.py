@@ -48,10 +48,10 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # also .7.1 to .7.4, with seve
 _TISSUE_HU = (-900, 3000)  # a padding value in here would be taken for the patient
 
 # Elements, as 0xGGGGEEEE, that are read from a file's own bytes.
-_META_CLASS, _SYNTAX, _CLASS, _INSTANCE = 0x00020002, 0x00020010, 0x00080016, 0x00080018
+_META_CLASS, _SYNTAX, _CLASS, _INSTANCE, _SERIES = 0x00020002, 0x00020010, 0x00080016, 0x00080018, 0x0020000E
 _SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS = 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011
 _ALLOCATED, _PIXELS = 0x00280100, 0x7FE00010
-_READ, _NUMBERS = {_CLASS, _INSTANCE, _PHOTOMETRIC, _FRAMES}, {_SAMPLES, _ROWS, _COLUMNS, _ALLOCATED}
+_READ, _NUMBERS = {_CLASS, _INSTANCE, _SERIES, _PHOTOMETRIC, _FRAMES}, {_SAMPLES, _ROWS, _COLUMNS, _ALLOCATED}
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF  # length of what a delimiter ends
 _LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # types with a length of four bytes
@@ -64,14 +64,18 @@ class Header:
     """What a DICOM file's own bytes say.
 
     Attributes:
+        path: the file.
         sop_class: what the file is, by its data set, else by its meta header; "" where neither says.
         instance: SOPInstanceUID, "" where there is none.
+        series: SeriesInstanceUID, "" where there is none.
         shape: rows and columns, 0 where it does not say.
         damage: why its pixels cannot be those that it describes; "" where they can.
     """
 
+    path: Path
     sop_class: str
     instance: str
+    series: str
     shape: tuple[int, int]
     damage: str
 
@@ -105,7 +109,7 @@ def read_header(path: Path) -> Header | None:
             damage = "cut off, or garbled"
     sop_class = _uid(values, _CLASS) or _uid(values, _META_CLASS)
     shape = _number(values, _ROWS), _number(values, _COLUMNS)
-    return Header(sop_class, _uid(values, _INSTANCE), shape, damage)
+    return Header(path, sop_class, _uid(values, _INSTANCE), _uid(values, _SERIES), shape, damage)
 
 
 def _damage(data: bytes | mmap.mmap, at: int, values: dict[int, bytes]) -> str:

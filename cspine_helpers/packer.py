@@ -124,7 +124,7 @@ def _sequence_names(uid: str) -> list[str]:
 
 
 def hash_of(path: Path, *, named: bool = False) -> str:
-    """SHA-256 of a file; of a folder, that of its files' in order of their values.
+    """SHA-256 of a file; of a folder, that of its files' and of those below it, in order of their values.
 
     Args:
         path: the file or folder.
@@ -132,7 +132,8 @@ def hash_of(path: Path, *, named: bool = False) -> str:
     """
     if path.is_file():
         return paths.sha256_of(path)
-    files = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    there = ((file, file.relative_to(path).parts) for file in path.rglob("*"))
+    files = (file for file, parts in there if file.is_file() and not any(p.startswith(".") for p in parts))
     sums = sorted(paths.sha256_of(file) + (f"  {file.name}\n" if named else "") for file in files)
     return hashlib.sha256("".join(sums).encode()).hexdigest()
 

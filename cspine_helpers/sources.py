@@ -1,15 +1,17 @@
 """Where a cohort's CT, masks, labels and boxes lie, study by study."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
 
+from cspine_helpers.dicom import series_in
 from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, read_boxes, read_labels
 from cspine_helpers.nifti import NIFTI
 from cspine_helpers.packer import StudyFiles
+from cspine_helpers.paths import listing
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,32 @@ def study_files(source: PackSource, folder: Path) -> Iterator[StudyFiles]:
     for uid, path in studies.items():
         series, its = source.series.get(uid), drawn.get(uid, none)
         yield StudyFiles(uid, path, source.masks, source.scheme, series, known.get(uid), its)
+
+
+def choose_series(studies: Mapping[str, Path], wanted: Collection[str]) -> dict[str, str]:
+    """Study → which of the wanted series is in its folder; see `PackSource`.
+
+    Args:
+        studies: StudyInstanceUID → folder or file.
+        wanted: SeriesInstanceUIDs; their files are looked for in all headers.
+
+    Raises:
+        ValueError: a series is nowhere, or a study holds several of them; names these.
+    """
+    chosen: dict[str, str] = {}
+    for uid, folder in studies.items() if wanted else ():
+        try:
+            found = series_in(folder) if folder.is_dir() else set()
+        except (OSError, ValueError):
+            continue  # packing it says why
+        its = sorted(found.intersection(wanted))
+        if len(its) > 1:
+            raise ValueError(f"Study {uid} holds {len(its)} of these series: {listing(its)}. Choose one.")
+        if its:
+            chosen[uid] = its[0]
+    if lost := sorted({*wanted} - {*chosen.values()}):
+        raise ValueError(f"Series that no study holds ({len(lost)}): {listing(lost)}. Check their UIDs.")
+    return chosen
 
 
 def without_ct(source: PackSource, folder: Path) -> list[str]:

@@ -26,7 +26,7 @@ from cspine_helpers.masks import SCHEMES, find_mask
 from cspine_helpers.packer import StudyFiles, pack_study, packer_version, sentence, set_aside
 from cspine_helpers.packing import PackConfig
 from cspine_helpers.records import SEAL, content_sha256, write_sealed
-from cspine_helpers.sources import PackSource, study_files, without_ct
+from cspine_helpers.sources import PackSource, choose_series, study_files, without_ct
 from cspine_helpers.tables import read_table, write_table
 from cspine_helpers.truth import PACKED_BOX_COLUMNS, write_packed_boxes
 
@@ -265,6 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--scheme", default="rsna", choices=sorted(SCHEMES), help="what the masks' labels mean"
     )
+    parser.add_argument(
+        "--series", nargs="+", default=[], metavar="UID", help="which series, for studies that hold several"
+    )
     parser.add_argument("--slices", type=int, default=default.slices, help="slice positions a vertebra")
     parser.add_argument("--size", type=int, default=default.size, help="pixels, height and width")
     parser.add_argument("--margin-mm", type=float, default=default.margin_mm, help="free around a vertebra")
@@ -281,6 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = paths.cohort_dir(options.cohort)
         found = PackSource.of(folder, scheme=options.scheme)
         source = PackSource(options.images or found.images, options.masks or found.masks, found.scheme)
+        source = replace(source, series=choose_series(source.studies(), options.series))
         config = PackConfig(
             window_hu=tuple(options.window_hu), **{name: getattr(options, name) for name in names}
         )

@@ -554,15 +554,49 @@ def test_a_single_slice_is_no_volume(tmp_path):
     refusal(lambda: read_series(tmp_path), files[0].name, "one slice", "whole series")
 
 
-def test_empty_folders_and_folders_of_folders_say_what_to_give(tmp_path):
-    (tmp_path / "study").mkdir()
-    refusal(
-        lambda: read_series(tmp_path / "study"), "study", "folder of a DICOM series", error=FileNotFoundError
+def test_an_empty_folder_says_what_to_give(tmp_path):
+    (tmp_path / "study" / "series").mkdir(parents=True)
+    folder = tmp_path / "study"
+    refusal(lambda: read_series(folder), "study", "folder of a DICOM series", error=FileNotFoundError)
+
+
+@pytest.mark.parametrize("beside", [(), ("DICOMDIR", "readme.txt")], ids=["alone", "as on a disc"])
+def test_slices_in_folders_below_are_found_where_there_are_none_above(tmp_path, beside):
+    hu = body()
+    write_dicom(tmp_path / "DICOM" / "series_1", hu[:4], SPACING, names=[f"IM{z}" for z in range(4)])
+    lower = [*scans.ORIGIN[:2], scans.ORIGIN[2] - 4 * SPACING[0]]
+    write_dicom(
+        tmp_path / "DICOM" / "series_2", hu[4:], SPACING, origin_mm=lower, names=[f"IM{z}" for z in range(6)]
     )
-    write_dicom(tmp_path / "study" / "series_1", body(), SPACING)
-    (tmp_path / "study" / "series_2").mkdir()
-    parts = ("study", "series_1", "series_2", "give one of these")
-    refusal(lambda: read_series(tmp_path / "study"), *parts, error=FileNotFoundError)
+    (tmp_path / "DICOM" / ".hidden").mkdir()
+    (tmp_path / "DICOM" / ".hidden" / "IM0").write_bytes(b"")
+    for name in beside:
+        save_without_pixels(tmp_path / name, MediaStorageDirectoryStorage, "")
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert ["left out" in warning for warning in volume.warnings if "numbers" not in warning] == [
+        True
+    ] * bool(beside)
+
+
+def test_files_in_folders_below_are_named_with_their_folders(tmp_path):
+    for name in ("a", "b"):
+        files = write_dicom(tmp_path / name, body(), SPACING, names=[f"IM{z}" for z in range(10)])
+        files[4].write_bytes(files[4].read_bytes()[:-100])
+    refusal(lambda: read_series(tmp_path), tmp_path.name, "2 of 20 files", "'a/IM4', 'b/IM4'")
+
+
+def test_a_series_is_chosen_before_anything_is_decoded(tmp_path):
+    """What is damaged in another series is no matter."""
+    hu = body()
+    for series in ("1.2.77", "1.2.88"):
+        files = write_dicom(tmp_path / series, hu, SPACING, series_uid=series)
+    files[4].write_bytes(files[4].read_bytes()[:-100])
+    assert dicom.series_in(tmp_path) == {"1.2.77", "1.2.88"}
+    volume = read_series(tmp_path, series="1.2.77")
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ("files left out, as they are no slices of the CT: 10 × of another series",)
+    refusal(lambda: read_series(tmp_path, series="1.2.88"), "1 of 20", "1.2.88/")
 
 
 def test_several_series_are_described_and_one_is_chosen(tmp_path):
@@ -882,7 +916,7 @@ def test_files_read_at_once_are_those_read_one_by_one(tmp_path, options):
     padded = np.zeros(hu.shape, bool)
     padded[:, -6:] = "padding" in options
     write_dicom(tmp_path, hu, SPACING, padded=padded, **options)
-    headers, _, _ = dicom._sort_out(sorted(tmp_path.iterdir()))
+    headers = dicom._sort_out(tmp_path).images
     ways = [dicom._read_at_once(headers), dicom._read_one_by_one(headers)[0]]
     assert ways[0] is not None
     ours, theirs = (
@@ -912,9 +946,9 @@ MIXED = {
 def test_a_file_with_another_header_keeps_them_from_being_read_at_once(tmp_path, change):
     """Each of these is read with its own header."""
     files = write_dicom(tmp_path, body(), SPACING)
-    assert dicom._read_at_once(dicom._sort_out(files)[0]) is not None
+    assert dicom._read_at_once(dicom._sort_out(tmp_path).images) is not None
     edit(files[6], change)
-    assert dicom._read_at_once(dicom._sort_out(files)[0]) is None
+    assert dicom._read_at_once(dicom._sort_out(tmp_path).images) is None
 
 
 @pytest.mark.parametrize("syntax", [JPEGLosslessSV1, RLELossless])

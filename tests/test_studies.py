@@ -122,6 +122,57 @@ def check_sums(packed: Path) -> None:
     assert [name for name, sha256 in sums.items() if sha256_of(packed / name) != sha256] == []
 
 
+# Several series in a study.
+
+
+@pytest.fixture
+def two_series(cohort) -> tuple[str, str]:
+    """The first study's slices in a folder below, and the second's in another; their SeriesInstanceUIDs."""
+    second = STUDIES[SECOND]
+    for path in sorted(ct_of(cohort, FIRST).iterdir()):
+        (ct_of(cohort, FIRST) / "first").mkdir(exist_ok=True)
+        path.rename(ct_of(cohort, FIRST) / "first" / path.name)
+    other = ct_of(cohort, FIRST) / "second"
+    export.write_series(other, second.volume_hu, second.spacing_mm, study_uid="1.2.9")
+    return f"{FIRST}.1", "1.2.9.1"
+
+
+def test_of_several_series_in_folders_below_one_is_chosen_on_the_command_line(
+    cohort, whole, two_series, command
+):
+    status, out, _ = command("--no-sheets")
+    assert status == 1
+    for part in (f"{FIRST} holds 2 CT series", *two_series, "--series"):
+        assert part in out
+    status, out, _ = command("--no-sheets", "--series", two_series[0])
+    assert (status, out.splitlines()[0][:18]) == (0, "3 studies: 3 packe")
+    for name in (f"{FIRST}_1.npy", f"{SECOND}_7.npy"):
+        np.testing.assert_array_equal(np.load(cohort / "packed" / name), np.load(whole / "packed" / name))
+    (report,) = pd.read_csv(cohort / "packed" / "report.csv").query(f"{UID} == '{FIRST}'").to_dict("records")
+    assert "of another series" in report["message"]
+
+
+def test_a_series_that_is_nowhere_or_two_in_one_study_are_refused(cohort, two_series, command):
+    status, _, err = command("--series", "1.2.99", two_series[0])
+    assert (status, err) == (100, "Series that no study holds (1): '1.2.99'. Check their UIDs.\n")
+    status, _, err = command("--series", *two_series)
+    assert status == 100
+    assert f"Study {FIRST} holds 2 of these series" in err
+    assert not (cohort / "packed").exists()
+
+
+def test_a_change_in_a_folder_below_packs_the_study_again(cohort, two_series, packs):
+    source = PackSource.of(cohort, series={FIRST: two_series[0]})
+    pack(cohort, source=source)
+    assert packs == [FIRST, SECOND, THIRD]
+    packs.clear()
+    pack(cohort, source=source)
+    assert packs == []
+    (ct_of(cohort, FIRST) / "first" / "note.txt").write_text("new")
+    pack(cohort, source=source)
+    assert packs == [FIRST]
+
+
 # What is written.
 
 
