@@ -1,8 +1,10 @@
 import gzip
 import itertools
+import shutil
 import sys
 import zlib
 from dataclasses import replace
+from functools import cache
 
 import nibabel
 import numpy as np
@@ -15,6 +17,7 @@ from scans import (
     ORIENTATIONS,
     affine_of,
     assert_private,
+    edit,
     excerpt,
     landmarks,
     phantom,
@@ -28,6 +31,7 @@ from scans import (
 )
 from scipy import ndimage
 
+from cspine_helpers import export
 from cspine_helpers.ct import read_ct
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.masks import read_label_map
@@ -235,7 +239,7 @@ def test_a_grid_turned_far_is_said_and_one_turned_further_refused(tmp_path):
         write_dicom(tmp_path / f"{degrees:g}", scan.hu[:5], SPACING, **where)
         write_nifti(tmp_path / f"{degrees:g}.nii", scan.hu, SPACING, **where)
     for name in ("25", "25.nii"):
-        assert ["25°" in warning for warning in read_ct(tmp_path / name).warnings] == [True]
+        assert sum("25°" in warning for warning in read_ct(tmp_path / name).warnings) == 1
     for name in ("44", "44.nii"):
         refusal(lambda name=name: read_ct(tmp_path / name), name, "44°", "axial")
 
@@ -362,6 +366,124 @@ def test_the_series_of_a_folder_is_chosen_through_read_ct(tmp_path):
 def test_values_that_are_no_hounsfield_units_are_refused(tmp_path, values):
     path = write_nifti(tmp_path / "scan.nii.gz", values(excerpt().hu), SPACING)
     refusal(lambda: read_ct(path), "scan.nii.gz", "Hounsfield", "original")
+
+
+@cache
+def real_or_phantom(name: str) -> np.ndarray:
+    """Small enough to try many things with."""
+    if name == "phantom":
+        return phantom().hu[::2, ::2, ::2]
+    path = scans.REAL_CT / {"lumbar": "tptbox_lumbar/ct.nii.gz"}.get(name, f"totalsegmentator_example/{name}")
+    hu = read_ct(path).hu
+    return hu[:, ::3, ::3] if name == "dicom" else hu
+
+
+BODIES = [
+    "phantom",
+    *(pytest.param(name, marks=scans.needs_ct) for name in ("ct.nii.gz", "dicom", "lumbar")),
+]
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    return np.rint(values).astype(np.int16)
+
+
+NO_HOUNSFIELD = {
+    "+1000": lambda hu: hu + 1000,
+    "+1024": lambda hu: hu + 1024,
+    "-1000": lambda hu: hu - 1000,
+    "-1024": lambda hu: hu - 1024,
+    "+2048": lambda hu: hu + 2048,
+    "cone beam +200": lambda hu: hu + 200,
+    "cone beam +300": lambda hu: hu + 300,
+    "cone beam +400": lambda hu: hu + 400,
+    "stored values, clipped": lambda hu: np.maximum(hu + 1024, 0),
+    "z-scored": lambda hu: ((hu - hu.mean()) / hu.std()).astype(np.float32),
+    "from 0 to 1": lambda hu: ((hu - hu.min()) / float(np.ptp(hu))).astype(np.float32),
+    "from -1 to 1": lambda hu: (2 * (hu - hu.min()) / float(np.ptp(hu)) - 1).astype(np.float32),
+    "8 bits": lambda hu: np.clip((hu + 500.0) / 1800 * 255, 0, 255).astype(np.uint8),
+    "8 bits, soft tissue": lambda hu: np.clip((hu + 160.0) / 400 * 255, 0, 255).astype(np.uint8),
+    "twice the slope": lambda hu: 2 * (hu + 1024) - 1024,
+    "ten times": lambda hu: hu * 10.0,
+    "MR": lambda hu: rounded(np.abs(np.where(hu < -300, 0, np.where(hu > 150, 90, 400 + 2 * hu)) + 9.4)),
+}
+
+
+@pytest.mark.parametrize("change", NO_HOUNSFIELD.values(), ids=NO_HOUNSFIELD)
+@pytest.mark.parametrize("name", BODIES)
+def test_the_distribution_of_values_says_that_they_are_no_hounsfield_units(tmp_path, name, change):
+    """A single voxel where fat or air would be is none: noise and padding make those on any scale."""
+    hu = real_or_phantom(name).astype(np.int32)
+    hu[0, 0, :6] = range(-3024, 0, 504)
+    values = change(hu)
+    path = write_nifti(tmp_path / "scan.nii", values, (3.0, 3.0, 3.0))
+    refusal(lambda: read_ct(path), "scan.nii", "no Hounsfield units", "original")
+
+
+CROPS = {
+    "whole": lambda hu: hu,
+    "padding of -1024": lambda hu: within_a_circle(hu, -1024),
+    "padding of -2000": lambda hu: within_a_circle(hu, -2000),
+    "padding of -3024": lambda hu: within_a_circle(hu, -3024),
+    "noise": lambda hu: hu + noise(hu.shape, 100),
+    "noisy air, clipped": lambda hu: np.maximum(np.where(hu < -900, hu + noise(hu.shape, 200), hu), -1024),
+    "air of one value": lambda hu: np.where(hu < -600, -1000, hu),
+    "metal": lambda hu: np.where(np.indices(hu.shape)[2] % 12 == 0, 3071, hu),
+    "fat": lambda hu: np.where(
+        (hu > -150) & (hu < 200) & (noise(hu.shape, 1) < 1), -100 + noise(hu.shape, 20), hu
+    ),
+    "mostly air": lambda hu: np.pad(hu, ((0, 0), (90, 90), (60, 60)), constant_values=-1000),
+    "upper half": lambda hu: hu[:, : hu.shape[1] // 2],
+    "around the densest bone": lambda hu: around(hu, np.argwhere(hu > 250)),
+    "thick slices": lambda hu: hu[::4],
+}
+
+
+def noise(shape: tuple[int, ...], sd: float) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, sd, shape)
+
+
+def within_a_circle(hu: np.ndarray, padding: int) -> np.ndarray:
+    _, y, x = np.indices(hu.shape)
+    middle = np.array(hu.shape[1:]) / 2
+    return np.where(np.hypot(y - middle[0], x - middle[1]) < middle.min(), hu, padding)
+
+
+def around(hu: np.ndarray, points: np.ndarray) -> np.ndarray:
+    low = np.maximum(np.median(points, axis=0).astype(int) - 7, 0)
+    return hu[tuple(slice(a, a + 14) for a in low)]
+
+
+@pytest.mark.parametrize("change", CROPS.values(), ids=CROPS)
+@pytest.mark.parametrize("name", BODIES)
+def test_hounsfield_units_are_known_whatever_the_field_of_view_holds(tmp_path, name, change):
+    hu = rounded(change(real_or_phantom(name)))
+    volume = read_ct(write_nifti(tmp_path / "scan.nii", hu, (3.0, 3.0, 3.0)))
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert len(volume.warnings) == ((hu < -940).mean() < 0.001)
+
+
+@scans.needs_ct
+@pytest.mark.parametrize("change", [1000, 1024, -1000, -1024, 200, 300, 400])
+def test_a_real_series_with_another_intercept_is_refused(tmp_path, change):
+    shutil.copytree(scans.REAL_CT / "totalsegmentator_example" / "dicom", tmp_path / "ct")
+    for file in (tmp_path / "ct").iterdir():
+        edit(file, lambda ds: setattr(ds, "RescaleIntercept", int(ds.RescaleIntercept) + change))
+    refusal(lambda: read_ct(tmp_path / "ct"), "no Hounsfield units", "intercept")
+
+
+def test_exported_phantoms_are_hounsfield_units_without_a_word(tmp_path):
+    scan = phantom()
+    export.write_series(tmp_path / "ct", scan.hu, scan.spacing_mm, study_uid="1.2.3")
+    assert read_ct(tmp_path / "ct").warnings == ()
+
+
+def test_a_crop_without_air_is_read_and_said(tmp_path):
+    hu = np.maximum(excerpt().hu, -300)
+    volume = read_ct(write_nifti(tmp_path / "scan.nii.gz", hu, SPACING))
+    np.testing.assert_array_equal(volume.hu, hu)
+    (warning,) = volume.warnings
+    assert "no air in its field of view" in warning
 
 
 def test_dicom_that_holds_no_hounsfield_units_is_refused(tmp_path):
