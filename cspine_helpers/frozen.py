@@ -16,15 +16,15 @@ import pandas as pd
 
 from cspine_helpers import __version__
 from cspine_helpers.aggregation import validation_rows
-from cspine_helpers.calibration import Calibrator, fit_calibrator
+from cspine_helpers.calibration import Calibrator, calibrated, fit_calibrator
 from cspine_helpers.decisions import Decision
 from cspine_helpers.guarantees import Guarantee, checked_guarantees
-from cspine_helpers.labels import UID
+from cspine_helpers.labels import PATIENT, UID
 from cspine_helpers.levels import apply_decision, rows_at
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.openings import DECISION, MEMORY, memory, now_utc, read_openings
 from cspine_helpers.paths import inside, listing
-from cspine_helpers.predictions import predictions_sha256
+from cspine_helpers.predictions import predictions_sha256, validate_predictions
 from cspine_helpers.records import (
     RECORD,
     SEAL,
@@ -72,6 +72,45 @@ class Frozen:
         """Of the decision at a level: `frozen_utc`, or `test_openings_before`."""
         return self.record["decisions"][level][what]
 
+    def require_calibrators(self) -> None:
+        """Refuse to calibrate with none.
+
+        Raises:
+            ValueError: no calibrator is frozen; says how one is.
+        """
+        if not self.calibrators:
+            raise ValueError(
+                f"No calibrator is frozen in {self.folder}. Choose one with "
+                "cross_fitting.choose_calibrator(...), and freeze it with freeze(..., calibrators=...)."
+            )
+
+    def calibrate(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """Predictions of any split with calibrated probabilities beside those that the model gave.
+
+        Thresholds are for probabilities as predicted, calibrated ones are to be read: as shares of fractures
+        among patients such as those of the validation split.
+
+        Returns:
+            The predictions and the column `calibrated`: vertebrae, where a calibrator for them is frozen, and
+            one row a patient, with the vertebra `patient_overall`, where one for patients is.
+
+        Example:
+            >>> read_decision(run_dir("builtin")).calibrate(predictions)
+
+        Raises:
+            ValueError: no calibrator is frozen, or the table breaks the schema.
+        """
+        self.require_calibrators()
+        table, parts = validate_predictions(predictions), []
+        if (found := self.calibrators.get("all")) is not None:
+            rows = rows_at(table, "vertebra", None)
+            parts.append(rows.assign(calibrated=calibrated(found, rows["probability"])))
+        if (found := self.calibrators.get("patient")) is not None:
+            rows = rows_at(table, "patient", self.decisions["patient"].aggregation)
+            rows = rows.assign(vertebra=PATIENT, calibrated=calibrated(found, rows["probability"]))
+            parts.append(rows[[*table.columns, "calibrated"]])
+        return pd.concat(parts, ignore_index=True)
+
 
 def freeze(
     run_folder: str | Path,
@@ -114,12 +153,12 @@ def freeze(
     folder, rows = path.parent, validation_rows(predictions)
 
     # 1. What is handed in must be true of the validation rows.
-    chosen = _by_level([decisions] if isinstance(decisions, Decision) else decisions, "decisions")
+    chosen = _by_level([decisions] if isinstance(decisions, Decision) else decisions, Decision)
     promised = checked_guarantees(guarantees, predictions)
     for decision in chosen.values():
         _check_reached(decision, rows)
     _check_covered(chosen, promised)
-    fitted = _by_level(calibrators, "calibrators")
+    fitted = _by_level(calibrators, Calibrator)
     new: Parts = {"decisions": {}, "calibrators": {}}
     for level, decision in chosen.items():
         kept = [asdict(each) for each in promised if _owner(each) == level]
@@ -177,12 +216,14 @@ def remember_openings(frozen: Frozen) -> None:
         write_sealed(frozen.folder / DECISION, frozen.record | {MEMORY: found})
 
 
-def _by_level(given: Iterable[Any], what: str) -> dict[str, Any]:
+def _by_level(given: Iterable[Any], kind: type[Any]) -> dict[str, Any]:
     """Level → the one for it."""
-    found = {}
+    found: dict[str, Any] = {}
     for each in given:
+        if not isinstance(each, kind):
+            raise ValueError(f"Hand in a {kind.__name__} for each level; found {type(each).__name__}.")
         if each.level in found:
-            raise ValueError(f"Several {what} are for level {each.level!r}. Freeze one at each level.")
+            raise ValueError(f"Each level has one {kind.__name__}; found several for {each.level!r}.")
         found[each.level] = each
     return found
 

@@ -4,11 +4,14 @@ A whole cohort's validation and test patients, into `checkpoints/<run>/predictio
 again, it goes on where it was:
 
     python -m cspine_helpers.inference --cohort builtin
+
+With `--calibrated`, the calibrators that are frozen in the run folder are applied to that table, and
+`calibrated.csv` beside it holds the calibrated probabilities next to those that the model gave.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,10 +25,14 @@ from cspine_helpers.batches import make_loader
 from cspine_helpers.checkpoints import Run, load_run
 from cspine_helpers.cohort import Cohort, read_cohort
 from cspine_helpers.dataset import SequenceDataset
+from cspine_helpers.frozen import Frozen, check_belongs, read_decision
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.packed import check_sequences, sequence_path
-from cspine_helpers.paths import cohort_dir, exclusive, listing, remove_unfinished, run_dir
-from cspine_helpers.predictions import validate_predictions, write_predictions
+from cspine_helpers.paths import cohort_dir, exclusive, inside, listing, remove_unfinished, run_dir
+from cspine_helpers.predictions import read_predictions, validate_predictions, write_predictions
+from cspine_helpers.tables import write_table
+
+PREDICTIONS, CALIBRATED = "predictions.csv", "calibrated.csv"
 
 
 def predict(
@@ -36,6 +43,7 @@ def predict(
     split: str,
     batch_size: int = 16,
     workers: int = 0,
+    calibrate: bool = False,
 ) -> pd.DataFrame:
     """Predictions table of a run for labelled samples.
 
@@ -48,16 +56,28 @@ def predict(
         split: name of the split that the samples belong to.
         batch_size: sequences computed at once.
         workers: processes that load; 0 loads in this one.
+        calibrate: apply the calibrators that are frozen in the run folder, see `Frozen.calibrate`.
 
     Returns:
-        StudyInstanceUID, vertebra, split, label, probability; rows as in `samples`.
+        StudyInstanceUID, vertebra, split, label, probability; rows as in `samples`. With `calibrate`, a row
+        for each patient as well, and the column `calibrated`.
 
     Raises:
-        ValueError: packed sequences are missing or cannot be used; names them.
+        FileNotFoundError: no decision is frozen in the run folder to calibrate with.
+        ValueError: packed sequences are missing or cannot be used; names them. Or there is no calibrator.
     """
+    frozen = _calibrating(run.folder) if calibrate else None
     table = samples[[UID, "vertebra"]].assign(split=split, label=samples["label"])
     table["probability"] = list(chain.from_iterable(_batches(run, samples, packed_dir, batch_size, workers)))
-    return validate_predictions(table)
+    return frozen.calibrate(table) if frozen else validate_predictions(table)
+
+
+def _calibrating(folder: Path) -> Frozen:
+    """What is frozen in a run folder, if it belongs to the predictions there and holds a calibrator."""
+    frozen = read_decision(folder)
+    check_belongs(frozen, read_predictions(folder / PREDICTIONS))
+    frozen.require_calibrators()
+    return frozen
 
 
 def predict_cohort(
@@ -180,12 +200,15 @@ class StudyPrediction:
         threshold: probability from which a vertebra counts as fractured.
         probability: vertebra → probability of a fracture, for the vertebrae present.
         missing: vertebrae without a packed sequence; nothing is said of them.
+        calibrated: vertebra, and `patient_overall`, → calibrated probability, where it was asked for and a
+            calibrator is frozen; the threshold is not for these.
     """
 
     uid: str
     threshold: float
     probability: dict[str, float]
     missing: tuple[str, ...]
+    calibrated: dict[str, float] = field(default_factory=dict)
 
     @property
     def fractured(self) -> dict[str, bool]:
@@ -199,7 +222,12 @@ class StudyPrediction:
 
 
 def predict_study(
-    run: Run, packed_dir: str | Path, uid: str, *, threshold: float | None = None
+    run: Run,
+    packed_dir: str | Path,
+    uid: str,
+    *,
+    threshold: float | None = None,
+    calibrate: bool = False,
 ) -> StudyPrediction:
     """Answer for one study, from the vertebrae that are packed.
 
@@ -208,9 +236,10 @@ def predict_study(
         packed_dir: folder of the packed sequences.
         uid: StudyInstanceUID.
         threshold: probability from which a vertebra counts as fractured; None: the run's.
+        calibrate: apply the calibrators that are frozen in the run folder as well.
 
     Raises:
-        FileNotFoundError: none of the study's vertebrae is packed.
+        FileNotFoundError: none of the study's vertebrae is packed, or nothing is frozen to calibrate with.
         ValueError: a packed sequence cannot be used; the threshold is outside [0, 1]; or there is none.
     """
     if threshold is None:
@@ -227,14 +256,27 @@ def predict_study(
         raise FileNotFoundError(
             f"Study {uid!r} has no packed sequence in {packed_dir}: none of {names}. Pack it first."
         )
+    frozen = _calibrating(run.folder) if calibrate else None
     samples = pd.DataFrame({UID: uid, "vertebra": present, "label": 0})  # no label is known or used
     (values,) = _batches(run, samples, packed_dir, len(present), workers=0)
+    calibrated: dict[str, float] = {}
+    if frozen is not None:
+        table = frozen.calibrate(samples.assign(split="unknown", probability=values))
+        calibrated = dict(zip(table["vertebra"], table["calibrated"].tolist(), strict=True))
     return StudyPrediction(
         uid=uid,
         threshold=float(threshold),
         probability=dict(zip(present, values, strict=True)),
         missing=tuple(name for name in VERTEBRAE if name not in present),
+        calibrated=calibrated,
     )
+
+
+def _write_calibrated(folder: Path) -> Path:
+    """Write `calibrated.csv` of a run's predictions, with its SHA-256 beside it."""
+    path = inside(folder / CALIBRATED)
+    write_table(_calibrating(folder).calibrate(read_predictions(folder / PREDICTIONS)), path, sealed=True)
+    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -253,15 +295,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--leave-out-unusable", action="store_true", help="predict without studies that cannot be read"
     )
     parser.add_argument("--replace", action="store_true", help="also where there is a table already")
+    parser.add_argument(
+        "--calibrated", action="store_true", help="apply the frozen calibrators to the run's table, as well"
+    )
     options = parser.parse_args(arguments)
     try:
-        run, cohort = (
-            load_run(run_dir(options.run or options.cohort)),
-            read_cohort(cohort_dir(options.cohort)),
-        )
+        folder = run_dir(options.run or options.cohort)
+        path = folder / PREDICTIONS
+        if options.calibrated and path.is_file() and not options.replace:
+            print(f"{_write_calibrated(folder)}: calibrated probabilities beside those of {path.name}.")
+            return
+        run, cohort = load_run(folder), read_cohort(cohort_dir(options.cohort))
         cohort.check_run(run.record)
         run.model.to(options.device)
-        path = run.folder / "predictions.csv"
         table = predict_cohort(
             run,
             cohort,
@@ -271,6 +317,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             leave_out_unusable=options.leave_out_unusable,
             replace=options.replace,
         )
+        if options.calibrated:
+            _write_calibrated(folder)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     print(f"{path}: {len(table)} sequences of {table[UID].nunique()} studies.")

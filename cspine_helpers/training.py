@@ -30,7 +30,12 @@ from cspine_helpers.state import STATE, TrainingState, read_state
 
 TRAINING_SPLITS = ("train", "validation")  # the only ones a training looks at
 _FILES = (RECORD, HISTORY, f"{WEIGHTS}.safetensors", STATE)
-_LATER = ("predictions.csv", "decision.json", "test_openings.csv")  # made with a run, or brought without one
+_LATER = (
+    "predictions.csv",
+    "decision.json",
+    "test_openings.csv",
+    "calibrated.csv",
+)  # made with a run, or brought
 
 
 def set_aside(run_folder: str | Path) -> Path | None:

@@ -8,7 +8,8 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from cspine_helpers import calibration
-from cspine_helpers.cross_fitting import cross_fitted
+from cspine_helpers.aggregation import Aggregation, aggregate
+from cspine_helpers.cross_fitting import choose_calibrator, cross_fitted
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import auroc, log_losses, patient_level
 from cspine_helpers.predictions import from_wide
@@ -325,3 +326,36 @@ def test_the_highest_of_calibrated_vertebrae_is_no_calibrated_patient(halves):
     assert ece[1] < 0.25 * ece[0]
     areas = [auroc(t["label"], t["probability"]) for t in (patient_level(vertebrae), patients)]
     assert areas[0] == pytest.approx(areas[1], abs=1e-12)  # the ranking is the same
+
+
+def test_the_calibrator_of_the_lowest_cross_fitted_log_loss_is_chosen_and_fitted_on_all():
+    table = made(400)
+    noisy_or = Aggregation("noisy_or")
+    whole = pd.concat([table, made(seed=3, split="test").assign(**{UID: lambda rows: "9." + rows[UID]})])
+    for level, by in (("vertebra", None), ("patient", noisy_or)):
+        rows = table if by is None else aggregate(table, by)
+        options = {} if by is None else {"level": "patient", "aggregation": "noisy or"}
+        losses = {"as predicted": log_losses(rows["label"], rows["probability"]).mean()}
+        for kind in ("temperature", "platt", "isotonic"):
+            found = cross_fitted(rows, kind=kind, **options)
+            losses[kind] = log_losses(found["label"], found["probability"]).mean()
+        chosen, scores = choose_calibrator(whole, level=level, aggregation=by)
+        assert dict(zip(scores["kind"], scores["log_loss"], strict=True)) == pytest.approx(losses)
+        assert (scores["refused"] == "").all()
+        best = min(losses, key=losses.get)
+        assert chosen == calibration.fit_calibrator(rows, kind=best, **options)
+        assert (
+            log_losses(rows["label"], calibration.calibrated(chosen, rows["probability"])).mean()
+            < (losses["as predicted"])
+        )
+
+
+def test_where_no_kind_helps_the_probabilities_stay_as_predicted():
+    chosen, scores = choose_calibrator(made(patients=60, slope=1.0, intercept=0.0), level="vertebra")
+    assert chosen is None
+    assert scores["kind"][scores["log_loss"].idxmin()] == "as predicted"
+    few = made(patients=25)
+    chosen, scores = choose_calibrator(few, level="patient", aggregation=Aggregation("max"))
+    refused = scores.set_index("kind")["refused"]
+    assert refused["isotonic"].startswith("isotonic needs 50 patients")
+    assert np.isnan(scores.set_index("kind")["log_loss"]["isotonic"])

@@ -11,6 +11,7 @@ from test_aggregation import toy
 
 from cspine_helpers import frozen, held_out, openings
 from cspine_helpers.aggregation import Aggregation, aggregate, fit_logistic
+from cspine_helpers.calibration import calibrated, fit_calibrator
 from cspine_helpers.decisions import choose_threshold, state_threshold
 from cspine_helpers.frozen import freeze, read_decision
 from cspine_helpers.guarantees import guarantee_on_validation, guarantee_recall
@@ -30,6 +31,9 @@ VERTEBRA = choose_decision(WHOLE, level="vertebra", precision_floor=0.5)
 PATIENT = choose_decision(WHOLE, level="patient", aggregation=Aggregation("noisy_or"), objective="max_youden")
 BOTH = [VERTEBRA, PATIENT]
 SPLIT = WHOLE[[UID, "split"]].drop_duplicates()
+NOISY_OR, MAX = Aggregation("noisy_or"), Aggregation("max")
+OTHER = WHOLE.assign(probability=WHOLE["probability"] ** 2)
+ON_TEST = WHOLE.assign(split=WHOLE["split"].map({"test": "validation", "validation": "test"}))
 
 
 @pytest.fixture
@@ -92,7 +96,7 @@ def test_both_levels_are_chosen_before_the_test_split_is_opened(tmp_path):
         assert read_openings(folder)[["level", "objective"]].to_numpy().tolist() == [
             ["vertebra and patient", "max_recall and max_youden"]
         ]
-    with pytest.raises(ValueError, match="Several decisions are for level 'vertebra'"):
+    with pytest.raises(ValueError, match="Each level has one Decision; found several for 'vertebra'"):
         freeze(tmp_path, [VERTEBRA, VERTEBRA], WHOLE)
     with pytest.raises(ValueError, match="No decision is handed in"):
         freeze(tmp_path, [], WHOLE)
@@ -220,6 +224,79 @@ def test_openings_that_were_deleted_cut_off_or_set_back_are_missed(opened):
     path.write_bytes(whole)
     assert len(read_openings(folder)) == 2
     evaluate_on_test(folder, WHOLE)
+
+
+FITTED = [
+    fit_calibrator(WHOLE[WHOLE["split"] == "validation"], kind="platt"),
+    fit_calibrator(
+        aggregate(WHOLE[WHOLE["split"] == "validation"], Aggregation("noisy_or")),
+        kind="temperature", level="patient", aggregation="noisy or",
+    ),
+]  # fmt: skip
+
+
+def test_calibrators_are_frozen_with_the_decisions_and_applied_beside_the_predictions(tmp_path, clock):
+    made = freeze(tmp_path, BOTH, WHOLE, calibrators=FITTED)
+    found = read_decision(tmp_path)
+    assert found == made
+    assert found.calibrators == {"all": FITTED[0], "patient": FITTED[1]}
+    table = found.calibrate(WHOLE)
+    vertebrae, patients = table[table["vertebra"] != "patient_overall"], aggregate(WHOLE, NOISY_OR)
+    pd.testing.assert_frame_equal(vertebrae.drop(columns="calibrated"), WHOLE)
+    np.testing.assert_array_equal(vertebrae["calibrated"], calibrated(FITTED[0], WHOLE["probability"]))
+    rows = table[table["vertebra"] == "patient_overall"]
+    assert rows[UID].tolist() == patients[UID].tolist()
+    np.testing.assert_array_equal(rows["probability"], patients["probability"])
+    np.testing.assert_array_equal(rows["calibrated"], calibrated(FITTED[1], patients["probability"]))
+
+
+def test_a_calibrator_of_later_says_so_and_another_needs_to_be_asked_for(tmp_path, clock):
+    first = freeze(tmp_path, BOTH, WHOLE)
+    with pytest.raises(ValueError, match=r"No calibrator is frozen in .*choose_calibrator"):
+        first.calibrate(WHOLE)
+    evaluate_on_test(tmp_path, WHOLE)
+    second = freeze(tmp_path, BOTH, WHOLE, calibrators=FITTED[:1])
+    assert second.sha256 != first.sha256
+    assert second.record["calibrators"]["all"]["test_openings_before"] == 1
+    assert second.said("vertebra", "test_openings_before") == 0
+    assert set(second.calibrate(WHOLE)["vertebra"]) == set(VERTEBRAE)
+    other = fit_calibrator(WHOLE[WHOLE["split"] == "validation"], kind="temperature")
+    with pytest.raises(FileExistsError, match=r"holds another calibrator \('all'\)\. The test split was"):
+        freeze(tmp_path, BOTH, WHOLE, calibrators=[other])
+    third = freeze(tmp_path, BOTH, WHOLE, calibrators=[other], replace=True)
+    assert third.calibrators == {"all": other}
+
+
+@pytest.mark.parametrize(
+    ("calibrator", "message"),
+    [
+        (replace(FITTED[0], slope=2.0), "was not fitted on the validation split of these predictions"),
+        (replace(FITTED[0], patients=7), "was not fitted on the validation split of these predictions"),
+        (
+            fit_calibrator(ON_TEST[ON_TEST["split"] == "validation"], kind="platt"),
+            "was not fitted on the validation split",
+        ),
+        (
+            fit_calibrator(WHOLE[WHOLE["split"] == "validation"], kind="platt", level="patient"),
+            "patients by the aggregation of their decision",
+        ),
+        (FITTED[0].record(), "Hand in a Calibrator for each level; found dict"),
+    ],
+    ids=["by hand", "other counts", "test split", "other aggregation", "dict"],
+)
+def test_a_calibrator_of_something_else_is_refused(tmp_path, calibrator, message):
+    with pytest.raises(ValueError, match=message):
+        freeze(tmp_path, BOTH, WHOLE, calibrators=[calibrator])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_calibrator_for_patients_needs_their_decision(tmp_path):
+    with pytest.raises(ValueError, match=r"one for 'patient' without\. Hand in that decision"):
+        freeze(tmp_path, VERTEBRA, WHOLE, calibrators=FITTED)
+    other = choose_decision(WHOLE, level="patient", aggregation=MAX, objective="max_f1")
+    freeze(tmp_path, BOTH, WHOLE, calibrators=FITTED)
+    with pytest.raises(ValueError, match="patients by the aggregation of their decision"):
+        freeze(tmp_path, other, WHOLE, replace=True)
 
 
 @pytest.mark.parametrize("left", [0, 1])
@@ -421,9 +498,6 @@ def test_each_vertebra_has_its_own_guarantee(tmp_path):
         freeze(tmp_path, each, WHOLE, guarantees=promises[:2] + promises[3:], replace=True)
 
 
-NOISY_OR, MAX = Aggregation("noisy_or"), Aggregation("max")
-OTHER = WHOLE.assign(probability=WHOLE["probability"] ** 2)
-ON_TEST = WHOLE.assign(split=WHOLE["split"].map({"test": "validation", "validation": "test"}))
 BY_NOISY_OR = promise(level="patient", aggregation=NOISY_OR)
 
 

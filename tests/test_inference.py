@@ -9,13 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_aggregation import toy
 from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers import inference
+from cspine_helpers.aggregation import Aggregation
+from cspine_helpers.calibration import calibrated, fit_calibrator
 from cspine_helpers.checkpoints import Run, load_run, save_weights, write_record
 from cspine_helpers.cohort import read_cohort
+from cspine_helpers.frozen import freeze
 from cspine_helpers.inference import predict, predict_cohort, predict_study
 from cspine_helpers.labels import UID, VERTEBRAE, write_labels
+from cspine_helpers.levels import choose_decision
 from cspine_helpers.model import FractureClassifier
 from cspine_helpers.packed import open_sequence, sequence_path
 from cspine_helpers.predictions import COLUMNS, read_predictions, write_predictions
@@ -352,3 +357,74 @@ def test_studies_that_cannot_be_used_are_left_out_when_asked(run, cohort, tmp_pa
     assert lost not in set(table["StudyInstanceUID"])
     assert len(table) == len(known.samples["validation"]) + len(known.samples["test"]) - 7
     assert f"1 studies left out, whose sequences cannot be used: '{lost}'" in capsys.readouterr().out
+
+
+@pytest.fixture
+def calibrating(run, tmp_path):
+    """The run in a folder with predictions of many patients, on which calibrators are frozen."""
+    table = toy(150)
+    folder = tmp_path / "checkpoints" / "toy"
+    folder.mkdir(parents=True)
+    write_predictions(table, folder / "predictions.csv")
+    decisions = [
+        choose_decision(table, level="vertebra", objective="max_f1"),
+        choose_decision(table, level="patient", aggregation=Aggregation("max"), objective="max_f1"),
+    ]
+    fitted = [fit_calibrator(table, kind="platt", level=level) for level in ("all", "patient")]
+    freeze(folder, decisions, table, calibrators=fitted)
+    return replace(run, folder=folder), fitted
+
+
+def test_frozen_calibrators_are_applied_on_request(calibrating, cohort):
+    run, (vertebrae, patients) = calibrating
+    samples = cohort.samples["test"]
+    plain = predict(run, samples, cohort.packed, split="test")
+    assert "calibrated" not in plain.columns
+    table = predict(run, samples, cohort.packed, split="test", calibrate=True)
+    of_patient = table["vertebra"] == "patient_overall"
+    pd.testing.assert_frame_equal(table[~of_patient].drop(columns="calibrated"), plain)
+    np.testing.assert_array_equal(
+        table["calibrated"][~of_patient], calibrated(vertebrae, plain["probability"])
+    )
+    highest = plain.groupby(UID, sort=False)["probability"].max()
+    np.testing.assert_array_equal(table["probability"][of_patient], highest)
+    np.testing.assert_array_equal(table["calibrated"][of_patient], calibrated(patients, highest))
+
+    uid = samples[UID].iloc[0]
+    answer = predict_study(run, cohort.packed, uid, calibrate=True)
+    assert list(answer.calibrated) == [*VERTEBRAE, "patient_overall"]
+    assert answer.calibrated["C1"] == calibrated(vertebrae, [answer.probability["C1"]])[0]
+    assert answer.calibrated["patient_overall"] == calibrated(patients, [max(answer.probability.values())])[0]
+    assert predict_study(run, cohort.packed, uid).calibrated == {}
+
+
+def test_calibrators_of_other_predictions_or_none_are_not_applied(calibrating, cohort):
+    run, _ = calibrating
+    write_predictions(toy(150, seed=1), run.folder / "predictions.csv")
+    with pytest.raises(ValueError, match="was frozen with other predictions"):
+        predict(run, cohort.samples["test"], cohort.packed, split="test", calibrate=True)
+    write_predictions(toy(150), run.folder / "predictions.csv")
+    (run.folder / "decision.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"decision\.json is missing"):
+        predict_study(run, cohort.packed, cohort.samples["test"][UID].iloc[0], calibrate=True)
+    freeze(run.folder, choose_decision(toy(150), level="vertebra", objective="max_f1"), toy(150))
+    with pytest.raises(ValueError, match="No calibrator is frozen"):
+        predict(run, cohort.samples["test"], cohort.packed, split="test", calibrate=True)
+
+
+def test_the_command_line_writes_calibrated_probabilities_beside_the_predictions(
+    calibrating, monkeypatch, capsys
+):
+    run, (vertebrae, _) = calibrating
+    monkeypatch.setenv("CSPINE_ROOT", str(run.folder.parents[1]))
+    before = (run.folder / "predictions.csv").read_bytes()
+    inference.main(["--run", "toy", "--calibrated"])
+    assert "calibrated.csv: calibrated probabilities beside" in capsys.readouterr().out
+    table = pd.read_csv(run.folder / "calibrated.csv", dtype={UID: str})
+    rows = table[table["vertebra"] != "patient_overall"]
+    np.testing.assert_allclose(rows["calibrated"], calibrated(vertebrae, rows["probability"]), rtol=1e-12)
+    assert len(table) - len(rows) == 150
+    assert (run.folder / "predictions.csv").read_bytes() == before
+    (run.folder / "decision.json").unlink()
+    with pytest.raises(SystemExit, match=r"decision\.json is missing"):
+        inference.main(["--run", "toy", "--calibrated"])
