@@ -113,7 +113,11 @@ def _model(run: Dossier) -> str:
             f"{told('seed')}. Kept: epoch {run.told('best_epoch')}, with the highest recall on validation at "
             f"a precision of {UNKNOWN if floor is None else number(floor)} or more."
         )
-    lines.append("All settings stand in `run.json`. The probabilities are not calibrated.")
+    frozen = run.frozen is not None and bool(run.frozen.calibrators)
+    lines.append(
+        "All settings stand in `run.json`. The probabilities are not calibrated"
+        f"{'; calibrators are frozen, which `inference --calibrated` applies' if frozen else ''}."
+    )
     return "## Model\n\n" + " ".join(lines)
 
 

@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from cspine_helpers import __version__, card, findings
 from cspine_helpers.aggregation import Aggregation, aggregate
+from cspine_helpers.calibration import fit_calibrator
 from cspine_helpers.card import write_card
 from cspine_helpers.competition import rsna_weighted_log_loss
 from cspine_helpers.decisions import Decision, state_threshold
@@ -467,6 +468,18 @@ def test_an_opening_with_another_decision_shows_no_results(run):
     assert rows["level"]["patients"] == "patient, by the max of the vertebrae; it holds at no other"
     evaluate_on_test(run, WHOLE)
     assert "The test split was opened 2 times" in text_of(run)
+
+
+def test_frozen_calibrators_stand_beside_their_decisions(run):
+    assert "The probabilities are not calibrated." in text_of(run)
+    calibrator = fit_calibrator(VALIDATION, kind="platt")
+    freeze(run, [CHOSEN, PATIENT], WHOLE, calibrators=[calibrator])
+    text = text_of(run)
+    rows = {row["what"]: row for row in tables_of(text)["Decision", "what", "vertebrae"]}
+    assert rows["calibrator"]["vertebrae"].startswith("platt, fitted on 60 patients of validation; frozen 20")
+    assert rows["calibrator"]["patients"] == "none"
+    assert "calibrators are frozen, which `inference --calibrated` applies." in text
+    assert "The calibrators were fitted on validation" in text
 
 
 def test_openings_that_were_lost_are_a_limit(run):
