@@ -1,4 +1,4 @@
-"""From vertebrae to the patient: four ways to make one probability of seven."""
+"""From vertebrae to the patient: four ways to make one probability of seven, and the model's own."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -7,11 +7,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.metrics import auroc, average_precision, check_scores
+from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
+from cspine_helpers.metrics import (
+    auroc,
+    average_precision,
+    check_scores,
+    has_own_score,
+    patient_level,
+    resampled_units,
+)
 from cspine_helpers.predictions import validate_predictions
 
-Method = Literal["max", "noisy_or", "top_k", "logistic"]
+Method = Literal["max", "noisy_or", "top_k", "logistic", "own"]
 MIN_PATIENTS = 20  # with and without fracture each, for the learned aggregation
 _LOGIT_LIMIT = 15.0  # probabilities of 0 and 1 have no finite logit
 _COUNT = len(VERTEBRAE)
@@ -27,7 +34,8 @@ class Aggregation:
         method: `max`, the highest; `noisy_or`, 1 - Π(1 - p), that of any fracture if vertebrae were
             independent; `top_k`, the mean of the `k` highest (of all, where fewer are present); `logistic`,
             the sigmoid of `intercept` + Σ `weights` · logits, logits sorted from the highest. In place of a
-            missing vertebra, `logistic` takes the lowest logit among those present.
+            missing vertebra, `logistic` takes the lowest logit among those present. `own` makes nothing of
+            vertebrae: it is the score that the model gives the patient itself (rows `patient_overall`).
         k: of `top_k`.
         intercept: of `logistic`.
         weights: of `logistic`, seven, none below 0, so that a higher probability never lowers the patient's.
@@ -69,38 +77,69 @@ class Aggregation:
 
     @property
     def name(self) -> str:
-        """In words: max, noisy or, mean of top 3, logistic."""
-        return f"mean of top {self.k}" if self.method == "top_k" else self.method.replace("_", " ")
+        """In words: max, noisy or, mean of top 3, logistic, own score."""
+        words = {"top_k": f"mean of top {self.k}", "own": "own score"}
+        return words.get(self.method, self.method.replace("_", " "))
+
+    @property
+    def phrase(self) -> str:
+        """What a patient's probability is: the max of the vertebrae, the model's own score."""
+        return "the model's own score" if self.method == "own" else f"the {self.name} of the vertebrae"
+
+
+def default_aggregation(predictions: pd.DataFrame) -> Aggregation:
+    """How patients are made where nobody says how: the model's own score where the table has it, else max.
+
+    `metrics.patient_level` makes them so; with `name`, this says which it is.
+
+    Example:
+        >>> default_aggregation(predictions).name
+        'max'
+    """
+    return Aggregation("own" if has_own_score(predictions) else "max")
 
 
 def aggregate(predictions: pd.DataFrame, aggregation: Aggregation) -> pd.DataFrame:
     """One row for each patient.
 
     Returns:
-        Columns `StudyInstanceUID, split, label, probability, missing`, in the order of first appearance. The
-        label is the highest among the vertebrae present; `missing` counts those of C1 … C7 that are not.
+        Columns `StudyInstanceUID, split, label, probability` (and `patient`, where the table has it) as
+        `metrics.patient_level`, and `missing`, how many of C1 … C7 are not there.
 
     Raises:
-        ValueError: the table breaks the schema of predictions.
+        ValueError: the table breaks the schema of predictions, or lacks what the aggregation is made of.
+
+    Example:
+        >>> aggregate(predictions, Aggregation("noisy_or"))["probability"]
     """
     table = validate_predictions(predictions)
     patients, wide = _wide(table)
-    return patients.assign(probability=_combine(wide, aggregation), missing=np.isnan(wide).sum(axis=1))
+    if aggregation.method == "own":
+        if not has_own_score(table):
+            raise ValueError(
+                f"The predictions hold no patient score of the model's own (rows with vertebra {PATIENT}). "
+                "Choose another aggregation, or add that row for each study."
+            )
+        score = patients["probability"].to_numpy()
+    else:
+        score = _combine(wide, aggregation)
+    return patients.assign(probability=score, missing=np.isnan(wide).sum(axis=1))
 
 
 def _wide(table: pd.DataFrame) -> tuple[pd.DataFrame, NDArray[np.float64]]:
-    """Patients (UID, split, label) and their probabilities (patients, 7), NaN where a vertebra is missing."""
-    patients = table.groupby([UID, "split"], sort=False, observed=True)["label"].max().reset_index()
-    codes, _ = pd.factorize(table[UID])
-    wide = np.full((len(patients), _COUNT), np.nan)
-    wide[codes, table["vertebra"].map(dict(zip(VERTEBRAE, range(_COUNT), strict=True)))] = table[
-        "probability"
-    ]
-    return patients, wide
+    """Patients of `metrics.patient_level`, and their vertebrae (patients, 7), NaN where one is missing."""
+    patients = patient_level(table)
+    wide = table.pivot_table("probability", UID, "vertebra", sort=False)
+    return patients, wide.reindex(index=patients[UID], columns=list(VERTEBRAE)).to_numpy(dtype=np.float64)
 
 
 def _combine(wide: NDArray[np.float64], aggregation: Aggregation) -> NDArray[np.float64]:
     """Probability of each patient (N,) from those of the vertebrae (N, 7)."""
+    if without := np.isnan(wide).all(axis=1).sum():
+        raise ValueError(
+            f"{without} patients have no vertebra to make a probability of, only a score of their own. Use "
+            "Aggregation('own'), or add the vertebrae."
+        )
     if aggregation.method == "max":
         return np.nanmax(wide, axis=1)
     if aggregation.method == "noisy_or":
@@ -205,19 +244,24 @@ def compare_aggregations(
 
     Returns:
         Columns `aggregation, patients, positives, incomplete, auroc, average_precision, brier, undefined`,
-        one row a method; `incomplete` counts patients with a vertebra missing. Where there are too few
-        patients for the learned one, its three figures are NaN and `undefined` says why; else that is empty.
+        one row a method, the model's own score first where it has one; `incomplete` counts patients with a
+        vertebra missing. Where there are too few patients for the learned one, its three figures are NaN and
+        `undefined` says why; else that is empty.
 
     Raises:
         ValueError: as `fit_logistic` about the table; or the split has one class only.
     """
-    patients, wide = _wide(validation_rows(predictions))
+    table = validation_rows(predictions)
+    patients, wide = _wide(table)
     labels, _ = check_scores(patients["label"], np.zeros(len(patients)), both_classes=True)
     simple = [Aggregation("max"), Aggregation("noisy_or"), *(Aggregation("top_k", k=each) for each in k)]
     rows: list[tuple[str, NDArray[np.float64] | None, str]]
     rows = [(aggregation.name, _combine(wide, aggregation), "") for aggregation in simple]
+    if has_own_score(table):
+        rows.insert(0, (Aggregation("own").name, patients["probability"].to_numpy(), ""))
     try:
-        rows.append(("logistic, cross-fitted", _cross_fitted(labels, wide, folds, seed), ""))
+        groups = resampled_units(patients)
+        rows.append(("logistic, cross-fitted", _cross_fitted(labels, wide, groups, folds, seed), ""))
     except ValueError as error:
         rows.append(("logistic, cross-fitted", None, str(error)))
     return pd.DataFrame(
@@ -236,14 +280,15 @@ def compare_aggregations(
 
 
 def _cross_fitted(
-    labels: NDArray[np.int64], wide: NDArray[np.float64], folds: int, seed: int
+    labels: NDArray[np.int64], wide: NDArray[np.float64], patients: pd.Series, folds: int, seed: int
 ) -> NDArray[np.float64]:
-    """Probability of each patient (N,) from an aggregation that was fitted on the other folds."""
-    from sklearn.model_selection import StratifiedKFold
+    """Probability of each row (N,) from an aggregation that was fitted on the other folds' patients."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     _require_both(labels)
     found = np.empty(len(labels))
-    parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    for fit, judge in parts.split(wide, labels):
+    kind = StratifiedKFold if patients.is_unique else StratifiedGroupKFold
+    parts = kind(folds, shuffle=True, random_state=seed)
+    for fit, judge in parts.split(wide, labels, None if patients.is_unique else patients):
         found[judge] = _combine(wide[judge], _fit(labels[fit], wide[fit]))
     return found

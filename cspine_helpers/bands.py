@@ -49,14 +49,14 @@ def curve_bands(
     if kind not in ("pr", "roc") or points < 1:
         raise ValueError(f"A curve is 'pr' or 'roc', at 1 point or more; found {kind!r}, {points} points.")
     table = validate_predictions(predictions)
-    studies = check_options(table, None, resamples, confidence)
-    rows = sample(table, level, studies=studies)
+    patients = check_options(table, None, resamples, confidence)
+    rows = sample(table, level, patients=patients)
     check_scores(rows.labels, rows.probabilities, both_classes=True)
     ranking, positives = Ranking(rows), float(rows.labels.sum())
     across = np.arange(1, points + 1) / points if kind == "pr" else np.arange(points + 1) / points
     curve = ranking.precision_at if kind == "pr" else ranking.recall_at
-    value = curve(np.ones((len(studies), 1)), across)[:, 0]
-    weights = patient_weights(len(studies), resamples, seed, rows=len(table))
+    value = curve(np.ones((len(patients), 1)), across)[:, 0]
+    weights = patient_weights(len(patients), resamples, seed, rows=len(table))
     draws = np.concatenate([curve(drawn, across) for drawn in weights], axis=1)
     missing = np.isnan(draws).any(axis=0)
     names = ("recall", "precision") if kind == "pr" else ("false_positive_rate", "recall")

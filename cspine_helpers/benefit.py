@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from cspine_helpers.labels import UID
 from cspine_helpers.metrics import check_scores
 from cspine_helpers.prevalence import check_prevalence, restate
 from cspine_helpers.reliability import interval, patient_sums, scored_rows
@@ -77,7 +76,7 @@ def decision_curve(
     if prevalence is not None:
         prevalence = float(check_prevalence(prevalence))
         p = restate(p, was=float(y.mean()), now=prevalence)
-    sums = patient_sums(rows[UID], _terms(y, p, t))
+    sums = patient_sums(rows, _terms(y, p, t))
     model, treat_all = _benefit(sums.sum(axis=0), t, prevalence)
     drawn = resampled(sums, resamples, seed)
     defined = (drawn[:, -2:] > 0).all(axis=1) | (prevalence is None)

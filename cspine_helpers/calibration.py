@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from cspine_helpers.labels import UID
-from cspine_helpers.metrics import LEVELS, check_scores
+from cspine_helpers.aggregation import default_aggregation
+from cspine_helpers.metrics import LEVELS, check_scores, resampled_units
 from cspine_helpers.paths import listing
 from cspine_helpers.reliability import logistic, logit, parted, patient_sums, scored_rows, sigmoid
 
@@ -124,7 +124,7 @@ def fit_calibrator(
     Args:
         predictions: predictions table, or one of patients; validation rows only.
         kind: `temperature`, `platt` or `isotonic`.
-        level: one of `metrics.LEVELS`; vertebrae become patients by their maximum.
+        level: one of `metrics.LEVELS`; patients are those of `metrics.patient_level`.
         aggregation: of a table of patients: how they were made of vertebrae, in a word, as "noisy or".
 
     Raises:
@@ -144,7 +144,7 @@ def fit_calibrator(
             f"{listing(others)}. Pass predictions[predictions['split'] == 'validation']."
         )
     y, p = rows["label"].to_numpy(), rows["probability"].to_numpy()
-    kinds = (patient_sums(rows[UID], np.column_stack([y, 1 - y])) > 0).sum(axis=0)
+    kinds = (patient_sums(rows, np.column_stack([y, 1 - y])) > 0).sum(axis=0)
     least = LEAST_PATIENTS[kind]
     if kinds.min() < least:
         simpler = [name for name, count in LEAST_PATIENTS.items() if kinds.min() >= count]
@@ -152,7 +152,7 @@ def fit_calibrator(
             f"{kind} needs {least} patients with a fracture and {least} without, at level {level!r}; found "
             f"{kinds[0]} and {kinds[1]}. Use {' or '.join([*simpler, 'more studies'])}."
         )
-    size = (rows[UID].nunique(), len(rows), int(y.sum()))
+    size = (resampled_units(rows).nunique(), len(rows), int(y.sum()))
     if kind == "isotonic":
         scores, values = _isotonic(y, p)
         slope, intercept, rise = 1.0, 0.0, values[-1] - values[0]
@@ -177,7 +177,7 @@ def _aggregation(predictions: pd.DataFrame, level: str, given: str | None) -> st
             f"aggregation says how a table of patients was made of vertebrae, as 'noisy or', and belongs to "
             f"such a table only; found {given!r} with a table of {'patients' if by_patient else 'vertebrae'}."
         )
-    return given or ("max" if level == "patient" else "")
+    return given or (default_aggregation(predictions).name if level == "patient" else "")
 
 
 def _check_overlap(y: NDArray[np.int64], z: NDArray[np.float64], kind: str) -> None:

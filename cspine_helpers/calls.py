@@ -149,7 +149,8 @@ def vertebra_against_patient(
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.25])
     _cleared_panel(left, predictions, threshold)
     patients = patient_level(predictions)
-    groups = [("vertebrae", predictions, threshold, GREY), ("patients", patients, threshold, FRACTURED)]
+    vertebrae = at_level(predictions, "all")
+    groups = [("vertebrae", vertebrae, threshold, GREY), ("patients", patients, threshold, FRACTURED)]
     if patient_threshold is not None:
         groups.append(("patients, own", patients, patient_threshold, INTACT))
     names, width = ["recall", "precision", "specificity"], 0.8 / len(groups)

@@ -22,6 +22,7 @@ from cspine_helpers.findings import BINS, RESAMPLES, UNITS, Findings, cell, find
 from cspine_helpers.frozen import Frozen
 from cspine_helpers.labels import UID
 from cspine_helpers.limits import limits_of
+from cspine_helpers.metrics import at_level
 from cspine_helpers.paths import atomic_path, inside, run_dir
 
 CARD = "MODEL_CARD.md"
@@ -154,8 +155,8 @@ def _data(run: Dossier, labels: pd.DataFrame | None) -> str:
 
 
 def _counted(rows: pd.DataFrame) -> list[str]:
-    patients = rows.groupby(UID)["label"].max()
-    counts = [(f"{len(part):,}", share(int(part.sum()), len(part))) for part in (patients, rows["label"])]
+    patients, vertebrae = rows.groupby(UID)["label"].max(), at_level(rows, "all")["label"]
+    counts = [(f"{len(part):,}", share(int(part.sum()), len(part))) for part in (patients, vertebrae)]
     return [value for pair in counts for value in pair]
 
 
@@ -186,7 +187,7 @@ def _chosen(decision: Decision) -> dict[str, Any]:
         threshold = ", ".join(f"{name} {value:.4g}" for name, value in decision.thresholds.items())
     level: str = decision.level
     if decision.aggregation is not None:
-        level += f", by the {decision.aggregation.name} of the vertebrae"
+        level += f", by {decision.aggregation.phrase}"
     size = "" if decision.cases is None else f", {decision.positives:,} fractured of {decision.cases:,}"
     return {
         "level": f"{level}; it holds at no other",
@@ -222,7 +223,7 @@ def _results(run: Dossier, split: str, found: Findings) -> str:
         parts.append("No threshold was chosen, so that nothing is called, and there are no rates.")
     for level in found.reached:
         parts += [f"### The decision, at {level} level", found.decision_table(level)]
-    parts += ["### Ranking", f"A patient's probability is the {found.aggregation.name} of the vertebrae."]
+    parts += ["### Ranking", f"A patient's probability is {found.aggregation.phrase}."]
     parts += [found.ranking_table(), "### Each vertebra", found.vertebra_table()]
     parts += [
         "### Calibration",

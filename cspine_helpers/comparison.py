@@ -64,14 +64,14 @@ def compare(
     second = table if other is None else _aligned(table, validate_predictions(other))
     other_threshold = threshold if other_threshold is None else other_threshold
     check_options(table, other_threshold, resamples, confidence)
-    studies = check_options(table, threshold, resamples, confidence)
+    patients = check_options(table, threshold, resamples, confidence)
     if (threshold is None) != (other_threshold is None):
         raise ValueError("Only one threshold is given. Give both, or none to leave the rates out.")
     pair = [
-        headline_numbers(table, level, threshold, studies),
-        headline_numbers(second, level, other_threshold, studies),
+        headline_numbers(table, level, threshold, patients),
+        headline_numbers(second, level, other_threshold, patients),
     ]
-    values, draws = resample(pair, len(studies), resamples, seed, len(table))
+    values, draws = resample(pair, len(patients), resamples, seed, len(table))
     difference = values[1] - values[0]
     low, high = _limits(pair, values, draws, confidence)
     columns = {"metric": pair[0].names, "value": values[0], "other": values[1], "difference": difference}

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.metrics import log_losses, patient_level
+from cspine_helpers.metrics import at_level, log_losses, patient_level
 from cspine_helpers.paths import listing
 
 VERTEBRA_WEIGHT, PATIENT_WEIGHT = 1.0, 7.0  # of an intact one; twice as much where fractured
@@ -15,7 +15,8 @@ def rsna_terms(predictions: pd.DataFrame, *, patient: pd.Series | None = None) -
 
     Args:
         predictions: predictions table, all seven vertebrae of every study.
-        patient: the patients' probabilities by study UID; the highest of their vertebrae where not given.
+        patient: the patients' probabilities by study UID; those of `metrics.patient_level` where not given:
+            the model's own where it has them (rows `patient_overall`), else the highest of the vertebrae.
 
     Returns:
         Columns `loss, weight` by study UID, in the order of first appearance.
@@ -23,7 +24,9 @@ def rsna_terms(predictions: pd.DataFrame, *, patient: pd.Series | None = None) -
     Raises:
         ValueError: a study without all seven vertebrae, or with one twice, or without a patient probability.
     """
-    held = predictions.groupby(UID, sort=False)["vertebra"].agg(["nunique", "size"])
+    vertebrae = at_level(predictions, "all")
+    held = vertebrae.groupby(UID)["vertebra"].agg(["nunique", "size"])
+    held = held.reindex(predictions[UID].unique(), fill_value=0)
     incomplete, repeated = held["nunique"] != len(VERTEBRAE), held["size"] > held["nunique"]
     if incomplete.any():
         raise ValueError(
@@ -42,7 +45,7 @@ def rsna_terms(predictions: pd.DataFrame, *, patient: pd.Series | None = None) -
                 f"{len(absent)} studies have no patient probability: {listing(absent)}. Add them."
             )
         whole["probability"] = patient.loc[whole.index]
-    terms = pd.concat([predictions.set_index(UID), whole], keys=["vertebra", "patient"], names=["level"])
+    terms = pd.concat([vertebrae.set_index(UID), whole], keys=["vertebra", "patient"], names=["level"])
     of_patient = terms.index.get_level_values("level") == "patient"
     weight = np.where(of_patient, PATIENT_WEIGHT, VERTEBRA_WEIGHT) * (1 + terms["label"].to_numpy())
     loss = weight * log_losses(terms["label"], terms["probability"])
@@ -61,12 +64,15 @@ def rsna_weighted_log_loss(
 
     Args:
         predictions: predictions table, all seven vertebrae of every study.
-        patient: the patients' probabilities by study UID; the highest of their vertebrae where not given.
+        patient: see `rsna_terms`.
         per_patient: average each patient's eight terms by weight, then the patients alike, as the
             participants' public code did; else all terms of all patients by weight at once.
 
     Raises:
         ValueError: see `rsna_terms`.
+
+    Example:
+        >>> rsna_weighted_log_loss(predictions[predictions["split"] == "validation"])
 
     Source: RSNA 2022 Cervical Spine Fracture Detection, competition page, "Evaluation".
     """

@@ -8,9 +8,8 @@ import pandas as pd
 from cspine_helpers.aggregation import Aggregation, validation_rows
 from cspine_helpers.calibration import Calibrator, Kind, calibrated, fit_calibrator
 from cspine_helpers.decisions import Level
-from cspine_helpers.labels import UID
 from cspine_helpers.levels import rows_at
-from cspine_helpers.metrics import log_losses
+from cspine_helpers.metrics import log_losses, resampled_units
 from cspine_helpers.reliability import scored_rows
 
 AS_PREDICTED = "as predicted"
@@ -89,16 +88,17 @@ def cross_fitted(
     if folds < 2:
         raise ValueError(f"Cross-fitting needs 2 folds or more, as somebody has to be left; found {folds}.")
     rows = scored_rows(predictions, level)
-    fractured = rows.groupby(UID, sort=False)["label"].max()
+    whose = resampled_units(rows)
+    fractured = rows.groupby(whose, sort=False)["label"].max()
     order = np.lexsort((np.random.default_rng(seed).random(len(fractured)), fractured))
     fold = pd.Series(np.argsort(order) % folds, index=fractured.index)  # by place in that order
     found = rows["probability"].to_numpy(copy=True)
     for held_out in range(folds):
-        others = predictions[predictions[UID].map(fold) != held_out]
+        others = predictions[resampled_units(predictions).map(fold) != held_out]
         try:
             calibrator = fit_calibrator(others, kind=kind, level=level, aggregation=aggregation)
         except ValueError as error:
             raise ValueError(f"With 1 of {folds} parts of the patients held out: {error}") from error
-        here = (rows[UID].map(fold) == held_out).to_numpy()
+        here = (whose.map(fold) == held_out).to_numpy()
         found[here] = calibrated(calibrator, rows["probability"][here])
     return rows.assign(probability=found).reset_index(drop=True)

@@ -227,14 +227,19 @@ def estimates(rows: Sample, threshold: float | None, *, rsna: pd.DataFrame | Non
     Args:
         rows: the sample.
         threshold: for the rates; None leaves them out.
-        rsna: `competition.rsna_terms`, in the order of the patients; None leaves its losses out.
+        rsna: `competition.rsna_terms` with the column `patient`, the number of the study's patient in the
+            sample; None leaves its losses out.
     """
     counts = None if threshold is None else confusion_sums(rows, threshold)
     means = loss_ratios(rows)
     if rsna is not None:
-        loss, weight = rsna["loss"].to_numpy(), rsna["weight"].to_numpy()
+        each = rsna.assign(mean=rsna["loss"] / rsna["weight"], studies=1.0).groupby("patient").sum()
+        sums = each.reindex(range(rows.patients), fill_value=0.0).to_dict("series")
+        loss, weight, mean, studies = (
+            sums[name].to_numpy() for name in ("loss", "weight", "mean", "studies")
+        )
         means["rsna_loss"] = (loss, weight)
-        means["rsna_loss_per_patient"] = (loss / weight, np.ones(len(loss)))
+        means["rsna_loss_per_patient"] = (mean, studies)
     positive = rows.sums(rows.labels)
     ranked = min((positive > 0).sum(), (rows.sums() > positive).sum())
     return Estimates(counts, means, Ranking(rows), int(ranked))

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cspine_helpers.aggregation import Aggregation, aggregate
+from cspine_helpers.aggregation import Aggregation, aggregate, default_aggregation
 from cspine_helpers.competition import rsna_weighted_log_loss
 from cspine_helpers.decisions import Decision
 from cspine_helpers.estimates import AREAS, RATES
 from cspine_helpers.intervals import MOST_UNDEFINED, bootstrap, per_vertebra
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.levels import apply_decision
-from cspine_helpers.metrics import clip_note, confusion
+from cspine_helpers.metrics import at_level, clip_note, confusion
 from cspine_helpers.reliability import calibration_scores, written_scores
 
 RESAMPLES, BINS = 1000, 10
@@ -112,7 +112,7 @@ class Findings:
     def ranking_table(self) -> str:
         """Areas under curves, with what chance alone gives."""
         chance = {"auroc": lambda share: 0.5, "average_precision": lambda share: share}
-        prevalence = {"vertebrae": self.rows["label"].mean()}
+        prevalence = {"vertebrae": at_level(self.rows, "all")["label"].mean()}
         prevalence["patients"] = patients_of(self.rows, self.aggregation)["label"].mean()
         rows = [
             [level, TITLES[name], _estimate(found, name), number(chance[name](prevalence[level]))]
@@ -134,7 +134,8 @@ class Findings:
 
     def calibration_table(self) -> str:
         """Scores of the probabilities as they are, beside those of always saying the share of fractures."""
-        tables = {"vertebrae": self.rows, "patients": patients_of(self.rows, self.aggregation)}
+        tables = {"vertebrae": at_level(self.rows, "all")}
+        tables["patients"] = patients_of(self.rows, self.aggregation)
         rows = []
         for level, table in tables.items():
             written = written_scores(calibration_scores(table, bins=BINS, resamples=RESAMPLES))
@@ -163,7 +164,8 @@ class Findings:
             return None
         patients = aggregate(self.rows, self.aggregation).set_index(UID)["label"].astype(float)
         patients[:] = patients.mean()
-        said = self.rows.assign(probability=self.rows["label"].mean())
+        vertebrae = at_level(self.rows, "all")
+        said = vertebrae.assign(probability=vertebrae["label"].mean())
         rows = []
         for name in ("rsna_loss", "rsna_loss_per_patient"):
             each = name == "rsna_loss_per_patient"
@@ -194,13 +196,13 @@ def find(rows: pd.DataFrame, decisions: Mapping[str, Decision]) -> Findings:
         ValueError: see `intervals.bootstrap`.
     """
     patient = decisions.get("patient")
-    aggregation = (patient and patient.aggregation) or Aggregation("max")
+    aggregation = (patient and patient.aggregation) or default_aggregation(rows)
     decisions = {
         level: each for level, each in decisions.items() if each.threshold is not None or each.thresholds
     }
     reached = {level: _reached(rows, each) for level, each in decisions.items()}
     patients = patients_of(rows, aggregation)
-    whole = len(rows) == len(VERTEBRAE) * len(patients)
+    whole = (patients["missing"] == 0).all()
     chosen = patients.set_index(UID)["probability"] if whole else None
     scores = {"vertebrae": _bootstrap(rows, patient=chosen), "patients": _bootstrap(patients)}
 

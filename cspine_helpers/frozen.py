@@ -19,7 +19,7 @@ from cspine_helpers.aggregation import validation_rows
 from cspine_helpers.calibration import Calibrator, calibrated, fit_calibrator
 from cspine_helpers.decisions import Decision
 from cspine_helpers.guarantees import Guarantee, checked_guarantees
-from cspine_helpers.labels import PATIENT, UID
+from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.levels import apply_decision, rows_at
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.openings import DECISION, MEMORY, memory, now_utc, read_openings
@@ -197,7 +197,11 @@ def freeze(
         "frozen_sha256": content_sha256(parts | of),
         **parts,
         **of,
-        "chosen_on": {"split": "validation", "patients": rows[UID].nunique(), "vertebrae": len(rows)},
+        "chosen_on": {
+            "split": "validation",
+            "patients": rows[UID].nunique(),
+            "vertebrae": int(rows["vertebra"].isin(VERTEBRAE).sum()),
+        },
         MEMORY: memory(folder),
         "versions": {"cspine_helpers": __version__},
     }

@@ -32,9 +32,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from cspine_helpers.aggregation import Aggregation, validation_rows
 from cspine_helpers.betting import MOST, PatientLosses, highest_threshold
-from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.levels import rows_at
-from cspine_helpers.metrics import check_scores
+from cspine_helpers.metrics import check_scores, resampled_units
 from cspine_helpers.objectives import check_choice
 from cspine_helpers.paths import listing
 from cspine_helpers.predictions import predictions_sha256
@@ -230,7 +230,7 @@ def guarantee_on_validation(
     made = guarantee_recall(
         rows["label"],
         rows["probability"],
-        rows[UID],
+        resampled_units(rows),
         recall=recall,
         level=level,
         delta=delta,
@@ -393,6 +393,6 @@ def _check_patients(patients: ArrayLike, labels: NDArray[np.int64], level: str) 
         twice = pd.unique(who[pd.Series(who).duplicated()]).tolist()
         raise ValueError(
             f"At level {level!r} a patient has one row; found several of {len(twice)} ({listing(twice)}). "
-            f"Pass metrics.at_level(predictions, {level!r})."
+            f"Pass metrics.at_level(predictions, {level!r}), one study of each patient."
         )
     return who

@@ -63,7 +63,7 @@ def _results(decision: Decision, test: pd.DataFrame) -> pd.DataFrame:
     parts = {"patient": called}
     if decision.level == "vertebra":
         parts = {"all": called} | {str(name): part for name, part in called.groupby("vertebra")}
-    seen = test.groupby(UID).size()
+    seen = test["vertebra"].isin(VERTEBRAE).groupby(test[UID]).sum()
     rows = []
     for level, part in parts.items():
         patients = part[UID].unique()

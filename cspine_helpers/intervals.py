@@ -18,6 +18,7 @@ import pandas as pd
 from cspine_helpers.competition import rsna_terms
 from cspine_helpers.estimates import Estimates, estimates
 from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.metrics import resampled_units
 from cspine_helpers.paths import listing
 from cspine_helpers.predictions import validate_predictions
 from cspine_helpers.resampling import Floats, patient_weights, sample
@@ -49,7 +50,8 @@ def bootstrap(
         resamples: of the patients.
         seed: of the resamples.
         confidence: of each interval by itself.
-        patient: the patients' probabilities by study UID, for the RSNA loss; else the highest vertebra's.
+        patient: the patients' probabilities by study UID, for the RSNA loss; else those of
+            `metrics.patient_level`: the model's own where it has them, or the highest vertebra's.
         keep_undefined: keep a metric that is undefined, as NaN, rather than raise.
 
     Returns:
@@ -61,9 +63,9 @@ def bootstrap(
             that is undefined in more than 5 % of the resamples, unless such are kept.
     """
     table = validate_predictions(predictions)
-    studies = check_options(table, threshold, resamples, confidence)
-    numbers = headline_numbers(table, level, threshold, studies, patient)
-    (value,), (draws,) = resample([numbers], len(studies), resamples, seed, len(table))
+    patients = check_options(table, threshold, resamples, confidence)
+    numbers = headline_numbers(table, level, threshold, patients, patient)
+    (value,), (draws,) = resample([numbers], len(patients), resamples, seed, len(table))
     found = numbers.table(value, draws, confidence)
     return found if keep_undefined else defined(found, resamples, level)
 
@@ -98,9 +100,9 @@ def per_vertebra(
     if lacking := [name for name in present if name not in given]:
         raise ValueError(f"No threshold for {listing(lacking)}. Give each vertebra one, or one for all.")
     for name in present:
-        studies = check_options(table, given[name], resamples, confidence)
-    numbers = [headline_numbers(table, name, given[name], studies) for name in present]
-    values, draws = resample(numbers, len(studies), resamples, seed, len(table))
+        patients = check_options(table, given[name], resamples, confidence)
+    numbers = [headline_numbers(table, name, given[name], patients) for name in present]
+    values, draws = resample(numbers, len(patients), resamples, seed, len(table))
     parts = []
     for name, of_one, value, drawn in zip(present, numbers, values, draws, strict=True):
         labels = table["label"][table["vertebra"] == name]
@@ -115,7 +117,7 @@ def per_vertebra(
 def check_options(
     table: pd.DataFrame, threshold: float | None, resamples: int, confidence: float
 ) -> pd.Index:
-    """The table's studies, if it is of one split and the options make sense."""
+    """The table's patients (`metrics.resampled_units`), if it is of one split and the options make sense."""
     if threshold is not None and not -np.inf < threshold < np.inf:
         raise ValueError(
             f"A threshold is a number; found {threshold}. Choose one with decisions.choose_threshold."
@@ -128,29 +130,35 @@ def check_options(
     splits = table["split"].unique()
     if len(splits) > 1:
         raise ValueError(f"The predictions mix the splits {listing(splits)}. Pass the rows of one of them.")
-    studies = pd.Index(table[UID].unique())
-    if len(studies) < 2:
-        raise ValueError("The predictions hold 1 study, which cannot be resampled. Use more studies.")
-    return studies
+    patients = pd.Index(resampled_units(table).unique())
+    if len(patients) < 2:
+        what = "patient" if "patient" in table.columns else "study"
+        raise ValueError(f"The predictions hold 1 {what}, which cannot be resampled. Use more studies.")
+    return patients
 
 
 def headline_numbers(
     table: pd.DataFrame,
     level: str,
     threshold: float | None,
-    studies: pd.Index,
+    patients: pd.Index,
     patient: pd.Series | None = None,
 ) -> Estimates:
     """The headline numbers at a level; the competition's loss at level "all" if all studies are whole."""
-    whole = level == "all" and len(table) == len(VERTEBRAE) * len(studies)
+    studies, vertebrae = table[UID].nunique(), int(table["vertebra"].isin(VERTEBRAE).sum())
+    whole = level == "all" and vertebrae == len(VERTEBRAE) * studies
     if patient is not None and not whole:
         raise ValueError(
             "Patient probabilities are for the competition's loss, which needs level 'all' and all seven "
-            f"vertebrae of each study; found level {level!r} and {len(table)} vertebrae of {len(studies)} "
+            f"vertebrae of each study; found level {level!r} and {vertebrae} vertebrae of {studies} "
             "studies. Leave the patient probabilities out, or drop the studies that lack vertebrae."
         )
-    terms = rsna_terms(table, patient=patient).loc[studies] if whole else None
-    return estimates(sample(table, level, studies=studies), threshold, rsna=terms)
+    terms = None
+    if whole:
+        terms, first = rsna_terms(table, patient=patient), table.drop_duplicates(UID)
+        whose = pd.Series(patients.get_indexer(pd.Index(resampled_units(first))), index=first[UID])
+        terms = terms.assign(patient=whose)
+    return estimates(sample(table, level, patients=patients), threshold, rsna=terms)
 
 
 def resample(

@@ -9,7 +9,7 @@ import pandas as pd
 from cspine_helpers.aggregation import Aggregation, aggregate, validation_rows
 from cspine_helpers.decisions import Decision, Level, choose_threshold, decision_of
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.metrics import confusion, defined_levels, rates
+from cspine_helpers.metrics import at_level, confusion, defined_levels, has_own_score, rates
 from cspine_helpers.objectives import Rule, check_choice
 from cspine_helpers.predictions import validate_predictions
 
@@ -25,14 +25,21 @@ def choose_decision(
     Args:
         predictions: predictions table; other splits are not looked at.
         level: `vertebra`, one threshold for all of them, or `patient`.
-        aggregation: how a patient's vertebrae become one probability; at patient level, and only there.
+        aggregation: how a patient's vertebrae become one probability; at patient level, and only there. The
+            model's own score, where the table has it and nothing is given.
         options: objective, floors and so on, as `choose_threshold` takes them.
 
     Raises:
         ValueError: the table breaks the schema or has no validation rows; as `choose_threshold`; or there is
             an aggregation at vertebra level, or none at patient level.
+
+    Example:
+        >>> choose_decision(predictions, level="vertebra", objective="max_f1").threshold
     """
-    rows = rows_at(validation_rows(predictions), level, aggregation)
+    table = validation_rows(predictions)
+    if level == "patient" and aggregation is None and has_own_score(table):
+        aggregation = Aggregation("own")
+    rows = rows_at(table, level, aggregation)
     return choose_threshold(
         rows["label"], rows["probability"], level=level, aggregation=aggregation, **options
     )
@@ -65,7 +72,7 @@ def rows_at(table: pd.DataFrame, level: str, aggregation: Aggregation | None) ->
         return aggregate(table, aggregation)
     if aggregation is not None:
         raise ValueError("An aggregation belongs to the patient level. Leave it out, or choose that level.")
-    return table
+    return at_level(table, "all")
 
 
 def choose_per_vertebra(
@@ -86,7 +93,7 @@ def choose_per_vertebra(
             schema or has no validation rows; as `choose_threshold`.
     """
     rule = asdict(Rule(**options))
-    rows = validation_rows(predictions)
+    rows = at_level(validation_rows(predictions), "all")
     parts = {name: rows[rows["vertebra"] == name] for name in VERTEBRAE}
     counts = {name: np.bincount(part["label"], minlength=2) for name, part in parts.items()}
     if few := [f"{name} {n[1]} and {n[0]}" for name, n in counts.items() if n.min() < min_positives]:

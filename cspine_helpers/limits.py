@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 
+from cspine_helpers.aggregation import aggregate
 from cspine_helpers.dossier import Dossier
 from cspine_helpers.findings import Findings, cell, number
 from cspine_helpers.intervals import MOST_UNDEFINED
-from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.labels import UID
 from cspine_helpers.levels import MIN_POSITIVES
+from cspine_helpers.metrics import at_level
 from cspine_helpers.openings import MEMORY
 
 
@@ -88,11 +90,11 @@ def _of_split(split: str, found: Findings) -> Iterator[str]:
             f"{where}, too few cases leave undefined, or without an interval: {'; '.join(lacking)}. A number "
             f"has no interval where more than {100 * MOST_UNDEFINED:.0f} % of the resamples do not define it."
         )
-    patients = found.rows.groupby(UID)["label"].agg(["max", "size"])
-    if incomplete := int((patients["size"] < len(VERTEBRAE)).sum()):
+    patients = aggregate(found.rows, found.aggregation)
+    if incomplete := int((patients["missing"] > 0).sum()):
         yield f"{where}, {incomplete:,} of {len(patients):,} patients lack a vertebra; nothing is said of it."
     yield (
-        f"{where}, {number(found.rows['label'].mean())} of the vertebrae and "
-        f"{number(patients['max'].mean())} of the patients are fractured. Precision, negative predictive "
+        f"{where}, {number(at_level(found.rows, 'all')['label'].mean())} of the vertebrae and "
+        f"{number(patients['label'].mean())} of the patients are fractured. Precision, negative predictive "
         "value, F1, accuracy, average precision and all losses change with these shares."
     )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cspine_helpers.aggregation import Aggregation, aggregate
+from cspine_helpers.aggregation import aggregate, default_aggregation
 from cspine_helpers.decisions import Decision, choose_threshold, state_threshold
 from cspine_helpers.guarantees import Guarantee, checked_guarantees
 from cspine_helpers.labels import VERTEBRAE
@@ -32,7 +32,7 @@ class Marks:
 
     Attributes:
         levels: those of `metrics.LEVELS` that can be looked at.
-        aggregation: how vertebrae become patients; None: by the highest.
+        aggregation: how vertebrae become patients.
         level: to start at.
         start: threshold there.
         note: why there, and what is promised.
@@ -57,28 +57,22 @@ class Marks:
             raise ValueError(
                 f"All {len(predictions)} labels are alike, so no threshold can be judged. Use more studies."
             )
-        self.aggregation = decision.aggregation if decision else None
-        self._scores = np.sort(predictions["probability"])
-        if self.aggregation is not None:
-            patients = aggregate(predictions, self.aggregation)["probability"]
-            self._scores = np.sort(np.concatenate([self._scores, patients]))
+        chosen = decision.aggregation if decision else None
+        self.aggregation = chosen or default_aggregation(predictions)
+        patients = aggregate(predictions, self.aggregation)["probability"]
+        self._scores = np.sort(np.concatenate([predictions["probability"], patients]))
         self.level, start, why = self._beginning(threshold)
         self.start = self.readable(start)
 
         self._guarantees = checked_guarantees(guarantees, predictions)
         for each in self._guarantees:
-            if each.level == "patient" and each.aggregation != self._by:
+            if each.level == "patient" and each.aggregation != self.aggregation:
                 raise ValueError(
                     f"The guarantee is for patients by {each.aggregation and each.aggregation.name}, those "
-                    f"here are by {self._by.name}. Make one by the same aggregation."
+                    f"here are by {self.aggregation.name}. Make one by the same aggregation."
                 )
         reasons = (each.reason for each in self._guarantees)
         self.note = " ".join([f"{why}, {digits(self.start)}.", *reasons])
-
-    @property
-    def _by(self) -> Aggregation:
-        """How patients are made."""
-        return self.aggregation or Aggregation("max")
 
     def _beginning(self, threshold: float | None) -> tuple[str, float, str]:
         """Level and threshold to start at, and why there."""
@@ -143,8 +137,8 @@ class Marks:
             return self._given
         rows, options = at_level(self._predictions, level), dict[str, Any]()
         if level == "patient":
-            options = {"level": "patient", "aggregation": self._by}
-            rows = aggregate(self._predictions, options["aggregation"])
+            options = {"level": "patient", "aggregation": self.aggregation}
+            rows = aggregate(self._predictions, self.aggregation)
         reason = "Set by hand on the slider."
         return state_threshold(rows["label"], rows["probability"], threshold, reason=reason, **options)
 

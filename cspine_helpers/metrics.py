@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.paths import listing
 
 CLIP = float(np.finfo(np.float64).eps)  # how near 0 and 1 a probability comes where its logarithm is taken
@@ -227,18 +227,43 @@ def clip_note(labels: ArrayLike, probabilities: ArrayLike) -> str:
     )
 
 
+def resampled_units(predictions: pd.DataFrame) -> pd.Series:
+    """Who varies by chance, for each row: its `patient` where the table has that column, else its study.
+
+    Two scans of one patient are no two independent cases: whatever resamples, deals out or counts patients
+    asks here whose row it is.
+    """
+    return predictions["patient" if "patient" in predictions.columns else UID]
+
+
 def patient_level(predictions: pd.DataFrame) -> pd.DataFrame:
-    """One row for each patient: label and probability are the highest among the vertebrae present.
+    """One row for each study, its patient: the model's own score where it has one, else the highest vertebra.
+
+    The model's own score is the row whose `vertebra` is `patient_overall` (`labels.PATIENT`). The label is
+    the highest of all rows of the study. `aggregation.default_aggregation` says which of the two it is.
 
     Returns:
-        Columns `StudyInstanceUID, split, label, probability`, in the order of first appearance.
+        Columns `StudyInstanceUID, split, label, probability`, and `patient` where the table has it, in the
+        order of first appearance.
     """
-    grouped = predictions.groupby([UID, "split"], sort=False, observed=True)
-    return grouped[["label", "probability"]].max().reset_index()
+    keys = [UID, "split", *(["patient"] if "patient" in predictions.columns else [])]
+    grouped = predictions.groupby(keys, sort=False, observed=True)
+    table = grouped[["label", "probability"]].max().reset_index()
+    if has_own_score(predictions):
+        own = predictions[predictions["vertebra"] == PATIENT].set_index(UID)["probability"]
+        table["probability"] = table[UID].map(own)
+    return table[[UID, "split", "label", "probability", *keys[2:]]]
+
+
+def has_own_score(predictions: pd.DataFrame) -> bool:
+    """Whether the table holds the model's own patient scores: rows whose vertebra is `patient_overall`."""
+    return "vertebra" in predictions.columns and bool((predictions["vertebra"] == PATIENT).any())
 
 
 def at_level(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
-    """The rows of one of `LEVELS`: all vertebrae, one of C1…C7, or patients (by maximum).
+    """The rows of one of `LEVELS`: all vertebrae, one of C1…C7, or patients (`patient_level`).
+
+    Everything about vertebrae comes through here, so that a model's own patient score is never taken for one.
 
     Raises:
         ValueError: unknown level, or one of which the table has no row.
@@ -247,7 +272,8 @@ def at_level(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
         raise ValueError(f"Unknown level {level!r}. Choose one of {', '.join(LEVELS)}.")
     if level == "patient":
         return patient_level(predictions)
-    rows = predictions if level == "all" else predictions[predictions["vertebra"] == level]
+    name = predictions["vertebra"]
+    rows = predictions[name != PATIENT if level == "all" else name == level]
     if rows.empty:
         raise ValueError(f"The predictions have no row at level {level!r}. Predict it, or choose another.")
     return rows
@@ -255,11 +281,12 @@ def at_level(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
 
 def defined_levels(predictions: pd.DataFrame) -> list[str]:
     """Those of `LEVELS` at which the table holds both classes, so that curves are defined."""
-    both = predictions.groupby("vertebra")["label"].nunique() == 2
-    defined = {*both.index[both], *(["all"] if predictions["label"].nunique() == 2 else [])}
-    if patient_level(predictions)["label"].nunique() == 2:
-        defined.add("patient")
-    return [level for level in LEVELS if level in defined]
+    present = {"all", "patient", *predictions["vertebra"].unique()}
+    if not predictions["vertebra"].isin(VERTEBRAE).any():
+        present.remove("all")
+    return [
+        level for level in LEVELS if level in present and at_level(predictions, level)["label"].nunique() == 2
+    ]
 
 
 def cleared_by_vertebrae(

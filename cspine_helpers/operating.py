@@ -18,8 +18,8 @@ from cspine_helpers.aggregation import Aggregation, aggregate
 from cspine_helpers.bands import curve_bands
 from cspine_helpers.estimates import RATES, Estimates, score_interval
 from cspine_helpers.intervals import MOST_UNDEFINED
-from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.metrics import rates
+from cspine_helpers.labels import PATIENT, VERTEBRAE
+from cspine_helpers.metrics import rates, resampled_units
 from cspine_helpers.prevalence import check_prevalence, restated_rates
 from cspine_helpers.resampling import confusion_sums, patient_weights, sample
 
@@ -61,7 +61,7 @@ class Point:
 
 def weigh(predictions: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float32]:
     """How often each patient counts, (P, 1 + R): once in the first column, as drawn in all others."""
-    patients = predictions[UID].nunique()
+    patients = resampled_units(predictions).nunique()
     drawn = patient_weights(patients, resamples, seed, rows=len(predictions))
     return np.concatenate([np.ones((patients, 1)), *drawn], axis=1, dtype=np.float32)
 
@@ -73,7 +73,7 @@ class Operating:
         predictions: predictions table, checked.
         level: one of `metrics.LEVELS`.
         weights: of `weigh`.
-        aggregation: how vertebrae become patients, at patient level; the highest where not given.
+        aggregation: how vertebrae become patients, at patient level; else by `metrics.patient_level`.
 
     Attributes:
         level: as given.
@@ -93,12 +93,11 @@ class Operating:
         self.level, self._weights = level, weights
         self.table = predictions
         if level == "patient" and aggregation is not None:  # one row a patient is a predictions table as well
-            self.table = aggregate(predictions, aggregation).assign(vertebra=VERTEBRAE[0])
-        studies = pd.Index(predictions[UID].unique())
-        fractured = (
-            predictions.groupby(UID, sort=False)["label"].max().to_numpy() == 1
-        )  # in the order of studies
-        self._rows = rows = sample(self.table, level, studies=studies)
+            self.table = aggregate(predictions, aggregation).assign(vertebra=PATIENT)
+        whose = resampled_units(predictions)
+        patients = pd.Index(whose.unique())
+        fractured = predictions.groupby(whose, sort=False)["label"].max().to_numpy() == 1
+        self._rows = rows = sample(self.table, level, patients=patients)
 
         order = np.argsort(-rows.probabilities, kind="stable")
         self._falling, self._patient = -rows.probabilities[order], rows.patient[order]
@@ -107,25 +106,23 @@ class Operating:
         blocks = -(-len(kind) // _BLOCK) + 1  # nothing is called in the first one
         place = kind * blocks + np.arange(len(kind)) // _BLOCK + 1
         sums = csr_array(
-            (np.ones(len(kind), np.float32), (place, self._patient)), shape=(3 * blocks, len(studies))
+            (np.ones(len(kind), np.float32), (place, self._patient)), shape=(3 * blocks, len(patients))
         )
         self._sums = (sums @ weights).reshape(3, blocks, -1).cumsum(axis=1)  # (3, blocks, 1 + R)
         self._holders = np.array([len(np.unique(self._patient[one > 0])) for one in self._kinds])
 
-        present = np.bincount(rows.patient, minlength=len(studies)) > 0
+        present = np.bincount(rows.patient, minlength=len(patients)) > 0
         self._patients = np.stack([present & fractured, present & ~fractured]) @ weights  # (2, 1 + R)
         self.prevalence = float(self._patients[0, 0] / present.sum())
-        highest = np.zeros(len(studies))
+        highest = np.zeros(len(patients))
         np.maximum.at(highest, rows.patient, rows.probabilities)
         at_level = predictions["vertebra"].to_numpy() == level if level in VERTEBRAE else True
-        ill = np.unique(
-            studies.get_indexer(pd.Index(predictions[UID][at_level & (predictions["label"] == 1)]))
-        )
+        ill = np.unique(patients.get_indexer(pd.Index(whose[at_level & (predictions["label"] == 1)])))
         self._ill = np.sort(highest[ill])
-        broken = predictions[predictions["label"] == 1]
+        broken = predictions[(predictions["label"] == 1) & predictions["vertebra"].isin(VERTEBRAE)]
         scores = broken["probability"].to_numpy()
         if level == "patient":
-            scores = highest[studies.get_indexer(pd.Index(broken[UID]))]
+            scores = highest[patients.get_indexer(pd.Index(whose[broken.index]))]
         self._broken = {name: np.sort(scores[(broken["vertebra"] == name).to_numpy()]) for name in VERTEBRAE}
         self.positives = {name: len(scores) for name, scores in self._broken.items()}
 

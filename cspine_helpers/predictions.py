@@ -1,25 +1,34 @@
 """The predictions table: one row per study and vertebra, from our model or from anybody's."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
-from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.paths import listing
 from cspine_helpers.tables import (
     is_binary,
     numbers,
+    read_columns,
     read_table,
     refuse,
     require_columns,
+    through_numbers,
     uid_problems,
     write_table,
 )
 
 COLUMNS = (UID, "vertebra", "split", "label", "probability")
+OPTIONAL = ("patient",)  # who is resampled, where that is not the study
+UNITS = (*VERTEBRAE, PATIENT)  # what a row is about: a vertebra, or the patient by the model's own score
+_UNIT_NAMES = {unit.lower(): unit for unit in UNITS} | {unit[1]: unit for unit in VERTEBRAE}
+_UNIT_NAMES |= {"overall": PATIENT}
+_ROW_ID = re.compile(rf"^(.+)_(c[1-7]|{PATIENT})$", re.IGNORECASE)
+_COMMA = re.compile(r"\d+,\d+")
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
@@ -30,8 +39,14 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         ValueError: the table breaks the schema; every offender is named.
     """
     table = read_table(
-        path, COLUMNS, what="predictions table", source="Notebook 03 writes that of a run.", text=(UID,)
+        path,
+        COLUMNS,
+        what="predictions table",
+        source="Notebook 03 writes that of a run.",
+        text=(UID, "vertebra", *OPTIONAL),
+        optional=OPTIONAL,
     )
+    table["vertebra"] = table["vertebra"].map(unit_name, na_action="ignore")
     return validate_predictions(table, what=Path(path).name)
 
 
@@ -57,7 +72,10 @@ def validate_predictions(table: pd.DataFrame, *, what: str = "The predictions ta
     """The table in the schema's column order, where it keeps every rule.
 
     A study and vertebra stand there once; a study has one split; labels are 0 or 1; probabilities lie in
-    [0, 1]. A study may lack vertebrae: its CT may not show them.
+    [0, 1]. A study may lack vertebrae: its CT may not show them. A row whose vertebra is `patient_overall`
+    is the model's own score of the patient; every study has one, or none has. Its label is 1 where a
+    vertebra's is, and 0 where all seven are there and intact. The optional column `patient` names whose
+    study it is, where patients have several; all of them belong to one split.
 
     Raises:
         ValueError: lists all broken rules at once, each with its offenders.
@@ -67,17 +85,27 @@ def validate_predictions(table: pd.DataFrame, *, what: str = "The predictions ta
         raise ValueError(f"{what} has no rows. It needs one row for each study and vertebra.")
     refuse(_problems(table), what=what)
     types = {"label": "int64", "probability": "float64"}
-    return table[list(COLUMNS)].astype(types).reset_index(drop=True)
+    columns = [*COLUMNS, *(name for name in OPTIONAL if name in table.columns)]
+    return table[columns].astype(types).reset_index(drop=True)
 
 
 def _problems(table: pd.DataFrame) -> Iterator[str]:
     yield from uid_problems(table[UID].drop_duplicates())
-    unknown = table["vertebra"][~table["vertebra"].isin(VERTEBRAE)].drop_duplicates()
+    unknown = table["vertebra"][~table["vertebra"].isin(UNITS)].drop_duplicates()
     if len(unknown):
-        yield f"vertebrae are C1 … C7; found {listing(unknown)}"
+        yield (
+            f"vertebrae are C1 … C7; found {listing(unknown)}. Rename them (the model's own score of the "
+            f"patient is called {PATIENT})"
+        )
     nameless = table["split"].isna() | (table["split"].astype(str).str.strip() == "")
     if nameless.any():
         yield f"rows that name no split ({nameless.sum()}): {_rows(table, nameless)}"
+    folds = table["split"][table["split"].astype(str).str.fullmatch(r"\d+(\.0)?")].drop_duplicates()
+    if len(folds):
+        yield (
+            f"splits that are numbers, as folds are ({listing(folds)}). Name the split of each row: "
+            "validation may choose, test is opened once. Predictions made out of fold are all of one split"
+        )
     twice = table.duplicated([UID, "vertebra"])
     if twice.any():
         yield f"rows that repeat a study and vertebra ({twice.sum()}): {_rows(table, twice)}"
@@ -85,6 +113,7 @@ def _problems(table: pd.DataFrame) -> Iterator[str]:
     torn = pairs[UID][pairs[UID].duplicated()].drop_duplicates()
     if len(torn):
         yield f"studies in more than one split ({len(torn)}): {listing(torn)}"
+    yield from _patient_problems(table)
     odd = ~pd.Series(is_binary(table["label"]), index=table.index)
     if odd.any():
         yield f"labels that are neither 0 nor 1 ({odd.sum()}): {_rows(table, odd)}"
@@ -94,35 +123,83 @@ def _problems(table: pd.DataFrame) -> Iterator[str]:
         yield f"probabilities that are no numbers in [0, 1] ({found}): {_rows(table, outside)}"
 
 
+def _patient_problems(table: pd.DataFrame) -> Iterator[str]:
+    """What is wrong with the model's own patient scores, and with who is whose patient."""
+    own = table["vertebra"] == PATIENT
+    if own.any():
+        without = table[UID][~table[UID].isin(table[UID][own])].drop_duplicates()
+        if len(without):
+            yield (
+                f"studies without a {PATIENT} row, where others have one ({len(without)}): "
+                f"{listing(without)}. Add it, or drop the others"
+            )
+        label = numbers(table["label"])
+        found = label[own].groupby(table[UID][own]).first()
+        each = label[~own].groupby(table[UID][~own]).agg(["max", "count"]).reindex(found.index)
+        odd = (found < each["max"]) | ((found > each["max"]) & (each["count"] == len(VERTEBRAE)))
+        if odd.any():
+            yield (
+                f"studies whose {PATIENT} label is not the highest of C1 … C7 ({odd.sum()}): "
+                f"{listing(odd.index[odd])}"
+            )
+    if "patient" not in table.columns:
+        return
+    nameless = table["patient"].isna() | (table["patient"].astype(str).str.strip() == "")
+    if nameless.any():
+        yield f"rows whose patient is empty ({nameless.sum()}): {_rows(table, nameless)}"
+    for one, of, what in (
+        (UID, "patient", "studies of more than one patient"),
+        ("patient", "split", "patients in more than one split"),
+    ):
+        pairs = table[~nameless][[one, of]].drop_duplicates()
+        torn = pairs[one][pairs[one].duplicated()].drop_duplicates()
+        if len(torn):
+            yield f"{what} ({len(torn)}): {listing(torn)}"
+
+
 def _rows(table: pd.DataFrame, mask: pd.Series) -> str:
     chosen = table[mask]
     return listing(f"{uid} {vertebra}" for uid, vertebra in zip(chosen[UID], chosen["vertebra"], strict=True))
 
 
 def from_wide(
-    wide: pd.DataFrame,
+    wide: pd.DataFrame | str | Path,
     labels: pd.DataFrame,
     split: str | pd.DataFrame,
     *,
     missing: Literal["raise", "drop"] = "raise",
 ) -> pd.DataFrame:
-    """Predictions from a table with one row a study, as competitions write them.
+    """Predictions of any other program: a table with one row a study, or a Kaggle submission; or its file.
+
+    A patient score in it (`patient_overall` or `Overall`) becomes the model's own (see
+    `validate_predictions`). An empty cell is a vertebra that the CT does not show.
 
     Args:
-        wide: `StudyInstanceUID` (or `uid`) and the probabilities C1 … C7; other columns are ignored.
+        wide: `StudyInstanceUID` (or `uid`) and the probabilities C1 … C7 (or c1, or 1), perhaps
+            `patient_overall` (or `Overall`) and `patient`, other columns are ignored; or `row_id, fractured`,
+            row ids `<uid>_C1` … `<uid>_patient_overall`. Or the path of such a CSV file.
         labels: label table.
         split: name of the split that all studies belong to, or a split table.
         missing: what happens to studies that `wide`, `labels` and the split table do not all hold.
 
     Raises:
-        ValueError: names the studies that are not in every table (unless `missing="drop"`), the tables
-            have no study in common, or the table breaks the schema.
+        FileNotFoundError: there is no such file.
+        ValueError: names the studies that are not in every table (unless `missing="drop"`), or whose ids
+            were read as numbers; the tables have no study in common, or the table breaks the schema.
+
+    Example:
+        >>> table = from_wide("submission.csv", read_labels("train.csv"), "validation")
+        >>> write_predictions(table, run_dir("theirs") / "predictions.csv")
     """
     if missing not in ("raise", "drop"):
         raise ValueError(f"missing is 'raise' or 'drop'; found {missing!r}.")
-    if UID not in wide.columns:
-        wide = wide.rename(columns={"uid": UID})
+    if isinstance(wide, str | Path):
+        wide = read_columns(wide, what="table of predictions", source="Give the path of a CSV file.")
+    if {"row_id", "fractured"} <= set(wide.columns):
+        wide = _wide_of_submission(wide)
+    wide = _renamed(wide)
     require_columns(wide, (UID, *VERTEBRAE), what="The wide table")
+    refuse(_foreign_problems(wide, split), what="The wide table")
     tables = {"the wide table": wide, "the label table": labels}
     if isinstance(split, pd.DataFrame):
         tables["the split"] = split
@@ -130,12 +207,17 @@ def from_wide(
     if len(twice):
         raise ValueError(
             f"The wide table holds studies twice ({len(twice)}): {listing(twice)}. Keep one row each."
+            + through_numbers(wide[UID], labels[UID])
         )
+    if hint := through_numbers(wide[UID], labels[UID]):
+        raise ValueError(f"The wide table does not name its studies as the label table does.{hint}")
     studies = _common_studies(tables, drop=missing == "drop")
 
     rows = wide[wide[UID].isin(studies)]
-    long = rows.melt(UID, list(VERTEBRAE), "vertebra", "probability")
-    truth = labels.melt(UID, list(VERTEBRAE), "vertebra", "label")
+    units = [unit for unit in UNITS if unit in rows.columns]
+    keys = [UID, *(name for name in OPTIONAL if name in rows.columns)]
+    long = rows.melt(keys, units, "vertebra", "probability").dropna(subset="probability")
+    truth = labels.melt(UID, units, "vertebra", "label")
     table = long.merge(truth, on=[UID, "vertebra"], validate="one_to_one")
     if isinstance(split, pd.DataFrame):
         table = table.merge(split[[UID, "split"]], on=UID, validate="many_to_one")
@@ -144,6 +226,66 @@ def from_wide(
     order = {uid: place for place, uid in enumerate(rows[UID])}
     table = table.iloc[table[UID].map(order).argsort(kind="stable")]  # studies as in `wide`, C1 … C7 in each
     return validate_predictions(table)
+
+
+def _wide_of_submission(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a study from `row_id, fractured`, as Kaggle takes it for RSNA 2022."""
+    found = table["row_id"].astype(str).str.extract(_ROW_ID)
+    if (odd := found.isna().any(axis=1)).any():
+        raise ValueError(
+            f"Row ids that do not end in _C1 … _C7 or _{PATIENT} ({odd.sum()}): "
+            f"{listing(table['row_id'][odd])}. Write <StudyInstanceUID>_C1 and so on."
+        )
+    units = found[1].map(unit_name)
+    if (twice := found[[0]].assign(unit=units).duplicated()).any():
+        raise ValueError(
+            f"Row ids that stand there twice ({twice.sum()}): {listing(table['row_id'][twice])}. "
+            "Keep one row each."
+        )
+    values = pd.Series(table["fractured"].to_numpy(), index=pd.Index(found[0], name=UID))
+    studies = pd.Index(values.index.unique())
+    wide = {unit: values[(units == unit).to_numpy()].reindex(studies) for unit in UNITS}
+    return pd.DataFrame(wide).reset_index()
+
+
+def unit_name(name: object) -> str:
+    """What a vertebra, or the patient, is called here: C1 for c1 or 1, `patient_overall` for Overall."""
+    text = str(name).strip().lower()
+    return _UNIT_NAMES.get(text, str(name))
+
+
+def _renamed(wide: pd.DataFrame) -> pd.DataFrame:
+    """The table with this package's column names, where it has others for the same; a copy."""
+    names = {name: unit_name(name) for name in wide.columns}
+    names |= {name: UID for name in wide.columns if str(name).strip().lower() in ("uid", UID.lower())}
+    return wide.rename(columns={name: new for name, new in names.items() if new not in wide.columns})
+
+
+def _foreign_problems(wide: pd.DataFrame, split: str | pd.DataFrame) -> Iterator[str]:
+    """What other programs write that cannot be read, each with what to do."""
+    if pd.api.types.is_numeric_dtype(wide[UID]):
+        yield (
+            f"study ids are numbers ({listing(wide[UID].head(3))} …), so that 1.10 has become 1.1. Read them "
+            "as text: pd.read_csv(path, dtype={'uid': str})"
+        )
+    values = wide[[unit for unit in UNITS if unit in wide.columns]]
+    cells = set(values.astype(object).fillna("").map(str).to_numpy().ravel())
+    if {cell.lower() for cell in cells} & {"true", "false"}:
+        yield "values are True or False: calls, not probabilities. Write the probabilities"
+    if any(map(_COMMA.fullmatch, cells)):
+        yield "decimals are written with a comma. Write decimal points, or read it with decimal=','"
+    if (none := values.isna().all(axis=1)).any():
+        yield f"studies without any probability ({none.sum()}): {listing(wide[UID][none])}. Drop their rows"
+    if "patient" in wide.columns and (numbers(wide["patient"]) % 1 > 0).any():
+        yield (
+            f"the column 'patient' holds fractions, but names whose study it is. If it is the patient's "
+            f"probability, call it {PATIENT}"
+        )
+    if isinstance(split, pd.DataFrame) and "split" not in split.columns:
+        yield (
+            "the split table has no column 'split'. Predictions made out of fold belong to one split, so "
+            "pass its name, split='validation'; else name the split of each fold first"
+        )
 
 
 def _common_studies(tables: dict[str, pd.DataFrame], *, drop: bool) -> set[str]:

@@ -6,7 +6,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from cspine_helpers.estimates import RATES, effective_cases, quantiles, score_interval
 from cspine_helpers.intervals import MOST_UNDEFINED
-from cspine_helpers.labels import UID
 from cspine_helpers.metrics import check_scores, rates
 from cspine_helpers.paths import listing
 from cspine_helpers.reliability import patient_sums, scored_rows
@@ -110,7 +109,7 @@ def predictive_curve(
     rows = scored_rows(predictions, level)
     y, p = check_scores(rows["label"], rows["probability"], both_classes=True)
     terms = np.column_stack([y * (p >= threshold), y, (1 - y) * (p < threshold), 1 - y])
-    sums = patient_sums(rows[UID], terms)
+    sums = patient_sums(rows, terms)
     tp, positives, tn, negatives = sums.sum(axis=0)
     table = predictive_values(tp / positives, tn / negatives, prevalence)
     tp, positives, tn, negatives = resampled(sums, resamples, seed).T

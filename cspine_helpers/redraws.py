@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cspine_helpers.guarantees import Average, guarantee_recall
 from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.metrics import at_level
 from cspine_helpers.paths import listing
 from cspine_helpers.plots import FRACTURED, GREY, INK, INTACT, STYLE, Picture
 
@@ -99,7 +100,7 @@ class Population:
 
     def __init__(self, predictions: pd.DataFrame) -> None:
         def wide(name: str) -> NDArray:
-            rows = predictions.pivot_table(name, UID, "vertebra", sort=False)
+            rows = at_level(predictions, "all").pivot_table(name, UID, "vertebra", sort=False)
             return rows.reindex(columns=list(VERTEBRAE)).to_numpy()
 
         probabilities, labels = wide("probability"), wide("label")

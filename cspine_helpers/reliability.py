@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cspine_helpers.estimates import loss_interval, mean_interval, score_interval, shares_of
 from cspine_helpers.labels import UID
-from cspine_helpers.metrics import LEVELS, at_level, check_scores, log_losses
+from cspine_helpers.metrics import LEVELS, at_level, check_scores, log_losses, resampled_units
 from cspine_helpers.paths import listing
 from cspine_helpers.predictions import validate_predictions
 from cspine_helpers.resampling import resampled
@@ -28,7 +28,7 @@ def scored_rows(predictions: pd.DataFrame, level: str, *, one_split: bool = True
     Args:
         predictions: predictions table, or `StudyInstanceUID, split, label, probability` with one row a
             patient.
-        level: one of `metrics.LEVELS`; vertebrae become patients by their maximum.
+        level: one of `metrics.LEVELS`; patients are those of `metrics.patient_level`.
         one_split: refuse rows of several splits, as a figure that pools them describes neither.
 
     Raises:
@@ -93,7 +93,7 @@ def reliability_table(
     y, p = rows["label"].to_numpy(), rows["probability"].to_numpy()
     edges, place = _bins(p, bins, strategy)
     count = len(edges) - 1
-    patient, names = pd.factorize(rows[UID])
+    patient, names = pd.factorize(resampled_units(rows))
     cell, cells = patient * count + place, len(names) * count
     n = np.bincount(cell, minlength=cells).reshape(-1, count)  # (patients, bins)
     k = np.bincount(cell, y, cells).reshape(-1, count)
@@ -184,7 +184,7 @@ def calibration_scores(
     rows = scored_rows(predictions, level)
     y, p = rows["label"].to_numpy(), rows["probability"].to_numpy()
     # 1. Losses, as the headline numbers have them.
-    losses = patient_sums(rows[UID], np.column_stack([np.ones(len(y)), (p - y) ** 2, log_losses(y, p)]))
+    losses = patient_sums(rows, np.column_stack([np.ones(len(y)), (p - y) ** 2, log_losses(y, p)]))
     total, drawn, patients = losses.sum(axis=0), resampled(losses, resamples, seed), len(losses)
     found: dict[str, tuple[float, float, float, float]] = {}
     for name, place in (("brier", 1), ("log_loss", 2)):
@@ -193,15 +193,15 @@ def calibration_scores(
         found[name] = (value, *limits, np.nan)
 
     # 2. Bias and slope: means over patients.
-    shares = shares_of((patient_sums(rows[UID], (p - y)[:, None])[:, 0], losses[:, 0]))
+    shares = shares_of((patient_sums(rows, (p - y)[:, None])[:, 0], losses[:, 0]))
     found["bias"] = (float(shares.mean()), *mean_interval(shares, confidence), np.nan)
-    shares = _slopes(rows[UID], y, p)
+    shares = _slopes(rows, y, p)
     found["slope"] = (float(np.mean(shares)), *mean_interval(shares, confidence), np.nan)
 
     # 3. Distances of the bins.
     edges, bin_of = _bins(p, bins, strategy)
     inside = bin_of[:, None] == np.arange(len(edges) - 1)
-    errors = patient_sums(rows[UID], (p - y)[:, None] * inside)  # (patients, bins)
+    errors = patient_sums(rows, (p - y)[:, None] * inside)  # (patients, bins)
     value, chance = _distance(errors, inside.sum(axis=0), resamples, seed)
     found["ece"] = (value, np.nan, np.nan, chance)
     table = pd.DataFrame.from_dict(found, orient="index", columns=["value", "low", "high", "p"])
@@ -241,7 +241,7 @@ def _distance(
     return value, float((1 + as_large.sum()) / (1 + resamples))
 
 
-def _slopes(uids: pd.Series, y: NDArray[np.int64], p: NDArray[np.float64]) -> NDArray[np.float64]:
+def _slopes(rows: pd.DataFrame, y: NDArray[np.int64], p: NDArray[np.float64]) -> NDArray[np.float64]:
     """What each patient contributes to the calibration slope, their mean, (P,); NaN where none fits best.
 
     Jackknife: the slope moves so far when a patient is left out, to one step of Newton's method.
@@ -255,7 +255,7 @@ def _slopes(uids: pd.Series, y: NDArray[np.int64], p: NDArray[np.float64]) -> ND
     slope, intercept = logistic(y, x)
     fitted = sigmoid(slope * z + intercept)
     terms = np.column_stack([x * (y - fitted)[:, None], (fitted * (1 - fitted))[:, None] * x[:, :1] * x])
-    sums = patient_sums(uids, np.column_stack([terms, fitted * (1 - fitted)]))
+    sums = patient_sums(rows, np.column_stack([terms, fitted * (1 - fitted)]))
     curvature = sums[:, [2, 3, 3, 4]].reshape(-1, 2, 2)
     try:
         moved = np.linalg.solve(curvature.sum(axis=0) - curvature, sums[:, :2, None])[:, 0, 0]
@@ -301,9 +301,9 @@ def logistic(y: NDArray[np.int64], x: NDArray[np.float64]) -> tuple[float, float
     return float(beta[0]), float(beta[1]) if len(beta) > 1 else 0.0
 
 
-def patient_sums(uids: pd.Series, terms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Terms (N, K) of the rows added up for each patient, (patients, K)."""
-    patient, names = pd.factorize(uids)
+def patient_sums(rows: pd.DataFrame, terms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Terms (N, K) of the rows added up for each patient (`metrics.resampled_units`), (patients, K)."""
+    patient, names = pd.factorize(resampled_units(rows))
     return np.stack([np.bincount(patient, column, len(names)) for column in terms.T], axis=1)
 
 

@@ -12,8 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from cspine_helpers.labels import UID
-from cspine_helpers.metrics import at_level, check_scores, log_losses
+from cspine_helpers.metrics import at_level, check_scores, log_losses, resampled_units
 
 Floats = NDArray[np.float64]
 Ratio = tuple[Floats, Floats]  # numerator and denominator summed over each patient's rows, (P,) both
@@ -42,22 +41,24 @@ class Sample:
         return np.bincount(self.patient, values, self.patients).astype(np.float64)
 
 
-def sample(predictions: pd.DataFrame, level: str = "all", *, studies: pd.Index | None = None) -> Sample:
+def sample(predictions: pd.DataFrame, level: str = "all", *, patients: pd.Index | None = None) -> Sample:
     """The rows of a predictions table at one of `metrics.LEVELS`.
 
     Args:
         predictions: predictions table.
-        level: all vertebrae, one of C1…C7, or patients (by maximum).
-        studies: the patients by UID, in the order of their numbers; those of the table where not given.
+        level: all vertebrae, one of C1…C7, or patients.
+        patients: names of the patients (`metrics.resampled_units`), in the order of their numbers; those of
+            the table where not given.
 
     Raises:
         ValueError: see `metrics.at_level` and `metrics.check_scores`.
     """
-    if studies is None:
-        studies = pd.Index(predictions[UID].unique())
+    if patients is None:
+        patients = pd.Index(resampled_units(predictions).unique())
     rows = at_level(predictions, level)
     labels, probabilities = check_scores(rows["label"], rows["probability"])
-    return Sample(labels, probabilities, studies.get_indexer(pd.Index(rows[UID])), len(studies))
+    whose = patients.get_indexer(pd.Index(resampled_units(rows)))
+    return Sample(labels, probabilities, whose, len(patients))
 
 
 def patient_weights(patients: int, resamples: int, seed: int, *, rows: int = 1) -> Iterator[Floats]:

@@ -13,13 +13,27 @@ from cspine_helpers.aggregation import (
     Aggregation,
     aggregate,
     compare_aggregations,
+    default_aggregation,
     fit_logistic,
     sorted_logits,
     validation_rows,
 )
-from cspine_helpers.labels import UID, VERTEBRAE, read_labels
-from cspine_helpers.metrics import patient_level
+from cspine_helpers.bands import curve_bands
+from cspine_helpers.benefit import decision_curve
+from cspine_helpers.calibration import apply, fit_calibrator
+from cspine_helpers.comparison import compare
+from cspine_helpers.cross_fitting import cross_fitted
+from cspine_helpers.decisions import Decision
+from cspine_helpers.findings import find
+from cspine_helpers.intervals import bootstrap, per_vertebra
+from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, read_labels
+from cspine_helpers.levels import apply_decision, choose_decision, choose_per_vertebra
+from cspine_helpers.metrics import cleared_by_vertebrae, defined_levels, patient_level
+from cspine_helpers.operating import Operating, weigh
 from cspine_helpers.predictions import from_wide
+from cspine_helpers.prevalence import predictive_curve
+from cspine_helpers.redraws import Population
+from cspine_helpers.reliability import calibration_scores, reliability_table
 
 LEARNED = Aggregation(
     "logistic", intercept=-0.5, weights=(1.0, 0.5, 0.25, 0, 0, 0, 0), fitted_on={"split": "validation"}
@@ -198,3 +212,136 @@ def test_one_class_cannot_be_compared_and_a_penalty_is_a_number():
     with pytest.raises(ValueError, match="penalty is a finite number"):
         fit_logistic(toy(), penalty=float("nan"))
     assert len(validation_rows(toy())) == 840
+
+
+def with_own(table, score):
+    """The table with the model's own score of each patient: `score` of its vertebrae (7,), a row a study."""
+    studies = table.groupby(UID, sort=False)
+    own = (
+        studies[["split", "label"]]
+        .max()
+        .assign(vertebra=PATIENT, probability=studies["probability"].agg(score))
+    )
+    return pd.concat([table, own.reset_index()[list(table.columns)]], ignore_index=True)
+
+
+def test_the_models_own_score_is_an_aggregation_and_the_default_where_it_is():
+    table = with_own(toy(), "min")
+    assert default_aggregation(toy()) == Aggregation("max")
+    assert default_aggregation(table) == Aggregation("own")
+    own = aggregate(table, Aggregation("own"))
+    expected = toy().groupby(UID, sort=False)["probability"].min()
+    np.testing.assert_array_equal(own["probability"], expected)
+    assert (own["missing"] == 0).all()
+    pd.testing.assert_frame_equal(patient_level(table), own.drop(columns="missing"))
+    pd.testing.assert_frame_equal(aggregate(table, Aggregation("max")), aggregate(toy(), Aggregation("max")))
+    assert fit_logistic(table) == fit_logistic(toy())
+    names = compare_aggregations(table)["aggregation"].tolist()
+    assert names == ["own score", *compare_aggregations(toy())["aggregation"]]
+    assert Aggregation("own").phrase == "the model's own score"
+    assert Aggregation("noisy_or").phrase == "the noisy or of the vertebrae"
+
+
+def test_the_own_score_is_refused_where_it_is_not_and_vertebrae_where_there_are_none():
+    with pytest.raises(ValueError, match=r"no patient score of the model's own .*patient_overall"):
+        aggregate(toy(), Aggregation("own"))
+    table = with_own(toy(), "min")
+    alone = table[table["vertebra"] == PATIENT]
+    assert len(aggregate(alone, Aggregation("own"))) == 120
+    with pytest.raises(ValueError, match="120 patients have no vertebra to make a probability of"):
+        aggregate(alone, Aggregation("max"))
+
+
+def test_a_fracture_of_a_vertebra_that_the_ct_does_not_show_is_the_patients_all_the_same():
+    table = pd.concat([patient(0.1, 0.2), patient(0.4).assign(vertebra=PATIENT, label=1)])
+    for aggregation in (Aggregation("own"), Aggregation("max")):
+        assert aggregate(table, aggregation)["label"].tolist() == [1]
+
+
+def test_two_scans_of_a_patient_are_never_on_both_sides_of_a_fold():
+    once = toy(200)
+    table = pd.concat([once, once.assign(**{UID: once[UID] + ".9"})], ignore_index=True)
+    table["patient"] = table[UID].str.removesuffix(".9")
+    noise = table.assign(probability=np.tile(np.random.default_rng(0).random(len(once)), 2))
+    judged = compare_aggregations(noise).set_index("aggregation")["auroc"]
+    apart = compare_aggregations(noise.drop(columns="patient")).set_index("aggregation")["auroc"]
+    assert judged["max"] == apart["max"]
+    assert judged["logistic, cross-fitted"] != apart["logistic, cross-fitted"]
+
+
+VERTEBRA_NUMBERS = {
+    "bootstrap": lambda table: bootstrap(table, threshold=0.3).query("not metric.str.startswith('rsna')"),
+    "per_vertebra": lambda table: per_vertebra(table, threshold=0.3),
+    "compare": lambda table: compare(
+        table, table.assign(probability=table["probability"] ** 2), threshold=0.3
+    ).query("not metric.str.startswith('rsna')"),
+    "curve_bands": lambda table: curve_bands(table, resamples=50),
+    "reliability": reliability_table,
+    "calibration": calibration_scores,
+    "calibrator": lambda table: pd.Series(fit_calibrator(table, kind="platt").record()),
+    "cross-fitted": lambda table: cross_fitted(table, kind="platt"),
+    "decision curve": lambda table: decision_curve(table, level="all", resamples=50),
+    "decision": lambda table: pd.Series(asdict(choose_decision(table, level="vertebra", objective="max_f1"))),
+    "of each": lambda table: pd.Series(
+        asdict(choose_per_vertebra(table, objective="max_f1", min_positives=5))
+    ),
+    "cleared": lambda table: pd.Series(np.concatenate(cleared_by_vertebrae(table, 0.3))),
+    "levels": lambda table: pd.Series(defined_levels(table)),
+    "slider": lambda table: pd.Series(
+        asdict(Operating(table, "all", weigh(table, resamples=50)).at(0.3, 0.07))
+    ),
+    "guarantee world": lambda table: pd.Series(Population(table).recall([0.2, 0.3], "vertebra")),
+    "card": lambda table: pd.Series([find(table, None).vertebra_table()]),
+}
+
+
+@pytest.mark.parametrize("what", VERTEBRA_NUMBERS)
+def test_no_number_about_vertebrae_changes_with_the_models_own_patient_score(what):
+    table, number = toy(), VERTEBRA_NUMBERS[what]
+    own = with_own(table, "min")
+    without, beside = number(table), number(own)
+    kind = (
+        pd.testing.assert_frame_equal if isinstance(without, pd.DataFrame) else pd.testing.assert_series_equal
+    )
+    kind(beside.reset_index(drop=True), without.reset_index(drop=True))
+
+
+PATIENT_NUMBERS = {
+    "bootstrap": lambda table: bootstrap(table, threshold=0.16, level="patient"),
+    "calibration": lambda table: calibration_scores(table, level="patient"),
+    "predictive values": lambda table: predictive_curve(table, 0.16, [0.07, 0.5], resamples=50),
+    "slider": lambda table: pd.Series(
+        asdict(Operating(table, "patient", weigh(table, resamples=50)).at(0.16, 0.07))
+    ),
+    "card": lambda table: find(table, None).scores["patients"],
+}
+
+
+@pytest.mark.parametrize("what", PATIENT_NUMBERS)
+def test_numbers_about_patients_are_those_of_the_own_score_where_it_is(what):
+    table, number = toy(), PATIENT_NUMBERS[what]
+    own = with_own(table, "median")
+    medians = table.assign(probability=table.groupby(UID)["probability"].transform("median"))
+    kind = pd.testing.assert_frame_equal if what != "slider" else pd.testing.assert_series_equal
+    kind(number(own), number(medians))  # the max of seven equal numbers is that number
+    with pytest.raises(AssertionError):
+        kind(number(own), number(table))
+
+
+def test_a_calibrator_of_patients_says_that_it_is_of_the_own_score():
+    own = with_own(toy(), "min")
+    calibrator = fit_calibrator(own, kind="temperature", level="patient")
+    assert calibrator.aggregation == "own score"
+    with pytest.raises(ValueError, match="fitted on patients made by 'own score'; these are made by 'max'"):
+        apply(calibrator, toy())
+
+
+def test_a_patient_decision_takes_the_own_score_where_nothing_is_said_and_keeps_it():
+    own = with_own(toy(), "min")
+    decision = choose_decision(own, level="patient", objective="max_f1")
+    assert decision.aggregation == Aggregation("own")
+    called = apply_decision(decision, own, level="patient")
+    assert called["probability"].tolist() == own[own["vertebra"] == PATIENT]["probability"].tolist()
+    with pytest.raises(ValueError, match="no patient score of the model's own"):
+        apply_decision(decision, toy(), level="patient")
+    assert Decision(**json.loads(json.dumps(asdict(decision)))) == decision

@@ -614,7 +614,11 @@ def test_real_predictions_have_a_card_of_aggregates(tmp_path):
     write_predictions(table, tmp_path / "predictions.csv")
     text = text_of(tmp_path)
     ranking = tables_of(text)["Results on validation", "level", "metric"]
-    assert ranking[0][VALUE].startswith(number(roc_auc_score(table["label"], table["probability"])))
+    own = ~table["vertebra"].isin(VERTEBRAE)
+    for row, part in ((ranking[0], table[~own]), (ranking[2], table[own])):
+        assert row[VALUE].startswith(number(roc_auc_score(part["label"], part["probability"])))
+    assert "A patient's probability is the model's own score." in text
+    assert tables_of(text)["Data", "split", "patients"][0]["vertebrae"] == "14,126"
     assert not re.search(r"\d+\.\d+\.\d+\.\d+", text)  # no study UID
     assert f"{table[UID].nunique():,} | " in text
 

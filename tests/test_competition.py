@@ -6,9 +6,11 @@ from sklearn import metrics as sk
 from test_metrics import table_of
 
 from cspine_helpers.competition import rsna_terms, rsna_weighted_log_loss
-from cspine_helpers.labels import UID, VERTEBRAE, read_labels
+from cspine_helpers.intervals import bootstrap
+from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import patient_level
 from cspine_helpers.predictions import from_wide
+from cspine_helpers.splits import split_patients
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,10 @@ def real_wide():
 
 @pytest.fixture(scope="module")
 def real(real_wide):
-    return from_wide(real_wide, read_labels(RSNA / "train.csv"), "validation", missing="drop")
+    """As read from their seven vertebrae alone."""
+    return from_wide(
+        real_wide.drop(columns="Overall"), read_labels(RSNA / "train.csv"), "validation", missing="drop"
+    )
 
 
 def as_participants_scored(labels, probabilities):
@@ -110,3 +115,28 @@ def test_a_vertebra_that_stands_there_twice_is_refused():
     table = table_of(np.full((2, 7), 0.5), np.zeros((2, 7), int))
     with pytest.raises(ValueError, match=r"1 studies hold a vertebra twice: '1\.1'"):
         rsna_terms(pd.concat([table, table[:1]]))
+
+
+@needs_rsna
+def test_real_predictions_are_judged_by_the_patient_score_that_their_file_holds(real_wide):
+    labels = read_labels(RSNA / "train.csv")
+    table = from_wide(real_wide, labels, split_patients(labels, seed=0), missing="drop")
+    validation = table[table["split"] == "validation"]
+    vertebrae = validation[validation["vertebra"] != PATIENT]
+    assert validation[UID].nunique() == 402
+    assert rsna_weighted_log_loss(vertebrae) == pytest.approx(0.632, abs=0.0005)
+    found = bootstrap(validation, threshold=None).set_index("metric").loc["rsna_loss"]
+    assert found[["value", "low", "high"]].round(3).tolist() == [0.493, 0.462, 0.525]
+
+
+def test_the_models_own_patient_score_enters_the_loss_where_the_table_has_it():
+    labels, probabilities = np.eye(2, 7, dtype=int), np.full((2, 7), 0.5)
+    table = table_of(probabilities, labels)
+    own = pd.DataFrame({UID: ["1.1", "1.2"], "vertebra": PATIENT, "split": table["split"][0], "label": 1})
+    whole = pd.concat([table, own.assign(probability=[0.9, 0.8])], ignore_index=True)
+    of_vertebrae = 8 * np.log(0.5)  # six intact of weight 1, one fractured of weight 2
+    expected = -(2 * of_vertebrae + 14 * np.log(0.9) + 14 * np.log(0.8)) / (2 * 22)
+    assert rsna_weighted_log_loss(whole) == pytest.approx(expected, abs=1e-12)
+    assert rsna_weighted_log_loss(table) == pytest.approx(-np.log(0.5), abs=1e-12)
+    with pytest.raises(ValueError, match=r"1 studies lack some of C1…C7.*'1\.1'"):
+        rsna_weighted_log_loss(whole[7:])

@@ -305,3 +305,18 @@ def test_no_number_of_patients_guarantees_more_than_is_observed(observed):
 def test_more_than_a_hundred_thousand_patients_are_not_counted():
     with pytest.raises(ValueError, match="takes more than 131,072 patients"):
         patients_needed(0.9, observed=0.9002)
+
+
+def test_two_scans_of_one_patient_count_once_and_are_refused_where_each_has_one_row():
+    once = toy(200)
+    twice = pd.concat([once, once.assign(**{UID: once[UID] + ".9"})], ignore_index=True)
+    twice["patient"] = twice[UID].str.removesuffix(".9")
+    few = once[once["label"] == 1].groupby(UID).size()
+    options = {"level": "vertebra", "recall": 0.5, "delta": 0.2}
+    small = twice[~twice[UID].isin(few[few > 3].index.union(few[few > 3].index + ".9"))]
+    found = guarantee_on_validation(small, **options)
+    assert found.patients == guarantee_on_validation(small.drop(columns="patient"), **options).patients / 2
+    with pytest.raises(
+        ValueError, match=r"a patient has one row; found several of .* one study of each patient"
+    ):
+        guarantee_on_validation(twice, level="patient", recall=0.5, aggregation=Aggregation("max"))

@@ -275,13 +275,13 @@ def test_metrics_that_few_resamples_define_are_refused_with_what_to_do():
 
 
 @needs_rsna
-@pytest.mark.parametrize("level", ["all", "patient", "C3"])
-def test_real_values_are_those_of_metrics_and_lie_in_their_intervals(level):
+@pytest.mark.parametrize(("level", "at"), [("all", 0.1), ("patient", 0.5), ("C3", 0.1)])
+def test_real_values_are_those_of_metrics_and_lie_in_their_intervals(level, at):
     wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
     real = from_wide(wide, read_labels(RSNA / "train.csv"), "validation", missing="drop")
-    found = bootstrap(real, threshold=0.1, level=level, resamples=200)
+    found = bootstrap(real, threshold=at, level=level, resamples=200)
     rows = metrics.at_level(real, level)
-    expected = metrics.rates(metrics.confusion(rows["label"], rows["probability"], 0.1)).iloc[0]
+    expected = metrics.rates(metrics.confusion(rows["label"], rows["probability"], at)).iloc[0]
     assert found["value"][: len(RATES)].tolist() == pytest.approx(expected[list(RATES)].tolist(), abs=1e-12)
     areas = [
         score(rows["label"], rows["probability"]) for score in (metrics.auroc, metrics.average_precision)

@@ -92,8 +92,11 @@ def test_a_repeated_vertebra_and_a_study_in_two_splits_are_named(table):
 def test_a_wide_table_becomes_one_row_per_vertebra_in_its_order(wide, label_table):
     found = from_wide(wide, label_table, "validation")
     assert found.columns.tolist() == list(COLUMNS)
-    assert found[UID].tolist() == ["1.30"] * 7 + ["1.1"] * 7 + ["1.2"] * 7
-    assert found["vertebra"].tolist() == [*VERTEBRAE] * 3
+    own = found[found["vertebra"] == PATIENT]
+    assert own[[UID, "label", "probability"]].to_numpy().tolist() == [[uid, 1, 0.5] for uid in wide["uid"]]
+    assert found[UID].tolist() == ["1.30"] * 8 + ["1.1"] * 8 + ["1.2"] * 8
+    assert found["vertebra"].tolist() == [*VERTEBRAE, PATIENT] * 3
+    found = found[found["vertebra"] != PATIENT]
     assert found["probability"].tolist() == (np.arange(21) / 100).tolist()
     assert found["label"].to_numpy().reshape(3, 7).tolist() == np.eye(3, 7, dtype=int)[[2, 0, 1]].tolist()
     assert (found["split"] == "validation").all()
@@ -144,8 +147,9 @@ def test_real_out_of_fold_predictions_are_one_call_away():
     with pytest.raises(ValueError, match=r"wide table \(1\): '1.2.826.0.1.3680043.20574'"):
         from_wide(wide, labels, "out of fold")
     table = from_wide(wide, labels, "out of fold", missing="drop")
-    assert len(table) == 2018 * 7
+    assert len(table) == 2018 * 8
     sample = table.sample(50, random_state=0)
+    wide = wide.rename(columns={"Overall": PATIENT})
     for row in sample.itertuples(index=False):
         assert row.probability == wide.set_index("uid").loc[row.StudyInstanceUID, row.vertebra]
         assert row.label == labels.set_index(UID).loc[row.StudyInstanceUID, row.vertebra]
@@ -199,3 +203,198 @@ def test_a_number_too_long_for_a_float_is_refused(table):
     text = refused(table)
     assert "neither 0 nor 1 (1): '1.10 C2'" in text
     assert "no numbers in [0, 1]" in text
+
+
+@pytest.fixture
+def written(wide, label_table, tmp_path):
+    """Write the wide table as other programs do, and read that file in one call."""
+
+    def read(text, name="theirs.csv", encoding="utf-8"):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        return from_wide(tmp_path / name, label_table, "validation")
+
+    return read
+
+
+def wide_text(wide, **options) -> str:
+    return wide.to_csv(index=False, lineterminator="\n", **options)
+
+
+def submission(wide) -> pd.DataFrame:
+    long = wide.rename(columns={"Overall": PATIENT}).melt("uid", var_name="unit", value_name="fractured")
+    return pd.DataFrame({"row_id": long["uid"] + "_" + long["unit"], "fractured": long["fractured"]})
+
+
+FORMS = {
+    "as pandas writes it": wide_text,
+    "tabs": lambda wide: wide_text(wide, sep="\t"),
+    "semicolons and decimal points": lambda wide: wide_text(wide, sep=";"),
+    "a space after each comma": lambda wide: wide_text(wide).replace(",", ", "),
+    "a space after each comma of the header": lambda wide: wide_text(wide).replace(
+        ",", ", ", wide.shape[1] - 1
+    ),
+    "empty rows of a spreadsheet": lambda wide: wide_text(wide) + "," * (wide.shape[1] - 1) + "\n,,,,,,,,\n",
+    "CRLF": lambda wide: wide_text(wide).replace("\n", "\r\n"),
+    "c1": lambda wide: wide_text(wide.rename(columns=str.lower)),
+    "1": lambda wide: wide_text(wide.rename(columns={name: name[1] for name in VERTEBRAE})),
+    "other columns": lambda wide: wide_text(wide.assign(fold=range(3), note="a; b")),
+    "patient_overall": lambda wide: wide_text(wide.rename(columns={"Overall": PATIENT, "uid": UID})),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_wide_file_is_read_in_one_call_however_it_was_written(form, wide, label_table, written):
+    expected = from_wide(wide, label_table, "validation")
+    pd.testing.assert_frame_equal(written(FORMS[form](wide)), expected)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_marks_are_read(encoding, wide, label_table, written):
+    expected = from_wide(wide, label_table, "validation")
+    pd.testing.assert_frame_equal(written(wide_text(wide), encoding=encoding), expected)
+
+
+@pytest.mark.parametrize("change", [str, str.lower])
+def test_a_kaggle_submission_is_read_in_one_call(change, wide, label_table, written):
+    table = submission(wide)
+    shuffled = table.assign(row_id=table["row_id"].map(change)).sample(frac=1, random_state=0)
+    expected = from_wide(wide, label_table, "validation")
+    found = written(shuffled.to_csv(index=False))
+    keys = [UID, "vertebra"]
+    pd.testing.assert_frame_equal(
+        found.sort_values(keys, ignore_index=True), expected.sort_values(keys, ignore_index=True)
+    )
+
+
+def test_a_submission_with_odd_or_repeated_row_ids_is_refused_by_name(wide, label_table):
+    table = submission(wide)
+    odd = table.replace({"row_id": {"1.1_C1": "1.1_T1", "1.2_C2": "1.2"}})
+    with pytest.raises(
+        ValueError, match=r"do not end in _C1 … _C7 or _patient_overall \(2\): '1.1_T1', '1.2'"
+    ):
+        from_wide(odd, label_table, "validation")
+    with pytest.raises(ValueError, match=r"Row ids that stand there twice \(1\): '1.30_C1'"):
+        from_wide(pd.concat([table, table[:1]]), label_table, "validation")
+    with pytest.raises(ValueError, match="Row ids that stand there twice"):
+        from_wide(pd.concat([table, table[:1].replace("1.30_C1", "1.30_c1")]), label_table, "validation")
+
+
+@needs_rsna
+def test_a_submission_of_real_predictions_reads_like_the_wide_table(tmp_path):
+    labels = read_labels(RSNA / "train.csv")
+    wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype=str)[["uid", *VERTEBRAE, "Overall"]]
+    submission(wide).to_csv(tmp_path / "submission.csv", index=False)
+    found = from_wide(tmp_path / "submission.csv", labels, "validation", missing="drop")
+    expected = from_wide(RSNA / "oof_predictions.csv", labels, "validation", missing="drop")
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_an_empty_cell_is_a_vertebra_that_the_ct_does_not_show(wide, label_table):
+    wide.loc[0, ["C6", "C7"]] = np.nan
+    found = from_wide(wide, label_table, "validation")
+    assert len(found) == 22
+    assert found[found[UID] == "1.30"]["vertebra"].tolist() == [*VERTEBRAE[:5], PATIENT]
+    own = found[found["vertebra"] == PATIENT].set_index(UID)["label"]
+    assert own["1.30"] == 1
+
+
+REFUSED = {
+    "no last line break": ({}, "its last line has no end: it may be cut off. If it is whole, add"),
+    "calls": ({"C2": [True, False, True]}, "True or False: calls, not probabilities. Write the prob"),
+    "decimal commas": ({"C2": ["0,1", "0,2", "0,3"]}, "decimals are written with a comma. Write decimal"),
+    "a patient's score": ({"patient": [0.1, 0.2, 0.3]}, "holds fractions, but names whose study it is. If"),
+    "own for some": ({"Overall": [0.1, None, 0.3]}, r"without a patient_overall row, .*\(1\): '1.1'. Add"),
+    "nothing": (
+        {name: [0.1, 0.2, None] for name in (*VERTEBRAE, "Overall")},
+        r"any probability \(1\): '1.2'. Drop",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_read_is_refused_by_a_sentence_that_says_what_to_do(case, wide, written):
+    columns, sentence = REFUSED[case]
+    text = wide_text(wide.assign(**columns))
+    with pytest.raises(ValueError, match=sentence):
+        written(text if columns else text[:-1])
+
+
+def test_semicolons_with_decimal_commas_are_refused_with_the_call_that_reads_them(
+    wide, label_table, tmp_path
+):
+    path = tmp_path / "theirs.csv"
+    wide.to_csv(path, index=False, sep=";", decimal=",")
+    with pytest.raises(ValueError, match="semicolons, and decimals by commas") as error:
+        from_wide(path, label_table, "validation")
+    assert "pd.read_csv(path, sep=';', decimal=',', dtype={'uid': str})" in str(error.value)
+    read = pd.read_csv(path, sep=";", decimal=",", dtype={"uid": str})
+    pd.testing.assert_frame_equal(
+        from_wide(read, label_table, "validation"), from_wide(wide, label_table, "validation")
+    )
+
+
+def test_utf_16_without_its_mark_is_refused_by_name(wide, written):
+    with pytest.raises(ValueError, match=r"theirs\.csv holds zero bytes, .*Save it as UTF-8"):
+        written(wide_text(wide), encoding="utf-16-le")
+
+
+@pytest.mark.parametrize(
+    ("known", "found"),
+    [("1.30", "1.3"), ("0042", "42"), ("42", "42.0"), ("1200000000000000000000000000072", "1.2e+30")],
+)
+def test_ids_that_were_read_as_numbers_are_found_by_the_label_table(known, found, wide, label_table):
+    label_table.loc[2, UID] = known
+    wide.loc[0, "uid"] = found
+    for missing in ("raise", "drop"):
+        with pytest.raises(ValueError, match="read as numbers on their way") as error:
+            from_wide(wide, label_table, "validation", missing=missing)
+        assert f"'{found} for {known}'" in str(error.value)
+    with pytest.raises(ValueError, match=r"study ids are numbers .*dtype=\{'uid': str\}"):
+        from_wide(wide.assign(uid=[1.3, 1.1, 1.2]), label_table, "validation")
+
+
+def test_folds_are_no_splits_and_both_ways_say_what_to_do(wide, label_table, table):
+    folds = pd.DataFrame({UID: wide["uid"], "fold": [1, 2, 3]})
+    with pytest.raises(
+        ValueError, match=r"no column 'split'. Predictions made out of fold belong to one split"
+    ):
+        from_wide(wide, label_table, folds)
+    table["split"] = table[UID].map({"1.10": 1, "1.2": 2, "1.3": 5})
+    assert "splits that are numbers, as folds are (1, 2, 5). Name the split of each row" in refused(table)
+
+
+@pytest.mark.parametrize("names", [str.lower, lambda name: name[1]])
+def test_c1_and_1_are_vertebrae_in_a_file_of_rows_too(names, table, tmp_path):
+    table.assign(vertebra=table["vertebra"].map(names)).to_csv(tmp_path / "theirs.csv", index=False)
+    pd.testing.assert_frame_equal(predictions.read_predictions(tmp_path / "theirs.csv"), table)
+
+
+def with_patients(table, patients):
+    own = table.groupby([UID, "split"], sort=False)[["label", "probability"]].max().reset_index()
+    whole = pd.concat([table, own.assign(vertebra=PATIENT)], ignore_index=True)
+    return whole.assign(patient=whole[UID].map(patients))
+
+
+def test_own_scores_and_patients_come_back_from_their_file(table, tmp_path):
+    whole = with_patients(table, {"1.10": "007", "1.2": "b", "1.3": "b"})
+    predictions.write_predictions(whole, tmp_path / "predictions.csv")
+    found = predictions.read_predictions(tmp_path / "predictions.csv")
+    pd.testing.assert_frame_equal(found, whole[[*COLUMNS, "patient"]])
+
+
+def test_a_patient_in_two_splits_or_nowhere_is_refused_by_name(table):
+    torn = with_patients(table, {"1.10": "a", "1.2": "a", "1.3": "b"})
+    assert "patients in more than one split (1): 'a'" in refused(torn)
+    torn = with_patients(table, {"1.10": "a", "1.2": "b", "1.3": "c"})
+    assert "patient is empty (1): '1.10 C1'" in refused(
+        torn.assign(patient=torn["patient"].mask(torn.index == 0))
+    )
+    torn.loc[0, "patient"] = "z"
+    assert "studies of more than one patient (1): '1.10'" in refused(torn)
+
+
+def test_an_own_score_that_only_some_have_or_that_contradicts_the_vertebrae_is_refused(table):
+    whole = with_patients(table, dict.fromkeys(table[UID], "a")).drop(columns="patient")
+    assert "where others have one (1): '1.3'" in refused(whole[:-1])
+    whole.loc[whole.index[-1], "label"] = 1 - whole["label"].iloc[-1]
+    assert "patient_overall label is not the highest of C1 … C7 (1): '1.3'" in refused(whole)

@@ -256,8 +256,8 @@ def test_intervals_of_single_cases_are_nearly_those_of_scipy_and_those_of_the_he
 
 def test_patients_that_are_drawn_bring_all_their_rows():
     rng = np.random.default_rng(4)
-    uids = pd.Series(["1.1", "1.2", "1.1", "1.3"])
-    sums = reliability.patient_sums(uids, np.array([[1.0, 2], [3, 4], [5, 6], [7, 8]]))
+    rows = pd.DataFrame({UID: ["1.1", "1.2", "1.1", "1.3"]})
+    sums = reliability.patient_sums(rows, np.array([[1.0, 2], [3, 4], [5, 6], [7, 8]]))
     assert sums.tolist() == [[6, 8], [3, 4], [7, 8]]
     many = rng.random((9, 2))
     drawn = resampled(np.column_stack([np.ones(9), many]), 4000, 0)
