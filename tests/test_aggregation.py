@@ -291,7 +291,7 @@ VERTEBRA_NUMBERS = {
         asdict(Operating(table, "all", weigh(table, resamples=50)).at(0.3, 0.07))
     ),
     "guarantee world": lambda table: pd.Series(Population(table).recall([0.2, 0.3], "vertebra")),
-    "card": lambda table: pd.Series([find(table, None).vertebra_table()]),
+    "card": lambda table: pd.Series([find(table, {}).vertebra_table()]),
 }
 
 
@@ -313,7 +313,7 @@ PATIENT_NUMBERS = {
     "slider": lambda table: pd.Series(
         asdict(Operating(table, "patient", weigh(table, resamples=50)).at(0.16, 0.07))
     ),
-    "card": lambda table: find(table, None).scores["patients"],
+    "card": lambda table: find(table, {}).scores["patients"],
 }
 
 
