@@ -17,7 +17,7 @@ from cspine_helpers.openings import read_openings
 from cspine_helpers.paths import inside, sha256_of
 from cspine_helpers.phantom import COHORTS, draw_labels
 from cspine_helpers.predictions import predictions_sha256, read_predictions
-from cspine_helpers.records import RECORD, read_record
+from cspine_helpers.records import RECORD, other_runs, read_record
 from cspine_helpers.tables import read_table
 
 _WEIGHTS, _HISTORY, _PREDICTIONS = "model.safetensors", "history.csv", "predictions.csv"
@@ -127,7 +127,7 @@ def read_dossier(run_folder: str | Path) -> Dossier:
     if not record and not table.is_file():
         raise FileNotFoundError(
             f"Nothing is known of a run at {folder}: {RECORD} and {_PREDICTIONS} are missing. Train one with "
-            "notebook 03, or put a predictions table there."
+            f"notebook 03, or put a predictions table there.{other_runs(folder)}"
         )
     weights = _described(folder / _WEIGHTS, record, "weights_sha256")
     history = _described(folder / _HISTORY, record, "history_sha256")

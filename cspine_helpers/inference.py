@@ -319,6 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if options.calibrated:
             _write_calibrated(folder)
+    except KeyboardInterrupt:
+        raise SystemExit("Stopped. Whole batches are kept; the same command goes on with them.") from None
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     print(f"{path}: {len(table)} sequences of {table[UID].nunique()} studies.")

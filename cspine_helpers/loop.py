@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from cspine_helpers.batches import EpochBatches
 from cspine_helpers.model import ClassifierOutput, FractureClassifier
 
 Batch = dict[str, Tensor]
+Advance = Callable[[float], object]  # told what share of an epoch is done
 
 
 class RunningStatistics:
@@ -66,6 +66,7 @@ def train_epoch(
     rates: list[float],
     clip_norm: float,
     seed: tuple[int, ...],
+    advance: Advance = lambda share: None,
 ) -> float:
     """One pass over the training samples.
 
@@ -80,6 +81,7 @@ def train_epoch(
         rates: learning rate of each step.
         clip_norm: largest norm of the gradient.
         seed: of this stage of the training.
+        advance: called after each step with the share of the epoch's samples that it had.
 
     Returns:
         Mean loss over the epoch's samples, of all processes.
@@ -88,9 +90,7 @@ def train_epoch(
     batches: Any = loader.batch_sampler
     assert isinstance(batches, EpochBatches)
     statistics, total = RunningStatistics(network), torch.zeros((), device=accelerator.device)
-    bar = tqdm(
-        total=len(rates), desc="train", leave=False, disable=not accelerator.is_main_process, mininterval=0.5
-    )
+    samples = sum(batches.step_sizes)
     loaded = iter(loader)
     for step, (rate, size) in enumerate(zip(rates, batches.step_sizes, strict=True)):
         for group in optimizer.param_groups:
@@ -109,30 +109,35 @@ def train_epoch(
         accelerator.clip_grad_norm_(network.parameters(), clip_norm)
         optimizer.step()
         optimizer.zero_grad()
-        bar.update()
-    bar.close()
-    return float(accelerator.reduce(total, reduction="sum")) / sum(batches.step_sizes)
+        advance(size / samples)
+    return float(accelerator.reduce(total, reduction="sum")) / samples
 
 
 @torch.inference_mode()
 @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 def evaluate(
-    accelerator: Accelerator, network: nn.Module, loader: DataLoader[Batch], samples: int
+    accelerator: Accelerator,
+    network: nn.Module,
+    loader: DataLoader[Batch],
+    samples: int,
+    advance: Advance = lambda share: None,
 ) -> ClassifierOutput:
     """Output for all samples in their order, each computed once whatever the number of processes.
+
+    After each batch, `advance` is called with its share of this process's batches.
 
     In float32 as inference runs, also where training does not: else a threshold would not be its own.
     """
     plain = accelerator.unwrap_model(network).folded()
     whole = torch.empty(0)
-    bar = tqdm(loader, desc="validate", leave=False, disable=not accelerator.is_main_process, mininterval=0.5)
-    for loaded in bar:
+    for loaded in loader:
         batch, _ = _on(accelerator.device, loaded)
         output = FractureClassifier.forward(plain, batch["sequence"], batch["vertebra"])  # past autocast
         columns = torch.cat([output.logit[:, None], output.attention, output.slice_logit], dim=1).float()
         if not len(whole):
             whole = columns.new_zeros(samples, columns.shape[1])  # (N, 1 + 2 · T)
         whole[batch["index"]] = columns
+        advance(1 / len(loader))
     if not len(whole):  # more processes than batches: this one had none
         whole = torch.zeros(samples, 1 + 2 * plain.config.slices, device=accelerator.device)
     whole = accelerator.reduce(whole, reduction="sum").cpu()  # each row is zero in all processes but one

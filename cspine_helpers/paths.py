@@ -4,6 +4,7 @@
 folder, may not be links out of the folder they stand in.
 """
 
+import ctypes
 import errno
 import glob
 import hashlib
@@ -22,6 +23,7 @@ _DEVICE = re.compile(r"(?:CON|PRN|AUX|NUL|(?:COM|LPT)[0-9])(?:\..*)?", re.IGNORE
 CHECKSUMS = "SHA256SUMS"  # a folder's, as `sha256sum --check` reads it
 _NAMED, _LONG = 10, 200  # offenders that an error names, and characters of each
 _CHECKSUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_CURRENT, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _PATIENCE_S = 10  # a killed process's loaders hold its lock until they notice that it is gone
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -54,6 +56,56 @@ def cohort_dir(cohort: str) -> Path:
 def run_dir(run: str) -> Path:
     """Folder of a run, `checkpoints/<run>`; the name is checked, the folder need not exist."""
     return inside(project_root() / "checkpoints" / checked_name(run, "run"))
+
+
+def staging_dir(run_folder: str | Path) -> Path:
+    """Folder in which a new run is trained while an earlier one stands, `<run>-training` beside it."""
+    folder = Path(run_folder)
+    return folder.with_name(f"{folder.name}-training")
+
+
+def previous_dirs(run_folder: str | Path) -> list[Path]:
+    """Where earlier runs of this name were set aside, `<run>-previous-<n>` beside it, by n."""
+    folder = Path(run_folder)
+    start = f"{folder.name}-previous-"
+    found = (path for path in folder.parent.glob(f"{glob.escape(start)}*") if path.is_dir())
+    numbered = {int(n): path for path in found if (n := path.name.removeprefix(start)).isdecimal()}
+    return [numbered[n] for n in sorted(numbered)]
+
+
+def next_previous_dir(run_folder: str | Path) -> Path:
+    """Where the run is set aside next: `<run>-previous-<n>` with the first free n."""
+    folder, n = Path(run_folder), 1
+    while (path := folder.with_name(f"{folder.name}-previous-{n}")).exists():
+        n += 1
+    return path
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two folders of one disk take each other's name.
+
+    Linux does it in one step: at any moment each name leads to a whole folder. Where system or disk cannot,
+    a third name serves: a process killed just then leaves `<other>-moved`.
+
+    Raises:
+        OSError: one of them is not there, or may not be renamed.
+
+    Source: renameat2(2), RENAME_EXCHANGE.
+    """
+    try:
+        in_one_step = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # another system
+        in_one_step = None
+    names = (os.fsencode(one), os.fsencode(other))
+    if in_one_step and in_one_step(_CURRENT, names[0], _CURRENT, names[1], ctypes.c_uint(_EXCHANGE)) == 0:
+        return
+    moved = other.rename(other.with_name(f"{other.name}-moved"))
+    try:
+        one.rename(other)
+    except BaseException:
+        moved.rename(other)
+        raise
+    moved.rename(one)
 
 
 def figures_dir(cohort: str = "builtin") -> Path:

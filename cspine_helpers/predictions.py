@@ -10,6 +10,7 @@ import pandas as pd
 
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.paths import listing
+from cspine_helpers.records import other_runs
 from cspine_helpers.tables import (
     is_binary,
     numbers,
@@ -38,14 +39,9 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         FileNotFoundError: there is no such file.
         ValueError: the table breaks the schema; every offender is named.
     """
-    table = read_table(
-        path,
-        COLUMNS,
-        what="predictions table",
-        source="Notebook 03 writes that of a run.",
-        text=(UID, "vertebra", *OPTIONAL),
-        optional=OPTIONAL,
-    )
+    source = f"Notebook 03 writes that of a run.{other_runs(Path(path).parent)}"
+    text = (UID, "vertebra", *OPTIONAL)
+    table = read_table(path, COLUMNS, what="predictions table", source=source, text=text, optional=OPTIONAL)
     table["vertebra"] = table["vertebra"].map(unit_name, na_action="ignore")
     return validate_predictions(table, what=Path(path).name)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cspine_helpers import __version__
-from cspine_helpers.paths import atomic_path, inside, listing
+from cspine_helpers.paths import atomic_path, inside, listing, previous_dirs, staging_dir
 
 RECORD = "run.json"
 FORMAT = 1  # of run.json and the weights' names; rises when older runs can no longer be read
@@ -82,10 +82,33 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     return read_sealed(
         Path(folder) / RECORD,
         version=FORMAT,
-        missing=f"No run at {folder}: {RECORD} is missing. Train one with notebook 03.",
+        missing=f"No run at {folder}: {RECORD} is missing. Train one with notebook 03 (RETRAIN = True)."
+        f"{other_runs(folder)}",
         again="train again",
         writer="checkpoints.write_record(...)",
     )
+
+
+def other_runs(folder: str | Path) -> str:
+    """What stands beside a run that is not there, for the end of an error: the runs, and how each is used.
+
+    Begins with a space; empty where there is none.
+    """
+    folder = Path(folder)
+    found = {path.parent for name in (RECORD, "predictions.csv") for path in folder.parent.glob(f"*/{name}")}
+    said = ""
+    if names := sorted(path.name for path in found - {folder}):
+        said += f" Runs that are there: {listing(names)}; use one with RUN = {names[0]!r}."
+    if (earlier := previous_dirs(folder)) and not any(folder.glob("*")):
+        last, own = earlier[-1].name, folder.name
+        said += (
+            f" This one was set aside; paths.run_dir({last!r}).rename(paths.run_dir({own!r})) restores it."
+        )
+    if (training := staging_dir(folder)).is_dir():
+        said += (
+            f" A training of it stopped in {training.name}; RETRAIN = True in notebook 03 goes on with it."
+        )
+    return said
 
 
 def written_by(record: object) -> str:

@@ -6,8 +6,8 @@ accelerate launch --num_processes 4 -m cspine_helpers.training --cohort rsna2022
 
 import argparse
 import json
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,73 @@ def set_aside(run_folder: str | Path) -> Path | None:
     folder = Path(run_folder)
     if not _held(folder, (*_FILES, *_LATER)):
         return None
-    n = 1
-    while (target := folder.with_name(f"{folder.name}-previous-{n}")).exists():
-        n += 1
-    return folder.rename(target)
+    return folder.rename(paths.next_previous_dir(folder))
 
 
 def interrupted(run_folder: str | Path) -> bool:
     """Whether a training stopped there before its end, so that `train(..., resume=True)` goes on with it."""
     return (Path(run_folder) / STATE).is_file()
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that somebody stopped; says what is kept. A notebook shows that instead of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for it
+        return [str(self)]
+
+
+@contextmanager
+def beside(run_folder: str | Path) -> Iterator[Path]:
+    """Train a new run while an earlier one stands; it takes its place once it can be used.
+
+    The block trains and predicts in the folder that it is given. When it ends well, that folder becomes
+    `run_folder`, and the earlier run `<run>-previous-<n>`. Until then, however the block ends, the earlier
+    run stays as it is, and the same block continues with what was trained.
+
+    Yields:
+        `<run>-training`; or `run_folder` itself, where no finished run stands there.
+
+    Raises:
+        BlockingIOError: another process is in such a block.
+        Interrupted: by the keyboard, or Jupyter's stop button.
+        ValueError: the block ended without predictions of a trained run.
+
+    Example:
+        >>> with beside(run_folder) as folder:
+        ...     train(cohort.folder, folder, model=model, config=config, resume=True)
+        ...     predict_cohort(load_run(folder), cohort, folder / "predictions.csv", replace=True)
+    """
+    standing = Path(run_folder)
+    staged = paths.staging_dir(standing)
+    with paths.exclusive(standing.with_name(f".{staged.name}.lock"), f"training {standing.name}"):
+        folder = staged if staged.is_dir() or _finished(standing) else standing
+        try:
+            yield folder
+        except KeyboardInterrupt:
+            raise Interrupted(_kept(folder, standing)) from None
+        if not (_finished(folder) and (folder / RECORD).is_file()):
+            raise ValueError(
+                f"{folder} holds no predictions of a trained run. Train and predict in the block."
+            )
+        if folder == staged and standing.exists():
+            staged.rename(earlier := paths.next_previous_dir(standing))  # a stop here leaves two whole runs
+            paths.exchange(earlier, standing)
+        elif folder == staged:
+            staged.rename(standing)
+
+
+def _finished(folder: Path) -> bool:
+    """Whether predictions stand there, and no training is going on."""
+    return (folder / "predictions.csv").is_file() and not interrupted(folder)
+
+
+def _kept(folder: Path, standing: Path) -> str:
+    """What a stopped training leaves, in one or two sentences."""
+    if _held(folder):
+        said = f"Stopped. What was trained is kept in {folder.name}; the same cell or call continues with it."
+    else:
+        said = "Stopped before an epoch was complete: nothing of the new training is kept."
+    return said if folder == standing else f"{said} The run {standing.name} is as it was."
 
 
 def _held(folder: Path, names: tuple[str, ...] = _FILES) -> list[str]:
@@ -218,6 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             resume=options.resume,
             leave_out_unusable=options.leave_out_unusable,
         )
+    except KeyboardInterrupt:
+        raise SystemExit("Stopped. Whole epochs are kept; --resume goes on with them.") from None
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     if PartialState().is_main_process:

@@ -325,3 +325,28 @@ def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path)
         path.touch()
     paths.remove_unfinished(tmp_path / "table.csv")
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_two_folders_take_each_others_name(tmp_path, monkeypatch, in_one_step):
+    if not in_one_step:  # another system, or a disk that cannot
+        monkeypatch.setattr(paths.ctypes, "CDLL", lambda _: object())
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "says").write_text(name)
+    paths.exchange(tmp_path / "one", tmp_path / "other")
+    assert (tmp_path / "one" / "says").read_text() == "other"
+    assert (tmp_path / "other" / "says").read_text() == "one"
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(FileNotFoundError):
+        paths.exchange(tmp_path / "none", tmp_path / "other")
+    assert (tmp_path / "other" / "says").read_text() == "one"
+
+
+def test_earlier_runs_are_found_in_their_order(tmp_path):
+    assert paths.next_previous_dir(tmp_path / "run") == tmp_path / "run-previous-1"
+    for name in ("run-previous-2", "run-previous-10", "run-previous-1", "run-previous-x", "runs-previous-3"):
+        (tmp_path / name).mkdir()
+    found = [path.name for path in paths.previous_dirs(tmp_path / "run")]
+    assert found == ["run-previous-1", "run-previous-2", "run-previous-10"]
+    assert paths.next_previous_dir(tmp_path / "run") == tmp_path / "run-previous-3"

@@ -1,9 +1,12 @@
 import json
+import re
 
 import numpy as np
 import pytest
 
-from cspine_helpers import records
+from cspine_helpers import paths, records
+from cspine_helpers.dossier import read_dossier
+from cspine_helpers.predictions import read_predictions
 
 
 def read(path):
@@ -80,3 +83,33 @@ def test_a_damaged_record_says_what_to_do(tmp_path):
 def test_the_version_that_wrote_a_record_is_named():
     assert "cspine_helpers 0.0.9; this is" in records.written_by({"versions": {"cspine_helpers": "0.0.9"}})
     assert "of an unknown version" in records.written_by(json.loads("null"))
+
+
+def test_where_no_run_is_the_others_are_named_and_how_they_are_used(tmp_path):
+    folder = tmp_path / "mine"
+    assert records.other_runs(folder) == ""
+    for name in ("mine-previous-1", "mine-previous-2", "rsna"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").touch()
+    (tmp_path / "brought").mkdir()
+    (tmp_path / "brought" / "predictions.csv").touch()
+    (tmp_path / "mine-training").mkdir()
+    said = records.other_runs(folder)
+    assert (
+        "there: 'brought', 'mine-previous-1', 'mine-previous-2', 'rsna'; use one with RUN = 'brought'" in said
+    )
+    line = "paths.run_dir('mine-previous-2').rename(paths.run_dir('mine'))"
+    assert line in said
+    assert "A training of it stopped in mine-training; RETRAIN = True" in said
+    for read in (records.read_record, read_dossier, lambda run: read_predictions(run / "predictions.csv")):
+        with pytest.raises(FileNotFoundError, match=r"otebook 03.*mine-previous-2.*restores it"):
+            read(folder)
+
+
+def test_the_line_that_restores_a_run_restores_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    paths.run_dir("mine-previous-1").mkdir(parents=True)
+    (paths.run_dir("mine-previous-1") / "run.json").write_text("the run")
+    line = re.search(r"paths\.run_dir\(\S+\)\)", records.other_runs(paths.run_dir("mine")))[0]
+    eval(line, {"paths": paths})
+    assert (tmp_path / "checkpoints" / "mine" / "run.json").read_text() == "the run"

@@ -8,15 +8,19 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
+from nbclient import NotebookClient
 from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers import checkpoints, paths, training
 from cspine_helpers.checkpoints import load_run, read_record
+from cspine_helpers.cohort import read_cohort
+from cspine_helpers.inference import predict_cohort
 from cspine_helpers.recipe import TrainConfig
-from cspine_helpers.training import interrupted, train
+from cspine_helpers.training import Interrupted, beside, interrupted, train
 
 CONFIG = TrainConfig(
     epochs=3,
@@ -37,7 +41,7 @@ class Moments:
     """Counts the moments of a training at which it may be killed, and kills this process at one of them.
 
     Moments are: before each step of the optimizer, half-way through the writing of each file, when it is
-    written whole beside its place, and when it has just taken its place.
+    written whole beside its place, when it has just taken its place, and around each renaming of a folder.
     """
 
     def __init__(self, kill_at: int | None) -> None:
@@ -65,6 +69,17 @@ class Moments:
             replaced(source, target)
             self.reached(f"replaced {name}")
 
+        rename, exchange = os.rename, paths.exchange
+
+        def counted_rename(source, target):
+            rename(source, target)
+            self.reached(f"renamed {Path(target).name}")
+
+        def counted_exchange(one, other):
+            exchange(one, other)
+            self.reached("exchanged")
+
+        os.rename, paths.exchange = counted_rename, counted_exchange
         torch.optim.AdamW.step = counted_step
         paths.os.replace = counted_replace
         write_bytes = Path.write_bytes
@@ -94,9 +109,24 @@ def training_process(cohort, folder, kill_at, answer):
     answer.write_text(json.dumps(moments.kinds))
 
 
-def run_child(cohort, folder, *, kill_at=None) -> tuple[int, list[str]]:
+def retraining_process(cohort, folder, kill_at, answer):
+    """In a child: trains and predicts beside the run that stands, as notebook 03 does."""
+    torch.set_num_threads(1)
+    moments = Moments(kill_at)
+    moments.watch()
+    retrain(cohort, folder)
+    answer.write_text(json.dumps(moments.kinds))
+
+
+def retrain(cohort, folder, config=CONFIG):
+    with beside(folder) as new:
+        train(cohort, new, model=tiny_model(), config=config, resume=True)
+        predict_cohort(load_run(new), read_cohort(cohort), new / "predictions.csv", replace=True)
+
+
+def run_child(cohort, folder, *, kill_at=None, process=training_process) -> tuple[int, list[str]]:
     answer = folder.with_suffix(".moments")
-    child = PROCESSES.Process(target=training_process, args=(cohort, folder, kill_at, answer))
+    child = PROCESSES.Process(target=process, args=(cohort, folder, kill_at, answer))
     child.start()
     child.join()
     return child.exitcode, json.loads(answer.read_text()) if answer.is_file() else []
@@ -247,3 +277,116 @@ def test_a_stopped_training_is_set_aside_with_all_it_has(stopped):
     assert target is not None
     assert interrupted(target)
     shutil.rmtree(target)
+
+
+@pytest.fixture(scope="module")
+def one_standing(cohort):
+    """A finished run with its predictions, of another training than `CONFIG`."""
+    folder = cohort.parent / "standing"
+    retrain(cohort, folder, replace(CONFIG, epochs=1, slice_epochs=0, warmup_epochs=0.5))
+    return folder
+
+
+@pytest.fixture
+def standing(one_standing, tmp_path):
+    """A test's own copy of it."""
+    return shutil.copytree(one_standing, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def retrained(cohort, one_standing):
+    """What a training beside it that nobody stopped leaves, and the moments at which it could have been."""
+    folder = shutil.copytree(one_standing, cohort.parent / "retrained")
+    code, kinds = run_child(cohort, folder, process=retraining_process)
+    assert code == 0
+    return outcome(folder), kinds
+
+
+RETRAINING_KINDS = (
+    ("step", 0),
+    ("torn weights", 0),
+    ("step", -1),
+    ("replaced run.json", -1),
+    ("torn history", -1),  # a table: here the predictions
+    ("replaced predictions.csv", 0),  # its seal is not there yet
+    ("replaced predictions.csv.sha256", 0),
+    ("renamed retrained-previous-1", 0),
+    ("exchanged", 0),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "which"), RETRAINING_KINDS, ids=lambda value: str(value).replace(" ", "-"))
+def test_a_killed_retraining_leaves_the_standing_run_whole_and_continues(
+    cohort, standing, retrained, kind, which
+):
+    (expected, kinds), before = retrained, outcome(standing)
+    moment = [place for place, found in enumerate(kinds) if found == kind][which]
+    code, _ = run_child(cohort, standing, kill_at=moment, process=retraining_process)
+    assert code == -signal.SIGKILL
+    load_run(standing)
+    assert outcome(standing) == (expected if kind == "exchanged" else before)
+    code, _ = run_child(cohort, standing, process=retraining_process)
+    assert code == 0
+    assert outcome(standing) == expected
+    folders = {path.name: outcome(path) for path in standing.parent.iterdir() if path.is_dir()}
+    assert before in folders.values()
+    assert "run-training" not in folders
+    assert not list(standing.parent.glob(".*"))
+
+
+def test_an_interrupted_retraining_says_what_is_kept(cohort, standing, monkeypatch):
+    before, step, passed = outcome(standing), torch.optim.AdamW.step, []
+
+    def stop_later(optimizer, *arguments, **options):
+        passed.append(1)
+        if len(passed) == stop_at:
+            signal.raise_signal(signal.SIGINT)
+        return step(optimizer, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stop_later)
+    stop_at = 1
+    with pytest.raises(
+        Interrupted, match=r"^Stopped before an epoch was complete: .* The run run is as it was"
+    ):
+        retrain(cohort, standing)
+    stop_at = len(passed) + 12
+    with pytest.raises(
+        Interrupted, match=r"^Stopped\. What was trained is kept in run-training; .* as it was"
+    ):
+        retrain(cohort, standing)
+    assert interrupted(paths.staging_dir(standing))
+    assert outcome(standing) == before
+
+
+STOPPED_CELL = """
+import os, signal, sys, threading, time
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, {tests!r})
+import test_resume
+
+def stop():
+    while not test_resume.interrupted(Path({staged!r})):
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)  # as Jupyter's stop button does
+
+threading.Thread(target=stop, daemon=True).start()
+config = replace(test_resume.CONFIG, slice_epochs=1000)
+test_resume.retrain(Path({cohort!r}), Path({standing!r}), config)
+"""
+
+
+@pytest.mark.slow
+def test_a_notebook_whose_training_is_stopped_shows_two_sentences(cohort, standing):
+    before, staged = outcome(standing), paths.staging_dir(standing)
+    places = {"tests": Path(__file__).parent, "staged": staged, "cohort": cohort, "standing": standing}
+    source = STOPPED_CELL.format(**{name: str(path) for name, path in places.items()})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(notebook, allow_errors=True).execute()
+    (error,) = [output for output in notebook.cells[0].outputs if output.output_type == "error"]
+    said = "Stopped. What was trained is kept in run-training; the same cell or call continues with it."
+    assert error.traceback == [f"{said} The run run is as it was."]
+    assert outcome(standing) == before
+    assert interrupted(staged)

@@ -1,4 +1,6 @@
+import io
 import math
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -18,7 +20,7 @@ from cspine_helpers.metrics import auroc, average_precision
 from cspine_helpers.packed import sequence_path
 from cspine_helpers.recipe import TrainConfig
 from cspine_helpers.stages import Training
-from cspine_helpers.training import interrupted, main, set_aside, train
+from cspine_helpers.training import beside, interrupted, main, set_aside, train
 
 CONFIG = TrainConfig(
     epochs=2,
@@ -323,3 +325,106 @@ def test_a_run_trained_on_a_gpu_says_the_same_on_a_cpu(cohort, tmp_path, monkeyp
     table = predict(run, known.samples["validation"], known.packed, split="validation", batch_size=8)
     best = history.set_index("epoch").loc[run.record["best_epoch"]]
     assert auroc(table["label"], table["probability"]) == pytest.approx(best["validation_auroc"], abs=1e-3)
+
+
+def finished(folder, says):
+    """What `beside` takes for a run with its predictions."""
+    folder.mkdir(exist_ok=True)
+    for name in ("run.json", "predictions.csv"):
+        (folder / name).write_text(says)
+
+
+def in_block(standing, *names, fail=None):
+    """A block of `beside` that leaves these files, or fails."""
+    with beside(standing) as folder:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("new")
+        if fail:
+            raise fail
+        return folder
+
+
+def test_a_new_run_takes_the_place_of_a_standing_one_only_when_it_can_be_used(tmp_path):
+    standing = tmp_path / "run"
+    finished(standing, "old")
+    whole = ("run.json", "predictions.csv")
+    with pytest.raises(OSError, match="full"):
+        in_block(standing, *whole, fail=OSError("full"))
+    for names in (["run.json"], ["predictions.csv"], [*whole, "state.safetensors"]):
+        with pytest.raises(ValueError, match=r"run-training holds no predictions of a trained run"):
+            in_block(standing, *names)
+    assert (standing / "run.json").read_text() == "old"
+    assert in_block(standing, *whole) == tmp_path / "run-training"
+    assert (standing / "run.json").read_text() == "new"
+    assert (tmp_path / "run-previous-1" / "run.json").read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "run-previous-1"}
+
+
+def test_where_no_finished_run_stands_the_training_is_in_its_folder(tmp_path):
+    standing = tmp_path / "run"
+    with beside(standing) as folder:
+        assert folder == standing
+        finished(folder, "first")
+    (standing / "state.safetensors").touch()  # a training that stopped there
+    with beside(standing) as folder:
+        assert folder == standing
+        (folder / "state.safetensors").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_training_beside_a_run_that_has_gone_takes_its_name(tmp_path):
+    finished(tmp_path / "run-training", "new")
+    with beside(tmp_path / "run") as folder:
+        assert folder == tmp_path / "run-training"
+    assert (tmp_path / "run" / "run.json").read_text() == "new"
+
+
+def test_a_second_training_of_a_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "_PATIENCE_S", 0)
+    finished(tmp_path / "run", "old")
+    with (
+        pytest.raises(ValueError, match="no predictions"),
+        beside(tmp_path / "run"),
+        pytest.raises(BlockingIOError, match="another process is training run"),
+        beside(tmp_path / "run"),
+    ):
+        pytest.fail("two trainings of one run")
+
+
+def test_the_progress_is_that_of_the_whole_training(cohort, tmp_path, monkeypatch):
+    bars = []
+
+    class Bar(stages.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"file": io.StringIO()})
+            bars.append((self, [self.n]))
+
+        def update(self, n=1):
+            super().update(n)
+            bars[-1][1].append(self.n)
+
+    monkeypatch.setattr(stages, "tqdm", Bar)
+    config = replace(CONFIG, slice_epochs=2)
+    step, passed = torch.optim.AdamW.step, []
+
+    def stop_once(optimizer, *arguments, **options):
+        passed.append(1)
+        if (tmp_path / "run" / "run.json").exists() and "stopped" not in passed:
+            passed.append("stopped")
+            raise KeyboardInterrupt
+        return step(optimizer, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stop_once)
+    with pytest.raises(KeyboardInterrupt):
+        train(cohort, tmp_path / "run", model=tiny_model(), config=config)
+    train(cohort, tmp_path / "run", model=tiny_model(), config=config, resume=True)
+    (stopped, reached), (resumed, rest) = bars
+    assert stopped.total == resumed.total
+    assert reached == sorted(reached)
+    assert reached[0] == 0
+    assert rest[0] == reached[-1]  # at the end of the first of two epochs of sequences
+    assert rest[-1] == pytest.approx(resumed.total)
+    assert "left" in stopped.bar_format
+    assert resumed.desc.startswith("sequences, epoch 2 of 2")
