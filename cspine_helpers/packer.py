@@ -7,6 +7,7 @@ same, and the sequences are as they were written, the study is not packed again.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -135,7 +136,7 @@ def hash_of(path: Path, *, named: bool = False) -> str:
     there = ((file, file.relative_to(path).parts) for file in path.rglob("*"))
     files = (file for file, parts in there if file.is_file() and not any(p.startswith(".") for p in parts))
     sums = sorted(paths.sha256_of(file) + (f"  {file.name}\n" if named else "") for file in files)
-    return hashlib.sha256("".join(sums).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("".join(sums))).hexdigest()
 
 
 @cache

@@ -222,12 +222,8 @@ def read_report(packed: Path) -> pd.DataFrame:
 
 def _report_row(record: Mapping[str, Any]) -> tuple[str, str, int, str]:
     if error := record.get("error"):
-        return (
-            paths.printable(record["uid"]),
-            "failed",
-            0,
-            "\n".join(map(paths.printable, error.splitlines())),
-        )
+        shown = "\n".join(map(paths.printable, error.splitlines()))
+        return paths.printable(record["uid"]), "failed", 0, shown
     problems, notes = record["problems"], record["notes"]
     status = "partial" if problems else "packed"
     told = [sentence(problems), *notes] if problems else notes

@@ -553,6 +553,26 @@ def test_names_that_can_be_no_file_fail_and_the_rest_goes_on(cohort, whole, comm
     assert len(out.splitlines()) == 1 + len(names)
 
 
+def test_file_names_that_are_no_text_stand_in_report_and_manifest_as_escapes(cohort):
+    (ct_of(cohort, FIRST) / "caf\udce9.pdf").write_bytes(b"%PDF-1.7")
+    broken = min(ct_of(cohort, SECOND).iterdir())
+    broken.with_name("=caf\udce9.dcm").write_bytes(broken.read_bytes()[:900])
+    broken.unlink()
+    mask_of(cohort, THIRD).unlink()
+    (cohort / "segmentations" / THIRD).mkdir()
+    export.write_label_map(
+        cohort / "segmentations" / THIRD / "C2.nii.gz",
+        STUDIES[THIRD].label_map == 2,
+        STUDIES[THIRD].spacing_mm,
+    )
+    (cohort / "segmentations" / THIRD / "caf\udce9.txt").touch()
+    report = pack(cohort, sheets=cohort / "sheets")
+    assert statuses(report) == {FIRST: "packed", SECOND: "failed", THIRD: "partial"}
+    assert "caf\\udce9.dcm" in messages(report)[SECOND]
+    pd.testing.assert_frame_equal(read_report(cohort / "packed"), report)
+    assert len(read_manifest(cohort / "packed")) == 8
+
+
 def test_a_report_comes_back_as_it_was_written_whatever_its_cells_begin_with(tmp_path):
     begins = ["=", "+", "-", "@", "\t", "'", "''", "'=", "", "a"]
     rows = [(f"{begin}1", "failed", 0, f'{begin}SUM(A1:A9), "x"') for begin in begins]
