@@ -30,8 +30,8 @@ notebooks: cohort  ## run notebooks 00 to 06 in order (COHORT=rsna2022 for the R
 train: cohort  ## train the cohort's run anew: notebooks 01 to 03 with RETRAIN = True
 	$(BIN)/python notebooks/run.py --cohort $(COHORT) --retrain 01 02 03
 
-pack: setup  ## pack a cohort's CT into sequences (COHORT=rsna2022): data/<cohort>/packed, contact sheets
-	$(BIN)/python -m cspine_helpers.studies --cohort $(COHORT)
+pack: setup  ## pack a cohort's CT into sequences (COHORT=rsna2022): data/<cohort>/packed, contact sheets (ARGS="--only 1")
+	$(BIN)/python -m cspine_helpers.studies --cohort $(COHORT) $(ARGS)
 
 lab: cohort  ## open JupyterLab on notebooks/
 	$(BIN)/jupyter lab notebooks

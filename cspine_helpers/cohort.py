@@ -7,11 +7,11 @@ from typing import Any, Self
 
 import pandas as pd
 
-from cspine_helpers.labels import UID, expand, read_labels
+from cspine_helpers.labels import UID, exclusions, expand, read_labels, without
 from cspine_helpers.manifest import read_manifest
 from cspine_helpers.packed import check_sequences, unusable_sequences
 from cspine_helpers.paths import sha256_of
-from cspine_helpers.splits import SPLITS, read_split, split_hash, studies_of
+from cspine_helpers.splits import SPLITS, read_split, split_hash, studies_of, validate_split
 
 LeftOut = dict[str, dict[str, list[str]]]
 
@@ -100,13 +100,18 @@ class Cohort:
 def read_cohort(folder: str | Path) -> Cohort:
     """Read `train.csv`, `split.csv` and the manifest; samples are expanded split by split.
 
+    Studies of the folder's `exclude.txt`, where there is one, are in none of them.
+
     Raises:
         FileNotFoundError: labels or split are not there.
         ValueError: a file breaks its schema, or a study is in two splits; names the first ten offenders.
     """
     folder = Path(folder)
-    labels = read_labels(folder / "train.csv")
-    split = read_split(folder / "split.csv", labels)
+    left_out = exclusions(folder)
+    labels = without(read_labels(folder / "train.csv"), left_out)
+    split = read_split(folder / "split.csv")
+    split = split[~split[UID].isin(left_out)].reset_index(drop=True)
+    validate_split(split, table=labels)
     has_manifest = (folder / "packed" / "manifest.csv").is_file()
     return Cohort(
         folder=folder,

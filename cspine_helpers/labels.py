@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cspine_helpers.paths import listing
+from cspine_helpers.paths import check_uids, listing
 from cspine_helpers.tables import (
     is_binary,
     numbers,
@@ -128,6 +128,33 @@ def without(table: pd.DataFrame, studies: Iterable[str]) -> pd.DataFrame:
         ValueError: names the studies that the table does not hold.
     """
     return table[~table[UID].isin(_known(table, studies))].reset_index(drop=True)
+
+
+def exclusions(folder: str | Path) -> list[str]:
+    """Studies of the cohort's `exclude.txt`; none where there is no such file."""
+    path = Path(folder) / "exclude.txt"
+    return read_exclusions(path) if path.is_file() else []
+
+
+def read_exclusions(path: str | Path) -> list[str]:
+    """Studies that are to be left out: one id a line; what follows `#` is a remark.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no text, or holds what is no id.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No list of studies at {path}. It has one StudyInstanceUID a line.")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        found = [uid for line in lines if (uid := line.partition("#")[0].strip())]
+        check_uids(found)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8 text. Save it in that encoding.") from error
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    return found
 
 
 def _known(table: pd.DataFrame, studies: Iterable[str]) -> list[str]:

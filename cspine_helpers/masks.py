@@ -5,6 +5,7 @@ voxel of the CT takes the nearest label.
 """
 
 import itertools
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ SCHEMES: dict[str, dict[int, str]] = {
 }
 _ONE_EACH = re.compile(r"(?:vertebrae_)?(C[1-7])\.nii(?:\.gz)?")
 _WHOLE = 1e-3  # what a slope in the header leaves of whole numbers
+_SPECK_MM3, _NO_VERTEBRA_MM3 = 1_000, 150_000  # a tenth of a small vertebra; five times a large C7
 _SAME_GRID = 0.05  # voxels that the two grids may lie apart anywhere, to be called one
 
 
@@ -90,6 +92,31 @@ def read_label_map(path: str | Path, volume: Volume, *, scheme: str | Mapping[in
     return LabelMap(array, field, box)
 
 
+def read_scheme(path: str | Path) -> dict[int, str]:
+    """What labels mean, from a JSON file: `{"41": "C1", "40": "C2", "42": "oesophagus"}`.
+
+    Names may also be `vertebrae_C1` and so on, as TotalSegmentator has them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON object from whole numbers to names, C1 … C7 among them.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No table of labels at {path}. It maps numbers to names, as JSON.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path.name} is not JSON ({error}). Write it as {{"41": "C1", …}}.') from error
+    pairs = found.items() if isinstance(found, dict) else ()
+    if not pairs or not all(re.fullmatch("[0-9]{1,5}", key) and isinstance(name, str) for key, name in pairs):
+        raise ValueError(f'{path.name} does not map whole numbers to names. Write it as {{"41": "C1", …}}.')
+    try:
+        return dict(_meanings({int(key): name.removeprefix("vertebrae_") for key, name in pairs}))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+
+
 def find_mask(folder: Path, uid: str) -> Path:
     """A study's mask in a folder of masks: `<uid>.nii`, `<uid>.nii.gz` or the folder `<uid>`.
 
@@ -144,6 +171,8 @@ def _place(path: Path, volume: Volume, meaning: Mapping[int, str] | str, array: 
         labels = (crop > 0.5).astype(np.uint8) * np.uint8(VERTEBRAE.index(meaning) + 1)
     else:
         labels = _translated(crop, meaning, path)
+        if meaning is SCHEMES["totalsegmentator"]:
+            _check_generation(crop, grid, path)
     origin = grid.origin_mm + grid.steps_mm @ np.array([low for low, _ in box])
     _on_grid(labels, Grid(grid.steps_mm, origin), volume, array)
     return _field(volume, values.shape, grid)
@@ -188,12 +217,40 @@ def _translated(crop: np.ndarray, meanings: Mapping[int, str], path: Path) -> np
         known = ", ".join(f"{label} = {name}" for label, name in meanings.items() if name in VERTEBRAE)
         raise ValueError(
             f"{path.name}: {cause} among {listing(found[found > 0].tolist())}, read with {known}. Choose "
-            f"another scheme ({listing(SCHEMES)}), or say what each label means."
+            f"another scheme ({listing(SCHEMES)}), or say what each label means (--labels)."
         )
     table = np.zeros(size, np.uint8)
     for label in there:
         table[label] = VERTEBRAE.index(meanings[label]) + 1
     return cv2.LUT(flat, table).reshape(crop.shape) if small else table[crop]
+
+
+def _check_generation(crop: np.ndarray, grid: Grid, path: Path) -> None:
+    """Refuse a mask of TotalSegmentator 1, in which 35 to 41 are C7 to C1, 44 the heart and 50 the brain.
+
+    In version 2, 42 to 50 are T2 to C1 and lie above 32 to 41, T12 to T3; C1 is not there with these but
+    without all between; and none is as large as a brain.
+
+    Source: TotalSegmentator, class map of task total in versions 1.5 and 2.
+    """
+    axis = int(np.abs(grid.steps_mm[2] / np.linalg.norm(grid.steps_mm, axis=0)).argmax())
+    planes = np.moveaxis(crop, axis, 0)
+    voxels = np.stack([np.bincount(np.rint(p).astype(np.uint8).ravel(), minlength=51)[32:51] for p in planes])
+    sizes_mm3 = voxels.sum(axis=0) * abs(np.linalg.det(grid.steps_mm))  # of labels 32 … 50
+    there = np.flatnonzero(sizes_mm3 > _SPECK_MM3)
+    heights_mm = np.arange(len(planes)) @ voxels[:, there] / voxels[:, there].sum(axis=0)
+    heights_mm *= grid.steps_mm[2, axis]
+    numbers, is_upper = there + 32, there + 32 > 41
+    wrong = sizes_mm3[44 - 32 :].max() > _NO_VERTEBRA_MM3
+    if is_upper.any() and not is_upper.all():
+        wrong |= numbers[is_upper].tolist() == [50]
+        wrong |= heights_mm[is_upper].min() <= heights_mm[~is_upper].max()
+    if wrong:
+        raise ValueError(
+            f"{path.name}: its labels 32 to 50 are not T12 to C1, one above the other. It is a mask of "
+            "TotalSegmentator 1, in which C7 to C1 are 35 to 41, or upside down. Make it again with version "
+            "2, or say what its labels mean (--labels, with 41 = C1 … 35 = C7)."
+        )
 
 
 def _field(volume: Volume, shape: tuple[int, ...], grid: Grid) -> Box:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import pandas as pd
 
 from cspine_helpers.dicom import series_in
-from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, read_boxes, read_labels
+from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, exclusions, read_boxes, read_labels
 from cspine_helpers.nifti import NIFTI
 from cspine_helpers.packer import StudyFiles
 from cspine_helpers.paths import listing
@@ -23,16 +23,22 @@ class PackSource:
         masks: folder of masks: `<uid>.nii[.gz]`, or a folder `<uid>` with one file a vertebra.
         scheme: what the masks' labels mean, see `masks.read_label_map`.
         series: StudyInstanceUID → SeriesInstanceUID, of studies that hold several series.
+        exclude: studies that are left out, such as scans known to be bad.
     """
 
     images: Path
     masks: Path
     scheme: str | Mapping[int, str] = "rsna"
     series: Mapping[str, str] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, folder: Path, **others: Any) -> Self:
-        """As RSNA 2022 lays them out in a cohort's folder: `train_images/` and `segmentations/`."""
+        """As RSNA 2022 lays them out in a cohort's folder: `train_images/` and `segmentations/`.
+
+        Without the studies of its `exclude.txt`, where there is one.
+        """
+        others = {"exclude": tuple(exclusions(folder))} | others
         return cls(folder / "train_images", folder / "segmentations", **others)
 
     def studies(self) -> dict[str, Path]:
@@ -53,6 +59,7 @@ class PackSource:
                 if uid in found:
                     raise ValueError(f"{path.name} and {found[uid].name} are one study. Keep one of them.")
                 found[uid] = path
+        found = {uid: path for uid, path in found.items() if uid not in self.exclude}
         if not found:
             raise FileNotFoundError(
                 f"No study in {self.images}: it needs a folder with a DICOM series, or a NIfTI file, for "
@@ -93,7 +100,7 @@ def choose_series(studies: Mapping[str, Path], wanted: Collection[str]) -> dict[
         ValueError: a series is nowhere, or a study holds several of them; names these.
     """
     chosen: dict[str, str] = {}
-    for uid, folder in studies.items() if wanted else ():
+    for uid, folder in studies.items():
         try:
             found = series_in(folder) if folder.is_dir() else set()
         except (OSError, ValueError):
@@ -111,4 +118,6 @@ def choose_series(studies: Mapping[str, Path], wanted: Collection[str]) -> dict[
 def without_ct(source: PackSource, folder: Path) -> list[str]:
     """Studies of the label table that have no CT among the images."""
     table = folder / "train.csv"
-    return sorted(set(read_labels(table)[UID]) - set(source.studies())) if table.is_file() else []
+    if not table.is_file():
+        return []
+    return sorted(set(read_labels(table)[UID]) - {*source.studies(), *source.exclude})

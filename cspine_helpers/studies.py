@@ -7,7 +7,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
@@ -20,10 +20,17 @@ from tqdm.auto import tqdm
 
 from cspine_helpers import paths
 from cspine_helpers.itk import LIBRARIES, optional
-from cspine_helpers.labels import UID
+from cspine_helpers.labels import UID, read_exclusions
 from cspine_helpers.manifest import MANIFEST_COLUMNS, PROVENANCE_COLUMNS, write_manifest
-from cspine_helpers.masks import SCHEMES, find_mask
-from cspine_helpers.packer import StudyFiles, pack_study, packer_version, sentence, set_aside
+from cspine_helpers.masks import SCHEMES, find_mask, read_scheme
+from cspine_helpers.packer import (
+    StudyFiles,
+    pack_study,
+    packer_version,
+    read_study,
+    sentence,
+    set_aside,
+)
 from cspine_helpers.packing import PackConfig
 from cspine_helpers.records import SEAL, content_sha256, write_sealed
 from cspine_helpers.sources import PackSource, choose_series, study_files, without_ct
@@ -45,6 +52,7 @@ def pack_cohort(
     config: PackConfig | None = None,
     sheets: Path | None = None,
     workers: int = -1,
+    only: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Pack every study: sequences, `manifest.csv`, `boxes.csv`, `report.csv` and `SHA256SUMS` in `packed/`.
 
@@ -57,6 +65,7 @@ def pack_cohort(
         config: how vertebrae are cut out.
         sheets: folder for a contact sheet a study, `<StudyInstanceUID>.png`; None draws none.
         workers: processes, -1 for one a core.
+        only: studies that are packed; tables keep what they hold of the others. None: all.
 
     Returns:
         The report, one row a study: status `packed`, `partial` (vertebrae are missing) or `failed`, number of
@@ -65,7 +74,8 @@ def pack_cohort(
     Raises:
         FileNotFoundError: there is no study.
         ImportError: a library that reads CT is not installed.
-        ValueError: a study is there twice, a table of labels or boxes cannot be used, or `workers` is 0.
+        ValueError: a study is there twice or asked for and not there, a table of labels or boxes cannot be
+            used, or `workers` is 0.
         FileExistsError: `packed/` holds sequences that were made elsewhere.
         BlockingIOError: another process packs this cohort.
     """
@@ -75,20 +85,31 @@ def pack_cohort(
         raise ValueError("workers is a number of processes, or -1 for one a core; found 0.")
     source, config, packed = source or PackSource.of(folder), config or PackConfig(), folder / "packed"
     studies = list(study_files(source, folder))
+    chosen = [study for study in studies if only is None or study.uid in only]
+    if gone := set(only or ()) - {study.uid for study in chosen}:
+        raise ValueError(f"No CT in {source.images} of {paths.listing(sorted(gone))}. Check the names.")
     with paths.exclusive(folder / ".packing.lock", f"packing {folder.name}"):
         settings = {"config": asdict(config), "scheme": str(source.scheme), "packer": packer_version()}
-        _begin(packed, sheets, [study.uid for study in studies], settings)
+        uids = [study.uid for study in chosen]
+        others = {study.uid for study in studies} - {*uids}
+        others = _begin(packed, sheets, uids, others, settings)
         jobs = {
-            study.uid: (study, packed, config, sheets and sheets / f"{study.uid}.png") for study in studies
+            study.uid: (study, packed, config, sheets and sheets / f"{study.uid}.png") for study in chosen
         }
         records = sorted(_records(jobs, folder.name, workers), key=lambda record: record["uid"])
-        report = _write_tables(records, settings, packed)
+        report = _write_tables(records, others, settings, packed)
     report.attrs["without_ct"] = without_ct(source, folder)
+    report.attrs["excluded"] = source.exclude
     return report
 
 
-def _begin(packed: Path, sheets: Path | None, studies: Iterable[str], settings: Mapping[str, Any]) -> None:
-    """Make sure of the folder, and set aside what belongs to no study of this run, or to other settings.
+def _begin(
+    packed: Path, sheets: Path | None, uids: Iterable[str], others: Set[str], settings: Mapping[str, Any]
+) -> set[str]:
+    """Make sure of the folder, and set aside what belongs to no study of it, or to other settings.
+
+    Returns:
+        Which of the other studies, that are not packed in this run, stay: none after other settings.
 
     Raises:
         FileExistsError: the folder holds sequences that this module did not write.
@@ -103,11 +124,15 @@ def _begin(packed: Path, sheets: Path | None, studies: Iterable[str], settings: 
     for left in (path for where in (packed, records, sheets) if where for path in where.glob(".*")):
         if _UNFINISHED.fullmatch(left.name):  # by a process that was killed
             left.unlink()
+    stay = set(others) if (packed / "report.csv").is_file() else set()
     if not _same_settings(packed / SETTINGS, settings):  # tables of other sequences than a stop would leave
-        for name in ("manifest.csv", "manifest.csv.sha256", "boxes.csv", "boxes.csv.sha256", paths.CHECKSUMS):
+        stay = set()
+        tables = (f"{name}.csv{end}" for name in ("manifest", "boxes") for end in ("", ".sha256"))
+        for name in (*tables, SETTINGS, paths.CHECKSUMS):
             (packed / name).unlink(missing_ok=True)
-    for uid in {path.stem.rpartition("_")[0] for path in packed.glob("*.npy")} - set(studies):
+    for uid in {path.stem.rpartition("_")[0] for path in packed.glob("*.npy")} - {*uids, *stay}:
         set_aside(packed, uid)
+    return stay
 
 
 def _same_settings(path: Path, settings: Mapping[str, Any]) -> bool:
@@ -180,11 +205,21 @@ def _failed(uid: str, why: str) -> dict[str, Any]:
 
 
 def _write_tables(
-    records: Sequence[Mapping[str, Any]], settings: dict[str, Any], packed: Path
+    records: Sequence[Mapping[str, Any]], others: Set[str], settings: dict[str, Any], packed: Path
 ) -> pd.DataFrame:
-    """Manifest, packed boxes, settings, report and checksums of the cohort; returns the report."""
-    report = pd.DataFrame([_report_row(record) for record in records], columns=list(REPORT_COLUMNS))
-    write_report(report, packed)
+    """Manifest, packed boxes, settings, report and checksums; returns the report on these records.
+
+    Of other studies stay the rows of the report, and what their own records say is packed.
+    """
+    report = whole = pd.DataFrame([_report_row(record) for record in records], columns=list(REPORT_COLUMNS))
+    if others:
+        before = read_report(packed)
+        before = before[before[UID].isin({paths.printable(uid) for uid in others})]
+        done = {uid: read_study(packed, uid) for uid in before[UID][before["status"] != "failed"]}
+        before = before[before[UID].map(lambda uid: bool(done.get(uid, True)))]
+        records = sorted([*records, *filter(None, done.values())], key=lambda record: record["uid"])
+        whole = pd.concat([report, before], ignore_index=True).sort_values(UID)
+    write_report(whole, packed)
     rows = pd.DataFrame(
         [row for record in records for row in record["rows"]],
         columns=[*MANIFEST_COLUMNS, *PROVENANCE_COLUMNS],
@@ -240,6 +275,8 @@ def summary(report: pd.DataFrame) -> str:
     odd = report[report["status"] != "packed"]
     if missing := report.attrs.get("without_ct"):
         lines.append(f"Studies of train.csv without CT here: {len(missing)}, the first of them {missing[0]}.")
+    if excluded := report.attrs.get("excluded"):
+        lines.append(f"Left out, as asked: {paths.listing(excluded)}.")
     lines += [f"- {uid}: {message}" for uid, message in zip(odd[UID], odd["message"], strict=True)]
     return "\n".join(lines)
 
@@ -258,11 +295,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--images", type=Path, help="folder of studies (default: train_images in the cohort's)"
     )
     parser.add_argument("--masks", type=Path, help="folder of masks (default: segmentations in the cohort's)")
-    parser.add_argument(
+    meanings = parser.add_mutually_exclusive_group()
+    meanings.add_argument(
         "--scheme", default="rsna", choices=sorted(SCHEMES), help="what the masks' labels mean"
     )
     parser.add_argument(
         "--series", nargs="+", default=[], metavar="UID", help="which series, for studies that hold several"
+    )
+    meanings.add_argument("--labels", type=Path, help='the same as JSON: {"41": "C1", "40": "C2", …}')
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument(
+        "--only", type=int, metavar="N", help="pack the first N studies; says where their sheets are"
+    )
+    some.add_argument("--study", action="append", metavar="ID", help="pack this one; may be repeated")
+    parser.add_argument(
+        "--exclude", type=Path, help="list of studies to leave out (default: exclude.txt in the cohort's)"
     )
     parser.add_argument("--slices", type=int, default=default.slices, help="slice positions a vertebra")
     parser.add_argument("--size", type=int, default=default.size, help="pixels, height and width")
@@ -278,18 +325,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = ("slices", "size", "margin_mm", "neighbour_mm", "soft_mask")
     try:
         folder = paths.cohort_dir(options.cohort)
-        found = PackSource.of(folder, scheme=options.scheme)
-        source = PackSource(options.images or found.images, options.masks or found.masks, found.scheme)
-        source = replace(source, series=choose_series(source.studies(), options.series))
+        source = PackSource.of(
+            folder, scheme=read_scheme(options.labels) if options.labels else options.scheme
+        )
+        given = {name: value for name in ("images", "masks") if (value := getattr(options, name))}
+        if options.exclude:
+            given["exclude"] = tuple(read_exclusions(options.exclude))
+        source = replace(source, **given)
+        if options.series:
+            source = replace(source, series=choose_series(source.studies(), options.series))
+        if options.only is not None and options.only < 1:
+            raise ValueError(f"--only is a number of studies from 1; found {options.only}.")
+        only = options.study or (options.only and [*source.studies()][: options.only])
         config = PackConfig(
             window_hu=tuple(options.window_hu), **{name: getattr(options, name) for name in names}
         )
         sheets = None if options.no_sheets else sheets_dir(options.cohort)
-        report = pack_cohort(folder, source=source, config=config, sheets=sheets, workers=options.workers)
+        report = pack_cohort(
+            folder, source=source, config=config, sheets=sheets, workers=options.workers, only=only
+        )
     except (ValueError, OSError, ImportError) as error:
         print(error, file=sys.stderr)
         return _REFUSED
     print(summary(report))
+    for sheet in (sheets / f"{uid}.png" for uid in report[UID] if only and sheets):
+        if sheet.is_file():
+            print(f"Contact sheet: {sheet}")
     return min(int((report["status"] == "failed").sum()), _MAX_STATUS)
 
 

@@ -67,3 +67,14 @@ def test_a_run_of_another_split_or_other_labels_is_refused(folder):
     write_split(split_patients(cohort.labels, seed=5), folder / "split.csv")
     with pytest.raises(ValueError, match="split_sha256 differ"):
         read_cohort(folder).check_run(record)
+
+
+def test_studies_to_leave_out_that_the_labels_do_not_have_are_named(tmp_path):
+    folder = make_toy_cohort(tmp_path)
+    (folder / "exclude.txt").write_text("1.2.826.3\n1.2.826.33\n")
+    with pytest.raises(ValueError, match=r"not in the table \(1\): '1\.2\.826\.33'"):
+        read_cohort(folder)
+    (folder / "exclude.txt").write_text("1.2.826.3\n")
+    cohort = read_cohort(folder)
+    left = pd.concat(cohort.samples.values())[UID]
+    assert set(left) == {f"1.2.826.{study}" for study in range(10)} - {"1.2.826.3"}

@@ -149,6 +149,29 @@ def test_a_uid_missing_from_a_file_is_refused(table, tmp_path):
         labels.read_labels(tmp_path / "train.csv")
 
 
+def test_a_list_of_studies_to_leave_out_has_one_a_line_and_remarks(tmp_path):
+    assert labels.exclusions(tmp_path) == []
+    text = "\ufeff# RSNA 2022\r\n1.2.826.0.1.3680043.20574  # bad scan\r\n\r\n  PAT001\r\n# 1.2.3\r\n"
+    (tmp_path / "exclude.txt").write_text(text, encoding="utf-8", newline="")
+    assert labels.exclusions(tmp_path) == ["1.2.826.0.1.3680043.20574", "PAT001"]
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"1.2.3, 1.2.4\n", "'1.2.3, 1.2.4'"),
+        (b"../1.2\n", r"'\.\./1\.2'"),
+        ("1.2\n".encode("utf-16"), "not UTF-8"),
+    ],
+)
+def test_a_list_of_studies_that_is_none_is_refused(tmp_path, content, part):
+    (tmp_path / "exclude.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^exclude\.txt.*{part}"):
+        labels.exclusions(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"No list of studies at .*no\.txt"):
+        labels.read_exclusions(tmp_path / "no.txt")
+
+
 def test_all_broken_rules_are_listed_at_once(table):
     table = pd.concat([table, table.iloc[[0]]]).astype(object).reset_index(drop=True)
     table.loc[1, "C1"], table.loc[2, PATIENT], table.loc[3, UID] = 7, 0, "../x"

@@ -19,7 +19,7 @@ from scans import (
 )
 
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.masks import SCHEMES, find_mask, read_label_map
+from cspine_helpers.masks import SCHEMES, find_mask, read_label_map, read_scheme
 from cspine_helpers.packing import bounding_box
 from cspine_helpers.vertebrae import find_vertebrae
 from cspine_helpers.volume import Volume
@@ -233,6 +233,89 @@ def test_named_schemes_hold_the_seven_vertebrae_from_c1_downwards():
     assert [SCHEMES["rsna"][n] for n in range(1, 8)] == list(VERTEBRAE)
     assert [SCHEMES["totalsegmentator"][n] for n in range(50, 43, -1)] == list(VERTEBRAE)
     assert SCHEMES["totalsegmentator"][43] == SCHEMES["rsna"][8] == "T1"
+
+
+def of_version_1(labels: np.ndarray, *others: int) -> np.ndarray:
+    """TotalSegmentator 1's numbers of C1 … C7; beside them 42 oesophagus, 43 trachea, 44 heart, 50 brain."""
+    theirs = np.where(labels > 0, 42 - labels.astype(int), 0)
+    height = len(labels)
+    column = (slice(None), slice(2, 30), slice(2, 30))
+    for number in others:
+        part = slice(0, 12) if number == 50 else slice(height - 30, height)
+        theirs[part][column][theirs[part][column] == 0] = number
+    return theirs.astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPI", "PIR"])
+@pytest.mark.parametrize("organs", [(50,), (43,), (42, 50), (44,), (44, 50)])
+def test_masks_of_totalsegmentator_1_are_refused_by_their_content(tmp_path, organs, orientation):
+    """Its brain would be C1, its heart C7."""
+    scan = phantom()
+    labels = of_version_1(scan.labels, *organs)
+    path = write_nifti(tmp_path / "total.nii.gz", labels, scan.spacing_mm, orientation=orientation)
+    parts = ("total.nii.gz", "TotalSegmentator 1", "35 to 41", "--labels")
+    if {44, 50} & {*organs}:
+        refusal(lambda: read_label_map(path, volume_of(scan), scheme="totalsegmentator"), *parts)
+    else:
+        refusal(
+            lambda: read_label_map(path, volume_of(scan), scheme="totalsegmentator"), "none of C1", "--labels"
+        )
+    meaning = dict.fromkeys(range(1, 105), "other") | dict(zip(range(41, 34, -1), VERTEBRAE, strict=True))
+    found = read_label_map(path, volume_of(scan), scheme=meaning).array
+    np.testing.assert_array_equal(found, scan.labels)
+
+
+def test_a_brain_alone_is_no_c1(tmp_path):
+    """Of a head, with nothing of the spine below it."""
+    labels = np.full(phantom().labels.shape, 50, np.uint8)
+    path = write_nifti(tmp_path / "total.nii.gz", labels, (1.5, 1.0, 1.0))
+    volume = Volume(phantom().hu, (1.5, 1.0, 1.0), np.array(scans.ORIGIN), FRAME)
+    refusal(lambda: read_label_map(path, volume, scheme="totalsegmentator"), "TotalSegmentator 1")
+
+
+@pytest.mark.parametrize("gone", [(), (2,), (1,), (7,), (1, 2, 3), (2, 3, 4, 5, 6)])
+def test_masks_of_totalsegmentator_2_are_read_with_thorax_specks_and_missing_levels(tmp_path, gone):
+    scan = phantom()
+    expected = np.where(np.isin(scan.labels, gone), 0, scan.labels)
+    labels = np.where(expected > 0, 51 - expected.astype(int), 0).astype(np.uint8)
+    low = np.flatnonzero((labels > 0).any((1, 2)))[-1]
+    labels[low - 3 :, :20, :20], labels[low + 1 :, 20:40, :20] = 43, 41  # T1, T3
+    labels[2, :3, :3] = 40  # a speck of T4 above the neck
+    path = write_nifti(tmp_path / "total.nii.gz", labels, scan.spacing_mm, orientation="LAS")
+    found = read_label_map(path, volume_of(scan), scheme="totalsegmentator").array
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_table_of_labels_is_json_from_numbers_to_names(tmp_path):
+    path = tmp_path / "labels.json"
+    path.write_text('{"41": "C1", "40": "vertebrae_C2", "44": "heart"}', encoding="utf-8")
+    assert read_scheme(path) == {41: "C1", 40: "C2", 44: "heart"}
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "is not JSON"),
+        ("{'41': 'C1'}", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("{}", "does not map whole numbers to names"),
+        ("[41]", "does not map whole numbers to names"),
+        ('{"C1": 41}', "does not map whole numbers to names"),
+        ('{"41": 1}', "does not map whole numbers to names"),
+        ('{"-1": "C1"}', "does not map whole numbers to names"),
+        ('{"41": "T1"}', "C1 … C7 among them"),
+        ('{"0": "C1"}', "labels above 0"),
+    ],
+    ids=range(10),
+)
+def test_a_table_of_labels_that_is_none_is_refused(tmp_path, text, part):
+    path = tmp_path / "labels.json"
+    path.write_text(text, encoding="utf-8")
+    refusal(lambda: read_scheme(path), "labels.json", part)
+
+
+def test_a_missing_table_of_labels_is_said(tmp_path):
+    refusal(lambda: read_scheme(tmp_path / "no.json"), "no.json", error=FileNotFoundError)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, np.uint16, np.float32, np.float64])

@@ -826,6 +826,101 @@ def test_options_of_the_command_reach_the_packing(cohort, tmp_path, command):
     assert command("--scheme", "totalsegmentator", "--no-sheets", *places)[0] == 3
 
 
+# Some of the studies.
+
+
+def test_one_study_is_packed_first_and_its_sheet_is_named(cohort, whole, packs, tmp_path, command):
+    status, out, _ = command("--only", "1")
+    assert (status, packs) == (0, [FIRST])
+    sheet = tmp_path / "figures" / "neck" / "packing" / f"{FIRST}.png"
+    assert out.startswith("1 studies: 1 packed")
+    assert out.splitlines()[1:] == [f"Contact sheet: {sheet}"]
+    assert sheet.is_file()
+    assert read_manifest(cohort / "packed")[UID].unique().tolist() == [FIRST]
+    check_sums(cohort / "packed")
+    assert command()[0] == 0
+    assert packs == [FIRST, SECOND, THIRD]  # the first is not packed again
+    assert contents(cohort / "packed") == contents(whole / "packed")
+
+
+def test_of_the_studies_that_are_not_asked_for_everything_stays(done, packs, command):
+    mask_of(done, THIRD).unlink()
+    pack(done)
+    packs.clear()
+    before = contents(done / "packed")
+    assert before["aside/" + f"{THIRD}_1.npy"]
+    status, out, _ = command("--no-sheets", "--study", SECOND)
+    assert (status, packs, len(out.splitlines())) == (0, [], 1)
+    assert contents(done / "packed") == before
+    CHANGES["mask"](done)
+    report = pack(done, only=[SECOND])
+    assert statuses(report) == {SECOND: "partial"}
+    assert statuses(read_report(done / "packed")) == {FIRST: "packed", SECOND: "partial", THIRD: "failed"}
+    assert len(read_manifest(done / "packed")) == 7 + 6
+    check_sums(done / "packed")
+    again = contents(done / "packed")
+    pack(done)
+    assert contents(done / "packed") == again
+
+
+def test_studies_of_other_options_are_set_aside_when_some_are_packed(done, packs):
+    other = replace(CONFIG, margin_mm=1.0)
+    pack(done, only=[SECOND], config=other)
+    assert packs == [SECOND]
+    assert read_manifest(done / "packed")[UID].unique().tolist() == [SECOND]
+    assert statuses(read_report(done / "packed")) == {SECOND: "packed"}
+    assert not list((done / "packed").glob(f"{FIRST}_*.npy"))
+    check_sums(done / "packed")
+
+
+def test_after_a_stop_with_other_options_no_study_of_them_joins_a_manifest(done, monkeypatch):
+    """The record of one study is of the new options, the tables were of the old ones."""
+    pack_one = packer._pack
+
+    def stopped(study, *rest):
+        if study.uid == SECOND:
+            raise KeyboardInterrupt
+        return pack_one(study, *rest)
+
+    monkeypatch.setattr(packer, "_pack", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pack(done, config=replace(CONFIG, margin_mm=1.0))
+    monkeypatch.setattr(packer, "_pack", pack_one)
+    pack(done, only=[THIRD])
+    assert read_manifest(done / "packed")[UID].unique().tolist() == [THIRD]
+
+
+def test_studies_of_a_list_are_left_out_by_every_reader_of_the_cohort(done, packs, command, tmp_path):
+    split = pd.DataFrame({UID: [*STUDIES, "9.9"], "split": ["train", "validation", "test", "test"]})
+    more = labels.read_labels(done / "train.csv")
+    more.loc[len(more)] = ["9.9", *[0] * 8]
+    labels.write_labels(more, done / "train.csv")
+    write_split(split, done / "split.csv")
+    (done / "exclude.txt").write_text(f"# bad scans\n\n{THIRD}  # the last\n", encoding="utf-8")
+    status, out, _ = command("--no-sheets")
+    assert (status, packs) == (0, [])
+    assert out.splitlines()[2:] == [f"Left out, as asked: '{THIRD}'."]
+    assert read_manifest(done / "packed")[UID].unique().tolist() == [FIRST, SECOND]
+    cohort = read_cohort(done)
+    assert THIRD not in {*cohort.labels[UID], *cohort.split[UID]}
+    assert cohort.samples["test"][UID].unique().tolist() == ["9.9"]
+    (tmp_path / "none.txt").write_text("# nobody\n")
+    assert command("--no-sheets", "--exclude", str(tmp_path / "none.txt"))[0] == 0
+    assert len(read_manifest(done / "packed")) == 21
+    assert packs == []  # its sequences came back
+
+
+def test_masks_of_other_numbers_are_read_by_a_table_of_labels(cohort, whole, tmp_path, command):
+    for uid, study in STUDIES.items():
+        write_mask(cohort, uid, np.where(study.label_map > 0, 42 - study.label_map.astype(int), 0))
+    table = {str(42 - number): vertebra for number, vertebra in enumerate(VERTEBRAE, start=1)}
+    (tmp_path / "labels.json").write_text(json.dumps(table), encoding="utf-8")
+    status, _, err = command("--no-sheets", "--labels", str(tmp_path / "labels.json"))
+    assert status == 0, err
+    for path in (whole / "packed").glob("*.npy"):
+        assert (cohort / "packed" / path.name).read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_the_exit_status_counts_the_studies_that_failed(cohort, command, failing):
     for uid in [*STUDIES][:failing]:
@@ -852,6 +947,12 @@ def test_the_exit_status_ends_at_99(monkeypatch, command):
         (["--workers", "0"], "workers is a number of processes"),
         (["--images", "nowhere"], "No study in nowhere"),
         (["--scheme", "mine"], "invalid choice: 'mine'"),
+        (["--labels", "no.json"], "No table of labels at no.json"),
+        (["--scheme", "totalsegmentator", "--labels", "no.json"], "not allowed with argument --scheme"),
+        (["--only", "0"], "--only is a number of studies from 1; found 0"),
+        (["--only", "1", "--study", "1.2"], "not allowed with argument --only"),
+        (["--study", "1.2", "--study", "7"], "'1.2', '7'. Check the names"),
+        (["--exclude", "no.txt"], "No list of studies at no.txt"),
         (["--size", "large"], "invalid int value: 'large'"),
         (["--colour"], "unrecognized arguments: --colour"),
     ],
