@@ -4,9 +4,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import RSNA, needs_rsna
 
 from cspine_helpers import phantom
-from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE
+from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, read_boxes, read_labels
 from cspine_helpers.packing import PackConfig, PackedVertebra, pack_vertebra
 from cspine_helpers.rendering import Study, render_study
 from cspine_helpers.truth import PACKED_BOX_COLUMNS, packed_truth, read_packed_boxes, write_packed_boxes
@@ -361,6 +362,60 @@ def test_boxes_that_are_none_and_a_label_map_on_another_grid_are_refused():
         truth_of(boxes_of((2, 1, 0, 4, 1)), label_map=label_map)
     with pytest.raises(ValueError, match=r"found shapes \(6, 10, 11\) and \(6, 10, 12\)\. Resample"):
         truth_of(boxes_of(), label_map=label_map[:, :, 1:])
+
+
+@needs_rsna
+def test_real_boxes_mark_the_slices_that_show_a_fractured_vertebra():
+    """Boxes, labels and slices' vertebrae of RSNA 2022, in volumes of 8 pixels a voxel and 1 mm a slice.
+
+    Where a slice shows several vertebrae, the map holds one that is labelled as fractured. In two studies
+    (1363, 27016) the list of slices contradicts the labels, so that no box has a vertebra.
+    """
+    boxes, table = (
+        read_boxes(RSNA / "train_bounding_boxes.csv"),
+        read_labels(RSNA / "train.csv").set_index(UID),
+    )
+    shown = pd.read_csv(RSNA / "slice_vertebrae.csv", dtype={UID: str})
+    backwards = set((RSNA / "reversed_slice_order.txt").read_text().split())
+    studies = sorted(set(boxes[UID]) & set(shown[UID]))
+    assert (len(studies), len(backwards & set(studies))) == (40, 4)
+    strays = {}
+    for uid in studies:
+        # 1. The series as numbered, and the volume from the head down.
+        fractured = table.loc[uid, list(VERTEBRAE)].astype(int)
+        visible = shown[shown[UID] == uid].sort_values("SliceNumber")[list(VERTEBRAE)].to_numpy()
+        ranks = visible * (1 + fractured.to_numpy())  # the fractured before the intact ones
+        level = np.where(ranks.any(axis=1), ranks.argmax(axis=1) + 1, 0)  # (Z,) by number
+        numbers = np.arange(len(level))[:: -1 if uid in backwards else 1]  # (Z,) by height
+        label_map = np.broadcast_to(level[numbers, None, None], (len(level), 64, 64)).astype(np.uint8)
+        volume = Volume(
+            np.zeros(label_map.shape, np.int16), (1.0, 4.0, 4.0), np.array([90.0, -110, 700]), FRAME
+        )
+        frames = {
+            number: np.array([volume.points([[z, -7 / 16, -7 / 16]])[0], [0.5, 0, 0], [0, 0.5, 0]])
+            for z, number in enumerate(numbers.tolist())
+        }
+        volume = replace(volume, frames=dict(sorted(frames.items())))
+        places = {name: np.flatnonzero(level[numbers] == n) for n, name in enumerate(VERTEBRAE, start=1)}
+        pieces = {name: piece(at, (0, 64), (0, 64), size=32) for name, at in places.items() if len(at)}
+        truth = packed_truth(boxes, volume, label_map, pieces, uid=uid, fractured=fractured.to_dict())
+        # 2. From the tables alone: a box is of its slice's vertebra, where that is broken.
+        mine = boxes[boxes[UID] == uid]
+        names = np.array(["", *VERTEBRAE])[level[mine["slice_number"]]]
+        known = np.array([fractured.get(name, 0) == 1 for name in names])
+        for name in pieces:
+            broken = set(mine["slice_number"][known & (names == name)])
+            marks = "".join(".x"[number in broken] for number in numbers[places[name]])
+            assert truth.slices[name] == (marks if broken or fractured[name] == 0 else "")
+        left, top, width, height = mine.loc[known, ["x", "y", "width", "height"]].to_numpy().T / 16
+        wanted = np.clip([left, top, left + width, top + height], 0, 32)
+        left, top, width, height = truth.boxes[["x", "y", "width", "height"]].to_numpy().T
+        found = np.array([left, top, left + width, top + height])
+        np.testing.assert_allclose(found[:, np.lexsort(found)], wanted[:, np.lexsort(wanted)], atol=1e-6)
+        strays[uid.rpartition(".")[2]] = (~known).sum()
+        warned = [warning for warning in truth.warnings if f"axial slice ({(~known).sum()}): " in warning]
+        assert len(warned) == len(truth.warnings) == (not known.all())
+    assert (sum(strays.values()), strays["1363"], strays["27016"]) == (46, 7, 2)
 
 
 def packed_boxes() -> pd.DataFrame:
