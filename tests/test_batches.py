@@ -1,11 +1,14 @@
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils.data import Dataset
 from toy_cohort import SIZE, SLICES, make_toy_cohort
 
+from cspine_helpers import batches as batches_module
 from cspine_helpers.augment import AugmentConfig
-from cspine_helpers.batches import EpochBatches, epoch_order, make_loader, steps_of
+from cspine_helpers.batches import EpochBatches, epoch_order, load_batches, make_loader, steps_of
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.dataset import SequenceDataset
 from cspine_helpers.labels import UID
@@ -76,6 +79,8 @@ def test_shuffle_takes_each_sample_once_in_an_order_of_its_epoch():
     orders = [epoch_order(labels, "shuffle", seed=5, epoch=epoch).tolist() for epoch in (0, 1, 0)]
     assert sorted(orders[0]) == list(range(50))
     assert orders[0] == orders[2] != orders[1]
+    assert epoch_order(labels, "shuffle", seed=6, epoch=0).tolist() != orders[0]
+    assert orders[0] != list(range(50))
 
 
 def test_balanced_sampling_draws_both_classes_equally_often():
@@ -85,16 +90,24 @@ def test_balanced_sampling_draws_both_classes_equally_often():
     assert len(drawn) == 1000
     assert 0.45 < labels[drawn].mean() < 0.55
     assert len(set(drawn)) < 1000  # with replacement
-    assert not np.array_equal(drawn, epoch_order(labels, "balanced", seed=2, epoch=1))
+    for other in ({"seed": 2, "epoch": 1}, {"seed": 3, "epoch": 0}):
+        assert not np.array_equal(drawn, epoch_order(labels, "balanced", **other))
+    numbers = np.bincount(
+        np.concatenate([epoch_order(labels, "balanced", seed=2, epoch=e) for e in range(40)])
+    )
+    assert len(numbers) == 1000  # each sample has its turn, as often as the others of its class
+    assert numbers[:40].std() / numbers[:40].mean() < 0.1
+    assert 12 < numbers[40:].var() < 30  # Poisson: 40 · 500 / 960 = 20.8
 
 
 def test_sampling_that_cannot_be_is_refused_when_the_loader_is_made(cohort):
     dataset = make(cohort)
     with pytest.raises(ValueError, match="found 'weighted'"):
         make_loader(dataset, batch_size=4, sampling="weighted")
-    dataset.labels = np.zeros(42)
-    with pytest.raises(ValueError, match="found 0 of 42 fractured"):
-        make_loader(dataset, batch_size=4, sampling="balanced")
+    for label in (0, 1):
+        dataset.labels = np.full(42, label)
+        with pytest.raises(ValueError, match=f"found {42 * label} of 42 fractured"):
+            make_loader(dataset, batch_size=4, sampling="balanced")
 
 
 @pytest.mark.parametrize(("samples", "batch_size"), [(1519, 16), (7, 8), (100, 1), (33, 8), (7, 1)])
@@ -121,7 +134,9 @@ def test_processes_see_every_sample_once_in_batches_of_nearly_one_size(
     assert max(sizes) <= batch_size + (batch_size == 1)
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 2
-    assert sum(shares[0].step_sizes) == samples
+    given = [[len(batch) for batch in share] for share in shares]
+    steps = np.sum(given, axis=0).reshape(-1, accumulate).sum(axis=1)
+    assert all(share.step_sizes == steps.tolist() for share in shares)
 
 
 def test_the_batches_of_a_step_are_the_same_accumulated_or_shared():
@@ -133,9 +148,81 @@ def test_the_batches_of_a_step_are_the_same_accumulated_or_shared():
             np.testing.assert_array_equal(mine, theirs)
 
 
+def test_the_batches_of_all_steps_follow_the_order():
+    order = np.random.default_rng(3).permutation(50)
+    dealt = [batch for step in steps_of(order, batch_size=4, accumulate=2, processes=3) for batch in step]
+    np.testing.assert_array_equal(np.concatenate(dealt), order)
+    assert len(dealt) == 3 * 2 * 3
+    assert [len(step) for step in steps_of(order, batch_size=50)] == [
+        1
+    ]  # one batch alone, unless asked for more
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "balanced"])
+def test_training_deals_the_seeds_order_out_to_the_processes_of_each_step(cohort, sampling):
+    dataset = make(cohort)
+    options = {"batch_size": 4, "sampling": sampling, "seed": 9}
+    order = epoch_order(dataset.labels, sampling, seed=9, epoch=2)
+    steps = steps_of(order, batch_size=4, accumulate=2, processes=3)
+    for process in range(3):
+        loader = make_loader(dataset, accumulate=2, process=process, processes=3, **options)
+        loader.batch_sampler.set_epoch(2)
+        found = [batch["index"].tolist() for batch in loader]
+        assert found == [batch.tolist() for step in steps for batch in step[process::3]]
+        assert loader.batch_sampler.accumulate == 2
+        assert loader.batch_sampler.epoch == 2
+    (alone,) = {tuple(map(len, make_loader(dataset, **options).batch_sampler)) for _ in range(2)}
+    assert sum(alone) == len(dataset)
+
+
+class Threads(Dataset):
+    """Tells how many threads OpenCV may use where the item is made."""
+
+    def __getitem__(self, key):
+        return cv2.getNumThreads()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.parametrize(
+    ("asked", "cores", "processes", "used"),
+    [(0, 8, None, 0), (5, 8, None, 5), (5, 3, None, 3), (5, 8, 4, 2), (1, 8, 4, 1), (5, 1, 4, 1)],
+)
+def test_there_are_no_more_workers_than_cores_for_each_process_here(
+    monkeypatch, asked, cores, processes, used
+):
+    monkeypatch.setattr(batches_module, "_cores", lambda: cores)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    loader = load_batches(Threads(), [[0]], workers=asked, seed=0)
+    assert (loader.num_workers, loader.persistent_workers) == (used, used > 0)
+    assert loader.pin_memory == torch.cuda.is_available()
+
+
+def test_a_worker_has_one_thread(monkeypatch):
+    monkeypatch.setattr(batches_module, "_cores", lambda: 1)
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        assert list(load_batches(Threads(), [[0]], workers=1, seed=0, collate_fn=list)) == [[1]]
+        assert list(load_batches(Threads(), [[0]], workers=0, seed=0, collate_fn=list)) == [[3]]
+    finally:
+        cv2.setNumThreads(before)
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    assert batches_module._cores() == 3
+    monkeypatch.delattr("os.sched_getaffinity")
+    for count, found in ((6, 6), (None, 1)):
+        monkeypatch.setattr("os.cpu_count", lambda count=count: count)
+        assert batches_module._cores() == found
+
+
 def test_too_few_samples_for_the_processes_are_refused():
     with pytest.raises(ValueError, match=r"5 samples cannot fill the 6 batches .*Use fewer processes"):
         steps_of(np.arange(5), batch_size=8, accumulate=2, processes=3)
+    assert len(steps_of(np.arange(6), batch_size=8, accumulate=2, processes=3)) == 1
 
 
 def test_evaluation_deals_out_the_same_batches_whatever_the_processes(cohort):

@@ -1,11 +1,14 @@
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from drawn import table_to_draw, texts
+from matplotlib.figure import Figure
 
 from cspine_helpers import curves, metrics
 from cspine_helpers.bands import curve_bands
 from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.plots import VERTEBRA_COLOURS
 
 
 @pytest.fixture
@@ -23,6 +26,68 @@ def test_pr_curves_are_those_of_metrics_and_carry_the_operating_point(table):
     assert "threshold 0.300" in texts(pooled)
     assert "threshold 0.500" in texts(patients)
     assert [text.get_text()[:2] for text in single.get_legend().get_texts()] == list(VERTEBRAE)
+
+
+def test_every_panel_shows_the_curve_and_the_area_of_its_rows(table):
+    pooled, single, patients = curves.pr_curves(table, threshold=0.3, patient_threshold=0.5).axes
+    rows = {name: table[table["vertebra"] == name] for name in VERTEBRAE}
+    rows |= {"patients": metrics.patient_level(table), "all": table}
+    drawn = dict(zip(VERTEBRAE, single.lines[::2], strict=True))  # and a point between each two
+    drawn |= {"patients": patients.lines[0], "all": pooled.lines[0]}
+    for name, line in drawn.items():
+        expected = metrics.pr_curve(rows[name]["label"], rows[name]["probability"])
+        np.testing.assert_array_equal(line.get_xdata(), expected["recall"])
+        np.testing.assert_array_equal(line.get_ydata(), expected["precision"])
+        assert line.get_drawstyle() == "steps-post"
+    areas = {name: metrics.average_precision(its["label"], its["probability"]) for name, its in rows.items()}
+    listed = [text.get_text() for text in single.get_legend().get_texts()]
+    assert listed == [f"{name}  {areas[name]:.2f}" for name in VERTEBRAE]
+    assert [drawn[name].get_color() for name in VERTEBRAE] == list(VERTEBRA_COLOURS.values())
+    assert pooled.get_title(loc="left") == f"All vertebrae: average precision {areas['all']:.2f}"
+    assert patients.get_title(loc="left") == f"Patients: average precision {areas['patients']:.2f}"
+    for axes, name in ((pooled, "all"), (patients, "patients")):
+        prevalence = rows[name]["label"].mean()
+        assert set(axes.lines[1].get_ydata()) == {prevalence}
+        assert f"chance {prevalence:.2f}" in texts(axes)
+    assert {axes.get_xlabel() + axes.get_ylabel() for axes in (pooled, single, patients)} == {
+        "recallprecision"
+    }
+
+
+def test_operating_points_are_at_the_rates_of_their_own_level_and_threshold(table):
+    pooled, single, patients = curves.pr_curves(table, threshold=0.3, patient_threshold=0.5).axes
+    rows = [table[table["vertebra"] == name] for name in VERTEBRAE]
+    points = zip([*single.lines[1::2], pooled.lines[2], patients.lines[2]], [*rows, table, None], strict=True)
+    for point, its in points:
+        its, at = (metrics.patient_level(table), 0.5) if its is None else (its, 0.3)
+        called = its["probability"] >= at
+        hits = (called & (its["label"] == 1)).sum()
+        assert point.get_marker() == "o"
+        assert point.get_xydata()[0] == pytest.approx([hits / its["label"].sum(), hits / called.sum()])
+    assert "threshold" not in texts(single)
+    plain = curves.pr_curves(table).axes
+    assert [len(axes.lines) for axes in plain] == [2, 7, 2]
+    assert "threshold" not in texts(plain[0]) + texts(plain[2])
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "side"),
+    [
+        ([1, 1, 0, 0], [0.9, 0.8, 0.2, 0.1], "right"),  # recall and precision 1: the words lie below
+        ([1, 1, 1, 0, 0], [0.9, 0.3, 0.3, 0.2, 0.1], "left"),  # recall a third
+        ([1, *[0] * 9], [0.9] * 10, "left"),  # precision a tenth
+    ],
+)
+def test_words_of_an_operating_point_lie_on_the_empty_side(labels, probabilities, side):
+    axes = Figure().subplots()
+    rows = pd.DataFrame({"label": labels, "probability": probabilities})
+    curves._operating_point(axes, rows, 0.5, colour="k", named=True)
+    (words,) = axes.texts
+    assert (words.get_ha(), words.get_va()) == ((side, "top") if side == "right" else (side, "bottom"))
+    x, y = words.xyann
+    assert (x < 0) == (y < 0) == (side == "right")
+    curves._operating_point(axes, rows, 0.95, colour="k", named=True)  # calls none: no precision, no words
+    assert len(axes.texts) == 1
 
 
 def test_pr_curves_leave_out_vertebrae_with_one_class(table):
@@ -68,6 +133,15 @@ def test_roc_curves_are_those_of_metrics(table):
     rows = metrics.patient_level(table)
     area = metrics.auroc(rows["label"], rows["probability"])
     assert patients.get_title(loc="left") == f"Patients: AUROC {area:.2f}"
+    expected = metrics.roc_curve(rows["label"], rows["probability"])
+    np.testing.assert_array_equal(patients.lines[0].get_xdata(), expected["false_positive_rate"])
+    np.testing.assert_array_equal(patients.lines[0].get_ydata(), expected["recall"])
+    area = metrics.auroc(table["label"], table["probability"])
+    assert pooled.get_title(loc="left") == f"All vertebrae: AUROC {area:.2f}"
+    for axes in (pooled, patients):
+        assert axes.lines[0].get_drawstyle() == "steps-post"
+        assert axes.lines[1].get_xydata().tolist() == [[0, 0], [1, 1]]
+        assert axes.get_xlim() == axes.get_ylim() == (-0.02, 1.02)
     table.loc[table["vertebra"] == "C1", "label"] = 1
     assert "one class only" in curves.roc_curves(table).axes[1].get_title(loc="left")
 

@@ -84,6 +84,39 @@ def test_an_epoch_has_every_fractured_slice_and_as_many_intact_ones(sequences):
     assert first == data.order(0, seed=1).tolist()
 
 
+def test_an_epoch_draws_other_intact_slices_by_its_seed_and_mixes_them_with_the_fractured(sequences):
+    data = SliceDataset(sequences)
+    data.truth = np.array([0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1] * 5)  # 15 of 60 are fractured
+    orders = [data.order(epoch, seed=seed) for epoch, seed in ((0, 0), (1, 0), (0, 1))]
+    intact = [frozenset(order[data.truth[order] == 0]) for order in orders]
+    assert [len(drawn) for drawn in intact] == [15] * 3
+    assert len(set(intact)) == 3
+    assert len(frozenset.union(*intact)) > 25  # of 45
+    for order in orders:
+        assert 3 < data.truth[order][:15].sum() < 12
+    data.truth = 1 - data.truth
+    assert sorted(data.order(0, seed=0)) == list(range(60))  # more fractured than intact: all of them
+
+
+def test_the_slice_classifier_is_the_part_of_the_model_that_single_slices_teach(sequences):
+    model = FractureClassifier(tiny_model()).eval()
+    network, pixels = SliceClassifier(model), sequences[0, 0]["sequence"]
+    expected = model(pixels[None]).slice_logit[0]
+    torch.testing.assert_close(network(pixels), expected)
+    shared = dict(model.named_parameters())
+    names = [name for name in shared if name.startswith(("backbone", "mask_encoder", "slice_head"))]
+    assert [name for name, _ in network.named_parameters()] == names
+    assert all(value is shared[name] for name, value in network.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_is_the_mean_cross_entropy_in_float32(dtype):
+    logit, truth = torch.tensor([0.0, 2.0, -3.0]), torch.tensor([1.0, 0.0, 1.0])
+    loss = slice_entropy(lambda pixels: pixels.to(dtype), (logit, truth))
+    expected = (np.log(2) + np.log1p(np.exp(2)) + np.log1p(np.exp(3))) / 3
+    torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.float32))
+
+
 def test_slices_of_a_sequence_are_varied_apart_and_reproducibly(sequences):
     once, again, later = (
         [sequences.slice_at(0, position, epoch=epoch) for position in range(4)] for epoch in (0, 0, 1)
@@ -120,17 +153,19 @@ def test_pretraining_leaves_what_joins_slices_as_it_was(sequences):
 
 
 def test_the_schedule_is_that_of_the_slices():
-    schedule = slice_schedule(CONFIG)
-    assert (schedule.epochs, schedule.batch_size, schedule.learning_rate) == (
-        4,
-        8,
-        CONFIG.slice_learning_rate,
+    config = replace(CONFIG, schedule="plateau", slice_learning_rate=0.0123, weight_decay=0.07)
+    assert slice_schedule(config) == replace(
+        config, epochs=4, batch_size=8, learning_rate=0.0123, warmup_epochs=0.6, schedule="cosine"
     )
-    assert schedule.warmup_epochs < 1
 
 
 def test_without_known_fractured_slices_it_says_what_to_do(cohort):
     blind = make(cohort, None)
-    blind.slice_truth = np.full_like(blind.slice_truth, np.nan)
-    with pytest.raises(ValueError, match="slice_epochs=0"):
-        SliceDataset(blind)
+    for truth, found in (
+        (np.nan, "0 fractured of 0"),
+        (0, "0 fractured of"),
+        (1, f"{blind.slice_truth.size} fr"),
+    ):
+        blind.slice_truth = np.full_like(blind.slice_truth, truth)
+        with pytest.raises(ValueError, match=f"found {found}.* slice_epochs=0"):
+            SliceDataset(blind)
