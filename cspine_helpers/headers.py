@@ -5,17 +5,15 @@ identifies a patient (names, dates, descriptions) is never read, and no free tex
 """
 
 import hashlib
-import mmap
 import re
-import struct
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cspine_helpers.itk import optional
 from cspine_helpers.volume import AIR_HU
 
 Tags = Mapping[str, str | None]
@@ -47,16 +45,16 @@ _CT_CLASSES = (_CT, f"{_CT}.1", f"{_CT}.2")  # a slice; enhanced; enhanced, conv
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # also .7.1 to .7.4, with several frames
 _TISSUE_HU = (-900, 3000)  # a padding value in here would be taken for the patient
 
-# Elements, as 0xGGGGEEEE, that are read from a file's own bytes.
-_META_CLASS, _SYNTAX, _CLASS, _INSTANCE, _SERIES = 0x00020002, 0x00020010, 0x00080016, 0x00080018, 0x0020000E
-_SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS = 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011
-_ALLOCATED, _PIXELS = 0x00280100, 0x7FE00010
-_READ, _NUMBERS = {_CLASS, _INSTANCE, _SERIES, _PHOTOMETRIC, _FRAMES}, {_SAMPLES, _ROWS, _COLUMNS, _ALLOCATED}
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_UNDEFINED = 0xFFFFFFFF  # length of what a delimiter ends
-_LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # types with a length of four bytes
+_READ = [  # elements; pydicom skips the values of the others
+    *("TransferSyntaxUID", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PhotometricInterpretation"),
+    *("SamplesPerPixel", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "PixelData"),
+]
+_PIXELS, _UNDEFINED = 0x7FE00010, 0xFFFFFFFF  # tag; length of what a delimiter ends
+_DEFERRED = 1 << 12  # bytes from which a value is skipped
+_META = 144  # bytes up to where the length that the meta header declares is counted from
 _FIRST = re.compile(rb"[\x02\x08]\0.\0|\0\x08\0", re.DOTALL)  # tag that a file without a preamble begins with
-_DEFLATED, _JPEG, _RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5"
+_BIG_ENDIAN, _DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
+_JPEG, _RLE = "1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5"
 
 
 @dataclass(frozen=True)
@@ -96,178 +94,70 @@ def read_header(path: Path) -> Header | None:
     Returns:
         None for what is no DICOM file: it has no preamble, and does not begin as a data set.
     """
-    if not path.stat().st_size:
+    pydicom = optional("pydicom")
+    with open(path, "rb") as file:
+        start = file.read(132)
+    if start[128:] != b"DICM" and not _FIRST.match(start):
         return None
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        has_preamble = data[128:132] == b"DICM"
-        if not has_preamble and not _FIRST.match(data[:4]):
-            return None
-        values: dict[int, bytes] = {}
-        try:
-            damage = _damage(data, 132 if has_preamble else 0, values)
-        except (struct.error, ValueError, zlib.error):
-            damage = "cut off, or garbled"
-    sop_class = _uid(values, _CLASS) or _uid(values, _META_CLASS)
-    shape = _number(values, _ROWS), _number(values, _COLUMNS)
-    return Header(path, sop_class, _uid(values, _INSTANCE), _uid(values, _SERIES), shape, damage)
+    garbled = Header(path, "", "", "", (0, 0), "cut off, or garbled")
+    try:
+        with pydicom.config.disable_value_validation():  # its warnings would show values
+            found = pydicom.dcmread(path, force=True, defer_size=_DEFERRED, specific_tags=_READ)
+            if found.file_meta.get("TransferSyntaxUID") == _DEFLATED:  # nothing can be skipped there
+                found = pydicom.dcmread(path, force=True, specific_tags=_READ)
+            if _ends_early(found, path):
+                return garbled
+            damage = _damage(found, path)
+            sop_class = found.get("SOPClassUID") or found.file_meta.get("MediaStorageSOPClassUID") or ""
+            shape = int(found.get("Rows") or 0), int(found.get("Columns") or 0)
+            uids = [str(found.get(name) or "") for name in ("SOPInstanceUID", "SeriesInstanceUID")]
+            return Header(path, str(sop_class), *uids, shape, damage)
+    except Exception:  # of many kinds: pydicom lets through what its parts raise at garbled bytes
+        return garbled
 
 
-def _damage(data: bytes | mmap.mmap, at: int, values: dict[int, bytes]) -> str:
-    """Read what comes before the pixels into `values`, by tag; returns what is wrong with these, or "".
-
-    Raises:
-        struct.error, ValueError, zlib.error: the file ends too early, or cannot be followed.
-    """
-    # 1. The meta header, explicit and little endian whatever comes after it.
-    meta = _Coded(data)
-    while data[at : at + 2] == b"\2\0":
-        tag, _, start, length = meta.head(at)
-        at = start + length
-        if at > len(data):
-            raise ValueError("beyond the end")
-        values[tag] = data[start:at]
-    if _uid(values, _SYNTAX) == _DEFLATED:
-        inflated = zlib.decompressobj(-zlib.MAX_WBITS)
-        data, at = inflated.decompress(data[at:]), 0
-        if not inflated.eof:
-            raise ValueError("the deflated data set has no end")
-    # 2. The data set, coded as its first element is: some files differ from the syntax that they name.
-    coded = _Coded(data, ">" if data[at : at + 1] == b"\0" else "<", _is_type(data[at + 4 : at + 6]))
-    for tag, start, end, is_nested in coded.elements(at):
-        if tag == _PIXELS:
-            bits = _number(values, _ALLOCATED)
-            if bits not in (0, 8, 16, 32 if coded.order == "<" else 16):  # readers differ on the others
-                return f"{bits} bits a pixel, which are not read as it stores them"
-            if is_nested:  # in fragments, of which the first lists offsets
-                return _compressed_damage(coded, list(coded.items(start))[1:], values)
-            return _length_damage(end - start, _size(values))
-        if tag in _READ:
-            values[tag] = data[start:end]
-        elif tag in _NUMBERS:
-            values[tag] = data[start:end][:: -1 if coded.order == ">" else 1]
-    return "without pixels"
+def _ends_early(found: Any, path: Path) -> bool:
+    """Whether the file ends within its meta header or within a value that its element declares."""
+    if path.stat().st_size <= _META + found.file_meta.get("FileMetaInformationGroupLength", 0):
+        return True
+    return any(
+        isinstance(its, optional("pydicom").dataelem.RawDataElement)
+        and its.tag != _PIXELS  # of these `_damage` says more
+        and len(its.value or b"") < its.length != _UNDEFINED
+        for its in found.values()
+    )
 
 
-def _length_damage(length: int, size: int) -> str:
+def _damage(found: Any, path: Path) -> str:
+    """Why a data set's pixels are not those that it describes, "" where they are."""
+    syntax = str(found.file_meta.get("TransferSyntaxUID", ""))
+    pixels = found.get_item(_PIXELS, keep_deferred=True)
+    if pixels is None:
+        return "without pixels"
+    bits = int(found.get("BitsAllocated") or 0)
+    if bits not in (0, 8, 16, 16 if syntax == _BIG_ENDIAN else 32):  # readers differ on the others
+        return f"{bits} bits a pixel, which are not read as it stores them"
+    if pixels.length == _UNDEFINED:
+        if syntax == _RLE:
+            optional("pydicom").pixel_array(path)  # raises where it is cut off
+        is_known = syntax == _RLE or syntax.startswith(_JPEG)  # JPEG's decoders know where it ends
+        return "" if is_known else "compressed pixels, and not a word on how"
+    size, length = _size(found, bits), len(pixels.value or b"")
+    if pixels.value is None and pixels.length:  # skipped
+        length = min(pixels.length, path.stat().st_size - pixels.value_tell)
     if not size:
         return "its header does not say how large the image is"
     even = size <= length <= size + 1  # with a byte that makes it so
     return "" if even else f"{length} bytes of pixels where its header describes {size}"
 
 
-def _compressed_damage(coded: "_Coded", fragments: list[tuple[int, int]], values: Mapping[int, bytes]) -> str:
-    syntax, size = _uid(values, _SYNTAX), _size(values)
-    length = sum(end - start for start, end in fragments)
-    if length and syntax.startswith(_JPEG):
-        return ""  # its decoder knows where it ends
-    if length and syntax == _RLE:
-        frame = b"".join(coded.data[start:end] for start, end in fragments)
-        is_whole = _frames(values) > 1 or _unpacks_to(frame, size)
-        return "" if is_whole else "its compressed pixels are cut off"
-    return _length_damage(length, size)
-
-
-def _uid(values: Mapping[int, bytes], tag: int) -> str:
-    return values.get(tag, b"").rstrip(b"\0 ").decode("ascii", "replace")
-
-
-def _is_type(vr: bytes) -> bool:
-    return vr.isalpha() and vr.isupper()
-
-
-def _frames(values: Mapping[int, bytes]) -> int:
-    found = re.fullmatch(rb"\s*\+?(\d{1,9})[\s\0]*", values.get(_FRAMES, b""))
-    return int(found[1]) if found else 1
-
-
-def _number(values: Mapping[int, bytes], tag: int) -> int:
-    return int.from_bytes(values.get(tag, b"")[:2], "little")
-
-
-def _size(values: Mapping[int, bytes]) -> int:
+def _size(found: Any, bits: int) -> int:
     """Bytes that the pixels take as they are stored uncompressed, 0 where the header does not say."""
-    rows, columns, bits, samples = (_number(values, tag) for tag in (_ROWS, _COLUMNS, _ALLOCATED, _SAMPLES))
-    if values.get(_PHOTOMETRIC, b"").startswith(b"YBR_FULL_422"):
+    names = ("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames")
+    rows, columns, samples, frames = (int(found.get(name) or 0) for name in names)
+    if found.get("PhotometricInterpretation") == "YBR_FULL_422":
         samples = 2  # colour of every other pixel
-    return -(-rows * columns * bits * max(samples, 1) * _frames(values) // 8)
-
-
-def _unpacks_to(frame: bytes, size: int) -> bool:
-    """Whether the run lengths of a frame make so many bytes, as many in each of its segments.
-
-    Source: DICOM PS3.5 annex G.
-    """
-    count, *begins = struct.unpack_from("<16I", frame)
-    left = [size // max(count, 1)] * count
-    for i, (at, end) in enumerate(zip(begins[:count], [*begins[1:count], len(frame)], strict=True)):
-        while at + 1 < end and left[i] > 0:
-            code = frame[at]
-            if code < 128:  # so many bytes as they are, and one more
-                at += code + 2
-                left[i] -= code + 1 if at <= end else 0
-            else:  # a byte 257 - code times; 128 stands for nothing
-                at += 2 if code > 128 else 1
-                left[i] -= 257 - code if code > 128 else 0
-    return bool(left) and max(left) <= 0
-
-
-@dataclass(frozen=True)
-class _Coded:
-    """Data elements, and how they are coded. Source: DICOM PS3.5 section 7."""
-
-    data: bytes | mmap.mmap
-    order: str = "<"  # of bytes, as `struct` has it
-    explicit: bool = True  # whether elements name their type
-
-    def head(self, at: int) -> tuple[int, bytes, int, int]:
-        """Tag and type of the element at `at`, where its value begins, and its length."""
-        group, number = struct.unpack_from(f"{self.order}HH", self.data, at)
-        vr = self.data[at + 4 : at + 6]
-        if not self.explicit or group == _ITEM >> 16 or not _is_type(vr):
-            start, kind = at + 8, "I"
-        elif vr in _LONG:
-            start, kind = at + 12, "I"
-        else:
-            start, kind = at + 8, "H"
-        (length,) = struct.unpack_from(self.order + kind, self.data, start - struct.calcsize(kind))
-        return group << 16 | number, vr, start, length
-
-    def elements(self, at: int) -> Iterator[tuple[int, int, int, bool]]:
-        """(tag, begin and end of its value, whether that is made of items) up to a delimiter or the end.
-
-        Raises:
-            ValueError: one reaches beyond the end.
-        """
-        while at < len(self.data):
-            tag, vr, start, length = self.head(at)
-            if tag in (_ITEM_END, _SEQUENCE_END):
-                return
-            is_nested = length == _UNDEFINED
-            if is_nested:
-                coded = replace(self, explicit=False) if vr == b"UN" else self
-                at = 8 + max((end for _, end in coded.items(start)), default=start)
-            else:
-                at = start + length
-            if at > len(self.data):
-                raise ValueError("beyond the end")
-            yield tag, start, at, is_nested
-
-    def items(self, at: int) -> Iterator[tuple[int, int]]:
-        """(begin, end) of each item of a sequence that a delimiter ends.
-
-        Raises:
-            ValueError: there is something else between them, or one reaches beyond the end.
-        """
-        while (found := self.head(at))[0] == _ITEM:
-            _, _, start, length = found
-            at = start + length
-            if length == _UNDEFINED:
-                at = 8 + max((end for _, _, end, _ in self.elements(start)), default=start)
-            if at > len(self.data):
-                raise ValueError("beyond the end")
-            yield start, at
-        if found[0] != _SEQUENCE_END:
-            raise ValueError("no item")
+    return -(-rows * columns * bits * max(samples, 1) * max(frames, 1) // 8)
 
 
 def read_tags(has: Callable[[str], bool], get: Callable[[str], str], header: Header) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""Optional libraries that read images, SimpleITK and nibabel; imported when they are needed."""
+"""Optional libraries that read images, SimpleITK, nibabel and pydicom; imported when they are needed."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from importlib import import_module
 from threading import Lock
 from typing import Any
 
-LIBRARIES = {"SimpleITK": "2.4", "nibabel": "5.3"}  # and the versions that do
+LIBRARIES = {"SimpleITK": "2.4", "nibabel": "5.3", "pydicom": "3.0"}  # and the versions that do
 _CORRUPT = re.compile(  # a byte or two before the end of an image (d9) make its length even
     rb"Corrupt JPEG data: (?![12] extraneous bytes before marker 0xd9).*|Premature end of JPEG.*"
 )
@@ -17,7 +17,7 @@ _STANDARD_ERROR, _ONE_AT_A_TIME = 2, Lock()
 
 
 def optional(name: str) -> Any:
-    """The module `SimpleITK` or `nibabel`.
+    """The module `SimpleITK`, `nibabel` or `pydicom`.
 
     Raises:
         ImportError: it is not installed; says how to install it.
