@@ -13,6 +13,7 @@ from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import at_level, defined_levels
 
 DECIMALS = 4  # of a threshold, at least
+NAMES = {"all": "all vertebrae", "patient": "patients"}  # of levels within a sentence; C1 … C7 as they are
 
 
 def digits(threshold: float) -> str:
@@ -35,7 +36,7 @@ class Marks:
         aggregation: how vertebrae become patients.
         level: to start at.
         start: threshold there.
-        note: why there, and what is promised.
+        note: why there; and apart from it, what is guaranteed.
 
     Raises:
         ValueError: there is one class only, no threshold, one outside [0, 1], or one beside a decision; or a
@@ -71,7 +72,13 @@ class Marks:
                     f"The guarantee is for patients by {each.aggregation and each.aggregation.name}, those "
                     f"here are by {self.aggregation.name}. Make one by the same aggregation."
                 )
-        reasons = (each.reason for each in self._guarantees)
+        reasons = []
+        for each in self._guarantees:
+            highest = self.at(_shown(each.level)).get("guaranteed")
+            mark = "none" if highest is None else digits(highest)
+            reasons.append(
+                f"Guaranteed for {NAMES.get(_shown(each.level), each.level)}: {mark}. {each.reason}"
+            )
         self.note = " ".join([f"{why}, {digits(self.start)}.", *reasons])
 
     def _beginning(self, threshold: float | None) -> tuple[str, float, str]:
@@ -82,8 +89,11 @@ class Marks:
         if given is None:
             rows = at_level(self._predictions, first)
             best = choose_threshold(rows["label"], rows["probability"], objective="max_f1").require()
-            name = {"all": "all vertebrae", "patient": "patients"}.get(first, first)
-            return first, best, f"No threshold is chosen. Starts at the highest F1 of {name}"
+            return (
+                first,
+                best,
+                f"No threshold is chosen. Starts at the highest F1 of {NAMES.get(first, first)}",
+            )
         if given.thresholds is not None:
             level = next(level for level in self.levels if level in VERTEBRAE)
             return level, given.thresholds[level], f"Starts at the threshold chosen for {level}"
@@ -124,6 +134,23 @@ class Marks:
         """The guarantee that holds for a threshold at a level; None: none does."""
         highest = self.at(level).get("guaranteed")
         return None if highest is None or threshold > highest else self._promise(level)
+
+    def standing(self, level: str, threshold: float) -> str:
+        """Whether a threshold is a guaranteed one, and apart from it which is; empty without a guarantee."""
+        if not self._guarantees:
+            return ""
+        promise, highest = self._promise(level), self.at(level).get("guaranteed")
+        now = f"Now {digits(threshold)}, {NAMES.get(level, level)}"
+        if promise is None:
+            return f"{now}: no guarantee, which is for {' and '.join(self._guaranteed_levels())}."
+        if highest is None:
+            return f"{now}: no guarantee. Guaranteed: none."
+        held = "no guarantee" if self.guarantee(level, threshold) is None else "guaranteed"
+        return f"{now}: {held}. Guaranteed: {digits(highest)}."
+
+    def _guaranteed_levels(self) -> list[str]:
+        """Levels with a guarantee, in words."""
+        return [NAMES.get(_shown(each.level), each.level) for each in self._guarantees]
 
     def decision(self, level: str, threshold: float) -> Decision:
         """The decision that a threshold makes: the one given where it is that one's, else a stated one.

@@ -49,6 +49,8 @@ class Point:
         recalls: vertebra → share found of its fractures, or at patient level of the patients who have one
             there.
         missed: of 1,000 patients, those who are fractured and not called.
+        called_back: of 1,000 patients, those who are called without a fracture; at the level of one vertebra,
+            without a fracture there.
     """
 
     threshold: float
@@ -57,6 +59,7 @@ class Point:
     rates: dict[str, Estimate]
     recalls: dict[str, Estimate]
     missed: Estimate
+    called_back: Estimate
 
 
 def weigh(predictions: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float32]:
@@ -119,6 +122,8 @@ class Operating:
         at_level = predictions["vertebra"].to_numpy() == level if level in VERTEBRAE else True
         ill = np.unique(patients.get_indexer(pd.Index(whose[at_level & (predictions["label"] == 1)])))
         self._ill = np.sort(highest[ill])
+        well = np.setdiff1d(np.flatnonzero(present), ill)
+        self._well = [np.sort(highest[well[fractured[well] == kind]]) for kind in (True, False)]
         broken = predictions[(predictions["label"] == 1) & predictions["vertebra"].isin(VERTEBRAE)]
         scores = broken["probability"].to_numpy()
         if level == "patient":
@@ -172,6 +177,7 @@ class Operating:
             {name: Estimate(*three) for name, *three in restated.itertuples()},
             self._recalls(threshold),
             self._missed(threshold, prevalence),
+            self._called_back(threshold, prevalence),
         )
 
     def _scales(self, prevalence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -196,6 +202,27 @@ class Operating:
         missed, (fractured, intact) = np.searchsorted(self._ill, threshold), self._patients[:, 0]
         of, share = (fractured + intact, 1.0) if prevalence is None else (fractured, prevalence)
         return Estimate(*(1000 * share * number for number in _shares([missed], [of])[0]))
+
+    def _called_back(self, threshold: float, prevalence: float | None) -> Estimate:
+        """Patients with a fracture elsewhere only, and without any: two shares, one interval."""
+        called = [int((scores >= threshold).sum()) for scores in self._well]
+        of = self._patients[:, 0]
+        if prevalence is None:
+            return Estimate(*(1000 * number for number in _shares([sum(called)], [of.sum()])[0]))
+        # Without a patient of the first kind its share is 0 for certain, not 0 of some.
+        parts = [
+            (weight, share)
+            for weight, share, scores in zip(
+                (prevalence, 1 - prevalence), _shares(called, of), self._well, strict=True
+            )
+            if len(scores)
+        ]
+        value = sum(weight * share.value for weight, share in parts)
+        below, above = (
+            np.sqrt(sum((weight * (share.value - share[end])) ** 2 for weight, share in parts))
+            for end in (1, 2)
+        )
+        return Estimate(1000 * value, 1000 * (value - below), 1000 * (value + above))
 
 
 def _shares(some: ArrayLike, of: ArrayLike) -> list[Estimate]:

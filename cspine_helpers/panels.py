@@ -58,18 +58,19 @@ class Panels:
                 [["curve", "rates"], ["matrix", "recalls"]], height_ratios=[1.2, 1]
             )
             self._point, self._elsewhere, self._cross = _curve(panels["curve"], operating, marks)
+            self._level, self._title = LEVEL_NAMES[level], panels["curve"].set_title(" ", y=1)
             self._threshold = panels["matrix"].set_title(" ", y=1)
             self._cells, self._counts = _matrix(panels["matrix"], operating)
             self._place = panels["rates"].set_title(" ", y=1)
             self._bars, self._rates, self._spread = _rates(panels["rates"])
-            self._missed = _missed(panels["rates"], level)
+            self._missed, self._called_back = _patients(panels["rates"], level)
             self._towers, self._recalls, self._recall_spread = _recalls(panels["recalls"], operating)
             shapes = (
                 self._cross, self._elsewhere, self._point,
                 self._cells, self._bars, self._spread, self._towers, self._recall_spread,
             )  # fmt: skip
             texts = (
-                self._threshold, self._place, self._missed,
+                self._threshold, self._place, self._missed, self._called_back, self._title,
                 *self._counts.values(), *self._rates.values(), *self._recalls.values(),
             )  # fmt: skip
             self.picture = MovingPicture(figure, shapes, texts)
@@ -85,6 +86,8 @@ class Panels:
         self._threshold.set_text(f"threshold {digits(point.threshold)}")
         self._place.set_text(place)
         self._missed.set_text(written(point.missed, 1))
+        self._called_back.set_text(written(point.called_back, 1))
+        self._title.set_text(f"{self._level}; hollow: restated" if restated else self._level)
 
         self._point.set_data([point.found["recall"]], [point.found["precision"]])
         (x, left, right), (y, low, high) = point.rates["recall"], point.rates["precision"]
@@ -151,7 +154,7 @@ def _curve(
         axes.plot([found["recall"]], [found["precision"]], marker, label=label, **style)
     if marks:  # off the curve
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, fontsize=9)
-    axes.set_title(LEVEL_NAMES[operating.level])
+    axes.set_xlabel("recall (curve, band and chance as observed)")
     axes.add_collection(cross := LineCollection([], color=INK, linewidth=1.2, zorder=4), autolim=False)
     (elsewhere,) = axes.plot([], [], "o", mfc="white", mec=INK, ms=9, zorder=5)
     (point,) = axes.plot([], [], "o", color=INK, ms=10, mec="white", zorder=6)
@@ -178,7 +181,7 @@ def _matrix(axes: Axes, operating: Operating) -> tuple[PolyCollection, dict[str,
 
 def _rates(axes: Axes) -> tuple[PolyCollection, dict[str, Text], LineCollection]:
     """Bars of the rates, to be filled, each over a pale track from 0 to 1; and their whiskers."""
-    axes.set(xlim=(0, 1), ylim=(5.75, -0.55), xticks=[], yticks=[])
+    axes.set(xlim=(0, 1), ylim=(6.85, -0.55), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     places, texts = np.arange(len(BARS)), {}
     axes.add_collection(PolyCollection(_boxes(0, places, 1, 0.34), color=PALE, linewidth=0))
@@ -191,12 +194,17 @@ def _rates(axes: Axes) -> tuple[PolyCollection, dict[str, Text], LineCollection]
     return bars, texts, whiskers
 
 
-def _missed(axes: Axes, level: str) -> Text:
-    """The line below the rates, to be filled."""
-    whose = {"all": "fractured, no vertebra called", "patient": "fractured, not called"}
-    axes.text(0, 5.25, "missed of 1,000 patients")
-    axes.text(0, 5.67, whose.get(level, f"{level} fractured, not called"), color=GREY, fontsize=9)
-    return axes.text(1, 5.25, "", ha="right", weight="bold")
+def _patients(axes: Axes, level: str) -> tuple[Text, Text]:
+    """The two lines below the rates, to be filled."""
+    whose = {"all": ("fractured, no vertebra called", "without fracture, a vertebra called")}
+    whose |= {"patient": ("fractured, not called", "without fracture, called")}
+    lines = whose.get(level, (f"{level} fractured, not called", f"{level} not fractured, called"))
+    texts = []
+    for y, name, line in zip((5.25, 6.35), ("missed", "called back"), lines, strict=True):
+        axes.text(0, y, f"{name}, of 1,000 patients")
+        axes.text(0, y + 0.45, line, color=GREY, fontsize=9)
+        texts.append(axes.text(1, y, "", ha="right", weight="bold"))
+    return texts[0], texts[1]
 
 
 def _recalls(axes: Axes, operating: Operating) -> tuple[PolyCollection, dict[str, Text], LineCollection]:

@@ -29,9 +29,10 @@ class ThresholdExplorer:
 
     With the threshold move the confusion matrix, recall, precision, specificity, negative predictive value
     and F1 with 95 % intervals (patients resampled), the point on the precision–recall curve, the recall of
-    each vertebra, and how many of 1,000 patients are missed. Rates and missed patients can be restated for
-    another share of fractured patients. Where no kernel runs, the notebook shows the picture of the state it
-    was saved in.
+    each vertebra, how many of 1,000 patients are missed and how many are called back without a fracture, and
+    whether the threshold is a guaranteed one. Rates and patients can be restated for another share of
+    fractured patients; the curve stays as observed. Where no kernel runs, the notebook shows the picture of
+    the state it was saved in.
 
     Args:
         predictions: predictions table, of one split as a rule.
@@ -134,7 +135,7 @@ class ThresholdExplorer:
 
     @property
     def prevalence(self) -> float | None:
-        """Share of fractured patients that the rates are restated for; None: as found."""
+        """Share of fractured patients that the rates are restated for; None: as observed."""
         return self._percent.value / 100 if self._other.value and self._both_kinds() else None
 
     @prevalence.setter
@@ -155,18 +156,15 @@ class ThresholdExplorer:
     def summary(self) -> dict[str, Any]:
         """What the picture shows, NaN where undefined.
 
-        Level, threshold, prevalence (None: as found), counts, and each rate, `missed_per_1000` and the recall
-        of each vertebra (`recall_C1` …) with `_low` and `_high`.
+        Level, threshold, prevalence (None: as observed), counts, and each rate, `missed_per_1000`,
+        `called_back_per_1000` and the recall of each vertebra (`recall_C1` …) with `_low` and `_high`.
         """
         point = self._point()
         shown: dict[str, Any] = {"level": self.level, "threshold": self.threshold}
         shown |= {"prevalence": self.prevalence, **point.counts}
         recalls = {f"recall_{name}": found for name, found in point.recalls.items()}
-        for name, (value, low, high) in {
-            **point.rates,
-            "missed_per_1000": point.missed,
-            **recalls,
-        }.items():
+        patients = {"missed_per_1000": point.missed, "called_back_per_1000": point.called_back}
+        for name, (value, low, high) in (point.rates | patients | recalls).items():
             shown |= {name: value, f"{name}_low": low, f"{name}_high": high}
         return shown
 
@@ -199,7 +197,7 @@ class ThresholdExplorer:
 
     def _place(self) -> str:
         if self.prevalence is None:
-            return f"as found: {self._at_level().prevalence:.1%} of patients fractured"
+            return f"as observed: {self._at_level().prevalence:.1%} of patients fractured"
         return f"restated: {100 * self.prevalence:.4g}% of patients fractured"
 
     def _redraw(self) -> None:
@@ -219,16 +217,18 @@ class ThresholdExplorer:
         """The picture in words."""
         counts = ", ".join(f"{name} {count:,}" for name, count in point.counts.items())
         rates = ", ".join(f"{label} {written(point.rates[name])}" for name, (label, _) in BARS.items())
-        return (
+        words = (
             f"{LEVEL_NAMES[self.level]} at threshold {digits(point.threshold)}: {counts}. "
-            f"{self._place().capitalize()}: {rates}; missed of 1,000 patients {written(point.missed, 1)}."
+            f"{self._place().capitalize()}: {rates}; of 1,000 patients missed {written(point.missed, 1)}, "
+            f"called back without fracture {written(point.called_back, 1)}."
         )
+        return f"{words} {self._marks.standing(self.level, self.threshold)}".rstrip()
 
     def _question(self) -> str:
         """What the freezing button asks."""
         words = f"Freeze threshold {digits(self.threshold)} at {self.decision.level} level?"
         if self._marks.guarantee(self.level, self.threshold):
-            words += " The guarantee above holds for it."
+            words += " The guarantee holds for it."
         if isinstance(self._freeze, str | Path) and (Path(self._freeze) / frozen.DECISION).is_file():
             words += f" The decision in {Path(self._freeze).name}/{frozen.DECISION} gives way to it."
         return f"{words} The test split is then opened with this one; choose no other after that."

@@ -126,6 +126,34 @@ def test_patients_missed_are_the_fractured_who_are_not_called():
     assert operating(table, "C5").at(0.45).missed.value == pytest.approx(1000 * missed / 120)
 
 
+def test_patients_called_back_are_called_without_a_fracture():
+    table = made_table(studies=120)
+    patients = table.groupby(UID).agg(label=("label", "max"), probability=("probability", "max"))
+    called = ((patients["label"] == 0) & (patients["probability"] >= 0.45)).sum()
+    intact = (patients["label"] == 0).sum()
+    for level in ("all", "patient"):
+        low, high = score_interval(called / 120, 120)
+        point = operating(table, level).at(0.45)
+        assert point.called_back == pytest.approx((1000 * called / 120, 1000 * low, 1000 * high))
+        low, high = score_interval(called / intact, intact)
+        restated = operating(table, level).at(0.45, 0.07).called_back
+        assert restated == pytest.approx((930 * called / intact, 930 * low, 930 * high))
+
+
+def test_patients_called_back_at_one_vertebra_may_be_fractured_elsewhere():
+    table = made_table(studies=120)
+    one = table[table["vertebra"] == "C5"]
+    ill = (table.groupby(UID)["label"].max()[one[UID]] == 1).to_numpy()
+    called = ((one["label"] == 0) & (one["probability"] >= 0.2)).to_numpy()
+    explored = operating(table, "C5")
+    assert explored.at(0.2).called_back.value == pytest.approx(1000 * called.mean())
+    restated = explored.at(0.2, 0.07).called_back
+    assert restated.value == pytest.approx(70 * called[ill].mean() + 930 * called[~ill].mean())
+    assert restated.low < restated.value < restated.high
+    same = explored.at(0.2, ill.mean()).called_back
+    assert same == pytest.approx(explored.at(0.2).called_back, rel=0.1)  # as observed, the width too
+
+
 def test_recall_of_each_vertebra_and_of_the_patients_with_it():
     table = made_table(studies=120)
     highest = table.groupby(UID)["probability"].transform("max")

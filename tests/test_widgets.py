@@ -1,5 +1,6 @@
 import io
 from base64 import b64decode
+from html import unescape
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.levels import choose_decision, choose_per_vertebra
 from cspine_helpers.marks import digits
 from cspine_helpers.metrics import LEVELS, at_level, confusion, rates
+from cspine_helpers.panels import written
 from cspine_helpers.predictions import from_wide, write_predictions
 from cspine_helpers.widgets import ThresholdExplorer
 
@@ -230,19 +232,60 @@ def test_a_guarantee_of_other_patients_is_not_shown():
         ThresholdExplorer(table.assign(split="test"), decision, guarantees=promised(table))
 
 
+def test_what_is_guaranteed_is_said_apart_from_where_the_slider_stands():
+    table = made_table(studies=100)
+    decision, promise = (
+        choose_decision(table, level="patient", aggregation=Aggregation("max"), objective="max_f1"),
+        promised(table, level="patient"),
+    )
+    explorer = ThresholdExplorer(table, decision, guarantees=promise)
+    highest = explorer._marks.at("patient")["guaranteed"]
+    assert f"Guaranteed for patients: {digits(highest)}. {promise.reason}" in note(explorer)
+    for control in (explorer._slider, explorer._box):
+        control.value = 0.9
+        assert said(explorer).endswith(f"Now 0.9000, patients: no guarantee. Guaranteed: {digits(highest)}.")
+        control.value = 0.01
+        assert said(explorer).endswith(f"Now 0.0100, patients: guaranteed. Guaranteed: {digits(highest)}.")
+        assert said(explorer) in unescape(explorer._numbers.value)
+    explorer.level = "all"
+    assert said(explorer).endswith("Now 0.0100, all vertebrae: no guarantee, which is for patients.")
+    assert "guarantee" not in said(ThresholdExplorer(table, decision))
+
+
+def test_patients_called_back_stand_beside_the_missed_with_an_interval():
+    explorer = ThresholdExplorer(made_table(studies=100), threshold=0.2)
+    point, summary = explorer._point(), explorer.summary()
+    assert f"called back without fracture {written(point.called_back, 1)}" in said(explorer)
+    assert [summary[f"called_back_per_1000{end}"] for end in ("", "_low", "_high")] == [*point.called_back]
+    drawn = [text.get_text() for text in explorer._panels["all"].picture._texts]
+    assert written(point.missed, 1) in drawn
+    assert written(point.called_back, 1) in drawn
+
+
+def test_the_curve_is_labelled_as_observed_also_where_the_point_is_restated():
+    explorer = ThresholdExplorer(made_table(studies=100), threshold=0.2)
+    panels = explorer._panels["all"]
+    assert panels._title.get_text() == "All vertebrae"
+    explorer.prevalence = 0.02
+    assert panels._title.get_text() == "All vertebrae; hollow: restated"
+    axes = panels._title.axes
+    assert axes.get_xlabel() == "recall (curve, band and chance as observed)"
+
+
 def test_a_guarantee_without_threshold_says_why():
     table = made_table()
     explorer = ThresholdExplorer(table, threshold=0.2, guarantees=promised(table, 0.99, "patient"))
     explorer.level = "patient"
     assert "No threshold guarantees recall of patients ≥ 0.99" in note(explorer)
     assert explorer._jumps["guaranteed"].layout.display == "none"
+    assert said(explorer).endswith("Now 0.2000, patients: no guarantee. Guaranteed: none.")
 
 
 def test_rates_are_restated_for_another_prevalence_and_the_matrix_stays():
     explorer = ThresholdExplorer(made_table(studies=100), threshold=0.2)
     found, picture = explorer.summary(), shown(explorer)
     assert found["prevalence"] is None
-    assert "As found: 4" in said(explorer)
+    assert "As observed: 4" in said(explorer)
     explorer._other.value = True  # 7 % stands in the box
     restated = explorer.summary()
     assert restated["prevalence"] == 0.07
@@ -335,7 +378,7 @@ def test_a_button_freezes_the_decision_in_the_run_folder_but_asks_first(tmp_path
     explorer._jumps["guaranteed"].click()
     assert freezer.words == ""  # it was about another threshold
     freezer.ask()
-    assert "The guarantee above holds" in freezer.words
+    assert "The guarantee holds for it." in freezer.words
     assert "The decision in" in freezer.words
     freezer.confirm()
     assert read_decision(tmp_path).decisions == {"vertebra": explorer.decision}
