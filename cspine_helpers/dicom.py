@@ -16,7 +16,7 @@ import numpy as np
 from cspine_helpers.headers import NO_DICOM, Header, hounsfield, no_slice, read_header, read_tags, shown
 from cspine_helpers.itk import complaints, reason, simpleitk
 from cspine_helpers.paths import listing
-from cspine_helpers.stack import Slice, stack
+from cspine_helpers.stack import Slice, reconstructions, stack
 from cspine_helpers.volume import Volume
 
 # Where these differ from file to file, they are read one by one: GDCM converts each as its own header says.
@@ -44,13 +44,14 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
 
     Args:
         folder: holds the slices, or folders that do where it has none itself.
-        series: SeriesInstanceUID, where there are several.
+        series: SeriesInstanceUID, where there are several; with #1, #2 … behind it, where it holds several
+            reconstructions.
 
     Raises:
         FileNotFoundError: the folder holds no file.
         ValueError: no CT, several series, damaged files, or slices that make no volume; names them.
     """
-    sorted_out = _sort_out(folder, series)
+    sorted_out = _sort_out(folder, (series or "").partition("#")[0] or None)
     try:
         found = _read(sorted_out)
     except ValueError as error:
@@ -63,8 +64,8 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
     chosen = _choose(found.slices, series, folder.name)
     if len(chosen) < len(found.slices):
         kept = {id(its) for its in chosen}
-        pairs = zip(found.slices, found.pixels, strict=True)
-        found.pixels = [pixels for its, pixels in pairs if id(its) in kept]
+        pairs = [pair for pair in zip(found.slices, found.pixels, strict=True) if id(pair[0]) in kept]
+        chosen, found.pixels = [its for its, _ in pairs], [pixels for _, pixels in pairs]
     try:
         lost = _without_rescale(chosen)
         volume = stack(chosen, found.pixels)
@@ -269,16 +270,28 @@ def _choose(slices: list[Slice], series: str | None, folder: str) -> list[Slice]
     by_series = defaultdict(list)
     for its in slices:
         by_series[its.tags["series"] or ""].append(its)
-    if series is None and len(by_series) == 1:
-        return slices
-    if series is not None and series in by_series:
-        return by_series[series]
-    described = "; ".join(_described(uid, found) for uid, found in by_series.items())
-    asked = "" if series is None else f" and none of them is {series!r}"
-    raise ValueError(
-        f"{folder} holds {len(by_series)} CT series{asked}. Choose one by its "
-        f"SeriesInstanceUID with series=... (in packing, --series), or keep one a folder: {described}."
-    )
+    uid, _, number = (series or "").partition("#")
+    if not uid and len(by_series) == 1:
+        uid = next(iter(by_series))
+    if uid not in by_series or (series is None and len(by_series) > 1):
+        described = "; ".join(_described(uid, found) for uid, found in by_series.items())
+        asked = "" if series is None else f" and none of them is {series!r}"
+        raise ValueError(
+            f"{folder} holds {len(by_series)} CT series{asked}. Choose one by its "
+            f"SeriesInstanceUID with series=... (in packing, --series), or keep one a folder: {described}."
+        )
+    parts, apart = reconstructions(by_series[uid])
+    by_number = {str(i): part for i, part in enumerate(parts, start=1)} | ({} if apart else {"": parts[0]})
+    if number not in by_number:
+        cause = f"slices of {apart} lie between each other: {len(parts)} series in one"
+        described = "; ".join(
+            f"'{uid}#{i}' ({len(part)} slices, as {part[0].name!r})" for i, part in enumerate(parts, start=1)
+        )
+        raise ValueError(
+            f"{folder}: {cause if apart else 'it is one series'}. Choose with series=... (in packing, "
+            f"--series), or keep one a folder: {described}."
+        )
+    return by_number[number]
 
 
 def _without_rescale(slices: list[Slice]) -> list[str]:

@@ -25,6 +25,8 @@ TAGS = {
     "sop_class": "0008|0016",
     "number": "0020|0013",
     "acquisition": "0020|0012",
+    "series_number": "0020|0011",
+    "series_time": "0008|0031",
     "position": "0020|0032",
     "orientation": "0020|0037",
     "pixel_spacing": "0028|0030",

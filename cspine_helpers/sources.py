@@ -94,7 +94,7 @@ def choose_series(studies: Mapping[str, Path], wanted: Collection[str]) -> dict[
 
     Args:
         studies: StudyInstanceUID → folder or file.
-        wanted: SeriesInstanceUIDs; their files are looked for in all headers.
+        wanted: series as `dicom.read_series` takes them; their files are looked for in all headers.
 
     Raises:
         ValueError: a series is nowhere, or a study holds several of them; names these.
@@ -105,7 +105,7 @@ def choose_series(studies: Mapping[str, Path], wanted: Collection[str]) -> dict[
             found = series_in(folder) if folder.is_dir() else set()
         except (OSError, ValueError):
             continue  # packing it says why
-        its = sorted(found.intersection(wanted))
+        its = sorted(one for one in wanted if one.partition("#")[0] in found)
         if len(its) > 1:
             raise ValueError(f"Study {uid} holds {len(its)} of these series: {listing(its)}. Choose one.")
         if its:

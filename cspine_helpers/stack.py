@@ -3,10 +3,12 @@
 - Positions along the slices' normal give the order. Two slices at one position, a gap beyond 1.5 times the
   usual step (slices are missing), other sizes, pixel spacings or orientations than most: refused. The usual
   step is the lower quartile, as a missing slice makes steps longer.
-- Steps below 0.6 times the usual one, acquisitions that interleave, and slices shifted unevenly within their
-  plane: refused, as two acquisitions in one series.
-- Instance numbers that jump to and fro along the slices: warned of, as acquisitions may interleave unseen.
-- Steps that are uneven, but not that far: repaired, linear between neighbours, on even steps.
+- Kernels, image types, series times or numbers that alternate along the slices (two reconstructions), steps
+  below 0.6 times the usual one, slices shifted unevenly within their plane (two acquisitions): refused.
+- Acquisition numbers that alternate, or instance numbers that jump to and fro along even slices: warned of.
+- Positions that lie evenly but for their rounding: taken as even, with the mean step.
+- Steps that are uneven, but not that far, one odd step, or one change from one step to another: repaired,
+  linear between neighbours, on even steps.
 - Slices shifted against each other within their plane (a tilted gantry): repaired, moved back by linear
   interpolation on a larger field; what no slice saw is air.
 - Slices whose values jump against their neighbours', as where a rescale is wrong: refused. Each may have a
@@ -15,7 +17,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -25,13 +27,21 @@ import numpy as np
 from cspine_helpers.paths import listing
 from cspine_helpers.volume import AIR_HU, Volume, in_frame
 
-EVEN_MM, EVEN_STEP = 0.02, 0.01  # off an even grid, in mm and of a step: what rounded headers make of one
+# Off an even grid, in mm a coordinate and of a step: what headers make of one that round to 0.1 mm.
+EVEN_MM, EVEN_STEP = 0.06, 0.2
 CLOSE_STEP, MISSING_STEP = 0.6, 1.5  # of the usual step
 SAME_STEPS = 1e-3  # of a pixel, that pixel spacing and orientation may differ
+MAX_CHANGE, MIN_RUN = 2.1, 3  # from one step to another: so many times as long, so many of each
 MIN_STEP_MM = 0.01  # closer than that, two slices are at one position
 MAX_DRIFT_PIXELS = 0.1  # over the whole series, before it is repaired
 MAX_TILT_DEG = 35.0
 MAX_BENT_PIXELS = 1.0  # off a straight line
+_TELLING = {  # tags that a series has one of
+    "kernel": "convolution kernels",
+    "image_type": "image types",
+    "series_time": "series times",
+    "series_number": "series numbers",
+}
 # A rescale is wrong where a slice lies so many times and HU nearer to its neighbour under the neighbour's,
 # or lies so many HU from it and so many times nearer once it is shifted.
 JUMP_RESCALED, MIN_RESCALED_HU = 1.5, 20.0
@@ -103,7 +113,8 @@ def stack(slices: Sequence[Slice], pixels: Sequence[np.ndarray] | np.ndarray) ->
         normal, along_mm = -normal, -along_mm  # as they came, if that is an order: no pixel is moved
     order = np.argsort(along_mm, kind="stable")
     ordered, along_mm = [slices[i] for i in order], along_mm[order]
-    _check_steps(ordered, along_mm)
+    if not _is_even(along_mm, normal):
+        _check_steps([its.name for its in ordered], along_mm)
     origin, column, row = _frame(ordered[0])
     drift_mm = np.array([_frame(s)[0] - origin for s in ordered]) - np.outer(along_mm - along_mm[0], normal)
     offsets = np.stack([drift_mm @ step / (step @ step) for step in (column, row)], axis=1)
@@ -118,12 +129,12 @@ def stack(slices: Sequence[Slice], pixels: Sequence[np.ndarray] | np.ndarray) ->
     origin, column, row = geometry.frame
     volume = in_frame(geometry.hu, np.stack([normal * step_mm, row, column], axis=1), origin)
     frames = _numbered(ordered)
-    runs = np.diff(list(frames or ()))
-    if (runs > 0).any() and (runs < 0).any():
-        geometry.warnings.append(
-            "its instance numbers do not run along the slices, as where two acquisitions interleave; look "
-            "at the sheet"
-        )
+    odd = ["instance numbers do not run"] if _to_and_fro(frames) else []
+    odd += ["acquisition numbers alternate"] if _alternate(ordered, "acquisition") else []
+    geometry.warnings.extend(
+        f"its {what} along the slices, as where two acquisitions interleave; look at the sheet"
+        for what in odd
+    )
     warnings = (*geometry.warnings, *volume.warnings)
     return replace(volume, frames=frames, warnings=warnings)
 
@@ -176,22 +187,32 @@ def _axes(steps: np.ndarray) -> str:
     return f"{lengths[0]:.3f} × {lengths[1]:.3f} mm, {cosines}"
 
 
-def _check_steps(ordered: Sequence[Slice], along_mm: np.ndarray) -> None:
+def _is_even(along_mm: np.ndarray, normal: np.ndarray) -> bool:
+    """Whether positions lie on even steps, but for the rounding of each of their coordinates."""
+    count = np.arange(len(along_mm))
+    step, first = np.polyfit(count, along_mm, 1)
+    off = np.ptp(along_mm - first - step * count) / 2
+    return bool(step >= MIN_STEP_MM and off <= min(EVEN_MM * np.abs(normal).sum(), EVEN_STEP * step))
+
+
+def _check_steps(names: list[str], along_mm: np.ndarray) -> None:
+    """Refuse steps that are no uneven spacing: slices twice, slices missing, two acquisitions."""
     steps = np.diff(along_mm)
-    names = [s.name for s in ordered]
-    _check_acquisitions(ordered)
     if twice := [f"{names[i]!r} and {names[i + 1]!r}" for i in np.flatnonzero(steps < MIN_STEP_MM)]:
         raise ValueError(
             f"slices at the same position: {', '.join(twice)}. Keep one of each, or one acquisition a folder"
         )
+    if _finer_step(steps):
+        return
     close = np.flatnonzero(steps < CLOSE_STEP * np.median(steps))
-    if close.size:
+    odd = np.abs(steps - np.median(steps)) > 2 * EVEN_MM
+    if close.size and odd.sum() > 1:  # one odd step is uneven spacing
         where = ", ".join(f"{names[i]!r} and {names[i + 1]!r}" for i in close[:5])
         raise ValueError(
             f"slices lie closer together than the rest, {steps.min():.2f} mm for {np.median(steps):.2f} mm "
             f"({close.size} times, first {where}): two acquisitions in one series? Keep one a folder"
         )
-    usual = float(np.quantile(steps, 0.25, method="lower"))
+    usual = float(np.quantile(np.delete(steps, close), 0.25, method="lower"))
     gaps = np.flatnonzero(steps > MISSING_STEP * usual)
     if gaps.size:
         where = ", ".join(f"{steps[i]:.2f} mm between {names[i]!r} and {names[i + 1]!r}" for i in gaps)
@@ -201,13 +222,18 @@ def _check_steps(ordered: Sequence[Slice], along_mm: np.ndarray) -> None:
         )
 
 
-def _check_acquisitions(ordered: Sequence[Slice]) -> None:
-    """Refuse acquisitions that interleave: each is a part of the patient, one after the other."""
-    runs = [number for number, _ in itertools.groupby(s.tags["acquisition"] for s in ordered)]
-    if len(runs) > len(set(runs)):
-        raise ValueError(
-            f"slices of {len(set(runs))} acquisitions lie between each other. Keep one acquisition a folder"
-        )
+def _finer_step(steps: np.ndarray) -> float | None:
+    """The smaller of two steps, where some of one length are followed by some of another; None elsewhere."""
+    low, high = sorted((steps[0], steps[-1]))
+    if high - low <= 2 * EVEN_MM or high > MAX_CHANGE * low:
+        return None
+    before, after = (np.abs(steps - end) <= 2 * EVEN_MM for end in (steps[0], steps[-1]))
+    changing = np.flatnonzero(~(before | after))  # one step may lead from the one to the other
+    in_order = before[: before.sum()].all() and after[len(steps) - after.sum() :].all()
+    one_between = len(changing) == 0 or (len(changing) == 1 and low < steps[changing[0]] < high)
+    if in_order and one_between and min(before.sum(), after.sum()) >= MIN_RUN:
+        return float(min(np.median(steps[before]), np.median(steps[after])))
+    return None
 
 
 def _check_values(ordered: Sequence[Slice], hu: np.ndarray) -> None:
@@ -265,9 +291,11 @@ def _rescale(its: Slice) -> tuple[float, float]:
 def _straight(found: _Geometry) -> _Geometry:
     """Slices moved back within their plane, so that each lies straight below the one before."""
     low, high = found.offsets.min(axis=0), found.offsets.max(axis=0)
-    if (high - low).max() <= MAX_DRIFT_PIXELS:
+    sides_mm = np.linalg.norm(found.frame[1:], axis=1)
+    rounding = 2 * EVEN_MM * np.abs(found.frame[1:]).sum(axis=1) / sides_mm**2  # in pixels
+    if (high - low <= np.maximum(MAX_DRIFT_PIXELS, rounding)).all():
         return found
-    drift_mm = np.hypot(*((high - low) * np.linalg.norm(found.frame[1:], axis=1)))
+    drift_mm = np.hypot(*((high - low) * sides_mm))
     tilt_deg = np.rad2deg(np.arctan2(drift_mm, found.along_mm[-1] - found.along_mm[0]))
     if tilt_deg > MAX_TILT_DEG:
         raise ValueError(
@@ -299,11 +327,10 @@ def _straight(found: _Geometry) -> _Geometry:
 
 def _even(found: _Geometry) -> _Geometry:
     """Slices at even steps, linear between neighbours, where they are not."""
-    steps = np.diff(found.along_mm)
-    first, last, usual = found.along_mm[0], found.along_mm[-1], float(np.median(steps))
-    even = np.linspace(first, last, len(found.along_mm))
-    if np.abs(found.along_mm - even).max() <= max(EVEN_MM, EVEN_STEP * usual):
+    if _is_even(found.along_mm, found.normal):
         return found
+    steps = np.diff(found.along_mm)
+    first, last, usual = found.along_mm[0], found.along_mm[-1], _finer_step(steps) or float(np.median(steps))
     count = round((last - first) / usual) + 1
     along_mm = np.linspace(first, last, count)
     above = np.clip(np.searchsorted(found.along_mm, along_mm, side="right") - 1, 0, len(steps) - 1)
@@ -317,6 +344,46 @@ def _even(found: _Geometry) -> _Geometry:
         "between slices"
     )
     return replace(found, hu=hu, along_mm=along_mm, warnings=[*found.warnings, note])
+
+
+def reconstructions(slices: list[Slice]) -> tuple[list[list[Slice]], str]:
+    """Slices of one series, divided into the series that they really are, where these interleave.
+
+    A tag that tells reconstructions apart and alternates along the slices does it. Acquisition numbers alone
+    do not, where the slices are even and numbered in their order.
+
+    Returns:
+        The series in the order of their first slices here, and what tells them apart; "" if it is one.
+    """
+    if len(slices) < 2 or any(its.frame is None for its in slices):
+        return [slices], ""
+    normal = _normal(slices[0])
+    along_mm = np.array([_frame(its)[0] @ normal for its in slices])
+    order = np.argsort(along_mm, kind="stable")
+    ordered = [slices[i] for i in order]
+    telling = {tag: what for tag, what in _TELLING.items() if _alternate(ordered, tag)}
+    is_one = _is_even(along_mm[order], normal) and not _to_and_fro(_numbered(ordered))
+    if _alternate(ordered, "acquisition") and (telling or not is_one):
+        telling["acquisition"] = "acquisition numbers"
+    if not telling:
+        return [slices], ""
+    parts: dict[tuple[str | None, ...], list[Slice]] = {}
+    for its in slices:
+        parts.setdefault(tuple(its.tags[tag] for tag in telling), []).append(its)
+    counted = (f"{len({its.tags[tag] for its in slices})} {what}" for tag, what in telling.items())
+    return list(parts.values()), ", ".join(counted)
+
+
+def _alternate(ordered: Sequence[Slice], tag: str) -> bool:
+    """Whether a tag comes back to a value that it had left; slices without it say nothing."""
+    runs = [value for value, _ in itertools.groupby(its.tags[tag] for its in ordered if its.tags[tag])]
+    return len(runs) > len(set(runs))
+
+
+def _to_and_fro(frames: Mapping[int, object] | None) -> bool:
+    """Whether instance numbers both rise and fall along the slices."""
+    runs = np.diff(list(frames or ()))
+    return bool((runs > 0).any() and (runs < 0).any())
 
 
 def _numbered(slices: Sequence[Slice]) -> dict[int, np.ndarray] | None:

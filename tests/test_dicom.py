@@ -1,3 +1,4 @@
+import itertools
 import shutil
 from pathlib import Path
 
@@ -464,16 +465,93 @@ def test_mildly_uneven_steps_are_resampled_linearly_and_said(tmp_path, orientati
     assert len(volume.frames) == 20
 
 
-def test_positions_rounded_as_headers_are_count_as_even(tmp_path):
-    hu = body()
+@pytest.mark.parametrize("decimals", [1, 2])
+@pytest.mark.parametrize("step", [0.33, 0.45, 0.625, 0.67, 0.75, 1.25])
+def test_positions_rounded_as_headers_are_count_as_even(tmp_path, step, decimals):
+    """147 slices of 0.625 mm to one decimal have become 153, resampled."""
+    hu = body((147, 14, 12))
 
     def rounded(ds, z):
-        ds.ImagePositionPatient[2] = f"{scans.ORIGIN[2] - 0.6667 * z:.2f}"
+        ds.ImagePositionPatient[2] = f"{float(ds.ImagePositionPatient[2]):.{decimals}f}"
 
-    write_dicom(tmp_path, hu, (0.6667, 0.75, 0.5), extra=rounded)
+    write_dicom(tmp_path, hu, (step, 0.75, 0.5), extra=rounded)
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.hu, hu)
     assert volume.warnings == ()
+    np.testing.assert_allclose(volume.spacing_mm[0], step, atol=0.1 / 146)
+    np.testing.assert_allclose(volume.origin_mm, scans.ORIGIN, atol=0.06)
+
+
+@pytest.mark.parametrize("step", [0.33, 0.625, 1.25])
+def test_oblique_positions_of_one_decimal_count_as_even_and_straight(tmp_path, step):
+    hu, direction = body((147, 14, 12)), scans.rotation(24, -9, 5) @ FRAME
+
+    def rounded(ds, _):
+        ds.ImagePositionPatient = [f"{float(v):.1f}" for v in ds.ImagePositionPatient]
+
+    write_dicom(tmp_path, hu, (step, 0.4, 0.4), direction=direction, extra=rounded)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert ["turned" in warning for warning in volume.warnings] == [True]
+
+
+@pytest.mark.parametrize("decimals", [1, 2])
+@pytest.mark.parametrize("step", [0.33, 0.45, 0.625, 0.67, 0.75, 1.25])
+def test_a_slice_that_is_missing_among_rounded_positions_is_refused(tmp_path, step, decimals):
+    def rounded(ds, z):
+        ds.ImagePositionPatient[2] = f"{float(ds.ImagePositionPatient[2]):.{decimals}f}"
+
+    files = write_dicom(tmp_path, body((20, 14, 12)), (step, 0.75, 0.5), extra=rounded)
+    for lost in (1, 10, 18):
+        moved = files[lost].rename(tmp_path / ".aside")
+        refusal(
+            lambda: read_series(tmp_path), "slices are missing", files[lost - 1].name, files[lost + 1].name
+        )
+        moved.rename(files[lost])
+
+
+UNEVEN = {
+    "one slice aside": [0, 1, 2, 3, 4.16, 5, 6, 7, 8, 9],
+    "drift": (np.arange(200) * 1.0 + 2e-5 * np.arange(200) ** 2).tolist(),
+    "one odd step": [0, 1, 2, 3, 4, 4.25, 5.25, 6.25, 7.25, 8.25],
+    "one odd step at the end": [0, 1, 2, 3, 4, 5, 6, 6.25],
+    "one odd step of four": [0, 1, 1.25, 2.25, 3.25],
+    "fine, then coarse": [0, 1, 2, 3, 4, 5, 7, 9, 11, 13],
+    "coarse, then fine": [0, 2, 4, 6, 8, 10, 12, 13, 14, 15],
+    "with a step between": [0, 1, 2, 3, 4.5, 6.5, 8.5, 10.5, 12.5],
+}
+
+
+@pytest.mark.parametrize("places", UNEVEN.values(), ids=UNEVEN)
+@pytest.mark.parametrize("orientation", ["IPL", "SPL"])
+def test_uneven_spacing_beyond_rounding_is_resampled_to_its_usual_step(tmp_path, places, orientation):
+    """A ramp along Z is the oracle: linear interpolation keeps it. Of two steps, the finer stays."""
+    places, step = np.array(places), 1.25
+    ramp = np.rint(1000 * places / places[-1] - 500)[:, None, None]
+    hu = np.broadcast_to(ramp, (len(places), 12, 14)).astype(np.int16)
+    turned_places = places if orientation == "IPL" else len(places) - 1 - places[::-1]
+    write_dicom(tmp_path, hu, (step, 1.0, 1.0), places=turned_places, orientation=orientation)
+    volume = read_series(tmp_path)
+    assert len(volume.hu) == round(places[-1] / (np.median(np.diff(places)) if len(places) > 20 else 1)) + 1
+    assert ["even steps" in warning for warning in volume.warnings] == [True]
+    middle = volume.points(np.stack([np.arange(len(volume.hu)), *[np.full(len(volume.hu), 6)] * 2], axis=1))
+    expected = (scans.ORIGIN[2] - middle[:, 2]) / step  # in places, from the first
+    assert np.abs(volume.hu[:, 6, 7] - (1000 * expected / places[-1] - 500)).max() <= 1.5
+
+
+TOO_UNEVEN = {
+    "every other slice of the middle": [0, 1, 2, 3, 5, 7, 9, 10, 11, 12],
+    "two at the end": [0, 1, 2, 3, 4, 5, 7, 9],
+    "far coarser": [0, 1, 2, 3, 4, 7, 10, 13, 16],
+    "a gap at the change": [0, 1, 2, 3, 4, 7, 9, 11, 13],
+    "a gap and an odd step": [0, 1, 2, 3, 3.25, 4.25, 5.25, 7.25, 8.25, 9.25, 10.25],
+}
+
+
+@pytest.mark.parametrize("places", TOO_UNEVEN.values(), ids=TOO_UNEVEN)
+def test_steps_that_a_scanner_does_not_make_are_refused(tmp_path, places):
+    write_dicom(tmp_path, body((len(places), 24, 20)), SPACING, places=places)
+    refusal(lambda: read_series(tmp_path), tmp_path.name, "slices")
 
 
 def test_direction_cosines_that_differ_in_their_last_digits_are_alike(tmp_path):
@@ -512,6 +590,12 @@ def test_slices_twice_are_refused_by_name(tmp_path):
         edit(tmp_path / name, lambda ds: setattr(ds, "Manufacturer", "Other"))
     parts = ("same position", "copy.dcm", files[3].name, "another.dcm", files[7].name, "keep one")
     refusal(lambda: read_series(tmp_path), tmp_path.name, *parts)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_slices_all_at_one_place_are_refused(tmp_path, count):
+    files = write_dicom(tmp_path, body()[:count], SPACING, places=[0] * count)
+    refusal(lambda: read_series(tmp_path), "same position", files[0].name, files[1].name)
 
 
 def test_two_acquisitions_at_the_same_places_are_refused(tmp_path):
@@ -765,11 +849,85 @@ def acquired(numbers):
     return lambda ds, z: setattr(ds, "AcquisitionNumber", numbers[z])
 
 
-def test_acquisitions_that_interleave_at_half_a_step_are_refused(tmp_path):
-    """Their steps are even: nothing but the number tells."""
-    write_dicom(tmp_path, body((20, 24, 20)), SPACING, extra=acquired([1, 2] * 10))
-    parts = (tmp_path.name, "2 acquisitions", "between each other", "one acquisition a folder")
-    refusal(lambda: read_series(tmp_path), *parts)
+def test_acquisition_numbers_that_alternate_in_an_even_stack_are_warned_of(tmp_path):
+    """Nothing but the number tells, and some scanners count so."""
+    hu = body((20, 24, 20))
+    write_dicom(tmp_path, hu, SPACING, extra=acquired([1, 2] * 10))
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    (warning,) = volume.warnings
+    assert "acquisition numbers alternate along the slices" in warning
+
+
+APART = {  # a second sign beside the acquisition's number
+    "steps": {"places": [z + 0.3 * (z % 2) for z in range(20)]},
+    "instance numbers": {"numbers": [*itertools.chain(*zip(range(1, 11), range(11, 21), strict=True))]},
+}
+
+
+@pytest.mark.parametrize("options", APART.values(), ids=APART)
+def test_acquisitions_that_interleave_are_refused_and_one_is_chosen(tmp_path, options):
+    hu = body((20, 24, 20))
+    names = [f"{z:02d}.dcm" for z in range(20)]
+    files = write_dicom(tmp_path, hu, SPACING, names=names, extra=acquired([1, 2] * 10), **options)
+    parts = ("2 acquisition numbers", "between each other", "#1", "#2", "10 slices", files[0].name, "series=")
+    refusal(lambda: read_series(tmp_path), tmp_path.name, *parts)
+    np.testing.assert_array_equal(read_series(tmp_path, series="#2").hu, hu[1::2])
+
+
+RECONSTRUCTIONS = {
+    "convolution kernels": lambda ds, k: setattr(ds, "ConvolutionKernel", ("Br38f", "Br64h Doe^Jane")[k]),
+    "image types": lambda ds, k: setattr(ds, "ImageType", ["DERIVED", "PRIMARY", ("AXIAL", "OTHER")[k]]),
+    "series times": lambda ds, k: setattr(ds, "SeriesTime", ("101112", "101345.25")[k]),
+    "series numbers": lambda ds, k: setattr(ds, "SeriesNumber", 2 + k),
+}
+
+
+@pytest.mark.parametrize(
+    "place", [0.5, 0.25, 0.0], ids=["half a step apart", "a quarter", "at the same places"]
+)
+@pytest.mark.parametrize("what", RECONSTRUCTIONS)
+def test_two_reconstructions_in_one_series_are_refused_and_one_is_chosen(tmp_path, what, place):
+    """Numbered along the slices, as archives do that merge series."""
+    hu = body((20, 24, 20))
+    where = {
+        "places": [z // 2 + place * (z % 2) for z in range(20)],
+        "names": [f"{z:02d}" for z in range(20)],
+    }
+    files = write_dicom(tmp_path, hu, SPACING, extra=lambda ds, z: RECONSTRUCTIONS[what](ds, z % 2), **where)
+    parts = (f"2 {what}", "between each other", "2 series in one", "10 slices", files[0].name, files[1].name)
+    message = refusal(
+        lambda: read_series(tmp_path), tmp_path.name, "series=", f"{scans.SERIES_UID}#1", *parts
+    )
+    assert "Br" not in message
+    for k in (0, 1):
+        chosen = read_series(tmp_path, series=f"{scans.SERIES_UID}#{k + 1}")
+        np.testing.assert_array_equal(chosen.hu, hu[k::2])
+        assert sorted(chosen.frames) == list(range(1 + k, 21, 2))
+        assert chosen.warnings == ()
+    refusal(lambda: read_series(tmp_path, series=f"{scans.SERIES_UID}#3"), "#1", "#2", "choose")
+
+
+def test_one_slice_of_another_reconstruction_is_refused_by_name(tmp_path):
+    files = write_dicom(
+        tmp_path, body(), SPACING, extra=lambda ds, z: setattr(ds, "ConvolutionKernel", "B70"[: 2 + (z == 4)])
+    )
+    refusal(lambda: read_series(tmp_path), "2 convolution kernels", "9 slices", "1 slices", files[4].name)
+
+
+@pytest.mark.parametrize("what", RECONSTRUCTIONS)
+def test_tags_that_change_once_or_are_missing_here_and_there_are_one_series(tmp_path, what):
+    """A scan in two parts; an anonymiser that dropped what it did not know."""
+    hu = body()
+    write_dicom(tmp_path / "parts", hu, SPACING, extra=lambda ds, z: RECONSTRUCTIONS[what](ds, z // 5))
+    write_dicom(tmp_path / "gaps", hu, SPACING, extra=lambda ds, z: z % 3 and RECONSTRUCTIONS[what](ds, 0))
+    if what != "image types":  # the writer's own stands in the others
+        np.testing.assert_array_equal(read_series(tmp_path / "gaps").hu, hu)
+    volume = read_series(tmp_path / "parts")
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ()
+    np.testing.assert_array_equal(read_series(tmp_path / "parts", series="#1").hu, hu)
+    refusal(lambda: read_series(tmp_path / "parts", series="#2"), "one series", "#1")
 
 
 @pytest.mark.parametrize("numbers", [[2] * 4 + [1] * 6, range(10), [7] * 10], ids=["parts", "each", "one"])
