@@ -179,6 +179,56 @@ def test_too_few_patients_of_a_class_are_refused_with_their_counts(table, kind, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_as_many_patients_as_are_needed_suffice_and_one_fewer_does_not(kind):
+    least = calibration.LEAST_PATIENTS[kind]
+
+    def of(fractured, intact):
+        scores = np.random.default_rng(0).beta(np.repeat([3, 2], [fractured, intact]), 2)
+        uids = [f"1.{patient}" for patient in range(fractured + intact)]
+        rows = {UID: uids, "vertebra": "C1", "split": "validation", "probability": scores}
+        return pd.DataFrame(rows).assign(label=np.repeat([1, 0], [fractured, intact]))
+
+    assert calibration.fit_calibrator(of(least, least), kind=kind).positives == least
+    for counts in ((least - 1, least), (least, least - 1)):
+        with pytest.raises(ValueError, match=f"found {counts[0]} and {counts[1]}"):
+            calibration.fit_calibrator(of(*counts), kind=kind)
+
+
+def of_scores(fractured, intact):
+    """A predictions table of patients with one vertebra each."""
+    scores = np.concatenate([fractured, intact])
+    rows = {UID: [f"1.{n}" for n in range(len(scores))], "vertebra": "C1", "split": "validation"}
+    labels = np.repeat([1, 0], [len(fractured), len(intact)])
+    return pd.DataFrame(rows).assign(label=labels, probability=scores)
+
+
+def test_classes_that_touch_in_one_score_have_no_best_fit_either_way_round():
+    low, high = np.linspace(0.1, 0.4, 25), np.linspace(0.4, 0.8, 25)
+    for fractured, intact in ((high, low), (low, high)):
+        with pytest.raises(ValueError, match="platt has no best fit: a score parts"):
+            calibration.fit_calibrator(of_scores(fractured, intact), kind="platt")
+    overlapping = of_scores(np.append(high, 0.39), low)
+    assert calibration.fit_calibrator(overlapping, kind="platt").slope > 0
+    low, high = np.linspace(0.1, 0.5, 25), np.linspace(0.5, 0.8, 25)
+    for fractured, intact in ((high, low), (low, high)):
+        with pytest.raises(ValueError, match=r"temperature has no best fit: 0\.5 parts"):
+            calibration.fit_calibrator(of_scores(fractured, intact), kind="temperature")
+
+
+def test_the_fit_is_found_where_whole_newton_steps_run_away():
+    def scores(*groups):
+        return np.concatenate([np.full(many, 1 / (1 + np.exp(-at))) for many, at in groups])
+
+    table = of_scores(scores((1, 0.59), (45, 7.43), (1, -6.93)), scores((82, -6.93), (1241, 5.25)))
+    x, y = logit(table["probability"].to_numpy())[:, None], table["label"]
+    oracle = LogisticRegression(C=np.inf, tol=1e-12, max_iter=10_000, solver="newton-cholesky").fit(x, y)
+    found = calibration.fit_calibrator(table, kind="platt")
+    assert (found.slope, found.intercept) == pytest.approx(
+        (oracle.coef_[0, 0], oracle.intercept_[0]), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_alone_is_refused(table, kind, label):
     with pytest.raises(ValueError, match="found 0 and 300" if label == 0 else "found 300 and 0"):

@@ -366,6 +366,18 @@ def test_a_run_of_the_version_before_gains_the_other_level_and_keeps_its_history
     assert table["opened_utc"][0] == "2026-10-01T12:00:01+00:00"
 
 
+@pytest.mark.parametrize(
+    "gone", ["decision", "split_sha256", "predictions_sha256", "chosen_on", "frozen_utc"]
+)
+def test_a_record_of_the_version_before_that_lacks_a_part_is_refused(tmp_path, gone):
+    of_format_1(tmp_path)
+    record = json.loads((tmp_path / "decision.json").read_text())
+    del record[gone]
+    write_sealed(tmp_path / "decision.json", record)
+    with pytest.raises(ValueError, match=f"no whole decision: {gone} is missing"):
+        read_decision(tmp_path)
+
+
 def test_a_run_of_the_version_before_with_another_decision_is_not_replaced_unasked(tmp_path, clock):
     of_format_1(tmp_path, threshold=0.123)
     with pytest.raises(FileExistsError, match=r"holds another decision.*opened 1 time\(s\)"):
@@ -575,7 +587,24 @@ def test_a_record_that_is_no_decision_is_refused(tmp_path, changes, message):
     assert freeze(tmp_path, PATIENT, WHOLE, replace=True).decisions == {"patient": PATIENT}
 
 
-@pytest.mark.parametrize("gone", ["decisions", "calibrators", "split_sha256", "openings"])
+@pytest.mark.parametrize("target", ["elsewhere.json", None])
+def test_nothing_is_frozen_through_a_link_out_of_the_folder(tmp_path, target):
+    run, outside = tmp_path / "run", tmp_path / "elsewhere.json"
+    run.mkdir()
+    if target is not None:
+        outside.write_text("theirs")
+    (run / "decision.json").symlink_to(outside)
+    for replaced in (False, True):
+        with pytest.raises(ValueError, match=r"decision\.json is a link out of its folder"):
+            freeze(run, VERTEBRA, WHOLE, replace=replaced)
+    assert (run / "decision.json").is_symlink()
+    assert outside.read_text() == "theirs" if target else not outside.exists()
+
+
+@pytest.mark.parametrize(
+    "gone",
+    ["decisions", "calibrators", "split_sha256", "predictions_sha256", "chosen_on", "openings"],
+)
 def test_a_record_that_lacks_a_part_is_refused(tmp_path, gone):
     freeze(tmp_path, PATIENT, WHOLE)
     record = json.loads((tmp_path / "decision.json").read_text())

@@ -101,6 +101,15 @@ def test_worked_case():
         none.require()
 
 
+def test_what_would_suffice_is_counted_at_the_confidence_asked_for():
+    rows = patients_of(np.linspace(0.2, 0.9, 25))
+    for delta, needed in ((0.1, 22), (0.05, 29), (0.2, 16)):  # log δ / log 0.9, rounded up
+        found = guarantee_recall(*rows, recall=0.9, delta=delta, level="patient")
+        assert found.needed == needed
+        assert (found.threshold is None) == (needed > 25)
+        assert found.threshold is not None or f"that takes {needed}, and more" in found.reason
+
+
 def test_one_vertebra_is_judged_as_patients_are():
     rows = patients_of(np.linspace(0.2, 0.9, 80))
     single, whole = (guarantee_recall(*rows, recall=0.9, level=level) for level in ("C3", "patient"))
