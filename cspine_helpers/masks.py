@@ -234,14 +234,14 @@ def _check_generation(crop: np.ndarray, grid: Grid, path: Path) -> None:
     Source: TotalSegmentator, class map of task total in versions 1.5 and 2.
     """
     axis = int(np.abs(grid.steps_mm[2] / np.linalg.norm(grid.steps_mm, axis=0)).argmax())
-    planes = np.moveaxis(crop, axis, 0)
-    voxels = np.stack([np.bincount(np.rint(p).astype(np.uint8).ravel(), minlength=51)[32:51] for p in planes])
-    sizes_mm3 = voxels.sum(axis=0) * abs(np.linalg.det(grid.steps_mm))  # of labels 32 … 50
-    there = np.flatnonzero(sizes_mm3 > _SPECK_MM3)
-    heights_mm = np.arange(len(planes)) @ voxels[:, there] / voxels[:, there].sum(axis=0)
+    whole = crop if crop.dtype == np.uint8 else np.rint(crop).astype(np.uint8)
+    planes = [np.ascontiguousarray(plane) for plane in np.moveaxis(whole, axis, 0)]
+    voxels = np.stack([cv2.calcHist([plane], [0], None, [51], [0, 51]).ravel() for plane in planes])
+    sizes_mm3 = voxels.sum(axis=0) * abs(np.linalg.det(grid.steps_mm))
+    numbers = 32 + np.flatnonzero(sizes_mm3[32:] > _SPECK_MM3)
+    heights_mm = np.arange(len(planes)) @ voxels[:, numbers] / voxels[:, numbers].sum(axis=0)
     heights_mm *= grid.steps_mm[2, axis]
-    numbers, is_upper = there + 32, there + 32 > 41
-    wrong = sizes_mm3[44 - 32 :].max() > _NO_VERTEBRA_MM3
+    is_upper, wrong = numbers > 41, sizes_mm3[44:].max() > _NO_VERTEBRA_MM3
     if is_upper.any() and not is_upper.all():
         wrong |= numbers[is_upper].tolist() == [50]
         wrong |= heights_mm[is_upper].min() <= heights_mm[~is_upper].max()
