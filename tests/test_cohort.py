@@ -1,12 +1,24 @@
+import numpy as np
 import pandas as pd
 import pytest
-from toy_cohort import make_toy_cohort
+from toy_cohort import SIZE, SLICES, make_toy_cohort
 
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.labels import UID, VERTEBRAE, read_labels, without, write_labels
+from cspine_helpers.dataset import SequenceDataset
+from cspine_helpers.labels import (
+    UID,
+    VERTEBRAE,
+    read_boxes,
+    read_labels,
+    without,
+    write_boxes,
+    write_labels,
+)
 from cspine_helpers.manifest import read_manifest, write_manifest
 from cspine_helpers.paths import sha256_of
+from cspine_helpers.predictions import read_predictions, write_predictions
 from cspine_helpers.splits import SPLITS, split_patients, write_split
+from cspine_helpers.truth import PACKED_BOX_COLUMNS, read_packed_boxes, write_packed_boxes
 
 
 @pytest.fixture
@@ -78,3 +90,29 @@ def test_studies_to_leave_out_that_the_labels_do_not_have_are_named(tmp_path):
     cohort = read_cohort(folder)
     left = pd.concat(cohort.samples.values())[UID]
     assert set(left) == {f"1.2.826.{study}" for study in range(10)} - {"1.2.826.3"}
+
+
+def test_ids_of_other_data_sets_come_back_from_every_table_as_they_were(tmp_path):
+    """Among them what pandas takes for numbers or for missing, and what looks like a packed file's name."""
+    uids = ["0001", "1.10", "1e5", "NaN", "NA", "inf", "sub-verse004", "PAT_1", "PAT_1_7", "a-b_C1"]
+    folder = make_toy_cohort(tmp_path, uids=uids)
+    cohort = read_cohort(folder)
+    assert cohort.labels[UID].tolist() == uids
+    assert cohort.manifest is not None
+    assert cohort.manifest[UID].unique().tolist() == uids
+    assert sorted(cohort.split[UID]) == sorted(uids)
+    cohort.usable(slices=SLICES, size=SIZE)
+    for samples in cohort.samples.values():
+        dataset = SequenceDataset(samples, cohort.packed, slices=SLICES, size=SIZE, manifest=cohort.manifest)
+        for index, (uid, vertebra) in enumerate(zip(samples[UID], samples["vertebra"], strict=True)):
+            expected = np.load(cohort.packed / f"{uid}_{vertebra[1]}.npy")
+            np.testing.assert_array_equal(dataset[index]["sequence"].numpy(), expected.transpose(0, 3, 1, 2))
+    boxes = pd.DataFrame({UID: uids, "x": 1.0, "y": 1.0, "width": 2.0, "height": 2.0, "slice_number": 3})
+    write_boxes(boxes, tmp_path / "boxes.csv")
+    assert read_boxes(tmp_path / "boxes.csv")[UID].tolist() == uids
+    packed = pd.DataFrame(boxes.drop(columns="slice_number").assign(vertebra="C1", slice=0))
+    write_packed_boxes(packed[list(PACKED_BOX_COLUMNS)], tmp_path / "packed.csv")
+    assert read_packed_boxes(tmp_path / "packed.csv")[UID].tolist() == uids
+    rows = pd.concat([samples.assign(split=name) for name, samples in cohort.samples.items()])
+    write_predictions(rows.assign(probability=0.5), tmp_path / "predictions.csv")
+    assert sorted(read_predictions(tmp_path / "predictions.csv")[UID].unique()) == sorted(uids)

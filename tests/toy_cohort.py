@@ -1,5 +1,6 @@
 """A tiny cohort that a network can learn in seconds: fractured slices have a bright bar."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,14 +34,16 @@ def tiny_model() -> "ModelConfig":
     )
 
 
-def make_toy_cohort(folder: Path, *, studies: int = 10, seed: int = 0) -> Path:
+def make_toy_cohort(
+    folder: Path, *, studies: int = 10, seed: int = 0, uids: Sequence[str] | None = None
+) -> Path:
     """Labels, split, packed sequences and manifest of a few studies, three of them without a fracture."""
     rng = np.random.default_rng(seed)
     labels = (rng.random((studies, len(VERTEBRAE))) < 0.4).astype(int)
     labels[:3] = 0
     table = pd.DataFrame(labels, columns=list(VERTEBRAE))
     table.insert(0, PATIENT, labels.max(axis=1))
-    table.insert(0, UID, [f"1.2.826.{study}" for study in range(studies)])
+    table.insert(0, UID, uids or [f"1.2.826.{study}" for study in range(studies)])
     write_labels(table, folder / "train.csv")
     write_split(split_patients(table, seed=seed), folder / "split.csv")
     rows = []
