@@ -21,24 +21,34 @@ class ConfirmedButton:
         confirm: of the second.
         question: what is asked; a `ValueError` is shown in its place, and nothing is offered.
         act: what is done, returns what to say then; a `ValueError` or `OSError` is shown in its place.
+        undo: undoes it, returns what to say then; has a button once something was done.
 
     Attributes:
         widget: to be shown.
     """
 
     def __init__(
-        self, label: str, confirm: str, *, question: Callable[[], str], act: Callable[[], str]
+        self,
+        label: str,
+        confirm: str,
+        *,
+        question: Callable[[], str],
+        act: Callable[[], str],
+        undo: Callable[[], str] | None = None,
     ) -> None:
-        self._question, self._act = question, act
+        self._question, self._act, self._undo = question, act, undo
+        self._done = False  # something that can be undone
         self._ask = ipywidgets.Button(description=label, layout={"width": "auto"})
         bold = {"font_weight": "bold"}  # in the theme's own colours, which are readable in each
         self._confirm = ipywidgets.Button(description=confirm, style=bold, layout={"width": "auto"})
         self._cancel = ipywidgets.Button(description="No", layout={"width": "auto"})
+        self._back = ipywidgets.Button(description="Undo", layout={"width": "auto"})
         self._words = ipywidgets.HTML(layout={"flex": "1 1 300px"})
         self.widget = ipywidgets.HBox(layout={"flex_flow": "row wrap", "align_items": "center"})
         self._ask.on_click(lambda _: self.ask())
         self._confirm.on_click(lambda _: self.confirm())
         self._cancel.on_click(lambda _: self.withdraw())
+        self._back.on_click(lambda _: self.undo())
         self._show("")
 
     @property
@@ -57,10 +67,21 @@ class ConfirmedButton:
         """Press the second button; does nothing unless something was asked."""
         if self._confirm not in self.widget.children:
             return
+        self._do(self._act, done=True)
+
+    def undo(self) -> None:
+        """Press the button that undoes; does nothing unless something was done."""
+        if self._done and self._undo is not None:
+            self._do(self._undo, done=False)
+
+    def _do(self, what: Callable[[], str], *, done: bool) -> None:
         try:
-            self._show(self._act())
+            words = what()
         except (ValueError, OSError) as error:
-            self._show(str(error))
+            words = str(error)
+        else:
+            self._done = done and self._undo is not None
+        self._show(words)
 
     def withdraw(self) -> None:
         """Take back the question, as what it was about has changed."""
@@ -70,6 +91,5 @@ class ConfirmedButton:
     def _show(self, words: str, *, asking: bool = False) -> None:
         self._shown = words
         self._words.value = paragraph(words, role="status") if words else ""
-        self.widget.children = (
-            [self._words, self._confirm, self._cancel] if asking else [self._ask, self._words]
-        )
+        buttons = [self._words, self._confirm, self._cancel] if asking else [self._ask, self._words]
+        self.widget.children = buttons + [self._back] * (self._done and not asking)

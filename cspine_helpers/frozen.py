@@ -22,8 +22,8 @@ from cspine_helpers.guarantees import Guarantee, checked_guarantees
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.levels import apply_decision, rows_at
 from cspine_helpers.metrics import confusion, rates
-from cspine_helpers.openings import DECISION, MEMORY, memory, now_utc, read_openings
-from cspine_helpers.paths import inside, listing
+from cspine_helpers.openings import DECISION, MEMORY, OPENINGS, memory, now_utc, read_openings
+from cspine_helpers.paths import atomic_path, inside, listing, seal_of
 from cspine_helpers.predictions import predictions_sha256, validate_predictions
 from cspine_helpers.records import (
     RECORD,
@@ -36,6 +36,8 @@ from cspine_helpers.records import (
 )
 from cspine_helpers.splits import split_hash
 
+PREDICTIONS = "predictions.csv"
+BUILTIN, PRACTICE = "builtin", "practice"  # the run that comes with the project, and its copy to freeze in
 FORMAT = 2  # of decision.json; in format 1 it held one decision, which is still read
 _AGAIN = "choose again on the validation split, and freeze that with freeze(..., replace=True)."
 _NEEDED = ("decisions", "calibrators", "split_sha256", "predictions_sha256", "chosen_on", MEMORY)
@@ -207,6 +209,75 @@ def freeze(
     }
     write_sealed(path, content)
     return read_decision(folder)
+
+
+def practice_folder(run_folder: str | Path) -> Path:
+    """Where a threshold that was set by hand is frozen: in the run itself, but of the built-in run in a copy.
+
+    What the built-in run says is committed, for others to hold theirs against.
+    """
+    folder = Path(run_folder).resolve()
+    return folder.with_name(PRACTICE) if folder.name == BUILTIN else Path(run_folder)
+
+
+def practise(run_folder: str | Path) -> Path:
+    """The `practice_folder`, with what a decision rests on: predictions, record, what is frozen, openings.
+
+    A copy stays as it is, with what was frozen there, while its predictions are those of the run; else it is
+    made anew.
+
+    Raises:
+        FileNotFoundError: the run has no predictions.
+        OSError: the copy cannot be written.
+    """
+    folder, copy = Path(run_folder), practice_folder(run_folder)
+    if copy == folder:
+        return folder
+    predictions = folder / PREDICTIONS
+    if not predictions.is_file():
+        raise FileNotFoundError(f"{predictions} is missing. Predict with the run (notebook 03), then freeze.")
+    mine = inside(copy / PREDICTIONS)
+    if mine.is_file() and mine.read_bytes() == predictions.read_bytes():
+        return copy
+    for name in (
+        DECISION,
+        OPENINGS,
+        RECORD,
+        seal_of(predictions).name,
+        PREDICTIONS,
+    ):  # what counts comes last
+        source, place = folder / name, inside(copy / name)
+        if source.is_file():
+            with atomic_path(place) as temporary:
+                temporary.write_bytes(source.read_bytes())
+        else:
+            place.unlink(missing_ok=True)
+    return copy
+
+
+def put_back(run_folder: str | Path, before: bytes | None, *, openings: int) -> None:
+    """Undo a freezing: `decision.json` as it was, unless the test split was opened since.
+
+    Args:
+        run_folder: `checkpoints/<run>`.
+        before: what `decision.json` held; None: there was none.
+        openings: how often the test split had been opened.
+
+    Raises:
+        ValueError: it was opened since.
+        OSError: the file cannot be written.
+    """
+    path = inside(Path(run_folder) / DECISION)
+    if (now := len(read_openings(path.parent))) != openings:
+        raise ValueError(
+            f"The test split was opened since, {now} time(s) by now, and what it was opened with stays on "
+            "record. Freeze another decision; the record says that it came after."
+        )
+    if before is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(before)
 
 
 def remember_openings(frozen: Frozen) -> None:

@@ -15,6 +15,7 @@ from cspine_helpers.curves import LEVEL_NAMES
 from cspine_helpers.decisions import Decision
 from cspine_helpers.guarantees import Guarantee
 from cspine_helpers.marks import DECIMALS, Marks, digits
+from cspine_helpers.openings import read_openings
 from cspine_helpers.operating import Operating, Point, weigh
 from cspine_helpers.panels import BARS, Panels, written
 from cspine_helpers.predictions import read_predictions, validate_predictions
@@ -39,7 +40,8 @@ class ThresholdExplorer:
         decision: where the slider starts, at its level, marked as chosen there.
         threshold: where it starts without a decision; None: at the highest F1 of these data, and it says so.
         guarantees: of `guarantees.guarantee_on_validation`, or of a frozen decision; marked at their levels.
-        freeze: run folder in which a button freezes what the slider shows, or what the button calls instead:
+        freeze: run folder in which a button freezes what the slider shows (for the built-in run in a copy,
+            `frozen.practise`), with a second one to undo it; or what the button calls instead:
             `freeze(decision, guarantees=...)`, with the guarantee that holds there, if one does.
 
     Raises:
@@ -62,6 +64,7 @@ class ThresholdExplorer:
         self._threshold = self._marks.start
         self._weights = weigh(self._predictions)
         self._operating: dict[str, Operating] = {}
+        self._undo: Callable[[], None] = lambda: None
         self._panels: dict[str, Panels] = {}
         self._make_controls()
         share = ipywidgets.Label("% of patients fractured")
@@ -98,7 +101,11 @@ class ThresholdExplorer:
             name: ipywidgets.Button(layout={"width": "auto"}) for name in ("start", "chosen", "guaranteed")
         }
         self._freezer = ConfirmedButton(
-            "Freeze this decision …", "Really freeze", question=self._question, act=self._act
+            "Freeze this decision …",
+            "Really freeze",
+            question=self._question,
+            act=self._act,
+            undo=None if self._run() is None else self._put_back,
         )
         self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
         self._numbers = ipywidgets.HTML()
@@ -226,23 +233,50 @@ class ThresholdExplorer:
 
     def _question(self) -> str:
         """What the freezing button asks."""
-        words = f"Freeze threshold {digits(self.threshold)} at {self.decision.level} level?"
+        level, run = self.decision.level, self._run()
+        words = [f"Freeze threshold {digits(self.threshold)} at {level} level?"]
         if self._marks.guarantee(self.level, self.threshold):
-            words += " The guarantee holds for it."
-        if isinstance(self._freeze, str | Path) and (Path(self._freeze) / frozen.DECISION).is_file():
-            words += f" The decision in {Path(self._freeze).name}/{frozen.DECISION} gives way to it."
-        return f"{words} The test split is then opened with this one; choose no other after that."
+            words.append("The guarantee holds for it.")
+        if run is None:
+            return " ".join([*words, "The test split is then opened with it; choose no other after that."])
+        if run != Path(str(self._freeze)):
+            words.append(
+                f'The built-in run stays as it is: this goes to a copy, the run "{run.name}". Set RUN = '
+                f'"{run.name}" to go on with that one.'
+            )
+        there = run if run.is_dir() else Path(str(self._freeze))  # the copy is made when it is needed
+        if (there / frozen.DECISION).is_file():
+            words.append(f"What {run.name}/{frozen.DECISION} says of that level gives way to it.")
+        opened = len(read_openings(there))
+        times = {0: "was never opened so far", 1: "was opened once already"}
+        words.append(f"The test split {times.get(opened, f'was opened {opened} times already')}.")
+        return " ".join([*words, "It is then opened with this one; choose no other after that."])
+
+    def _run(self) -> Path | None:
+        """Run folder that is frozen in; None: something else is called."""
+        return frozen.practice_folder(self._freeze) if isinstance(self._freeze, str | Path) else None
 
     def _act(self) -> str:
         """What it does then."""
-        act, decision = self._freeze, self.decision
-        if isinstance(act, str | Path):
-            predictions = read_predictions(Path(act) / "predictions.csv")
-            act = partial(frozen.freeze, act, predictions=predictions, replace=True)
-        assert act is not None, "without it there is no button"
-        promise = self._marks.guarantee(self.level, self.threshold)
-        act(decision, guarantees=[promise] if promise else [])
-        return f"Frozen: threshold {digits(self.threshold)} at {decision.level} level."
+        decision, promise = self.decision, self._marks.guarantee(self.level, self.threshold)
+        guarantees = [promise] if promise else []
+        if not isinstance(self._freeze, str | Path):
+            assert self._freeze is not None, "without it there is no button"
+            self._freeze(decision, guarantees=guarantees)
+            return f"Frozen: threshold {digits(self.threshold)} at {decision.level} level."
+        folder = frozen.practise(self._freeze)
+        predictions = read_predictions(folder / frozen.PREDICTIONS)
+        path = folder / frozen.DECISION
+        before, opened = path.read_bytes() if path.is_file() else None, len(read_openings(folder))
+        frozen.freeze(folder, decision, predictions, guarantees=guarantees, replace=True)
+        self._undo = partial(frozen.put_back, folder, before, openings=opened)
+        where = "" if folder == Path(self._freeze) else f" in the copy {folder.name!r}"
+        return f"Frozen{where}: threshold {digits(self.threshold)} at {decision.level} level."
+
+    def _put_back(self) -> str:
+        """What undoes that."""
+        self._undo()
+        return f"Undone: {frozen.DECISION} is as it was before."
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict[str, Any]:
         """The live widget for front ends with a kernel, its picture as PNG for all others."""

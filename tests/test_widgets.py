@@ -1,6 +1,7 @@
 import io
 from base64 import b64decode
 from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,15 +12,16 @@ from PIL import Image, ImageFilter
 
 from cspine_helpers.aggregation import Aggregation
 from cspine_helpers.decisions import choose_threshold
-from cspine_helpers.frozen import read_decision
+from cspine_helpers.frozen import freeze, practise, read_decision
 from cspine_helpers.guarantees import guarantee_on_validation
+from cspine_helpers.held_out import evaluate_on_test
 from cspine_helpers.intervals import bootstrap
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.levels import choose_decision, choose_per_vertebra
 from cspine_helpers.marks import digits
 from cspine_helpers.metrics import LEVELS, at_level, confusion, rates
 from cspine_helpers.panels import written
-from cspine_helpers.predictions import from_wide, write_predictions
+from cspine_helpers.predictions import from_wide, read_predictions, write_predictions
 from cspine_helpers.widgets import ThresholdExplorer
 
 
@@ -379,11 +381,109 @@ def test_a_button_freezes_the_decision_in_the_run_folder_but_asks_first(tmp_path
     assert freezer.words == ""  # it was about another threshold
     freezer.ask()
     assert "The guarantee holds for it." in freezer.words
-    assert "The decision in" in freezer.words
+    assert f"What {tmp_path.name}/decision.json says of that level gives way to it." in freezer.words
     freezer.confirm()
     assert read_decision(tmp_path).decisions == {"vertebra": explorer.decision}
     assert explorer.decision.objective == "stated"
     assert read_decision(tmp_path).guarantees == (promised(table),)
+
+
+def asked_and_confirmed(explorer):
+    """What the freezing button asked; it was confirmed."""
+    explorer._freezer.ask()
+    asked = explorer._freezer.words
+    explorer._freezer.confirm()
+    return asked
+
+
+@pytest.fixture
+def shipped(tmp_path):
+    """The built-in run as it comes: decisions at both levels, and the test split opened with them."""
+    run, table = tmp_path / "builtin", made_table(studies=60)
+    table["split"] = np.where(table[UID].str.slice(2).astype(int) < 40, "validation", "test")
+    write_predictions(table, run / "predictions.csv")
+    chosen = [
+        choose_decision(table, level="vertebra", objective="max_f1"),
+        choose_decision(table, level="patient", aggregation=Aggregation("max"), objective="max_f1"),
+    ]
+    freeze(run, chosen, table)
+    evaluate_on_test(run, table)
+    return run
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_freezing_on_the_built_in_run_touches_nothing_but_a_copy(shipped):
+    table = read_predictions(shipped / "predictions.csv")
+    before, practice = contents(shipped), shipped.with_name("practice")
+    explorer = ThresholdExplorer(table[table["split"] == "validation"], threshold=0.798, freeze=shipped)
+    asked = asked_and_confirmed(explorer)
+    assert 'The built-in run stays as it is: this goes to a copy, the run "practice".' in asked
+    assert "The test split was opened once already." in asked
+    assert explorer._freezer.words == "Frozen in the copy 'practice': threshold 0.7980 at vertebra level."
+    assert contents(shipped) == before
+    found = read_decision(practice)
+    assert found.decisions["vertebra"].threshold == 0.798
+    assert found.decisions["patient"] == read_decision(shipped).decisions["patient"]
+    assert found.said("vertebra", "test_openings_before") == 1
+    evaluate_on_test(practice, table)  # the copy is a run of its own
+    explorer.threshold = 0.5
+    assert "The test split was opened 2 times already." in asked_and_confirmed(explorer)
+    assert contents(shipped) == before
+
+
+def test_practice_begins_again_where_the_run_has_other_predictions(shipped):
+    table = read_predictions(shipped / "predictions.csv")
+    practise(shipped)
+    (shipped.with_name("practice") / "decision.json").unlink()
+    assert not (practise(shipped) / "decision.json").exists()  # what was done there stays
+    for name in ("decision.json", "test_openings.csv"):
+        (shipped / name).unlink()
+    write_predictions(table.assign(probability=table["probability"] / 2), shipped / "predictions.csv")
+    copy = practise(shipped)
+    assert contents(copy) == contents(shipped)
+    with pytest.raises(FileNotFoundError, match="Predict with the run"):
+        practise(shipped.parent / "elsewhere" / "builtin")
+
+
+def test_freezing_can_be_undone_until_the_test_split_is_opened(shipped):
+    run = shipped.rename(shipped.with_name("mine"))
+    table, before = read_predictions(run / "predictions.csv"), contents(run)
+    explorer = ThresholdExplorer(table[table["split"] == "validation"], threshold=0.6, freeze=run)
+    freezer = explorer._freezer
+    assert freezer._back not in freezer.widget.children  # there is nothing to undo
+    asked = asked_and_confirmed(explorer)
+    assert "copy" not in asked
+    assert "The test split was opened once already." in asked
+    assert read_decision(run).decisions["vertebra"].threshold == 0.6
+    explorer.threshold = 0.7
+    assert freezer._back in freezer.widget.children
+    freezer._back.click()
+    assert freezer.words == "Undone: decision.json is as it was before."
+    assert contents(run) == before
+    assert freezer._back not in freezer.widget.children
+    asked_and_confirmed(explorer)
+    evaluate_on_test(run, table)
+    freezer._back.click()
+    assert "The test split was opened since, 2 time(s) by now" in freezer.words
+    assert read_decision(run).decisions["vertebra"].threshold == 0.7
+
+
+def test_undoing_the_first_freezing_leaves_no_decision(tmp_path):
+    write_predictions(made_table(), tmp_path / "predictions.csv")
+    explorer = ThresholdExplorer(made_table(), threshold=0.2, freeze=tmp_path)
+    assert "The test split was never opened so far." in asked_and_confirmed(explorer)
+    assert (tmp_path / "decision.json").exists()
+    explorer._freezer._back.click()
+    assert not (tmp_path / "decision.json").exists()
+
+
+def test_git_ignores_the_run_that_practice_goes_to():
+    rules = (Path(__file__).parents[1] / ".gitignore").read_text().splitlines()
+    assert "checkpoints/*" in rules
+    assert not [rule for rule in rules if rule.startswith("!checkpoints/prac")]
 
 
 def test_what_is_asked_is_withdrawn_when_the_slider_moves_or_on_no():

@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks import lab
 from cspine_helpers.curves import LEVEL_NAMES
-from cspine_helpers.frozen import DECISION, read_decision
+from cspine_helpers.frozen import BUILTIN, PRACTICE, read_decision
 from cspine_helpers.metrics import at_level, confusion, rates
 from cspine_helpers.panels import BARS
 from cspine_helpers.predictions import read_predictions
@@ -166,7 +166,7 @@ def test_level_and_prevalence_are_chosen_by_keyboard(explorer, validation):
         assert_is_metrics(explorer.words(), validation, level)
     other.focus()
     assert "Restated: 7% of patients fractured" in explorer.press("Space")
-    assert "As found" in explorer.press("Space")
+    assert "As observed" in explorer.press("Space")
     levels.select_option(label=LEVEL_NAMES["all"])
     explorer.page.wait_for_function("document.querySelector('.cspine-numbers').innerText.startsWith('All')")
 
@@ -292,22 +292,25 @@ def test_the_freezing_question_is_readable(explorer, screenshots):
     assert readable(explorer) == {}
 
 
-def test_a_decision_is_frozen_only_when_asked_twice(explorer, project):
-    question, run = explorer.page.get_by_text("Freeze threshold"), project / "checkpoints" / "builtin"
-    (run / DECISION).unlink(missing_ok=True)  # the notebook's own
-    before = sorted(path.name for path in run.iterdir())
+def test_a_decision_is_frozen_only_when_asked_twice_and_in_a_copy_of_the_built_in_run(explorer, project):
+    question, run = explorer.page.get_by_text("Freeze threshold"), project / "checkpoints" / BUILTIN
+    practice = run.with_name(PRACTICE)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
     explorer.press("ArrowRight")  # which takes back what was asked
     press_button(explorer, "Freeze this decision")
     question.wait_for()
     press_button(explorer, "No")
     question.wait_for(state="detached")
-    assert sorted(path.name for path in run.iterdir()) == before
+    assert not practice.exists()
     press_button(explorer, "Freeze this decision")
     press_button(explorer, "Really freeze")
-    explorer.page.get_by_text("Frozen: threshold").wait_for()
-    assert read_decision(run).decisions["vertebra"].threshold == float(
-        explorer.ask("print(slider.threshold)")
-    )
+    explorer.page.get_by_text("Frozen in the copy").wait_for()
+    threshold = float(explorer.ask("print(slider.threshold)"))
+    assert read_decision(practice).decisions["vertebra"].threshold == threshold
+    press_button(explorer, "Undo")
+    explorer.page.get_by_text("Undone").wait_for()
+    assert read_decision(practice).decisions == read_decision(run).decisions
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_readable_at_125_percent(explorer, screenshots):
