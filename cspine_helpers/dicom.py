@@ -39,8 +39,9 @@ class _Found:
 def read_series(folder: Path, *, series: str | None = None) -> Volume:
     """The CT of a folder, from its slices' headers.
 
-    Scouts, screen captures and files that are no images are left out with a warning. Slices are put in order
-    by their positions; see `stack` for what is repaired and what is refused.
+    A file holds one slice, or many as frames (enhanced CT). Scouts, screen captures and files that are no
+    images are left out with a warning. Slices are put in order by their positions; see `stack` for what is
+    repaired and what is refused.
 
     Args:
         folder: holds the slices, or folders that do where it has none itself.
@@ -192,7 +193,7 @@ def _pattern(path: Path) -> str:
 def _read_at_once(headers: Mapping[str, Header]) -> _Found | None:
     """All files in one call, at twice the speed; None unless all are slices of one CT, stored alike."""
     names = sorted(headers, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
-    if not names:
+    if not names or any(header.frames for header in headers.values()):
         return None
     sitk = simpleitk()
     reader = sitk.ImageSeriesReader()
@@ -243,19 +244,24 @@ def _read_one_by_one(headers: Mapping[str, Header]) -> tuple[_Found, dict[str, s
             kind[name] = "no image" if header.is_other else reason(error)
             continue
         tags = read_tags(reader.HasMetaDataKey, reader.GetMetaData, header)
-        if other := no_slice(image, tags):
+        frames = [tags | its for its in header.frames] or [tags]
+        if other := no_slice(image, tags, frames=len(frames)):
             found.left_out[name] = other
             continue
         view = sitk.GetArrayViewFromImage(image)
+        view = view.reshape(-1, *view.shape[-2:])
         try:
-            if said or view.shape[-2:] != header.shape:
+            if said or view.shape[1:] != header.shape or len(view) != len(frames):
                 raise ValueError(*said or ["its image is of another size than its header describes"])
-            pixels, note = hounsfield(view.reshape(-1, *view.shape[-2:]), tags)
+            pixels, note = hounsfield(view, frames[0])
         except ValueError as error:
             damaged[name] = str(error)
             continue
-        planes.append(pixels[0])
-        found.slices.append(Slice(name, pixels.shape[1:], tags))
+        planes.extend(pixels)
+        found.slices += [
+            Slice(f"{name}, frame {its['number']}" if header.frames else name, pixels.shape[1:], its)
+            for its in frames
+        ]
         found.notes += [note] if note else []
     found.pixels = planes
     return found, damaged

@@ -50,7 +50,16 @@ _TISSUE_HU = (-900, 3000)  # a padding value in here would be taken for the pati
 _READ = [  # elements; pydicom skips the values of the others
     *("TransferSyntaxUID", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PhotometricInterpretation"),
     *("SamplesPerPixel", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "PixelData"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
+_GROUPS = {  # of enhanced CT, DICOM PS3.3 section C.7.6.16: functional group → element → name in `TAGS`
+    "PlanePositionSequence": {"ImagePositionPatient": "position"},
+    "PlaneOrientationSequence": {"ImageOrientationPatient": "orientation"},
+    "PixelMeasuresSequence": {"PixelSpacing": "pixel_spacing", "SliceThickness": "thickness"},
+    "PixelValueTransformationSequence": {"RescaleIntercept": "intercept", "RescaleSlope": "slope"},
+    "FrameContentSequence": {"FrameAcquisitionNumber": "acquisition"},
+    "CTReconstructionSequence": {"ConvolutionKernel": "kernel"},
+}
 _PIXELS, _UNDEFINED = 0x7FE00010, 0xFFFFFFFF  # tag; length of what a delimiter ends
 _DEFERRED = 1 << 12  # bytes from which a value is skipped
 _META = 144  # bytes up to where the length that the meta header declares is counted from
@@ -69,6 +78,7 @@ class Header:
         instance: SOPInstanceUID, "" where there is none.
         series: SeriesInstanceUID, "" where there is none.
         shape: rows and columns, 0 where it does not say.
+        frames: of enhanced CT, what is said of each frame, as in `TAGS`.
         damage: why its pixels cannot be those that it describes; "" where they can.
     """
 
@@ -77,6 +87,7 @@ class Header:
     instance: str
     series: str
     shape: tuple[int, int]
+    frames: tuple[dict[str, str | None], ...]
     damage: str
 
     @property
@@ -101,7 +112,7 @@ def read_header(path: Path) -> Header | None:
         start = file.read(132)
     if start[128:] != b"DICM" and not _FIRST.match(start):
         return None
-    garbled = Header(path, "", "", "", (0, 0), "cut off, or garbled")
+    garbled = Header(path, "", "", "", (0, 0), (), "cut off, or garbled")
     try:
         with pydicom.config.disable_value_validation():  # its warnings would show values
             found = pydicom.dcmread(path, force=True, defer_size=_DEFERRED, specific_tags=_READ)
@@ -113,19 +124,45 @@ def read_header(path: Path) -> Header | None:
             sop_class = found.get("SOPClassUID") or found.file_meta.get("MediaStorageSOPClassUID") or ""
             shape = int(found.get("Rows") or 0), int(found.get("Columns") or 0)
             uids = [str(found.get(name) or "") for name in ("SOPInstanceUID", "SeriesInstanceUID")]
-            return Header(path, str(sop_class), *uids, shape, damage)
+            return Header(path, str(sop_class), *uids, shape, _frame_tags(found), damage)
     except Exception:  # of many kinds: pydicom lets through what its parts raise at garbled bytes
         return garbled
 
 
+def _frame_tags(found: Any) -> tuple[dict[str, str | None], ...]:
+    """Each frame's tags; none where frames are rescaled differently: GDCM takes the first one's rescale."""
+    shared, frames = (
+        [_groups(item) for item in found.get(f"{whose}FunctionalGroupsSequence") or ()]
+        for whose in ("Shared", "PerFrame")
+    )
+    unknown = dict.fromkeys(name for elements in _GROUPS.values() for name in elements.values())
+    frames = [{**unknown, **(shared or [{}])[0], **own} for own in frames]
+    alike = len({(its["slope"], its["intercept"]) for its in frames}) == 1
+    return tuple(its | {"number": str(k)} for k, its in enumerate(frames, start=1)) if alike else ()
+
+
+def _groups(item: Any) -> dict[str, str | None]:
+    """What one item of functional groups says."""
+    said = {}
+    for sequence, elements in _GROUPS.items():
+        for group in (item.get(sequence) or ())[:1]:
+            for element, name in elements.items():
+                value = group.get(element)
+                parts = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else value
+                said[name] = "\\".join(str(part) for part in parts if part is not None) or None
+    return said
+
+
 def _ends_early(found: Any, path: Path) -> bool:
     """Whether the file ends within its meta header or within a value that its element declares."""
-    if path.stat().st_size <= _META + found.file_meta.get("FileMetaInformationGroupLength", 0):
+    size = path.stat().st_size
+    if size <= _META + found.file_meta.get("FileMetaInformationGroupLength", 0):
         return True
     return any(
         isinstance(its, optional("pydicom").dataelem.RawDataElement)
         and its.tag != _PIXELS  # of these `_damage` says more
-        and len(its.value or b"") < its.length != _UNDEFINED
+        and its.length != _UNDEFINED
+        and (its.value_tell + its.length > size if its.value is None else len(its.value) < its.length)
         for its in found.values()
     )
 
@@ -182,7 +219,9 @@ def no_slice(image: Any, tags: Tags, *, frames: int = 1) -> str | None:
     if tags["photometric"] not in (None, "MONOCHROME2"):
         return f"photometric interpretation {shown(tags, 'photometric')}, not MONOCHROME2"
     if image.GetDimension() == 3 and image.GetSize()[2] > frames:
-        return "several frames in one file (enhanced CT); convert it to one file a slice"
+        return (
+            "several frames in one file, without places or unequally rescaled; convert it to one file a slice"
+        )
     return None
 
 
