@@ -1,3 +1,5 @@
+import csv
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -266,6 +268,60 @@ def test_boxes_that_are_none_are_refused_with_their_study(column, value):
     boxes.loc[2, column] = value
     with pytest.raises(ValueError, match=r"\.\./1" if column == UID else r"\(1\), in the studies '1.3'"):
         labels.validate_boxes(boxes)
+
+
+def rewritten(path, way: str) -> bytes:
+    """A table as another program writes it."""
+    text = path.read_text()
+    table = pd.read_csv(path, dtype={UID: str})
+    numeric = table.columns[1:]
+    whole = {
+        "Windows": text.replace("\n", "\r\n"),
+        "old Macintosh": text.replace("\n", "\r"),
+        "spaces": text.replace(",", ", "),
+        "empty rows": text + "\n\n" + "," * len(numeric) + "\n",
+        "quotes": table.to_csv(index=False, quoting=csv.QUOTE_ALL),
+        "pandas' index": table.to_csv(),
+        "tabs": table.to_csv(index=False, sep="\t"),
+        "other columns in another order": table.assign(reader="A, B")[
+            ["reader", *table.columns[::-1]]
+        ].to_csv(index=False),
+        "floats": table.astype(dict.fromkeys(numeric, float)).to_csv(index=False),
+    }
+    if way in whole:
+        return whole[way].encode()
+    return text.encode({"Excel": "utf-8-sig", "Excel's Unicode": "utf-16"}[way])
+
+
+WAYS = [
+    "Windows",
+    "old Macintosh",
+    "spaces",
+    "empty rows",
+    "quotes",
+    "pandas' index",
+    "tabs",
+    "floats",
+    "Excel",
+]
+WAYS += ["other columns in another order", "Excel's Unicode"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["labels", "boxes"])
+@pytest.mark.parametrize("source", ["synthetic", pytest.param("real", marks=needs_rsna)])
+def test_tables_that_other_programs_rewrote_are_the_same_tables(table, tmp_path, source, kind, way):
+    read = getattr(labels, f"read_{kind}")
+    path = RSNA / {"labels": "train.csv", "boxes": "train_bounding_boxes.csv"}[kind]
+    if source == "synthetic":
+        path = tmp_path / "original.csv"
+        (labels.write_labels if kind == "labels" else labels.write_boxes)(
+            table if kind == "labels" else make_boxes(), path
+        )
+    again = tmp_path / "again.csv"
+    again.write_bytes(rewritten(path, way))
+    assert again.read_bytes() != path.read_bytes()
+    pd.testing.assert_frame_equal(read(again), read(path))
 
 
 @needs_rsna
