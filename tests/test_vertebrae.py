@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import scans
 
+from cspine_helpers.ct import read_ct
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.masks import LabelMap, read_label_map
 from cspine_helpers.packing import bounding_box
@@ -309,3 +310,50 @@ def test_little_bone_is_warned_of(share, warned):
     warnings = find_vertebrae(placed(label_map), volume)["C4"].warnings
     sentence = f"{share:.0%} of its voxels reach 150 HU, which is little; is the mask this CT's?"
     assert warnings == ((sentence,) if warned else ())
+
+
+# Real trunks: T11 … L5 are taken as C1 … C7 here, L2 … L4 as C1 … C3.
+
+TRUNK = dict.fromkeys(range(1, 118), "other") | dict(zip(range(33, 26, -1), VERTEBRAE, strict=True))
+TRUNKS = {
+    "totalsegmentator_example": ("ct.nii.gz", "vertebrae.nii.gz", TRUNK),
+    "totalsegmentator_example/dicom": ("", "../dicom_segmentation.nii.gz", TRUNK),
+    "tptbox_lumbar": ("ct.nii.gz", "vertebrae.nii.gz", {21: "C1", 22: "C2", 23: "C3"}),
+}
+
+
+def real(folder: str) -> tuple[LabelMap, Volume]:
+    ct, mask, scheme = TRUNKS[folder]
+    volume = read_ct(scans.REAL_CT / folder / ct)
+    return read_label_map(scans.REAL_CT / folder / mask, volume, scheme=scheme), volume
+
+
+@scans.needs_ct
+@pytest.mark.parametrize(
+    ("folder", "cut", "whole"),
+    [
+        ("totalsegmentator_example", {"C1": "cranial", "C2": "cranial"}, VERTEBRAE[2:]),
+        ("totalsegmentator_example/dicom", {"C1": "cranial", "C2": "caudal"}, ()),
+        ("tptbox_lumbar", {"C1": "cranial", "C3": "caudal"}, ("C2",)),
+    ],
+)
+def test_real_vertebrae_lie_on_bone_in_order_whole_or_cut_where_the_ct_ends(folder, cut, whole):
+    found = find_vertebrae(*real(folder))
+    assert list(found) == sorted([*cut, *whole])
+    for level, vertebra in found.items():
+        assert vertebra.problem == ""
+        said = [warning for warning in vertebra.warnings if "in 2 pieces, up to 7 mm" not in warning]  # T11's
+        assert said == ([f"cut by the {cut[level]} edge of the picture"] if level in cut else [])
+        assert (vertebra.completeness == 1) == (level in whole)
+
+
+@scans.needs_ct
+@pytest.mark.parametrize("folder", ["totalsegmentator_example", "tptbox_lumbar"])
+def test_real_masks_moved_by_a_centimetre_are_warned_of(folder):
+    label_map, volume = real(folder)
+    moved = np.roll(label_map.array, -round(10 / volume.spacing_mm[1]), axis=1)
+    found = find_vertebrae(placed(moved, label_map.field), volume)
+    little = [level for level, its in found.items() if its.problem or "which is little" in str(its.warnings)]
+    assert len(little) >= len(found) - 1
+    before = find_vertebrae(label_map, volume)
+    assert "which is little" not in str([its.warnings for its in before.values()])
