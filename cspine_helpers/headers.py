@@ -123,8 +123,8 @@ def read_header(path: Path) -> Header | None:
             damage = _damage(found, path)
             sop_class = found.get("SOPClassUID") or found.file_meta.get("MediaStorageSOPClassUID") or ""
             shape = int(found.get("Rows") or 0), int(found.get("Columns") or 0)
-            uids = [str(found.get(name) or "") for name in ("SOPInstanceUID", "SeriesInstanceUID")]
-            return Header(path, str(sop_class), *uids, shape, _frame_tags(found), damage)
+            instance, series = (str(found.get(f"{its}InstanceUID") or "") for its in ("SOP", "Series"))
+            return Header(path, str(sop_class), instance, series, shape, _frame_tags(found), damage)
     except Exception:  # of many kinds: pydicom lets through what its parts raise at garbled bytes
         return garbled
 
