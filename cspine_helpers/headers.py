@@ -76,7 +76,7 @@ class Header:
         path: the file.
         sop_class: what the file is, by its data set, else by its meta header; "" where neither says.
         instance: SOPInstanceUID, "" where there is none.
-        series: SeriesInstanceUID, "" where there is none.
+        series: SeriesInstanceUID, as it is `shown`; "" where there is none.
         shape: rows and columns, 0 where it does not say.
         frames: of enhanced CT, what is said of each frame, as in `TAGS`.
         damage: why its pixels cannot be those that it describes; "" where they can.
@@ -124,6 +124,7 @@ def read_header(path: Path) -> Header | None:
             sop_class = found.get("SOPClassUID") or found.file_meta.get("MediaStorageSOPClassUID") or ""
             shape = int(found.get("Rows") or 0), int(found.get("Columns") or 0)
             instance, series = (str(found.get(f"{its}InstanceUID") or "") for its in ("SOP", "Series"))
+            series = shown({"series": series}, "series") if series else ""
             return Header(path, str(sop_class), instance, series, shape, _frame_tags(found), damage)
     except Exception:  # of many kinds: pydicom lets through what its parts raise at garbled bytes
         return garbled
@@ -202,7 +203,7 @@ def _size(found: Any, bits: int) -> int:
 def read_tags(has: Callable[[str], bool], get: Callable[[str], str], header: Header) -> dict[str, str | None]:
     """`TAGS` as text, None where one is missing or empty; of a file whose own bytes say `header`."""
     tags = {name: (get(tag).strip(" \0") or None) if has(tag) else None for name, tag in TAGS.items()}
-    tags["sop_class"] = header.sop_class
+    tags["sop_class"], tags["series"] = header.sop_class, header.series or None
     unstated = "CT" if header.sop_class in _CT_CLASSES else ""  # RSNA 2022's files do not state it
     tags["modality"] = (tags["modality"] or unstated).upper()
     return tags
@@ -243,7 +244,7 @@ def shown(tags: Tags, name: str) -> str:
         return "not given"
     if re.fullmatch(_SHOWN[name], text):
         return text
-    return f"unknown (#{hashlib.sha256(text.encode()).hexdigest()[:4]})"
+    return f"unknown-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
 
 
 def hounsfield(view: np.ndarray, tags: Tags) -> tuple[np.ndarray, str]:

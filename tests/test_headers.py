@@ -512,9 +512,18 @@ NAMES = ("Doe^Jane", "DOE JANE", "Jane", "ROE", "19610203", "4711", "<script>", 
 def test_kernels_of_manufacturers_are_shown_and_other_text_is_not():
     assert [shown({"kernel": kernel}, "kernel") for kernel in KERNELS] == list(KERNELS)
     hidden = [shown({"kernel": name}, "kernel") for name in NAMES]
-    assert all(re.fullmatch(r"unknown \(#[0-9a-f]{4}\)", text) for text in hidden)
+    assert all(re.fullmatch(r"unknown-[0-9a-f]{4}", text) for text in hidden)
     assert len(set(hidden)) == len(NAMES)  # series stay apart
     assert shown({"kernel": None}, "kernel") == "not given"
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_a_series_whose_uid_is_none_is_not_named_by_it_and_can_be_chosen(tmp_path):
+    for series, hu in (("Doe^Jane", body()), ("Roe^Richard", body(seed=1))):
+        write_dicom(tmp_path, hu, SPACING, series_uid=series, names=[f"{series[:3]}{z}" for z in range(10)])
+    message = refusal(lambda: read_series(tmp_path), "2 CT series", "unknown-")
+    read = [read_series(tmp_path, series=name).hu for name in re.findall(r"unknown-\w{4}", message)]
+    np.testing.assert_array_equal(sorted(read, key=np.sum), sorted((body(), body(seed=1)), key=np.sum))
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
@@ -528,7 +537,7 @@ def test_no_free_text_of_headers_is_ever_said(tmp_path):
     for series in ("1.2.77", "1.2.88"):
         names = [f"{series}.{z}" for z in range(10)]
         write_dicom(tmp_path / "two", body(), SPACING, series_uid=series, names=names, extra=say)
-    refusal(lambda: read_series(tmp_path / "two"), "2 CT series", "kernel unknown (#")
+    refusal(lambda: read_series(tmp_path / "two"), "2 CT series", "kernel unknown-")
 
 
 @pytest.mark.parametrize(
@@ -590,6 +599,24 @@ def test_a_shipped_series_is_read_as_pydicom_reads_it():
     slices = sorted((dcmread(file) for file in SERIES.iterdir()), key=lambda ds: -ds.ImagePositionPatient[2])
     expected = [ds.pixel_array * float(ds.RescaleSlope) + float(ds.RescaleIntercept) for ds in slices]
     np.testing.assert_array_equal(read_series(SERIES).hu, np.stack(expected))
+
+
+TWINS = sorted(path.name for path in OTHERS if re.match(r"MR_small_(?!padded)", path.name))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_one_picture_in_eight_transfer_syntaxes_is_read_alike(tmp_path, name):
+    """JPEG-LS, too, which pydicom alone does not decode."""
+    as_ct(SHIPPED / "test_files" / name, tmp_path / "ct")
+    known = dcmread(SHIPPED / "test_files" / "MR_small.dcm").pixel_array
+    np.testing.assert_array_equal(read_series(tmp_path / "ct").hu, [known, known])
+
+
+@pytest.mark.parametrize("change", CUT.values(), ids=CUT)
+def test_jpeg_ls_that_is_not_all_there_is_damage(tmp_path, change):
+    as_ct(SHIPPED / "test_files" / "MR_small_jpeg_ls_lossless.dcm", tmp_path / "ct")
+    rewrap(tmp_path / "ct" / "1.dcm", change)
+    refusal(lambda: read_series(tmp_path / "ct"), "1 of 2", "1.dcm", "copy")
 
 
 def as_ct(path: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import scans
 from ct_cohort import BROKEN, CONFIG, contents, in_memory, scanned, uids, write_cohort, write_study
 
-from cspine_helpers import export, labels, packer, paths, studies
+from cspine_helpers import export, labels, packer, paths, sources, studies
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.manifest import read_manifest
@@ -150,6 +150,11 @@ def test_of_several_series_in_folders_below_one_is_chosen_on_the_command_line(
         np.testing.assert_array_equal(np.load(cohort / "packed" / name), np.load(whole / "packed" / name))
     (report,) = pd.read_csv(cohort / "packed" / "report.csv").query(f"{UID} == '{FIRST}'").to_dict("records")
     assert "of another series" in report["message"]
+
+
+def test_one_of_several_reconstructions_under_one_uid_is_handed_on(cohort, two_series):
+    uid = f"{two_series[0]}#2"
+    assert sources.choose_series(PackSource.of(cohort).studies(), [uid]) == {FIRST: uid}
 
 
 def test_a_series_that_is_nowhere_or_two_in_one_study_are_refused(cohort, two_series, command):
