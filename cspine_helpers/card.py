@@ -171,6 +171,8 @@ def _decision(run: Dossier) -> str:
             promises = [
                 each.reason for each in frozen.guarantees if (each.level == "patient") == (level == "patient")
             ]
+            if promises and run.predictions is None:
+                promises = ["not shown: without `predictions.csv` it cannot be checked"]
             column["guarantee"] = " ".join(promises) or "none"
             column["frozen"] = frozen.said(level, "frozen_utc")
             column["openings of the test split before that"] = frozen.said(level, "test_openings_before")

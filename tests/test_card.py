@@ -522,6 +522,10 @@ def test_a_guarantee_that_these_predictions_do_not_give_is_not_printed(run):
         VALIDATION["label"], VALIDATION["probability"], promise.require(), reason="Guaranteed."
     )
     freeze(run, decision, WHOLE, guarantees=promise)
+    assert promise.reason in text_of(run)
+    (run / "predictions.csv").rename(run / "elsewhere.csv")
+    assert "guarantee | not shown: without `predictions.csv` it cannot be checked" in text_of(run)
+    (run / "elsewhere.csv").rename(run / "predictions.csv")
     record = json.loads((run / "decision.json").read_text())
     record["decisions"]["vertebra"]["guarantees"][0]["recall"] = 0.9
     write_sealed(run / "decision.json", record)
