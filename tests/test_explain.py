@@ -115,6 +115,57 @@ def test_scores_by_hand():
     assert scores["sequences"].tolist() == [2] * 4
 
 
+def of_level(rows, vertebra):
+    return rows.assign(vertebra=vertebra)
+
+
+def test_the_null_is_where_attention_goes_in_intact_vertebrae_of_the_level():
+    usual = [0.1, 0.6, 0.2, 0.1]
+    table = pd.concat(
+        [
+            slices("1", usual, [0, 1, 0, 0]),  # looks where it always looks, and the fracture is there
+            slices("2", [0.1, 0.1, 0.2, 0.6], [0, 0, 0, 1]),  # follows the fracture
+            slices("3", [0.2, 0.5, 0.2, 0.1], [0] * 4, label=0),
+            slices("4", [0.0, 0.7, 0.2, 0.1], [np.nan] * 4, label=0),
+            of_level(slices("5", [0.7, 0.1, 0.1, 0.1], [0] * 4, label=0), "C7"),  # another level
+        ],
+        ignore_index=True,
+    )
+    np.testing.assert_allclose(explain.intact_profile(table)[:4], usual)
+    np.testing.assert_allclose(explain.intact_profile(table)[-4:], [0.7, 0.1, 0.1, 0.1])
+    each = explain.sequence_scores(table)
+    np.testing.assert_allclose(each["profile_auroc"], [1, 0.5 / 3])
+    np.testing.assert_allclose(each["profile_share"], [0.6, 0.1])
+    np.testing.assert_allclose(each["profile_top1"], [1, 0])
+    scores = explain.attention_scores(table)
+    np.testing.assert_allclose(scores["profile"].iloc[[0, 2, 3]], [(1 + 0.5 / 3) / 2, 0.35, 0.5])
+    np.testing.assert_allclose(scores["difference"], scores["attention"] - scores["profile"])
+
+
+def test_a_model_that_always_looks_at_one_place_beats_uniform_weights_and_not_the_null():
+    rng = np.random.default_rng(1)
+    tables = []
+    for uid in range(60):
+        broken = uid % 2 == 0
+        weight = np.exp(-((np.arange(9) - 4) ** 2) / 3) * rng.uniform(0.8, 1.2, 9)
+        truth = (np.abs(np.arange(9) - 4 - rng.integers(-1, 2)) <= 1) & broken
+        tables.append(slices(str(uid), weight / weight.sum(), truth, label=int(broken)))
+    scores = explain.attention_scores(pd.concat(tables)).set_index("score")
+    for row in ("AUROC, mean of sequences", "weight on fractured slices"):
+        assert scores.loc[row, "attention"] > scores.loc[row, "uniform"] + 0.2
+        assert scores.loc[row, "low"] < 0 < scores.loc[row, "high"]
+    assert scores.loc["AUROC, all slices together", ["low", "high"]].isna().all()
+
+
+def test_a_level_without_intact_vertebrae_has_the_profile_of_all_and_none_intact_no_null():
+    intact = of_level(slices("1", [0.1, 0.2, 0.3, 0.4], [0] * 4, label=0), "C1")
+    broken = slices("2", [0.4, 0.3, 0.2, 0.1], [1, 0, 0, 0])
+    np.testing.assert_allclose(explain.intact_profile(pd.concat([broken, intact]))[:4], [0.1, 0.2, 0.3, 0.4])
+    scores = explain.attention_scores(broken)
+    assert scores[["profile", "difference", "low", "high"]].isna().all(axis=None)
+    assert scores["attention"].notna().all()
+
+
 def test_scores_equal_scikit_learns():
     rng = np.random.default_rng(3)
     tables = []
