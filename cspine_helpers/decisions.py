@@ -14,7 +14,14 @@ from numpy.typing import ArrayLike
 from cspine_helpers.aggregation import Aggregation
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import check_scores, confusion, rates, threshold_counts
-from cspine_helpers.objectives import Objective, Rule, best_threshold, check_choice, floors_of
+from cspine_helpers.objectives import (
+    Objective,
+    Rule,
+    best_threshold,
+    check_choice,
+    few_called,
+    floors_of,
+)
 
 Level = Literal["vertebra", "patient"]
 
@@ -31,7 +38,7 @@ class Decision:
         precision_floor: the least precision that was allowed; None: any.
         recall: recall at the threshold; 0 where there is none, as nothing is found then.
         precision: precision at the threshold; 0 where there is none.
-        reason: one sentence that says why this threshold, or why none.
+        reason: why this threshold, or why none; and how many cases it rests on where those are few.
         recall_floor: the least recall that was allowed; None: any.
         specificity_floor: the least specificity that was allowed; None: any.
         beta: of `max_fbeta`; how many times as much recall counts as precision.
@@ -180,13 +187,14 @@ def state_threshold(
     if not reason.strip():
         raise ValueError("A stated threshold needs its reason, one sentence. Say why this one.")
     y, p = check_scores(labels, probabilities, both_classes=True)
+    reached = rates(confusion(y, p, threshold)).iloc[0]
     return decision_of(
-        rates(confusion(y, p, threshold)).iloc[0],
+        reached,
         threshold=float(threshold),
         objective="stated",
         level=level,
         precision_floor=None,
-        reason=reason,
+        reason=f"{reason}{few_called(reached['tp'] + reached['fp'])}",
         aggregation=aggregation,
     )
 

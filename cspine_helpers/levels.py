@@ -10,7 +10,7 @@ from cspine_helpers.aggregation import Aggregation, aggregate, validation_rows
 from cspine_helpers.decisions import Decision, Level, choose_threshold, decision_of
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import at_level, confusion, defined_levels, has_own_score, rates
-from cspine_helpers.objectives import Rule, check_choice
+from cspine_helpers.objectives import Rule, check_choice, few_called
 from cspine_helpers.predictions import validate_predictions
 
 # of a vertebra's own threshold; where 18 of 20 are found, 70 to 97 % of all may be (Wilson)
@@ -96,10 +96,10 @@ def choose_per_vertebra(
     rows = at_level(validation_rows(predictions), "all")
     parts = {name: rows[rows["vertebra"] == name] for name in VERTEBRAE}
     counts = {name: np.bincount(part["label"], minlength=2) for name, part in parts.items()}
-    if few := [f"{name} {n[1]} and {n[0]}" for name, n in counts.items() if n.min() < min_positives]:
+    if rare := [f"{name} {n[1]} and {n[0]}" for name, n in counts.items() if n.min() < min_positives]:
         raise ValueError(
             f"A threshold of its own needs {min_positives} fractured and {min_positives} intact cases of "
-            f"each vertebra; found {', '.join(few)}. Choose one for all vertebrae, or add studies."
+            f"each vertebra; found {', '.join(rare)}. Choose one for all vertebrae, or add studies."
         )
     single = {
         name: choose_threshold(part["label"], part["probability"], **rule) for name, part in parts.items()
@@ -107,13 +107,15 @@ def choose_per_vertebra(
     failed = [f"{name}: {one.reason}" for name, one in single.items() if one.threshold is None]
     thresholds = None if failed else {name: one.require() for name, one in single.items()}
     called = rows["probability"] >= rows["vertebra"].map(thresholds or dict.fromkeys(VERTEBRAE, np.inf))
+    counted = called.groupby(rows["vertebra"]).sum()
+    few = [f"{name}:{words}" for name, n in counted.items() if (words := few_called(n))]
     return decision_of(
         rates(confusion(rows["label"], called, 0.5)).iloc[0],
         **rule,
         threshold=None,
         thresholds=thresholds,
         level="vertebra",
-        reason=" ".join(failed) or f"{Rule(**rule).title} of each vertebra by itself.",
+        reason=" ".join(failed or [f"{Rule(**rule).title} of each vertebra by itself.", *few]),
     )
 
 

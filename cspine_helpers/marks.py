@@ -11,6 +11,7 @@ from cspine_helpers.decisions import Decision, choose_threshold, state_threshold
 from cspine_helpers.guarantees import Guarantee, checked_guarantees
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import at_level, defined_levels
+from cspine_helpers.objectives import few_called
 
 DECIMALS = 4  # of a threshold, at least
 NAMES = {"all": "all vertebrae", "patient": "patients"}  # of levels within a sentence; C1 … C7 as they are
@@ -79,7 +80,14 @@ class Marks:
             reasons.append(
                 f"Guaranteed for {NAMES.get(_shown(each.level), each.level)}: {mark}. {each.reason}"
             )
-        self.note = " ".join([f"{why}, {digits(self.start)}.", *reasons])
+        few = few_called((self._rows(self.level)["probability"] >= self.start).sum())
+        self.note = " ".join([f"{why}, {digits(self.start)}.{few}", *reasons])
+
+    def _rows(self, level: str) -> pd.DataFrame:
+        """Labels and probabilities at a level; patients by the aggregation."""
+        if level == "patient":
+            return aggregate(self._predictions, self.aggregation)
+        return at_level(self._predictions, level)
 
     def _beginning(self, threshold: float | None) -> tuple[str, float, str]:
         """Level and threshold to start at, and why there."""
@@ -162,10 +170,9 @@ class Marks:
             raise ValueError("A decision is for all vertebrae, or for patients. Choose that level.")
         if self._given is not None and self.at(level).get("chosen") == threshold:
             return self._given
-        rows, options = at_level(self._predictions, level), dict[str, Any]()
+        rows, options = self._rows(level), dict[str, Any]()
         if level == "patient":
             options = {"level": "patient", "aggregation": self.aggregation}
-            rows = aggregate(self._predictions, self.aggregation)
         reason = "Set by hand on the slider."
         return state_threshold(rows["label"], rows["probability"], threshold, reason=reason, **options)
 

@@ -19,6 +19,8 @@ RSNA_COSTS = {
     for level, weight in (("vertebra", VERTEBRA_WEIGHT), ("patient", PATIENT_WEIGHT))
 }
 
+FEW_CALLED = 10  # cases; of fewer, the precision of a threshold hangs on single ones
+
 _TITLES = {
     "max_recall": "Highest recall",
     "max_f1": "Highest F1",
@@ -126,7 +128,15 @@ def best_threshold(rule: Rule, counts: pd.DataFrame) -> tuple[pd.Series | None, 
     among = f"all {len(table)} thresholds"
     if rule.floors:
         among = f"the {len(allowed)} of {len(table)} thresholds with {_held(rule.floors)}"
-    return best, f"{rule.title} among {among}."
+    return best, f"{rule.title} among {among}.{few_called(best['tp'] + best['fp'])}"
+
+
+def few_called(called: float) -> str:
+    """A sentence, after another one, where fewer than ten cases lie at or above a threshold; else nothing."""
+    if called >= FEW_CALLED:
+        return ""
+    lie = "Only 1 case lies" if called == 1 else f"Only {called:.0f} cases lie" if called else "No case lies"
+    return f" {lie} at or above it: a threshold that rests on fewer than {FEW_CALLED} is luck, not a policy."
 
 
 def _values(rule: Rule, table: pd.DataFrame) -> NDArray[np.float64]:

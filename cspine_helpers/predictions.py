@@ -175,7 +175,8 @@ def from_wide(
             `patient_overall` (or `Overall`) and `patient`, other columns are ignored; or `row_id, fractured`,
             row ids `<uid>_C1` … `<uid>_patient_overall`. Or the path of such a CSV file.
         labels: label table.
-        split: name of the split that all studies belong to, or a split table.
+        split: name of the split that all studies belong to, or a split table (its column `patient` counts,
+            where `wide` has none).
         missing: what happens to studies that `wide`, `labels` and the split table do not all hold.
 
     Raises:
@@ -216,7 +217,8 @@ def from_wide(
     truth = labels.melt(UID, units, "vertebra", "label")
     table = long.merge(truth, on=[UID, "vertebra"], validate="one_to_one")
     if isinstance(split, pd.DataFrame):
-        table = table.merge(split[[UID, "split"]], on=UID, validate="many_to_one")
+        known = [UID, "split", *(name for name in OPTIONAL if name in split.columns and name not in keys)]
+        table = table.merge(split[known], on=UID, validate="many_to_one")
     else:
         table["split"] = split
     order = {uid: place for place, uid in enumerate(rows[UID])}

@@ -10,9 +10,20 @@ import pandas as pd
 
 from cspine_helpers.labels import UID, VERTEBRAE, prevalence, validate_labels
 from cspine_helpers.paths import listing, seal_of
-from cspine_helpers.tables import numbers, read_table, refuse, uid_problems, write_table
+from cspine_helpers.tables import (
+    numbers,
+    read_columns,
+    read_table,
+    refuse,
+    seal_table,
+    through_numbers,
+    uid_problems,
+    write_table,
+)
 
 SPLITS = ("train", "validation", "test")
+OPTIONAL = ("patient",)  # whose study it is, where patients have several
+_ADOPT = "If it is yours and whole, take it with splits.adopt(path, table)"
 
 
 def split_patients(
@@ -160,10 +171,19 @@ def _column(split: pd.DataFrame) -> str:
 def check_leakage(split: pd.DataFrame) -> None:
     """Refuse a split (or folds) in which a study stands in two splits (folds), or twice in one.
 
+    So is a patient, where a column `patient` says whose study it is.
+
     Raises:
-        ValueError: names the first ten such studies.
+        ValueError: names the first ten such studies, or patients.
     """
     column = _column(split)
+    if "patient" in split.columns:
+        pairs = split[["patient", column]].dropna().drop_duplicates()
+        if len(torn := pairs["patient"][pairs["patient"].duplicated()].drop_duplicates()):
+            raise ValueError(
+                f"All studies of a patient belong to one {column}; these patients are in several "
+                f"({len(torn)}): {listing(torn)}. Put their studies together."
+            )
     twice = split[UID].duplicated(keep=False)
     if not twice.any():
         return
@@ -190,7 +210,10 @@ def studies_of(split: pd.DataFrame, name: str | int) -> list[str]:
 
 
 def split_hash(split: pd.DataFrame) -> str:
-    """SHA-256 of which study is where, whatever the order of rows: that of the file `write_split` writes."""
+    """SHA-256 of which study is where, whatever the order of rows and whoever the patients are.
+
+    Without a column `patient`, that of the file `write_split` writes.
+    """
     rows = split[[UID, _column(split)]].sort_values(UID, kind="stable")
     return hashlib.sha256(rows.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
@@ -207,9 +230,12 @@ def validate_split(split: pd.DataFrame, *, table: pd.DataFrame | None = None) ->
     column = _column(split)
     problems = list(uid_problems(split[UID]))
     if column == "split":
-        rule, odd = f"splits are called {', '.join(SPLITS)}", ~split[column].isin(SPLITS)
+        rule = f"splits are called {', '.join(SPLITS)} (numbered folds belong in a column 'fold')"
+        odd = ~split[column].isin(SPLITS)
     else:
         rule, odd = "folds are 0 … k - 1, two or more, without a gap", _outside_folds(split[column])
+    if "patient" in split.columns and (nameless := split["patient"].isna()).any():
+        problems.append(f"studies without a patient ({nameless.sum()}): {listing(split[UID][nameless])}")
     if odd.any():
         named = (f"{uid}: {name}" for uid, name in zip(split[UID][odd], split[column][odd], strict=True))
         problems.append(f"{rule}; others ({odd.sum()}): {listing(named)}")
@@ -217,7 +243,8 @@ def validate_split(split: pd.DataFrame, *, table: pd.DataFrame | None = None) ->
         for name, here, there in (("label table", split, table), ("split", table, split)):
             gone = here[UID][~here[UID].isin(there[UID])]
             if len(gone):
-                problems.append(f"studies that are not in the {name} ({len(gone)}): {listing(gone)}")
+                hint = through_numbers(gone, table[UID]) if name == "label table" else ""
+                problems.append(f"studies that are not in the {name} ({len(gone)}): {listing(gone)}{hint}")
     refuse(problems, what="The split")
 
 
@@ -228,10 +255,71 @@ def _outside_folds(folds: pd.Series) -> pd.Series:
     return ~(inside & whole.astype(bool)) | (folds.nunique() < 2)
 
 
-def write_split(split: pd.DataFrame, path: str | Path) -> None:
-    """Check the split (or folds) and write it, with its SHA-256 beside it as `sha256sum --check` reads it."""
+def write_split(split: pd.DataFrame, path: str | Path, *, replace: bool = False) -> None:
+    """Check the split (or folds) and write it, with its SHA-256 beside it as `sha256sum --check` reads it.
+
+    A split that stands there already is not written over unasked: runs were trained on it, or somebody made
+    it by hand.
+
+    Args:
+        split: split table, or table of folds.
+        path: `data/<cohort>/split.csv` as a rule.
+        replace: put it in the place of another one.
+
+    Raises:
+        FileExistsError: another file stands there, and `replace` is not set.
+        ValueError: see `validate_split`.
+    """
     validate_split(split)
-    write_table(split[[UID, _column(split)]].sort_values(UID, kind="stable"), path, sealed=True)
+    path, columns = Path(path), [UID, _column(split), *(name for name in OPTIONAL if name in split.columns)]
+    table = split[columns].sort_values(UID, kind="stable")
+    same = table.to_csv(index=False, lineterminator="\n").encode()
+    if path.exists() and not replace and path.read_bytes() != same:
+        own = (
+            "another split is there already"
+            if seal_of(path).is_file()
+            else f"a split of somebody's own is there: it has no SHA-256 beside it. {_ADOPT}"
+        )
+        raise FileExistsError(
+            f"{path} is kept as it is: {own}. write_split(..., replace=True) puts this one in its place; "
+            "runs that were trained on the other one are then of no use."
+        )
+    write_table(table, path, sealed=True)
+
+
+def adopt(path: str | Path, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Take a split (or folds) that somebody made in another way as the cohort's: check it, and seal it.
+
+    The file stays as it is, to the byte; its SHA-256 is written beside it. Patients with several studies are
+    kept together by a column `patient`: one of them in two splits is refused.
+
+    Args:
+        path: of the file, `data/<cohort>/split.csv` as a rule: `StudyInstanceUID` and `split` (or `fold`).
+        table: label table, to check that both hold the same studies.
+
+    Returns:
+        The split, as `read_split` reads it from now on.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: see `validate_split`; or it is sealed, and was changed after that.
+
+    Example:
+        >>> split = adopt(cohort_dir("rsna2022") / "split.csv", table)
+    """
+    what, source = "split", "Put it there, or make one with notebook 02."
+    columns = read_columns(path, what=what, source=source, text=(UID, *OPTIONAL)).columns
+    split = _read(path, "fold" if "split" not in columns and "fold" in columns else "split")
+    validate_split(split, table=table)
+    if not seal_of(path).is_file():
+        seal_table(path)
+    return split
+
+
+def _read(path: str | Path, column: str) -> pd.DataFrame:
+    what = "split" if column == "split" else "table of folds"
+    source = "Notebook 02 makes it."
+    return read_table(path, (UID, column), what=what, source=source, text=(UID, *OPTIONAL), optional=OPTIONAL)
 
 
 def read_split(
@@ -243,9 +331,11 @@ def read_split(
         FileNotFoundError: the split or its hash is not there.
         ValueError: the file was changed after it was written, or breaks a rule; offenders are named.
     """
-    what = "split" if column == "split" else "table of folds"
-    split = read_table(path, (UID, column), what=what, source="Notebook 02 makes it.", text=(UID,))
+    split = _read(path, column)
     if not (seal := seal_of(path)).is_file():
-        raise FileNotFoundError(f"No {seal.name} beside {path}. Make the split again with notebook 02.")
+        raise FileNotFoundError(
+            f"No {seal.name} beside {path}, so that nobody knows whether it is whole. {_ADOPT}, or make the "
+            "split again with notebook 02."
+        )
     validate_split(split, table=table)
     return split

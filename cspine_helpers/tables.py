@@ -168,7 +168,17 @@ def write_table(table: pd.DataFrame, path: str | Path, *, sealed: bool = False) 
         temporary = files.enter_context(atomic_path(path))
         table.to_csv(temporary, index=False, lineterminator="\n")
         if seal is not None:
-            seal.write_text(f"{sha256_of(temporary)}  {path.name}\n", encoding="utf-8")
+            seal.write_text(_seal(temporary, path.name), encoding="utf-8")
+
+
+def seal_table(path: str | Path) -> None:
+    """Write the SHA-256 of a file beside it, as `sha256sum --check` reads it."""
+    with atomic_path(seal_of(path)) as seal:
+        seal.write_text(_seal(path, Path(path).name), encoding="utf-8")
+
+
+def _seal(path: str | Path, name: str) -> str:
+    return f"{sha256_of(path)}  {name}\n"
 
 
 def require_columns(table: pd.DataFrame, columns: Sequence[str], *, what: str) -> None:

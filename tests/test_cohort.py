@@ -76,7 +76,7 @@ def test_a_run_of_another_split_or_other_labels_is_refused(folder):
     cohort = read_cohort(folder)
     record = {"data": cohort.fingerprint()}
     cohort.check_run(record)
-    write_split(split_patients(cohort.labels, seed=5), folder / "split.csv")
+    write_split(split_patients(cohort.labels, seed=5), folder / "split.csv", replace=True)
     with pytest.raises(ValueError, match="split_sha256 differ"):
         read_cohort(folder).check_run(record)
 

@@ -84,7 +84,7 @@ def writers(written, tmp_path, monkeypatch) -> dict[str, tuple[Path, Callable[[]
         ),
         "split": (
             folder / "split.csv",
-            lambda: splits.write_split(other_split, folder / "split.csv"),
+            lambda: splits.write_split(other_split, folder / "split.csv", replace=True),
         ),
         "sequence": (
             folder / "packed" / "1.2.826.0_1.npy",

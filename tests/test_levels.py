@@ -4,7 +4,7 @@ import pytest
 from test_aggregation import toy
 
 from cspine_helpers.aggregation import Aggregation, aggregate, fit_logistic
-from cspine_helpers.decisions import choose_threshold
+from cspine_helpers.decisions import choose_threshold, state_threshold
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.levels import apply_decision, choose_decision, choose_per_vertebra
 from cspine_helpers.metrics import confusion, rates
@@ -130,3 +130,32 @@ def test_a_vertebra_that_cannot_keep_the_floor_leaves_no_decision():
 def test_tables_that_cannot_choose_are_refused(table, message):
     with pytest.raises(ValueError, match=message):
         choose_decision(table, level="vertebra", objective="max_f1")
+
+
+def test_a_threshold_that_rests_on_few_scores_says_so():
+    rng = np.random.default_rng(0)
+    table = WHOLE.assign(probability=rng.random(len(WHOLE)) * 0.9)  # a model that knows nothing …
+    lucky = table.index[(table["label"] == 1) & (table["split"] == "validation")][:2]
+    table.loc[lucky, "probability"] = [0.95, 0.96]  # … and was right twice
+    decision = choose_decision(table, level="vertebra", precision_floor=0.9)
+    assert decision.threshold == 0.95
+    assert decision.recall < 0.01
+    assert decision.reason.endswith(
+        "Only 2 cases lie at or above it: a threshold that rests on fewer than 10 is luck, not a policy."
+    )
+    assert "lie" not in choose_decision(table, level="vertebra", objective="max_f1").reason
+    each = choose_per_vertebra(table, min_positives=10, objective="max_precision", recall_floor=0.01)
+    counts = apply_decision(each, table[table["split"] == "validation"], level="vertebra").groupby("vertebra")
+    few = counts["positive"].sum().loc[lambda n: n < 10].index.tolist()
+    assert few
+    assert [name for name in VERTEBRAE if f"{name}: Only" in each.reason] == few
+
+
+@pytest.mark.parametrize(
+    ("cases", "words"), [(0, "No case lies"), (1, "Only 1 case lies"), (9, "Only 9 cases")]
+)
+def test_a_stated_threshold_above_few_cases_says_so_and_one_above_ten_does_not(cases, words):
+    labels, probabilities = [0, 1] * 20, np.append(np.full(40 - cases, 0.2), np.full(cases, 0.9))
+    assert words in state_threshold(labels, probabilities, 0.5, reason="By hand.").reason
+    full = np.append(np.full(30, 0.2), np.full(10, 0.9))
+    assert state_threshold(labels, full, 0.5, reason="By hand.").reason == "By hand."

@@ -176,7 +176,7 @@ def test_edited_folds_are_noticed_and_a_split_is_not_read_as_folds(folds, split,
     path.write_text(path.read_text().replace(",3\n", ",2\n", 1))
     with pytest.raises(ValueError, match="not the file that was written"):
         splits.read_split(path, column="fold")
-    splits.write_split(split, path)
+    splits.write_split(split, path, replace=True)
     with pytest.raises(ValueError, match=r"lacks the column\(s\) 'fold'"):
         splits.read_split(path, column="fold")
 
@@ -271,3 +271,67 @@ def test_on_the_real_table_no_prevalence_differs_by_half_a_percentage_point(seed
     folds = splits.k_folds(table, seed=seed).merge(table, on=UID)
     prevalence = folds.groupby("fold")[list(TARGETS)].mean()
     assert (prevalence.max() - prevalence.min()).max() < 0.005  # measured: 0.0030
+
+
+def test_a_split_that_stands_there_is_not_written_over_unasked(split, tmp_path):
+    path, other = tmp_path / "split.csv", splits.split_patients(random_table(50), seed=9)
+    splits.write_split(split, path)
+    splits.write_split(split.sample(frac=1, random_state=0), path)  # the same one
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match=r"kept as it is: another split is there.*replace=True"):
+        splits.write_split(other, path)
+    assert path.read_bytes() == before
+    splits.write_split(other, path, replace=True)
+    assert splits.split_hash(splits.read_split(path)) == splits.split_hash(other)
+
+
+def test_an_own_split_is_kept_and_taken_in_one_call_as_it_is_to_the_byte(split, tmp_path):
+    path, table = tmp_path / "split.csv", random_table(50)
+    split.sample(frac=1, random_state=1).assign(note="x").to_csv(path, index=False, lineterminator="\r\n")
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match=r"somebody's own .*take it with splits\.adopt\(path, table\)"):
+        splits.write_split(splits.split_patients(table, seed=9), path)
+    with pytest.raises(FileNotFoundError, match=r"take it with splits\.adopt\(path, table\), or make"):
+        splits.read_split(path, table)
+    found = splits.adopt(path, table)
+    assert splits.split_hash(found) == splits.split_hash(split)
+    pd.testing.assert_frame_equal(splits.read_split(path, table), found)
+    assert path.read_bytes() == before
+    path.write_bytes(before.replace(b",test", b",train", 1))
+    with pytest.raises(ValueError, match="not the file that was written"):
+        splits.adopt(path, table)
+
+
+OWN = {
+    "a study short": (lambda split: split[1:], "not in the split"),
+    "val": (lambda split: split.replace("validation", "val"), r"called train, validation, test .*: val'"),
+    "numbers": (lambda split: split.assign(split=range(1, 51)), "numbered folds belong in a column 'fold'"),
+    "folds from 1": (lambda split: split.assign(fold=[1, 2] * 25)[[UID, "fold"]], "folds are 0 … k - 1"),
+    "patients": (lambda split: split.assign(patient=["a", *"b" * 49]), r"are in several \(1\): 'b"),
+}
+
+
+@pytest.mark.parametrize(("change", "sentence"), OWN.values(), ids=list(OWN))
+def test_an_own_split_that_breaks_a_rule_is_not_sealed(change, sentence, split, tmp_path):
+    change(split).to_csv(tmp_path / "split.csv", index=False)
+    with pytest.raises(ValueError, match=sentence):
+        splits.adopt(tmp_path / "split.csv", random_table(50))
+    assert [path.name for path in tmp_path.iterdir()] == ["split.csv"]
+
+
+def test_folds_and_patients_of_ones_own_are_taken_too(split, folds, tmp_path):
+    folds.to_csv(tmp_path / "folds.csv", index=False)
+    assert splits.split_hash(splits.adopt(tmp_path / "folds.csv")) == splits.split_hash(folds)
+    owned = split.assign(patient=split["split"] + "-1")
+    owned.to_csv(tmp_path / "split.csv", index=False)
+    assert splits.adopt(tmp_path / "split.csv")["patient"].nunique() == 3
+    splits.write_split(owned, tmp_path / "again.csv")
+    assert splits.read_split(tmp_path / "again.csv")["patient"].nunique() == 3
+
+
+def test_ids_of_an_own_split_that_were_read_as_numbers_are_found_by_the_label_table(tmp_path):
+    table = random_table(50).assign(**{UID: [f"1.{n}" for n in range(10, 60)]})
+    split = splits.split_patients(table).replace({UID: {"1.50": "1.5"}})
+    split.to_csv(tmp_path / "split.csv", index=False)
+    with pytest.raises(ValueError, match=r"read as numbers on their way .*'1.5 for 1.50'"):
+        splits.adopt(tmp_path / "split.csv", table)
