@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,17 @@ import nbformat
 import pandas as pd
 import pytest
 import run as runner
+from conftest import RSNA, needs_rsna
 from nbformat import NotebookNode
-from test_aggregation import toy
+from test_aggregation import toy, with_own
 
 from cspine_helpers.aggregation import Aggregation
 from cspine_helpers.frozen import freeze
 from cspine_helpers.held_out import evaluate_on_test
+from cspine_helpers.labels import UID, VERTEBRAE, read_labels, write_labels
 from cspine_helpers.levels import choose_decision
-from cspine_helpers.predictions import write_predictions
+from cspine_helpers.predictions import read_predictions, write_predictions
+from cspine_helpers.splits import adopt, split_hash, split_patients, write_split
 
 ROOT = Path(__file__).parents[1]
 SERIES = [
@@ -212,3 +216,120 @@ def test_04_leaves_a_run_as_it_stands_and_says_so(tmp_path, monkeypatch, state, 
     assert sentence in "".join(o.get("text", "") for cell in cells for o in cell.get("outputs", []))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert (tmp_path / "figures" / "04_test.png").is_file() == (state == "another decision")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project, where notebooks' cells are run in this process."""
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_cells(name: str, many: int | None = None, **parameters: object) -> dict[str, object]:
+    """Run the first code cells of a notebook, or all of them, here; returns what they have defined."""
+    names: dict[str, object] = {"display": lambda _: None}
+    for place, cell in enumerate(code(read(name))[:many]):
+        exec(compile(cell.source, f"{name}, cell {place}", "exec"), names)
+        names |= parameters if place == 1 else {}
+    return names
+
+
+def printed(source: str) -> str:
+    """The Python that a page prints for readers to copy."""
+    return re.search(r"```python\n(.*?)```", source, re.DOTALL)[1]
+
+
+@needs_rsna
+def test_what_04_prints_about_predictions_from_another_model_runs_as_printed(project):
+    table = read_labels(RSNA / "train.csv")
+    write_split(split_patients(table), project / "split.csv")
+    shutil.copy(RSNA / "train.csv", project / "train.csv")
+    shutil.copy(RSNA / "oof_predictions.csv", project / "oof.csv")
+    exec(printed(read("04_thresholds").cells[-1].source), {})
+    assert len(read_predictions(project / "checkpoints" / "theirs" / "predictions.csv")) == 2018 * 8
+
+
+def foreign(project: Path, patients: int = 40) -> pd.DataFrame:
+    """`train.csv` and `split.csv` of simulated patients, and a wide table of their predictions."""
+    rows = toy(patients)
+    wide = rows.pivot_table("probability", UID, "vertebra").reset_index()
+    truth = rows.pivot_table("label", UID, "vertebra").astype(int).reset_index()
+    write_labels(truth.assign(patient_overall=truth[list(VERTEBRAE)].max(axis=1)), project / "train.csv")
+    write_split(split_patients(read_labels(project / "train.csv")), project / "split.csv")
+    return wide.assign(Overall=wide[list(VERTEBRAE)].mean(axis=1))
+
+
+def test_what_is_printed_about_predictions_from_another_model_runs_as_printed(project):
+    wide = foreign(project)
+    wide.to_csv("oof.csv", index=False)
+    long = wide.rename(columns={"Overall": "patient_overall"}).melt(
+        UID, var_name="vertebra", value_name="fractured"
+    )
+    long.insert(0, "row_id", long[UID] + "_" + long["vertebra"])
+    long[["row_id", "fractured"]].to_csv("submission.csv", index=False)
+    path = project / "checkpoints" / "theirs" / "predictions.csv"
+    exec(printed(read("04_thresholds").cells[-1].source), {})
+    assert read_predictions(path)["split"].nunique() == 3
+    exec(printed((ROOT / "checkpoints" / "README.md").read_text()), {})
+    assert len(read_predictions(path)) == 40 * 8
+
+
+TABLES = {
+    "no C7": lambda table: table[table["vertebra"] != "C7"],
+    "only C2": lambda table: table[table["vertebra"] == "C2"],
+    "one study with all seven": lambda table: table[(table["vertebra"] != "C7") | (table[UID] == "1.0.3")],
+    "own scores": lambda table: with_own(table, "median"),
+    "own scores, two scans of each patient": lambda table: with_own(table, "median").assign(
+        patient=lambda rows: rows[UID].str.replace(r"[13579]$", "0", regex=True)
+    ),
+}
+
+
+@pytest.mark.series
+@pytest.mark.parametrize("case", TABLES)
+def test_06_runs_whatever_vertebrae_and_patient_scores_there_are(case, project, capsys):
+    folder = project / "checkpoints" / "theirs"
+    folder.mkdir(parents=True)
+    write_predictions(
+        TABLES[case](toy(240)).assign(label=lambda rows: rows["label"]), folder / "predictions.csv"
+    )
+    names = run_cells("06_calibration", RUN="theirs")
+    text = capsys.readouterr().out
+    assert (f"patients, by {'own score' if 'own' in case else 'max'}") in text
+    assert ("The loss needs all seven vertebrae" in text) == ("own" not in case)
+    if "own" in case:
+        assert "as predicted, patients by own score" in names["losses"]
+        assert names["losses"]["as predicted, patients by own score"].tolist() != (
+            names["losses"]["as predicted, patients by max"].tolist()
+        )
+    assert (folder / "MODEL_CARD.md").is_file()
+
+
+@pytest.mark.series
+def test_04_decides_about_patients_by_their_own_score_where_there_is_one(project, capsys):
+    folder = project / "checkpoints" / "theirs"
+    folder.mkdir(parents=True)
+    table = pd.concat([toy(150), toy(80, seed=7, split="test")])
+    write_predictions(with_own(table, "median"), folder / "predictions.csv")
+    names = run_cells("04_thresholds", RUN="theirs")
+    assert names["own"].aggregation == names["guarantee"].aggregation == Aggregation("own")
+    assert "A patient's probability is the model's own score." in capsys.readouterr().out
+
+
+def test_02_keeps_a_split_of_ones_own_and_names_the_call_that_takes_it(project, capsys):
+    foreign(project)
+    folder = project / "data" / "mine"
+    folder.mkdir(parents=True)
+    shutil.move(project / "train.csv", folder / "train.csv")
+    own = split_patients(read_labels(folder / "train.csv"), seed=9)
+    own.to_csv(folder / "split.csv", index=False)
+    before = (folder / "split.csv").read_bytes()
+    with pytest.raises(FileNotFoundError, match=r"take it with splits\.adopt\(path, table\)"):
+        run_cells("02_split_and_expand", 4, COHORT="mine")
+    adopt(folder / "split.csv")
+    names = run_cells("02_split_and_expand", 4, COHORT="mine")
+    assert split_hash(names["split"]) == split_hash(own)
+    assert "mine/split.csv is kept as it is: another split is there already" in capsys.readouterr().out
+    assert (folder / "split.csv").read_bytes() == before
