@@ -1,5 +1,7 @@
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -109,6 +111,14 @@ def test_presets_fit_their_cohorts():
     model, config = preset("quick")
     assert (model, config.epochs) == (ModelConfig.small(), 1)
     assert preset("rsna2022") == (ModelConfig(), TrainConfig())
+
+
+def test_the_built_in_preset_is_what_the_shipped_run_was_trained_with():
+    path = Path(__file__).parents[1] / "checkpoints" / "builtin" / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for name, config in zip(("model", "train"), preset("builtin"), strict=True):
+        today = json.loads(json.dumps(asdict(config)))
+        assert {setting: today[setting] for setting in record[name]} == record[name]
 
 
 @pytest.mark.parametrize(
