@@ -40,8 +40,8 @@ def table():
 
 @pytest.fixture(scope="module")
 def halves():
-    """The real predictions, patients dealt into two halves."""
-    wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
+    """The real predictions of vertebrae, patients dealt into two halves."""
+    wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str}).drop(columns="Overall")
     labels = read_labels(RSNA / "train.csv")
     dealt = np.random.default_rng(0).permutation(len(labels)) % 2
     split = labels[[UID]].assign(split=np.where(dealt == 0, "validation", "test"))
