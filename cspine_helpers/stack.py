@@ -33,7 +33,6 @@ CLOSE_STEP, MISSING_STEP = 0.6, 1.5  # of the usual step
 SAME_STEPS = 1e-3  # of a pixel, that pixel spacing and orientation may differ
 MAX_CHANGE, MIN_RUN = 2.1, 3  # from one step to another: so many times as long, so many of each
 MIN_STEP_MM = 0.01  # closer than that, two slices are at one position
-MAX_DRIFT_PIXELS = 0.1  # over the whole series, before it is repaired
 MAX_TILT_DEG = 35.0
 MAX_BENT_PIXELS = 1.0  # off a straight line
 _TELLING = {  # tags that a series has one of
@@ -206,7 +205,7 @@ def _check_steps(names: list[str], along_mm: np.ndarray) -> None:
         return
     close = np.flatnonzero(steps < CLOSE_STEP * np.median(steps))
     odd = np.abs(steps - np.median(steps)) > 2 * EVEN_MM
-    if close.size and odd.sum() > 1:  # one odd step is uneven spacing
+    if close.size and (odd.sum() > 1 or len(steps) <= MIN_RUN):  # one among even ones is uneven spacing
         where = ", ".join(f"{names[i]!r} and {names[i + 1]!r}" for i in close[:5])
         raise ValueError(
             f"slices lie closer together than the rest, {steps.min():.2f} mm for {np.median(steps):.2f} mm "
@@ -293,7 +292,7 @@ def _straight(found: _Geometry) -> _Geometry:
     low, high = found.offsets.min(axis=0), found.offsets.max(axis=0)
     sides_mm = np.linalg.norm(found.frame[1:], axis=1)
     rounding = 2 * EVEN_MM * np.abs(found.frame[1:]).sum(axis=1) / sides_mm**2  # in pixels
-    if (high - low <= np.maximum(MAX_DRIFT_PIXELS, rounding)).all():
+    if (high - low <= rounding).all():
         return found
     drift_mm = np.hypot(*((high - low) * sides_mm))
     tilt_deg = np.rad2deg(np.arctan2(drift_mm, found.along_mm[-1] - found.along_mm[0]))

@@ -23,6 +23,7 @@ from scans import FRAME, affine_of, assert_private, edit, excerpt, phantom, posi
 from cspine_helpers import dicom
 from cspine_helpers.dicom import read_series
 from cspine_helpers.packing import PackConfig, pack_vertebra
+from cspine_helpers.sources import choose_series
 
 SPACING = (1.25, 0.75, 0.5)  # exact in binary, so that positions compare without tolerance
 BONE = PackConfig(slices=5, size=48)
@@ -440,6 +441,21 @@ def test_a_header_that_says_tilt_alone_changes_nothing(tmp_path):
     assert volume.warnings == ()
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("drift_mm", "moved"), [(0.11, False), (0.14, True), (-0.11, False), (-0.14, True)])
+def test_slices_are_moved_where_they_drift_by_more_than_rounding_makes(tmp_path, axis, drift_mm, moved):
+    """Over the whole series; less would blur every slice for nothing."""
+
+    def drift(ds, z):
+        ds.ImagePositionPatient[axis] += drift_mm * z / 9
+
+    hu = body()
+    write_dicom(tmp_path, hu, SPACING, extra=drift)
+    volume = read_series(tmp_path)
+    assert ["gantry tilt" in warning for warning in volume.warnings] == [True] * moved
+    assert (volume.hu.shape == hu.shape) != moved
+
+
 def test_more_shift_than_a_gantry_tilts_is_refused(tmp_path):
     write_dicom(tmp_path, body(), SPACING, direction=tilted(50))
     refusal(lambda: read_series(tmp_path), tmp_path.name, "50°", "resample")
@@ -522,6 +538,20 @@ UNEVEN = {
 }
 
 
+@pytest.mark.parametrize(("slope", "kind"), [(1, np.int16), (0.5, np.float32)])
+def test_resampled_values_are_rounded_where_they_are_whole(tmp_path, slope, kind):
+    """Truncation would move all of them towards zero."""
+    hu, places = body()[:8], np.array([0, 1, 2, 3, 4, 4.3, 5.3, 6.3])
+    write_dicom(tmp_path, hu, (1.0, 0.75, 0.5), places=places, slope=slope)
+    volume = read_series(tmp_path)
+    there = np.linspace(0, 6.3, 7)
+    linear = np.apply_along_axis(lambda values: np.interp(there, places, values), 0, hu.astype(float))
+    assert volume.hu.dtype == kind
+    assert np.abs(linear - np.rint(linear)).max() > 0.4
+    allowed = 0.5001 if kind == np.int16 else 1e-3
+    assert np.abs(volume.hu - linear).max() <= allowed
+
+
 @pytest.mark.parametrize("places", UNEVEN.values(), ids=UNEVEN)
 @pytest.mark.parametrize("orientation", ["IPL", "SPL"])
 def test_uneven_spacing_beyond_rounding_is_resampled_to_its_usual_step(tmp_path, places, orientation):
@@ -542,6 +572,8 @@ def test_uneven_spacing_beyond_rounding_is_resampled_to_its_usual_step(tmp_path,
 TOO_UNEVEN = {
     "every other slice of the middle": [0, 1, 2, 3, 5, 7, 9, 10, 11, 12],
     "two at the end": [0, 1, 2, 3, 4, 5, 7, 9],
+    "more steps are long than short": [0, 1, 2.6, 4.2],
+    "one of three steps is half of the others": [0, 1, 3, 5],
     "far coarser": [0, 1, 2, 3, 4, 7, 10, 13, 16],
     "a gap at the change": [0, 1, 2, 3, 4, 7, 9, 11, 13],
     "a gap and an odd step": [0, 1, 2, 3, 3.25, 4.25, 5.25, 7.25, 8.25, 9.25, 10.25],
@@ -631,6 +663,33 @@ def test_slices_without_a_place_are_refused_by_name(tmp_path, element):
     edit(files[1], lambda ds: delattr(ds, element))
     edit(files[8], lambda ds: setattr(ds, element, None))
     refusal(lambda: read_series(tmp_path), "2 of 10", files[1].name, files[8].name, "headers", "original")
+
+
+AXES = {
+    "not at right angles": ([1, 0, 0, 0.05, 0.99875, 0], False),
+    "nor the other way": ([1, 0, 0, -0.05, 0.99875, 0], False),
+    "long rows": ([1.02, 0, 0, 0, 1, 0], False),
+    "short columns": ([1, 0, 0, 0, 0.98, 0], False),
+    "rounded to two digits": ([1, 0, 0, 0, 0.87, 0.5], True),
+    "turned within the plane": ([0.985, 0.174, 0, -0.174, 0.985, 0], True),
+    "almost at right angles": ([1, 0, 0, 0.009, 1, 0], True),
+}
+
+
+@pytest.mark.parametrize(("axes", "usable"), AXES.values(), ids=AXES)
+def test_rows_and_columns_are_unit_vectors_at_right_angles_or_refused(tmp_path, axes, usable):
+    normal = np.cross(axes[:3], axes[3:])
+
+    def place(ds, z):
+        ds.ImageOrientationPatient = axes
+        ds.ImagePositionPatient = [f"{v:.6f}" for v in -normal * z]
+
+    hu = body()
+    write_dicom(tmp_path, hu, SPACING, extra=place)
+    if usable:
+        assert read_series(tmp_path).hu.size == hu.size
+    else:
+        refusal(lambda: read_series(tmp_path), "10 of 10", "no usable position, orientation")
 
 
 def test_a_single_slice_is_no_volume(tmp_path):
@@ -906,6 +965,8 @@ def test_two_reconstructions_in_one_series_are_refused_and_one_is_chosen(tmp_pat
         assert sorted(chosen.frames) == list(range(1 + k, 21, 2))
         assert chosen.warnings == ()
     refusal(lambda: read_series(tmp_path, series=f"{scans.SERIES_UID}#3"), "#1", "#2", "choose")
+    asked = f"{scans.SERIES_UID}#2"
+    assert choose_series({"1.2.3": tmp_path}, [asked]) == {"1.2.3": asked}
 
 
 def test_one_slice_of_another_reconstruction_is_refused_by_name(tmp_path):
