@@ -49,6 +49,16 @@ def test_the_mask_moves_with_the_image_and_stays_binary(seed):
     assert differs[0].sum() <= 0.3 * edge  # nearest against linear: pixels on the outline only
 
 
+def test_a_pixel_half_covered_by_the_moved_mask_is_mask_and_one_less_covered_is_not():
+    (affine,) = (step for step in only(affine=1.0)._compose.transforms if hasattr(step, "move"))
+    image = np.zeros((32, 32, 6), np.uint8)
+    image[:, 10:20, 5] = 255
+    for shift, columns in ((0.5, range(10, 21)), (0.4, range(10, 20)), (0.6, range(11, 21))):
+        (moved,) = affine.move([image], np.array([[1, 0, shift], [0, 1, 0], [0, 0, 1.0]]))
+        assert np.flatnonzero(moved[16, :, 5] == 255).tolist() == list(columns)
+        assert set(np.unique(moved[..., 5])) == {0, 255}
+
+
 @pytest.mark.parametrize("step", ["flip", "affine", "contrast", "noise", "dropout"])
 @pytest.mark.parametrize("seed", range(4))
 def test_every_step_does_what_albumentations_would_with_the_same_draw(step, seed):

@@ -40,6 +40,8 @@ def test_an_item_is_the_packed_sequence_with_channels_first(cohort):
     assert (item["label"].item(), item["label"].dtype) == (label, torch.float32)
     assert (item["vertebra"].item(), item["vertebra"].dtype) == (int(vertebra[1]) - 1, torch.int64)
     assert (item["index"].item(), item["index"].dtype) == (9, torch.int64)
+    named = SequenceDataset(samples, str(cohort.packed), slices=SLICES, size=SIZE)
+    assert torch.equal(named[9]["sequence"], item["sequence"])
 
 
 @pytest.mark.parametrize("augment", [None, ALWAYS])
