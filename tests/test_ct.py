@@ -404,7 +404,7 @@ NO_HOUNSFIELD = {
     "8 bits": lambda hu: np.clip((hu + 500.0) / 1800 * 255, 0, 255).astype(np.uint8),
     "8 bits, soft tissue": lambda hu: np.clip((hu + 160.0) / 400 * 255, 0, 255).astype(np.uint8),
     "twice the slope": lambda hu: 2 * (hu + 1024) - 1024,
-    "ten times": lambda hu: hu * 10.0,
+    "nine times": lambda hu: hu * 9.0,
     "MR": lambda hu: rounded(np.abs(np.where(hu < -300, 0, np.where(hu > 150, 90, 400 + 2 * hu)) + 9.4)),
 }
 

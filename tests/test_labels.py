@@ -68,8 +68,15 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
         labels.read_labels(tmp_path / "train.csv")
 
 
+def test_semicolons_separate_values_as_commas_do(table, tmp_path):
+    labels.write_labels(table, tmp_path / "train.csv")
+    table.to_csv(tmp_path / "semicolons.csv", index=False, sep=";")
+    expected = labels.read_labels(tmp_path / "train.csv")
+    pd.testing.assert_frame_equal(labels.read_labels(tmp_path / "semicolons.csv"), expected)
+
+
 def test_a_wrong_delimiter_is_refused_and_suspected(table, tmp_path):
-    table.to_csv(tmp_path / "train.csv", index=False, sep=";")
+    table.to_csv(tmp_path / "train.csv", index=False, sep="|")
     with pytest.raises(ValueError, match="separated by commas"):
         labels.read_labels(tmp_path / "train.csv")
 
