@@ -35,6 +35,7 @@ MAX_CHANGE, MIN_RUN = 2.1, 3  # from one step to another: so many times as long,
 MIN_STEP_MM = 0.01  # closer than that, two slices are at one position
 MAX_TILT_DEG = 35.0
 MAX_BENT_PIXELS = 1.0  # off a straight line
+MAX_VALUES = 8  # of a tag; more of them count pictures or rotations, not series
 _TELLING = {  # tags that a series has one of
     "kernel": "convolution kernels",
     "image_type": "image types",
@@ -360,7 +361,11 @@ def reconstructions(slices: list[Slice]) -> tuple[list[list[Slice]], str]:
     along_mm = np.array([_frame(its)[0] @ normal for its in slices])
     order = np.argsort(along_mm, kind="stable")
     ordered = [slices[i] for i in order]
-    telling = {tag: what for tag, what in _TELLING.items() if _alternate(ordered, tag)}
+    telling = {
+        tag: what
+        for tag, what in _TELLING.items()
+        if _alternate(ordered, tag) and len({its.tags[tag] for its in slices}) <= MAX_VALUES
+    }
     is_one = _is_even(along_mm[order], normal) and not _to_and_fro(_numbered(ordered))
     if _alternate(ordered, "acquisition") and (telling or not is_one):
         telling["acquisition"] = "acquisition numbers"

@@ -5,6 +5,7 @@ import sys
 import zlib
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import scans
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
 from scans import (
     FRAME,
     ORIENTATIONS,
@@ -470,6 +473,35 @@ def test_a_real_series_with_another_intercept_is_refused(tmp_path, change):
     for file in (tmp_path / "ct").iterdir():
         edit(file, lambda ds: setattr(ds, "RescaleIntercept", int(ds.RescaleIntercept) + change))
     refusal(lambda: read_ct(tmp_path / "ct"), "no Hounsfield units", "intercept")
+
+
+def foreign(folder: Path, name: str, change: int) -> Path:
+    """A slice of another vendor three times, one above the other, with something added to its intercept."""
+    folder.mkdir()
+    for z in range(3):
+        ds = dcmread(get_testdata_file(name, download=False))
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"1.2.{z + 1}"
+        ds.ImagePositionPatient[2] += 1.25 * z
+        ds.RescaleIntercept += change
+        ds.save_as(folder / f"{z}.dcm")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "693_J2KI.dcm"])
+def test_slices_of_other_vendors_are_hounsfield_units_and_nothing_is_that_lies_off_them(tmp_path, name):
+    """pydicom's own; the second has noise down to -3995 around the body."""
+    assert len(read_ct(foreign(tmp_path / "ct", name, 0)).hu) == 3
+    for change in (1000, 1024, -1000, -1024, 300, 400):
+        folder = foreign(tmp_path / str(change), name, change)
+        refusal(lambda its=folder: read_ct(its), folder.name, "no Hounsfield units")
+
+
+def test_a_series_of_another_vendor_in_two_acquisitions_is_read(tmp_path):
+    """pydicom's own: five slices of 16 by 16 pixels, without air."""
+    folder = Path(get_testdata_file("dicomdirtests/98892001/CT5N/2062", download=False)).parent
+    volume = read_ct(folder)
+    assert volume.hu.shape == (5, 16, 16)
+    assert ["no air" in warning for warning in volume.warnings] == [True]
 
 
 def test_exported_phantoms_are_hounsfield_units_without_a_word(tmp_path):

@@ -969,6 +969,16 @@ def test_two_reconstructions_in_one_series_are_refused_and_one_is_chosen(tmp_pat
     assert choose_series({"1.2.3": tmp_path}, [asked]) == {"1.2.3": asked}
 
 
+def test_times_that_belong_to_pictures_are_no_sign_of_several_series(tmp_path):
+    """Some scanners write the second that a picture was made in, three at a time, in whatever order."""
+    hu = body((30, 24, 20))
+    times = [f"1011{z * 7 % 10:02d}" for z in range(30)]
+    write_dicom(tmp_path, hu, SPACING, extra=lambda ds, z: setattr(ds, "SeriesTime", times[z]))
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ()
+
+
 def test_one_slice_of_another_reconstruction_is_refused_by_name(tmp_path):
     files = write_dicom(
         tmp_path, body(), SPACING, extra=lambda ds, z: setattr(ds, "ConvolutionKernel", "B70"[: 2 + (z == 4)])
