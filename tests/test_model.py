@@ -123,6 +123,16 @@ def test_the_seed_decides_the_weights():
     assert not torch.equal(first["backbone.conv_stem.weight"], other["backbone.conv_stem.weight"])
 
 
+@pytest.mark.parametrize("pooling", ["avg", "avgmax"])
+def test_features_of_a_slice_are_its_pooled_maps_and_those_of_its_mask(pooling):
+    model, pixels = build(pooling=pooling).eval(), sequences()[0]
+    with torch.no_grad():
+        maps = model.backbone.forward_features(pixels[:, :5].float() / 127.5 - 1).flatten(2)  # (N, D, cells)
+        parts = [maps.mean(2), maps.amax(2)] if pooling == "avgmax" else [maps.mean(2)]
+        parts.append(model.mask_encoder((pixels[:, 5:] >= 128).float()))
+        torch.testing.assert_close(model.encode(pixels), torch.cat(parts, 1), rtol=1e-4, atol=1e-5)
+
+
 def inputs_of(module, run):
     """What a module is given while `run` runs."""
     seen = []
