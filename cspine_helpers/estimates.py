@@ -33,6 +33,7 @@ RATES = {  # of which rows
     "accuracy": COUNTS,
 }
 AREAS = ("auroc", "average_precision")
+_MOST_SKEW = 0.5  # times √patients / t: from there on the correction grows in length, hardly in coverage
 _SAME = 1e-9  # draws that differ by less are equal but for rounding
 
 
@@ -96,8 +97,8 @@ def mean_interval(shares: Floats, confidence: float) -> tuple[float, float]:
     spread = shares.std(ddof=1)
     if spread == 0:
         return middle, middle
-    skew = ((shares - middle) ** 3).mean() / spread**3
     q = t.ppf((1 + confidence) / 2, patients - 1) / np.sqrt(patients)
+    skew = np.clip(((shares - middle) ** 3).mean() / spread**3, -_MOST_SKEW / q, _MOST_SKEW / q)
     ends = np.array([q, -q])
     corrected = ends - skew / (6 * patients)
     if abs(skew) > _SAME:
