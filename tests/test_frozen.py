@@ -260,6 +260,8 @@ def test_a_calibrator_of_later_says_so_and_another_needs_to_be_asked_for(tmp_pat
     assert second.record["calibrators"]["all"]["test_openings_before"] == 1
     assert second.said("vertebra", "test_openings_before") == 0
     assert set(second.calibrate(WHOLE)["vertebra"]) == set(VERTEBRAE)
+    elsewhere = replace(FITTED[0], slope=FITTED[0].slope * (1 + 1e-12))  # another machine rounds otherwise
+    assert freeze(tmp_path, BOTH, WHOLE, calibrators=[elsewhere]) == second
     other = fit_calibrator(WHOLE[WHOLE["split"] == "validation"], kind="temperature")
     with pytest.raises(FileExistsError, match=r"holds another calibrator \('all'\)\. The test split was"):
         freeze(tmp_path, BOTH, WHOLE, calibrators=[other])
