@@ -289,3 +289,10 @@ def test_real_values_are_those_of_metrics_and_lie_in_their_intervals(level, at):
     assert found["value"][-2:].tolist() == pytest.approx(areas, abs=1e-12)
     assert ((found["low"] < found["value"]) & (found["value"] < found["high"])).all()
     assert (found["undefined"] == 0).all()
+
+
+def test_a_metric_may_be_undefined_in_five_of_a_hundred_resamples_and_no_more():
+    found = pd.DataFrame({"metric": ["recall"], "value": [0.5], "undefined": [50]})
+    assert intervals.defined(found, 1000, "all") is found
+    with pytest.raises(ValueError, match="recall in 51"):
+        intervals.defined(found.assign(undefined=51), 1000, "all")

@@ -219,3 +219,17 @@ def test_cases_whose_log_loss_is_the_clip_are_counted():
         "2 of 3 cases were predicted with certainty and wrongly: the log loss of each is 36.0, the clip at "
         "2.2e-16."
     )
+
+
+def test_a_roc_curve_has_a_point_for_every_distinct_probability():
+    labels, scores = [0, 1, 1, 1, 0, 0], [0.1, 0.9, 0.8, 0.7, 0.3, 0.2]
+    curve = metrics.roc_curve(labels, scores)
+    assert curve["threshold"].tolist() == [np.inf, 0.9, 0.8, 0.7, 0.3, 0.2, 0.1]
+    assert curve["recall"].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1, 1])
+
+
+def test_a_vertebra_at_the_threshold_is_an_alarm():
+    table = table_of(np.full((2, 7), 0.5), np.eye(2, 7, dtype=int) * [[0], [1]])
+    cleared, independent = metrics.cleared_by_vertebrae(table, 0.5)
+    assert cleared.tolist() == independent.tolist() == [0] * 7
+    assert metrics.cleared_by_vertebrae(table, np.nextafter(0.5, 1))[0].tolist() == [1] * 7

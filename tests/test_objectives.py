@@ -226,3 +226,24 @@ def test_many_scores_take_a_moment_and_equal_the_fractions():
 def test_rules_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         choose_threshold(LABELS, PROBABILITIES, **options)
+
+
+def test_a_threshold_that_finds_nothing_never_qualifies_and_one_that_finds_a_single_fracture_does():
+    labels, scores = [0, 1, *[0] * 9], [0.9, 0.5, *[0.6] * 9]
+    none = choose_threshold(labels, scores, objective="max_recall", specificity_floor=0.9)
+    assert none.threshold is None  # at 0.9 specificity is 0.9, and recall 0
+    assert none.reason.startswith(
+        "No threshold keeps specificity at 0.900 or above: the best reachable is 0.000"
+    )
+    one = choose_threshold([1, 0, 1, 0], [0.9, 0.5, 0.4, 0.1], objective="max_precision", recall_floor=0.5)
+    assert (one.threshold, one.precision) == (0.9, 1)
+
+
+@pytest.mark.parametrize("floors", [{}, {"precision_floor": 0.4}, {"recall_floor": 0.9}])
+def test_calling_nobody_wins_only_where_it_is_cheaper_and_no_floor_asks_for_calls(floors):
+    tie = {"objective": "min_cost", "cost_miss": 1.0, "cost_false_alarm": 1.0}
+    decision = choose_threshold([1, 0], [0.5, 0.5], **tie, **floors)
+    assert (decision.threshold, decision.value) == (0.5, 0.5)  # as dear as calling nobody
+    dearer = choose_threshold([1, 0], [0.5, 0.5], **tie | {"cost_false_alarm": 2.0}, **floors)
+    assert (dearer.threshold is None) == (not floors)
+    assert dearer.reason.startswith("Calling nobody positive costs 0.5 a case") == (not floors)

@@ -110,3 +110,14 @@ def test_a_sample_knows_whose_its_rows_are():
     assert single.patients == 2
     assert sample(table, "patient").patient.tolist() == [0, 1, 2]
     assert sample(table, "C7").labels.tolist() == table["label"][table["vertebra"] == "C7"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("patients", "rows", "pieces"),
+    [(10, 2**22, [1, 1, 1]), (2**20, 1, [2, 1]), (10, 2**19, [3]), (2, 2**20, [2, 1])],
+)
+def test_the_larger_of_rows_and_patients_sets_the_size_of_a_piece_one_resample_at_least(
+    patients, rows, pieces
+):
+    found = [part.shape[1] for part in patient_weights(patients, 3, 0, rows=rows)]
+    assert found == pieces
