@@ -136,7 +136,15 @@ def make_loader(
         accumulate: batches of each process whose gradients make one step.
         process: which of the processes this is.
         processes: how many share the samples.
+
+    Raises:
+        ValueError: `batch_size` or `workers` is no number of them, or the order cannot be drawn.
     """
+    if batch_size < 1 or workers < 0:
+        raise ValueError(
+            f"A batch holds 1 sequence or more, and 0 workers or more load it; found a batch size of "
+            f"{batch_size} and {workers} workers. Correct them."
+        )
     if sampling is None:
         chunks = [range(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size)]
         batches: Any = [list(chunk) for chunk in chunks[process::processes]]

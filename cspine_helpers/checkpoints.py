@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,12 @@ from safetensors.torch import save
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.model import FractureClassifier, ModelConfig
 from cspine_helpers.paths import atomic_path, inside, listing, sha256_of
-from cspine_helpers.records import FORMAT, RECORD, SEAL, read_record, write_sealed, written_by
+from cspine_helpers.records import FORMAT, RECORD, SEAL, parse_json, read_record, write_sealed, written_by
 from cspine_helpers.tables import read_table, refuse
 
 WEIGHTS = "model"  # the best epoch's weights are in model.safetensors
 HISTORY = "history.csv"
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 SHARES = tuple(f"validation_{name}" for name in ("recall", "precision", "average_precision", "auroc"))
 HISTORY_COLUMNS = ("epoch", "train_loss", "validation_loss", *SHARES, "threshold", "learning_rate")
 
@@ -43,6 +44,21 @@ class Run:
     config: ModelConfig
     threshold: float | None
     record: dict[str, Any]
+
+    def to(self, device: str) -> Self:
+        """Move the model to a device, "cpu" or "cuda", on which it then computes; returns the run.
+
+        Raises:
+            ValueError: there is no such device here, or torch cannot use it.
+        """
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch knows each of them
+            raise ValueError(
+                f"{device!r} is no device that torch can use here ({str(error).splitlines()[0]}). Choose cpu."
+            ) from error
+        self.model.to(device)
+        return self
 
 
 def save_weights(folder: str | Path, model: FractureClassifier, name: str = WEIGHTS) -> Path:
@@ -142,11 +158,8 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     record = read_record(folder)
     config, threshold = _config(record, folder), _threshold(record, folder)
-    with torch.device("meta"):  # shapes without numbers: a false config costs no memory
-        model = FractureClassifier(replace(config, pretrained=False, pretrained_file=None))
-    model.config = config
     weights = inside(folder / f"{WEIGHTS}.safetensors")
-    _load_weights(weights, model)
+    model = _load_weights(weights, config)
     _check_described(weights, record, "weights_sha256")
     return Run(folder, model.eval(), config, threshold, record)
 
@@ -187,35 +200,54 @@ def _threshold(record: dict[str, Any], folder: Path) -> float | None:
     )
 
 
-def _load_weights(path: Path, model: FractureClassifier) -> None:
-    """Copy the file's tensors into the model, if they are exactly the model's."""
+def _load_weights(path: Path, config: ModelConfig) -> FractureClassifier:
+    """A model of the file's tensors, if config and tensors are exactly those that are wanted.
+
+    What can be refused by the file's header is: neither a model nor a tensor is made before.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. Restore it, or train again with notebook 03.")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dict
+            _refuse(path, _config_differences((file.metadata() or {}).get("model"), config))
+            with torch.device("meta"):  # shapes without numbers
+                model = FractureClassifier(replace(config, pretrained=False, pretrained_file=None))
+            wanted = {name: _kind(value.dtype, value.shape) for name, value in model.state_dict().items()}
+            _refuse(path, _tensor_differences(file, wanted))
+            tensors = {name: file.get_tensor(name).clone() for name in wanted}
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}). Pickled weights are never opened here: "
             "restore the file, or train again."
         ) from error
-    problems = _config_differences(header.get("model"), model.config)
-    wanted = model.state_dict()
-    problems += [f"{name} is missing" for name in wanted if name not in tensors]
-    problems += [f"{name} is foreign" for name in tensors if name not in wanted]
-    for name in wanted.keys() & tensors.keys():
-        theirs, ours = _kind(tensors[name]), _kind(wanted[name])
-        if theirs != ours:
-            problems.append(f"{name} is {theirs}, not {ours}")
-    problems += _not_finite_tensors(tensors)
+    _refuse(path, _not_finite_tensors(tensors))
+    model.config = config
+    model.load_state_dict(tensors, assign=True)
+    return model.to(memory_format=torch.channels_last)  # as a new model has it
+
+
+def _refuse(path: Path, problems: list[str]) -> None:
     if problems:
         raise ValueError(
             f"{path} does not fit {RECORD} beside it: {listing(problems, separator='; ', quoted=False)}. "
             "Put back the two files of one run, or train again."
         )
-    model.load_state_dict(tensors, assign=True)
-    model.to(memory_format=torch.channels_last)  # as a new model has it
+
+
+def _tensor_differences(file: Any, wanted: Mapping[str, str]) -> list[str]:
+    """What the tensors of an open safetensors file are otherwise than wanted, by its header alone."""
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    found = {
+        name: f"{_DTYPES.get(s.get_dtype(), s.get_dtype())} {tuple(s.get_shape())}"
+        for name, s in slices.items()
+    }
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is foreign" for name in found if name not in wanted]
+    return problems + [
+        f"{name} is {found[name]}, not {kind}"
+        for name, kind in wanted.items()
+        if name in found and found[name] != kind
+    ]
 
 
 def _not_finite_tensors(tensors: Mapping[str, torch.Tensor]) -> list[str]:
@@ -226,7 +258,7 @@ def _config_differences(header: str | None, config: ModelConfig) -> list[str]:
     """What the config in the weights' header says otherwise than `run.json`."""
     ours = asdict(config)
     try:
-        theirs = json.loads(header or "")
+        theirs = parse_json(header or "", "header")
     except ValueError:
         theirs = None
     if not isinstance(theirs, dict):
@@ -238,5 +270,5 @@ def _config_differences(header: str | None, config: ModelConfig) -> list[str]:
     ]
 
 
-def _kind(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+def _kind(dtype: torch.dtype, shape: torch.Size) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {tuple(shape)}"

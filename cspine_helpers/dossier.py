@@ -1,7 +1,6 @@
 """All that a run folder holds, read as one: nothing damaged, nothing that belongs to another run."""
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from cspine_helpers.openings import read_openings
 from cspine_helpers.paths import inside, sha256_of
 from cspine_helpers.phantom import COHORTS, draw_labels
 from cspine_helpers.predictions import predictions_sha256, read_predictions
-from cspine_helpers.records import RECORD, other_runs, read_record
+from cspine_helpers.records import RECORD, other_runs, parse_json, read_record
 from cspine_helpers.tables import read_table
 
 _WEIGHTS, _HISTORY, _PREDICTIONS = "model.safetensors", "history.csv", "predictions.csv"
@@ -166,7 +165,11 @@ def _parameters(weights: Path) -> int:
         length = min(int.from_bytes(file.read(8), "little"), weights.stat().st_size)
         header = file.read(length)
     try:
-        tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
+        tensors = {
+            name: tensor
+            for name, tensor in parse_json(header, str(weights)).items()
+            if name != "__metadata__"
+        }
         return sum(
             math.prod(each["shape"]) for name, each in tensors.items() if not name.endswith(_STATISTICS)
         )

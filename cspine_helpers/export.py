@@ -80,6 +80,7 @@ def write_series(
             0x7FE00010: ("OW", plane.astype("<i2").tobytes()),  # PixelData
         }
         path = folder / name
+        paths.check_own(path)
         try:
             path.write_bytes(bytes(128) + b"DICM" + _meta(uid) + _encoded({**shared, **own}))
         except OSError as error:
@@ -120,6 +121,7 @@ def write_label_map(path: Path, label_map: np.ndarray, spacing_mm: Sequence[floa
     writer = sitk.ImageFileWriter()
     writer.SetImageIO("NiftiImageIO")
     writer.SetFileName(str(path))
+    paths.check_own(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         writer.Execute(image)

@@ -47,7 +47,7 @@ def predict(
 ) -> pd.DataFrame:
     """Predictions table of a run for labelled samples.
 
-    The model computes where it lies (`run.model.to("cuda")` moves it).
+    The model computes where it lies (`run.to("cuda")` moves it).
 
     Args:
         run: of `checkpoints.load_run`.
@@ -307,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         run, cohort = load_run(folder), read_cohort(cohort_dir(options.cohort))
         cohort.check_run(run.record)
-        run.model.to(options.device)
+        run.to(options.device)
         table = predict_cohort(
             run,
             cohort,

@@ -5,13 +5,18 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from cspine_helpers.paths import check_own
+from cspine_helpers.records import parse_json
+
 
 def append(path: Path, records: list[Any]) -> None:
     """Add the last of these records, of plain JSON values, to the file; where there is none yet, all of them.
 
     Raises:
         OSError: it cannot be written, for instance to a full disk.
+        ValueError: it is a link, see `paths.check_own`.
     """
+    check_own(path)
     first = len(records) - 1 if path.exists() else 0
     lines = b"".join(_line(number, record) for number, record in enumerate(records[first:], start=first))
     try:
@@ -29,7 +34,11 @@ def whole_records(path: Path) -> list[Any]:
 
     A line that is torn, garbled or out of place ends them. It and what follows are cut off, so that nothing
     needs to be synced to disk.
+
+    Raises:
+        ValueError: it is a link, see `paths.check_own`.
     """
+    check_own(path)
     if not path.exists():
         return []
     records, end = [], 0
@@ -38,7 +47,7 @@ def whole_records(path: Path) -> list[Any]:
             text = line[9:-1]
             if line != _signed(number, text):
                 break
-            records.append(json.loads(text))
+            records.append(parse_json(text, str(path), remedy="Delete it."))
             end += len(line)
         file.truncate(end)
     if not records:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cspine_helpers.paths import check_uids, listing
+from cspine_helpers.paths import check_uids, cohort_remedy, listing
 from cspine_helpers.tables import (
     is_binary,
     numbers,
@@ -24,7 +24,6 @@ TARGETS = (PATIENT, *VERTEBRAE)
 COLUMNS = (UID, *TARGETS)
 BOX_COLUMNS = (UID, "x", "y", "width", "height", "slice_number")
 
-_SOURCE = "`make cohort` makes the built-in cohort; data/README.md says where the files of RSNA 2022 go."
 _Z_95 = 1.959963984540054  # 97.5th percentile of the standard normal distribution
 
 
@@ -36,7 +35,8 @@ def read_labels(path: str | Path) -> pd.DataFrame:
         ValueError: the table breaks the schema; every offender is named.
     """
     return validate_labels(
-        read_table(path, COLUMNS, what="label table", source=_SOURCE, text=(UID,)), what=Path(path).name
+        read_table(path, COLUMNS, what="label table", source=cohort_remedy(Path(path).parent), text=(UID,)),
+        what=Path(path).name,
     )
 
 
@@ -89,7 +89,8 @@ def read_boxes(path: str | Path) -> pd.DataFrame:
         FileNotFoundError: there is no such file.
         ValueError: the table breaks the schema; every offender is named.
     """
-    boxes = read_table(path, BOX_COLUMNS, what="table of boxes", source=_SOURCE, text=(UID,))
+    source = cohort_remedy(Path(path).parent)
+    boxes = read_table(path, BOX_COLUMNS, what="table of boxes", source=source, text=(UID,))
     return validate_boxes(boxes, what=Path(path).name)
 
 

@@ -5,7 +5,6 @@ voxel of the CT takes the nearest label.
 """
 
 import itertools
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.nifti import NIFTI, Grid, read_nifti
 from cspine_helpers.packing import Box
 from cspine_helpers.paths import listing
+from cspine_helpers.records import parse_json
 from cspine_helpers.volume import Volume, in_frame
 
 _THORACIC = tuple(f"T{n}" for n in range(1, 13))
@@ -104,10 +104,7 @@ def read_scheme(path: str | Path) -> dict[int, str]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No table of labels at {path}. It maps numbers to names, as JSON.")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path.name} is not JSON ({error}). Write it as {{"41": "C1", …}}.') from error
+    found = parse_json(path.read_bytes(), path.name, remedy='Write it as {"41": "C1", …}.')
     pairs = found.items() if isinstance(found, dict) else ()
     if not pairs or not all(re.fullmatch("[0-9]{1,5}", key) and isinstance(name, str) for key, name in pairs):
         raise ValueError(f'{path.name} does not map whole numbers to names. Write it as {{"41": "C1", …}}.')

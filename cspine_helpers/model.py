@@ -13,10 +13,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.packed import CHANNELS
+from cspine_helpers.paths import listing
 
 INTENSITIES = CHANNELS - 1  # channels 0–4 of a packed sequence; channel 5 is the vertebra mask
 STRIDES = (2, 4, 8, 16, 32)
 POOLINGS = ("avg", "avgmax")
+
+_MOST, _MOST_LAYERS = 4096, 16  # features, pixels or slices, and layers: more is a damaged record or a slip
 
 # Pixels go from [0, 255] to [-1, 1], mean and deviation 0.5, as the default backbone was pretrained: towards
 # this point, which stays where it is.
@@ -57,21 +60,26 @@ class ModelConfig:
     vertebra_embedding: int = 0
 
     def __post_init__(self) -> None:
+        count, features = f"1 to {_MOST}", f"0 to {_MOST}"
         wrong = [
-            f"{name} = {getattr(self, name)!r} ({rule})"
+            f"{name} = {listing([getattr(self, name)])} ({rule})"
             for name, holds, rule in (
-                ("backbone", isinstance(self.backbone, str) and timm.is_model(self.backbone), "a timm model"),
+                (
+                    "backbone",
+                    _is_backbone(self.backbone),
+                    "an EfficientNet of timm, such as tf_efficientnetv2_s",
+                ),
                 ("pretrained", isinstance(self.pretrained, bool), "true or false"),
                 ("pretrained_file", _is_weights(self.pretrained_file), "a .safetensors file, or none"),
-                ("slices", _is_count(self.slices), "1 or more"),
-                ("size", _is_count(self.size, least=32), "32 or more"),
+                ("slices", _is_count(self.slices), count),
+                ("size", _is_count(self.size, least=32), f"32 to {_MOST}"),
                 ("feature_stride", self.feature_stride in STRIDES, f"one of {STRIDES}"),
                 ("pooling", self.pooling in POOLINGS, f"one of {POOLINGS}"),
-                ("mask_features", _is_count(self.mask_features), "1 or more"),
-                ("lstm_hidden", _is_count(self.lstm_hidden), "1 or more"),
-                ("lstm_layers", _is_count(self.lstm_layers), "1 or more"),
+                ("mask_features", _is_count(self.mask_features), count),
+                ("lstm_hidden", _is_count(self.lstm_hidden), count),
+                ("lstm_layers", _is_count(self.lstm_layers, most=_MOST_LAYERS), f"1 to {_MOST_LAYERS}"),
                 ("dropout", isinstance(self.dropout, int | float) and 0 <= self.dropout < 1, "in [0, 1)"),
-                ("vertebra_embedding", _is_count(self.vertebra_embedding, least=0), "0 or more"),
+                ("vertebra_embedding", _is_count(self.vertebra_embedding, least=0), features),
             )
             if not holds
         ]
@@ -93,8 +101,19 @@ class ModelConfig:
         )
 
 
-def _is_count(value: object, *, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_count(value: object, *, least: int = 1, most: int = _MOST) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_backbone(name: object) -> bool:
+    """Whether timm has an EfficientNet of this name: its stem, strides and stages are what is built upon."""
+    if not isinstance(name, str) or not timm.is_model(name):
+        return False
+    try:
+        timm.get_pretrained_cfg(name)  # knows the tags
+    except RuntimeError:
+        return False
+    return timm.models.is_model_in_modules(name.split(".")[0], {"efficientnet"})
 
 
 def _is_weights(value: object) -> bool:

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ _DEVICE = re.compile(r"(?:CON|PRN|AUX|NUL|(?:COM|LPT)[0-9])(?:\..*)?", re.IGNORE
 CHECKSUMS = "SHA256SUMS"  # a folder's, as `sha256sum --check` reads it
 _NAMED, _LONG = 10, 200  # offenders that an error names, and characters of each
 _CHECKSUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_SIGNS = ("notebooks/01_label_prevalence.ipynb", "cspine_helpers/__init__.py")  # of this project's root
+PHANTOMS = ("builtin", "quick")  # cohorts that `make cohort` makes
 _CURRENT, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _PATIENCE_S = 10  # a killed process's loaders hold its lock until they notice that it is gone
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -32,7 +35,7 @@ def project_root() -> Path:
     """Folder that holds `data/`, `checkpoints/` and `figures/`.
 
     The environment variable `CSPINE_ROOT` where it is set, else the nearest folder at or above the
-    working directory that holds `notebooks/`.
+    working directory that holds this project's `notebooks/`: with its first ones, or beside the package.
 
     Raises:
         FileNotFoundError: neither is found.
@@ -40,17 +43,31 @@ def project_root() -> Path:
     if "CSPINE_ROOT" in os.environ:
         return Path(os.environ["CSPINE_ROOT"]).resolve()
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "notebooks").is_dir():
+    with_notebooks = [folder for folder in (here, *here.parents) if (folder / "notebooks").is_dir()]
+    for folder in with_notebooks:
+        if any((folder / sign).is_file() for sign in _SIGNS):
             return folder
+    foreign = f" ({with_notebooks[0]} has notebooks/ of another project)." if with_notebooks else ""
     raise FileNotFoundError(
-        f"No folder with notebooks/ at or above {here}. Start inside the project, or set CSPINE_ROOT to it."
+        f"No folder with the notebooks of this project at or above {here}{foreign or '.'} Start inside the "
+        "project, or set CSPINE_ROOT to it."
     )
 
 
 def cohort_dir(cohort: str) -> Path:
     """Folder of a cohort's artefacts, `data/<cohort>`; the name is checked, the folder need not exist."""
     return project_root() / "data" / checked_name(cohort, "cohort")
+
+
+def cohort_remedy(folder: str | Path) -> str:
+    """What to do where a cohort is not there, for the end of an error: how to get it, and which there are."""
+    folder = Path(folder)
+    said = "data/README.md says where the files of RSNA 2022 go; `make cohort` makes the built-in cohort."
+    if folder.name in PHANTOMS:
+        said = f"Make this cohort of phantoms: `make cohort COHORT={folder.name}`."
+    holds = ("train.csv", "train_images")
+    found = sorted({path.parent.name for name in holds for path in folder.parent.glob(f"*/{name}")})
+    return f"{said} Cohorts that are there: {listing(found)}." if found else said
 
 
 def run_dir(run: str) -> Path:
@@ -200,12 +217,10 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
         if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
+        temporary.chmod(_mode(path))
         os.replace(temporary, path)
     except OSError as error:
         if isinstance(
@@ -222,6 +237,31 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _mode(path: Path) -> int:
+    """Permissions that a file keeps when it is replaced; those of a new file where none stands there."""
+    if path.is_file() and not path.is_symlink():
+        return stat.S_IMODE(path.stat().st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def check_own(path: str | Path) -> None:
+    """Refuse to write in place what a link, symbolic or hard, shares with another file.
+
+    `atomic_path` needs no such check: it replaces the link.
+
+    Raises:
+        ValueError: it is such a link.
+    """
+    path = Path(path)
+    if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
+        raise ValueError(
+            f"{path} is a link, and writing there would change another file. Remove it, or put a copy in its "
+            "place."
+        )
+
+
 @contextmanager
 def exclusive(lock: str | Path, doing: str) -> Iterator[None]:
     """Let one process at a time into the block; the lock ends with the block or the process, however it ends.
@@ -233,8 +273,10 @@ def exclusive(lock: str | Path, doing: str) -> Iterator[None]:
     Raises:
         BlockingIOError: another process is in the block.
         OSError: the lock cannot be written.
+        ValueError: it is a link.
     """
     lock = Path(lock)
+    check_own(lock)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(lock)

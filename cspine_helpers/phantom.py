@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from cspine_helpers import labels, packed, packing, paths
 from cspine_helpers.manifest import write_manifest
 from cspine_helpers.packing import PackConfig
+from cspine_helpers.records import parse_json
 from cspine_helpers.rendering import Study, generator, render_study, study_uid
 
 MADE_BY = "cspine_helpers.phantom"
@@ -38,9 +39,12 @@ class CohortConfig:
     pack: PackConfig = field(default_factory=lambda: PackConfig(size=64, margin_mm=2.5))
 
     def __post_init__(self) -> None:
-        """Refuse an empty cohort and a negative seed."""
-        if self.studies < 1 or self.seed < 0:
-            raise ValueError(f"A cohort has 1 study or more and a seed of 0 or more; found {self}.")
+        """Refuse an empty cohort, and a seed that is negative or too long for a UID."""
+        if self.studies < 1 or not 0 <= self.seed < 2**63:
+            raise ValueError(
+                f"A cohort has 1 study or more and a seed from 0 to 2^63 - 1; found {self.studies} studies "
+                f"and the seed {self.seed}. Correct them."
+            )
 
 
 COHORTS = {"builtin": CohortConfig(studies=360, seed=2022), "quick": CohortConfig(studies=30, seed=7)}
@@ -174,10 +178,7 @@ def _read_record(folder: Path) -> dict:
         ValueError: it is no JSON object.
     """
     path = folder / "cohort.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}). {_REMEDY}") from error
+    found = parse_json(path.read_bytes(), str(path), remedy=_REMEDY)
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no JSON object. {_REMEDY}")
     return found
@@ -236,7 +237,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     config = COHORTS.get(options.cohort, CohortConfig(studies=100, seed=1))
     given = {k: getattr(options, k) for k in ("studies", "seed") if getattr(options, k) is not None}
-    make_cohort(paths.cohort_dir(options.cohort), replace(config, **given), workers=options.workers)
+    try:
+        make_cohort(paths.cohort_dir(options.cohort), replace(config, **given), workers=options.workers)
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -81,9 +81,10 @@ class TrainConfig:
                 (lambda n: isinstance(n, int) and n >= 1, "a whole number, 1 or more"),
             ),
             **dict.fromkeys(
-                ("slice_epochs", "workers", "seed"),
+                ("slice_epochs", "workers"),
                 (lambda n: isinstance(n, int) and n >= 0, "a whole number, 0 or more"),
             ),
+            "seed": (lambda n: isinstance(n, int) and 0 <= n < 2**63, "a whole number, 0 to 2^63 - 1"),
             **dict.fromkeys(
                 ("learning_rate", "slice_learning_rate", "clip_norm"),
                 (lambda x: 0 < x < math.inf, "above 0, finite"),
@@ -104,7 +105,7 @@ class TrainConfig:
         wrong = [
             f"{name} = {getattr(self, name)!r} ({rule})"
             for name, (holds, rule) in rules.items()
-            if not holds(getattr(self, name))
+            if not _holds(holds, getattr(self, name))
         ]
         if wrong:
             raise ValueError(f"TrainConfig cannot have {'; '.join(wrong)}. Correct them.")
@@ -121,6 +122,13 @@ class TrainConfig:
             slice_epochs=80,  # without them, eight epochs of sequences teach it next to nothing
             workers=0,  # loading takes a few ms a sequence; a second process would only take a core away
         )
+
+
+def _holds(rule: Callable[[Any], bool], value: object) -> bool:
+    try:
+        return bool(rule(value))
+    except TypeError:  # of another kind altogether
+        return False
 
 
 def preset(cohort: str) -> tuple[ModelConfig, TrainConfig]:

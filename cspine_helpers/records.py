@@ -38,6 +38,26 @@ def content_sha256(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+def parse_json(text: str | bytes, what: str, *, remedy: str = "Correct it.") -> Any:
+    """What a JSON text holds.
+
+    Args:
+        text: of a file.
+        what: the file, for the error.
+        remedy: the error's last sentence.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        why = "nested too deep"
+    except ValueError as error:
+        why = str(error)
+    raise ValueError(f"{what} is not JSON ({why}). {remedy}")
+
+
 def read_sealed(
     path: str | Path, *, version: int | tuple[int, ...], missing: str, again: str, writer: str
 ) -> dict[str, Any]:
@@ -58,10 +78,7 @@ def read_sealed(
     path = inside(Path(path))
     if not path.is_file():
         raise FileNotFoundError(missing)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}). Restore it, or {again}.") from error
+    record = parse_json(path.read_bytes(), str(path), remedy=f"Restore it, or {again}.")
     found = record.get("format") if isinstance(record, dict) else None
     versions = (version,) if isinstance(version, int) else version
     if found not in versions:
@@ -69,7 +86,11 @@ def read_sealed(
             f"{path} is of format {found!r}; this version reads format {versions[0]}. {written_by(record)} "
             f"Read it with the version that wrote it, or {again}."
         )
-    if record.get(SEAL) != content_sha256(record):
+    try:
+        sealed = record.get(SEAL) == content_sha256(record)
+    except RecursionError:  # as deep as Python just reads, and no deeper
+        sealed = False
+    if not sealed:
         raise ValueError(
             f"{path} is not the record that was written: its content has another SHA-256 than it says "
             f"({SEAL}). Restore it, or {again}. A change that is meant goes through {writer}."

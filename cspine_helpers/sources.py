@@ -11,7 +11,7 @@ from cspine_helpers.dicom import series_in
 from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, exclusions, read_boxes, read_labels
 from cspine_helpers.nifti import NIFTI
 from cspine_helpers.packer import StudyFiles
-from cspine_helpers.paths import listing
+from cspine_helpers.paths import cohort_remedy, listing
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PackSource:
         if not found:
             raise FileNotFoundError(
                 f"No study in {self.images}: it needs a folder with a DICOM series, or a NIfTI file, for "
-                "each StudyInstanceUID. data/README.md says where the files of RSNA 2022 go."
+                f"each StudyInstanceUID. {cohort_remedy(self.images.parent)}"
             )
         return found
 

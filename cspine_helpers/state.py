@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cspine_helpers.checkpoints import FORMAT, write_tensors
+from cspine_helpers.records import parse_json
 
 STATE = "state.safetensors"  # in the run folder while a training is not finished
 
@@ -80,7 +81,7 @@ def read_state(folder: str | Path) -> tuple[TrainingState, dict[str, Tensor]]:
         raise FileNotFoundError(f"No interrupted training at {folder}: {STATE} is missing.")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("state", "null"))
+            header = parse_json((file.metadata() or {}).get("state", "null"), "its header", remedy="")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         found, sealed = header.pop("format"), header.pop("sha256", None)
         if found == FORMAT:

@@ -4,7 +4,6 @@ python -m cspine_helpers.studies --cohort rsna2022
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
@@ -32,7 +31,7 @@ from cspine_helpers.packer import (
     set_aside,
 )
 from cspine_helpers.packing import PackConfig
-from cspine_helpers.records import SEAL, content_sha256, write_sealed
+from cspine_helpers.records import SEAL, content_sha256, parse_json, write_sealed
 from cspine_helpers.sources import PackSource, choose_series, study_files, without_ct
 from cspine_helpers.tables import read_table, write_table
 from cspine_helpers.truth import PACKED_BOX_COLUMNS, write_packed_boxes
@@ -75,14 +74,14 @@ def pack_cohort(
         FileNotFoundError: there is no study.
         ImportError: a library that reads CT is not installed.
         ValueError: a study is there twice or asked for and not there, a table of labels or boxes cannot be
-            used, or `workers` is 0.
+            used, or `workers` is none.
         FileExistsError: `packed/` holds sequences that were made elsewhere.
         BlockingIOError: another process packs this cohort.
     """
     for library in LIBRARIES:
         optional(library)
-    if workers == 0:
-        raise ValueError("workers is a number of processes, or -1 for one a core; found 0.")
+    if workers == 0 or workers < -1:
+        raise ValueError(f"workers is a number of processes, or -1 for one a core; found {workers}.")
     source, config, packed = source or PackSource.of(folder), config or PackConfig(), folder / "packed"
     studies = list(study_files(source, folder))
     chosen = [study for study in studies if only is None or study.uid in only]
@@ -137,7 +136,7 @@ def _begin(
 
 def _same_settings(path: Path, settings: Mapping[str, Any]) -> bool:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes(), path.name)
     except (FileNotFoundError, ValueError):
         return False
     return isinstance(found, dict) and found.get(SEAL) == content_sha256(settings)

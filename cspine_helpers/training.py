@@ -25,6 +25,7 @@ from cspine_helpers.cohort import Cohort, read_cohort
 from cspine_helpers.model import ModelConfig
 from cspine_helpers.paths import listing
 from cspine_helpers.recipe import TrainConfig, preset
+from cspine_helpers.records import parse_json
 from cspine_helpers.stages import Training
 from cspine_helpers.state import STATE, TrainingState, read_state
 
@@ -291,7 +292,7 @@ def settings_of(path: Path) -> tuple[ModelConfig, TrainConfig]:
         ValueError: it is no JSON, or has other settings than this version.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes(), path.name)
         train_settings = dict(found["train"])
         if train_settings.get("augment") is not None:
             train_settings["augment"] = AugmentConfig(**train_settings["augment"])

@@ -172,8 +172,8 @@ def execute(path: Path, parameters: dict[str, object] | None = None, *, out: Pat
         raise RuntimeError(f"{path.stem} wrote on stderr; mend the cause:\n" + "\n".join(found))
     clean(notebook)
     out = out or path
-    out.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, out)
+    with paths.atomic_path(out) as temporary:
+        nbformat.write(notebook, temporary)
     cost = "".join(output.text for output in probe.outputs)  # one print may arrive in several messages
     return Run(path.stem, seconds, *map(float, cost.split()))
 

@@ -234,3 +234,9 @@ def test_evaluation_deals_out_the_same_batches_whatever_the_processes(cohort):
     ]
     assert sorted(alone) == sorted(batch for share in dealt for batch in share)
     assert sum(alone, []) == list(range(42))  # noqa: RUF017  # a short list
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": -3}, {"batch_size": 1, "workers": -1}])
+def test_a_batch_without_a_sequence_or_fewer_workers_than_none_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"A batch holds 1 sequence or more, and 0 workers or more load it"):
+        make_loader([], **wrong)

@@ -179,12 +179,16 @@ def test_missing_files_say_what_makes_them(run, tmp_path):
         ({"model": None}, "no model config"),
         ({"model": asdict(CONFIG) | {"colour": 1}}, "colour is unknown"),
         ({"model": {"size": 32}}, "backbone is missing; dropout is missing"),
-        ({"model": asdict(CONFIG) | {"slices": 0}}, r"slices = 0 \(1 or more\)"),
+        ({"model": asdict(CONFIG) | {"slices": 0}}, r"slices = 0 \(1 to 4096\)"),
         ({"model": asdict(CONFIG) | {"channels": 4}}, "channels is unknown"),
-        ({"model": asdict(CONFIG) | {"slices": "3"}}, r"slices = '3' \(1 or more\)"),
+        ({"model": asdict(CONFIG) | {"slices": "3"}}, r"slices = '3' \(1 to 4096\)"),
         ({"model": asdict(CONFIG) | {"slices": 5}}, "slices is 3, not 5"),
-        ({"model": asdict(CONFIG) | {"lstm_hidden": 10**8}}, "lstm_hidden is 4, not 100000000"),
-        ({"model": asdict(CONFIG) | {"backbone": "resnet18"}}, "backbone is 'tf_efficientnetv2_b0', not"),
+        ({"model": asdict(CONFIG) | {"lstm_hidden": 4096}}, "lstm_hidden is 4, not 4096"),
+        ({"model": asdict(CONFIG) | {"backbone": "resnet18"}}, "cannot have backbone = 'resnet18'"),
+        (
+            {"model": asdict(CONFIG) | {"backbone": "tf_efficientnetv2_b1"}},
+            "backbone is 'tf_efficientnetv2_b0', not",
+        ),
         ({"decision": None}, "no threshold"),
         ({"decision": {}}, "no threshold"),
         ({"decision": {"threshold": 1.5}}, "found {'threshold': 1.5}"),
@@ -360,3 +364,41 @@ def test_a_file_that_is_not_safetensors_is_refused_unopened(run, kind):
         path.write_bytes(path.read_bytes()[: 5000 if kind == "truncated" else 0])
     with pytest.raises(ValueError, match=re.escape("is not a whole safetensors file")):
         checkpoints.load_run(run)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lstm_layers": 10**6},
+        {"lstm_hidden": 10**12},
+        {"mask_features": 10**9},
+        {"slices": 10**9},
+        {"size": 10**5},
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_before_one_is_built(run, changes, monkeypatch):
+    monkeypatch.setattr(checkpoints, "FractureClassifier", lambda _: pytest.fail("a model was built"))
+    edit(run, model=asdict(CONFIG) | changes)
+    with pytest.raises(ValueError, match=rf"ModelConfig cannot have {next(iter(changes))} = 10+ \("):
+        checkpoints.load_run(run)
+
+
+def test_a_config_that_is_not_that_of_the_weights_is_refused_before_a_model_is_built(run, monkeypatch):
+    monkeypatch.setattr(checkpoints, "FractureClassifier", lambda _: pytest.fail("a model was built"))
+    edit(run, model=asdict(CONFIG) | {"lstm_layers": 16, "lstm_hidden": 4096})
+    with pytest.raises(ValueError, match=r"lstm_hidden is \d+, not 4096; lstm_layers is \d+, not 16"):
+        checkpoints.load_run(run)
+
+
+def test_tensors_of_another_shape_are_refused_before_they_are_read(run, monkeypatch):
+    edit_weights(run, lambda tensors: tensors.update({"head.bias": torch.zeros(2)}))
+    monkeypatch.setattr(checkpoints, "_not_finite_tensors", lambda _: pytest.fail("tensors were read"))
+    with pytest.raises(ValueError, match=r"head.bias is float32 \(2,\), not float32 \(1,\)"):
+        checkpoints.load_run(run)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_in_a_sentence(run, device):
+    with pytest.raises(ValueError, match=f"'{device}' is no device that torch can use here"):
+        checkpoints.load_run(run).to(device)
+    assert checkpoints.load_run(run).to("cpu").model.head.weight.device.type == "cpu"

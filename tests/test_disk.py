@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,26 @@ import pytest
 import torch
 from toy_cohort import make_toy_cohort, tiny_model, toy_sequence
 
-from cspine_helpers import checkpoints, labels, packed, paths, plots, predictions, splits
+from cspine_helpers import (
+    checkpoints,
+    export,
+    journal,
+    labels,
+    packed,
+    paths,
+    plots,
+    predictions,
+    splits,
+    studies,
+)
 from cspine_helpers.labels import BOX_COLUMNS, UID
 from cspine_helpers.manifest import read_manifest, write_manifest
 from cspine_helpers.model import FractureClassifier
+from cspine_helpers.openings import record_opening
+from cspine_helpers.records import write_sealed
 from cspine_helpers.state import TrainingState, save_state
 from cspine_helpers.tables import write_table
+from cspine_helpers.truth import PACKED_BOX_COLUMNS, write_packed_boxes
 
 
 def history(rows: int) -> pd.DataFrame:
@@ -113,8 +128,75 @@ def writers(written, tmp_path, monkeypatch) -> dict[str, tuple[Path, Callable[[]
     }
 
 
+@pytest.fixture
+def all_writers(writers, tmp_path) -> dict[str, tuple[Path, Callable[[], object]]]:
+    """The same with what is written in place, and what only a later step of a cohort or a run writes."""
+    run, made = tmp_path / "run", tmp_path / "toy" / "packed"
+    report = pd.DataFrame([["1.2", "packed", 7, ""]], columns=list(studies.REPORT_COLUMNS))
+    box = pd.DataFrame([["1.2", "C1", 1, 2, 3, 4, 5]], columns=list(PACKED_BOX_COLUMNS))
+    opening = {"level": "patient", "objective": "recall"}
+    opening |= {"decision_sha256": "a" * 64, "predictions_sha256": "b" * 64}
+    grid = np.zeros((2, 4, 4), dtype=np.int16), (1.0, 1.0, 1.0)
+
+    def locked() -> None:
+        with paths.exclusive(run / ".lock", "working"):
+            pass
+
+    return writers | {
+        "seal of predictions": (run / "predictions.csv.sha256", writers["predictions"][1]),
+        "partial predictions": (
+            run / "predictions.csv.partial",
+            lambda: journal.append(run / "predictions.csv.partial", [{"of": "a run"}, [0.5]]),
+        ),
+        "torn predictions": (
+            run / "predictions.csv.partial",
+            lambda: journal.whole_records(run / "predictions.csv.partial"),
+        ),
+        "lock": (run / ".lock", locked),
+        "decision": (run / "decision.json", lambda: write_sealed(run / "decision.json", {"format": 1})),
+        "openings": (run / "test_openings.csv", lambda: record_opening(run, **opening)),
+        "packed boxes": (made / "boxes.csv", lambda: write_packed_boxes(box, made / "boxes.csv")),
+        "report": (made / "report.csv", lambda: studies.write_report(report, made)),
+        "slice": (
+            tmp_path / "ct" / "1.dcm",
+            lambda: export.write_series(tmp_path / "ct", *grid, study_uid="1.2"),
+        ),
+        "label map": (
+            tmp_path / "ct" / "mask.nii.gz",
+            lambda: export.write_label_map(tmp_path / "ct" / "mask.nii.gz", *grid),
+        ),
+    }
+
+
 ARTEFACTS = ("labels", "boxes", "split", "sequence", "manifest", "checksums", "weights", "state", "history",
              "record", "predictions", "figure")  # fmt: skip
+ALL = (*ARTEFACTS, "seal of predictions", "partial predictions", "torn predictions", "lock",
+       "decision", "openings", "packed boxes", "report", "slice", "label map")  # fmt: skip
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard"])
+@pytest.mark.parametrize("name", ALL)
+def test_no_write_follows_a_link(all_writers, tmp_path, name, link):
+    path, write = all_writers[name]
+    theirs = tmp_path / "elsewhere"
+    theirs.write_bytes(b"nobody's business")
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(theirs) if link == "symbolic" else path.hardlink_to(theirs)
+    try:
+        write()
+    except ValueError as error:
+        assert "link" in str(error) or "is not the file" in str(error)  # noqa: PT017  # replaced is as good
+    assert theirs.read_bytes() == b"nobody's business"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o400])
+@pytest.mark.parametrize("name", ["labels", "sequence", "weights", "record", "predictions", "figure"])
+def test_a_file_that_others_may_not_read_stays_so_when_it_is_replaced(writers, name, mode):
+    path, write = writers[name]
+    path.chmod(mode)
+    write()
+    assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 def contents(folder: Path) -> dict[str, bytes]:

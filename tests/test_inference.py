@@ -428,3 +428,16 @@ def test_the_command_line_writes_calibrated_probabilities_beside_the_predictions
     (run.folder / "decision.json").unlink()
     with pytest.raises(SystemExit, match=r"decision\.json is missing"):
         inference.main(["--run", "toy", "--calibrated"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "nonsense"], "no device that torch can use here"),
+        (["--batch-size", "0"], "found a batch size of 0"),
+        (["--workers", "-1"], "and -1 workers"),
+    ],
+)
+def test_options_that_cannot_be_are_one_sentence(project, options, message):
+    with pytest.raises(SystemExit, match=message):
+        inference.main(["--cohort", "toy", "--replace", *options])

@@ -282,3 +282,19 @@ def test_a_missing_or_foreign_pretrained_file_is_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises((FileNotFoundError, ValueError), match=r"is not there|could not be loaded"):
         build(pretrained=True, pretrained_file=str(path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "vit_base_patch16_224", "no_such_model", "tf_efficientnetv2_s.no_such_weights", "", 7],
+)
+def test_a_backbone_that_is_no_efficientnet_of_timm_is_refused(name):
+    with pytest.raises(ValueError, match=r"cannot have backbone = .* \(an EfficientNet of timm, such as"):
+        ModelConfig(backbone=name)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnetv2_s.in21k", "efficientnet_b0_gn", "mobilenetv2_050"])
+def test_what_shares_the_design_of_efficientnet_is_built_upon(name):
+    with torch.device("meta"):
+        model = FractureClassifier(ModelConfig(backbone=name, feature_stride=8))
+    assert model.backbone.conv_stem.in_channels == 5

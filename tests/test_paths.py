@@ -5,17 +5,52 @@ import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from cspine_helpers import paths
+from cspine_helpers import paths, phantom
+from cspine_helpers.cohort import read_cohort
+from cspine_helpers.sources import PackSource
 
 
-def test_the_root_is_the_nearest_folder_above_that_holds_notebooks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("sign", ["notebooks/01_label_prevalence.ipynb", "cspine_helpers/__init__.py"])
+def test_the_root_is_the_nearest_folder_above_that_holds_this_projects_notebooks(tmp_path, monkeypatch, sign):
     monkeypatch.delenv("CSPINE_ROOT", raising=False)
-    (tmp_path / "notebooks" / "deep").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "notebooks" / "deep")
+    deep = tmp_path / "notebooks" / "deep" / "other" / "notebooks"  # a project of somebody else, inside
+    deep.mkdir(parents=True)
+    (tmp_path / sign).parent.mkdir(exist_ok=True)
+    (tmp_path / sign).touch()
+    monkeypatch.chdir(deep)
     assert paths.project_root() == tmp_path
+
+
+def test_a_foreign_folder_with_notebooks_is_not_taken_for_the_root(tmp_path, monkeypatch):
+    monkeypatch.delenv("CSPINE_ROOT", raising=False)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    foreign = re.escape(f"({tmp_path} has notebooks/ of another project)")
+    with pytest.raises(FileNotFoundError, match=f"{foreign}.* set CSPINE_ROOT"):
+        paths.project_root()
+
+
+def test_the_signs_of_the_root_are_there(monkeypatch):
+    root = Path(__file__).parents[1]
+    assert [sign for sign in paths._SIGNS if not (root / sign).is_file()] == []
+
+
+def test_a_cohort_that_is_not_there_names_those_that_are(tmp_path):
+    assert set(paths.PHANTOMS) == set(phantom.COHORTS)
+    assert "make cohort COHORT=quick" in paths.cohort_remedy(tmp_path / "quick")
+    assert "Cohorts that are there" not in paths.cohort_remedy(tmp_path / "mine")
+    for name in ("rsna2022", "quick"):
+        (tmp_path / name / "train_images").mkdir(parents=True)
+    said = r"where the files of RSNA 2022 go.*Cohorts that are there: 'quick', 'rsna2022'\."
+    for read in (read_cohort, lambda folder: PackSource.of(folder).studies()):
+        with pytest.raises(FileNotFoundError, match=said):
+            read(tmp_path / "rsna")
+        with pytest.raises(FileNotFoundError, match=r"`make cohort COHORT=builtin`\. Cohorts that are there"):
+            read(tmp_path / "builtin")
 
 
 def test_the_environment_variable_decides_where_the_root_is(tmp_path, monkeypatch):

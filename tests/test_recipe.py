@@ -185,3 +185,11 @@ def test_a_slice_term_of_no_weight_still_reaches_the_slice_head():
     ).backward()
     assert slices.grad is not None
     assert (slices.grad == 0).all()
+
+
+@pytest.mark.parametrize("wrong", [{"seed": 2**63}, {"seed": 10**30}, {"workers": -1}, {"batch_size": 0},
+                                   {"learning_rate": "fast"}, {"seed": None}, {"epochs": [1]}])  # fmt: skip
+def test_what_torch_would_stumble_over_later_is_refused_at_once(wrong):
+    with pytest.raises(ValueError, match=f"TrainConfig cannot have .*{next(iter(wrong))}"):
+        TrainConfig(**wrong)
+    torch.manual_seed(TrainConfig(seed=2**63 - 1).seed)

@@ -1,12 +1,22 @@
 import json
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from toy_cohort import tiny_model
 
-from cspine_helpers import paths, records
+from cspine_helpers import paths, phantom, records
+from cspine_helpers.checkpoints import load_run, write_record
 from cspine_helpers.dossier import read_dossier
+from cspine_helpers.frozen import read_decision
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.masks import read_scheme
 from cspine_helpers.predictions import read_predictions
+from cspine_helpers.state import read_state
+from cspine_helpers.training import settings_of
 
 
 def read(path):
@@ -113,3 +123,56 @@ def test_the_line_that_restores_a_run_restores_it(tmp_path, monkeypatch):
     line = re.search(r"paths\.run_dir\(\S+\)\)", records.other_runs(paths.run_dir("mine")))[0]
     eval(line, {"paths": paths})
     assert (tmp_path / "checkpoints" / "mine" / "run.json").read_text() == "the run"
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def read_header_of_weights(folder):
+    save_file({"a": torch.zeros(1)}, folder / "model.safetensors", metadata={"model": DEEP})
+    load_run_of(folder)
+
+
+def load_run_of(folder):
+    write_record(
+        folder, {"classes": list(VERTEBRAE), "model": asdict(tiny_model()), "decision": {"threshold": 1}}
+    )
+    load_run(folder)
+
+
+def read_state_of(folder):
+    save_file({"a": torch.zeros(1)}, folder / "state.safetensors", metadata={"state": DEEP})
+    read_state(folder)
+
+
+def read_dossier_of(folder):
+    (folder / "model.safetensors").write_bytes(len(DEEP).to_bytes(8, "little") + DEEP.encode())
+    write_record(folder, {})
+    read_dossier(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "read_it"),
+    [
+        ("run.json", records.read_record),
+        ("run.json", lambda folder: settings_of(folder / "run.json")),
+        ("cohort.json", lambda folder: phantom.study_of(folder, "1.2")),
+        ("decision.json", read_decision),
+        ("scheme.json", lambda folder: read_scheme(folder / "scheme.json")),
+        ("model.safetensors", read_header_of_weights),
+        ("model.safetensors", read_dossier_of),
+        ("state.safetensors", read_state_of),
+    ],
+)
+def test_json_that_is_nested_too_deep_is_refused_in_a_sentence(tmp_path, name, read_it):
+    (tmp_path / name).write_text(DEEP)
+    with pytest.raises(ValueError, match=r"nested too deep|holds no model config") as error:
+        read_it(tmp_path)
+    assert len(str(error.value)) < 600
+
+
+def test_json_of_any_depth_is_read_or_refused(tmp_path):
+    for depth in range(800, 1000, 7):
+        (tmp_path / "run.json").write_text('{"format": 1, "a": ' + "[" * depth + "]" * depth + "}")
+        with pytest.raises(ValueError, match=r"nested too deep|not the record that was written"):
+            records.read_record(tmp_path)
