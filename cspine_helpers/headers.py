@@ -187,8 +187,26 @@ def _damage(found: Any, path: Path) -> str:
         length = min(pixels.length, path.stat().st_size - pixels.value_tell)
     if not size:
         return "its header does not say how large the image is"
-    even = size <= length <= size + 1  # with a byte that makes it so
-    return "" if even else f"{length} bytes of pixels where its header describes {size}"
+    if not size <= length <= size + 1:  # a byte more makes it even
+        return f"{length} bytes of pixels where its header describes {size}"
+    is_shifted = syntax != _DEFLATED and not _ends_well(path, pixels, found.original_encoding)
+    return "bytes behind its pixels that are none of its elements" if is_shifted else ""
+
+
+def _ends_well(path: Path, pixels: Any, encoding: tuple[bool, bool]) -> bool:
+    """Whether an element or nothing comes after pixels of a stated length.
+
+    Bytes that were put in before (line ends, by a transfer as text) push as many of the last pixels out.
+    """
+    with open(path, "rb") as file:
+        file.seek(pixels.value_tell + pixels.length)
+        rest = file.read(8)
+    is_implicit, is_little = encoding
+    order = "little" if is_little else "big"
+    group, number, length = (int.from_bytes(rest[a:b], order) for a, b in ((0, 2), (2, 4), (4, 8)))
+    left = path.stat().st_size - pixels.value_tell - pixels.length
+    is_whole = length <= left - 8 if is_implicit else rest[4:6].isalpha() and rest[4:6].isupper()
+    return not rest or (group << 16 | number > _PIXELS and is_whole)
 
 
 def _size(found: Any, bits: int) -> int:

@@ -211,6 +211,44 @@ def test_a_byte_that_makes_the_length_even_is_no_damage(tmp_path, syntax):
     np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
 
 
+def text_mode(whole: bytes) -> bytes:
+    """The pixels as a transfer that turns line ends of one system into those of another leaves them."""
+    start = whole.rindex(b"\xe0\x7f\x10\x00") + 12
+    return whole[:start] + whole[start:].replace(b"\n", b"\r\n")
+
+
+BEHIND = {
+    "line ends": text_mode,
+    "a byte put in": lambda whole: whole[:-300] + b"\0" + whole[-300:],
+    "eight bytes put in": lambda whole: whole[:-300] + b"\1" * 8 + whole[-300:],
+    "zeros behind": lambda whole: whole + b"\0" * 6,
+    "text behind": lambda whole: whole + b"Doe, Jane 1961",
+}
+
+
+@pytest.mark.parametrize("change", BEHIND.values(), ids=BEHIND)
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian], ids=short)
+@pytest.mark.parametrize("size", [16, 64], ids=["small", "large"])
+def test_bytes_put_in_before_the_end_of_the_pixels_are_damage(tmp_path, syntax, change, size):
+    """The length is right, but all behind them is shifted."""
+    hu = body((5, size, size))
+    hu[:, -1, -9:] = [10, -1014, 10, -500, 522, 10, 2570, 10, -1024]  # b"\n" in some, zeros at the end
+    files = write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax)
+    for z in (2, 4):
+        files[z].write_bytes(change(files[z].read_bytes()))
+    refusal(lambda: read_series(tmp_path), "2 of 5", "behind its pixels", files[2].name, files[4].name)
+
+
+@pytest.mark.parametrize("syntax", UNCOMPRESSED[:3], ids=short)
+def test_elements_behind_the_pixels_are_no_damage(tmp_path, syntax):
+    def append(ds, _):
+        ds.add_new(0xFFFCFFFC, "OB", b"\0" * 10)  # DataSetTrailingPadding
+
+    hu = body((5, 24, 20))
+    write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax, extra=append)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
 READ_TWO = """
 import sys
 from pathlib import Path
