@@ -12,7 +12,7 @@ from cspine_helpers import reliability
 from cspine_helpers.estimates import score_interval
 from cspine_helpers.intervals import bootstrap
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
-from cspine_helpers.metrics import log_losses, patient_level
+from cspine_helpers.metrics import at_level, log_losses, patient_level
 from cspine_helpers.predictions import from_wide
 from cspine_helpers.resampling import resampled
 
@@ -74,7 +74,7 @@ def test_bins_are_those_of_scikit_learn(table, strategy, bins):
 @needs_rsna
 @pytest.mark.parametrize("level", ["all", "patient"])
 def test_real_bins_and_scores_are_those_of_scikit_learn(real, level):
-    rows = real if level == "all" else patient_level(real)
+    rows = at_level(real, level)
     y, p = rows["label"], rows["probability"]
     found = reliability.reliability_table(real, level=level, bins=12)
     expected = calibration_curve(y, p, n_bins=12, strategy="quantile")
