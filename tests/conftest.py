@@ -5,12 +5,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Tests compare bits and bytes, which only a CPU promises; the one for a GPU takes this back.
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # each of them has one core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("unhurried", deadline=None)  # a slow machine is no failure
+settings.load_profile("unhurried")
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 RSNA = REAL_DATA / "rsna2022"

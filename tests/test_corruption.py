@@ -34,7 +34,7 @@ from cspine_helpers.tables import write_table
 
 pytestmark = pytest.mark.slow  # half a minute of damages
 
-damaged = settings(max_examples=500, derandomize=True, deadline=None, database=None)
+damaged = settings(max_examples=500, derandomize=True, database=None)
 few = settings(damaged, max_examples=150)
 
 BOM, NUL, LATIN, FULL_WIDTH, ARABIC = b"\xef\xbb\xbf", b"\0", b"\xe9", "１".encode(), "١".encode()

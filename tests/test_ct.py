@@ -156,7 +156,7 @@ def check_landmarks(volume: Volume, scan: scans.Scan, affine: np.ndarray) -> Non
         np.testing.assert_allclose(volume.points(found[None])[0], positions(affine, voxel), atol=1e-6)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     angles=st.tuples(*[st.floats(-18, 18)] * 3),
     spacing=st.tuples(*[st.floats(0.3, 5.0)] * 3),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -183,3 +184,7 @@ def test_pictures_in_the_readme_exist():
     names = [a or b for a, b in pictures]
     assert [name for name in names if not (ROOT / name).is_file()] == []
     assert len(names) >= 3
+
+
+def test_no_property_test_fails_for_being_slow():
+    assert settings().deadline is None

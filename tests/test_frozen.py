@@ -622,7 +622,7 @@ def record(tmp_path_factory):
     return freeze(folder, PATIENT, WHOLE), (folder / "decision.json").read_bytes()
 
 
-@settings(max_examples=150, derandomize=True, deadline=None, database=None)
+@settings(max_examples=150, derandomize=True, database=None)
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 def test_any_byte_changed_is_noticed_or_means_the_same(record, place, flip):
     made, content = record

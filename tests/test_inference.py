@@ -143,7 +143,7 @@ def test_stopped_after_any_byte_it_goes_on_behind_the_last_whole_batch(run, coho
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_a_garbled_partial_file_changes_no_result(run, cohort, tmp_path_factory, uninterrupted, data):
     whole, noted = uninterrupted

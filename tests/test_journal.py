@@ -27,7 +27,7 @@ def test_a_new_file_gets_all_records(tmp_path):
     assert (tmp_path / "new").read_bytes() == written(tmp_path).read_bytes()
 
 
-@settings(derandomize=True, max_examples=60, deadline=None)
+@settings(derandomize=True, max_examples=60)
 @given(data=st.data())
 def test_whatever_happens_to_its_bytes_the_records_before_are_left(tmp_path_factory, data):
     path = written(tmp_path_factory.mktemp("notes"))

@@ -97,7 +97,7 @@ def slow_choice(cases, options):
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(CASES, rules())
 def test_every_choice_equals_an_exhaustive_search_in_fractions(cases, options):
     decision = choose_threshold(*zip(*[(label, score / 8) for label, score in cases], strict=True), **options)

@@ -15,7 +15,7 @@ from cspine_helpers.resampling import (
     sample,
 )
 
-FEW = settings(max_examples=50, deadline=None)  # scikit-learn's checks take their time
+FEW = settings(max_examples=50)  # scikit-learn's checks take their time
 CASES = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6), st.integers(0, 5)), min_size=1, max_size=40)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import RSNA, needs_rsna
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -90,7 +90,6 @@ def test_too_few_studies_for_the_parts_are_refused_naming_the_empty_ones():
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(
     hnp.arrays(int, st.tuples(st.integers(40, 200), st.just(7)), elements=st.integers(0, 1)),
     st.integers(0, 2**32 - 1),
