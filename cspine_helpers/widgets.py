@@ -222,10 +222,11 @@ class ThresholdExplorer:
 
     def _words(self, point: Point) -> str:
         """The picture in words."""
+        by = f", by {self._marks.aggregation.phrase}," if self.level == "patient" else ""
         counts = ", ".join(f"{name} {count:,}" for name, count in point.counts.items())
         rates = ", ".join(f"{label} {written(point.rates[name])}" for name, (label, _) in BARS.items())
         words = (
-            f"{LEVEL_NAMES[self.level]} at threshold {digits(point.threshold)}: {counts}. "
+            f"{LEVEL_NAMES[self.level]}{by} at threshold {digits(point.threshold)}: {counts}. "
             f"{self._place().capitalize()}: {rates}; of 1,000 patients missed {written(point.missed, 1)}, "
             f"called back without fracture {written(point.called_back, 1)}."
         )

@@ -9,8 +9,9 @@ import pytest
 from conftest import RSNA, needs_rsna
 from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
 from PIL import Image, ImageFilter
+from test_aggregation import toy, with_own
 
-from cspine_helpers.aggregation import Aggregation
+from cspine_helpers.aggregation import Aggregation, aggregate
 from cspine_helpers.decisions import choose_threshold
 from cspine_helpers.frozen import freeze, practise, read_decision
 from cspine_helpers.guarantees import guarantee_on_validation
@@ -576,3 +577,17 @@ def test_a_decision_about_patients_needs_both_kinds_of_them():
     decision = choose_decision(table, level="patient", aggregation=Aggregation("max"), objective="max_f1")
     with pytest.raises(ValueError, match="The decision is of patient level, where all labels are alike"):
         ThresholdExplorer(table[table.groupby(UID)["label"].transform("max") == 1], decision)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_words_say_what_a_patients_probability_is_and_when_few_cases_carry_a_threshold(own):
+    table = with_own(toy(60), "median") if own else toy(60)
+    explorer = ThresholdExplorer(table, threshold=float(table["probability"].nlargest(3).iloc[-1]))
+    assert "Only 3 cases lie at or above it" in note(explorer)
+    assert "by the" not in explorer._repr_mimebundle_()["text/plain"]
+    explorer.level = "patient"
+    explorer.threshold = 0.2
+    said = explorer._repr_mimebundle_()["text/plain"]
+    assert f"Patients, by {'the model' if own else 'the max of the vertebrae, at'}" in said
+    patients = aggregate(table, Aggregation("own" if own else "max"))
+    assert explorer.summary()["tp"] == (patients["label"] & (patients["probability"] >= 0.2)).sum()
