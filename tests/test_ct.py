@@ -466,6 +466,29 @@ def test_hounsfield_units_are_known_whatever_the_field_of_view_holds(tmp_path, n
     assert len(volume.warnings) == ((hu < -940).mean() < 0.001)
 
 
+OTHER_SCALES = {  # the body that shows it, and what is done to it
+    "half the scale": ("ct.nii.gz", lambda hu: hu / 2),
+    "twice the scale": ("ct.nii.gz", lambda hu: hu * 2.0),
+    "mostly air, +1000": ("dicom", lambda hu: CROPS["mostly air"](hu + noise(hu.shape, 12)) + 1000),
+    "air of one value, +200": ("dicom", lambda hu: CROPS["air of one value"](hu) + 200),
+}
+
+
+@scans.needs_ct
+@pytest.mark.parametrize(("name", "change"), OTHER_SCALES.values(), ids=OTHER_SCALES)
+def test_air_and_soft_tissue_together_show_another_scale(tmp_path, name, change):
+    """Each passes one of the questions that are asked of the values, and fails another."""
+    path = write_nifti(tmp_path / "scan.nii", rounded(change(real_or_phantom(name))), (3.0, 3.0, 3.0))
+    refusal(lambda: read_ct(path), "no Hounsfield units", "original")
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_values_clipped_above_air_are_read_and_said(tmp_path, name):
+    hu = np.maximum(real_or_phantom(name), -500)
+    (warning,) = read_ct(write_nifti(tmp_path / "scan.nii", hu, (3.0, 3.0, 3.0))).warnings
+    assert "no air" in warning
+
+
 @scans.needs_ct
 @pytest.mark.parametrize("change", [1000, 1024, -1000, -1024, 200, 300, 400])
 def test_a_real_series_with_another_intercept_is_refused(tmp_path, change):
