@@ -33,7 +33,8 @@ def read_ct(path: str | Path, *, series: str | None = None) -> Volume:
     """One CT, whatever its slices are called and however its axes run: order and place come from the headers.
 
     Args:
-        path: a folder of DICOM files of one series, or a NIfTI file.
+        path: a folder of DICOM files (one a slice, or enhanced CT; in folders below where it has none),
+            or a NIfTI file.
         series: SeriesInstanceUID, where the folder holds several.
 
     Raises:

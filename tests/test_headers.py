@@ -627,6 +627,7 @@ def test_there_are_files_to_try():
     assert len(IMAGES) > 90
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", OTHERS, ids=named)
 def test_no_single_file_is_a_volume_and_one_sentence_says_why(tmp_path, path):
     shutil.copy(path, tmp_path)
@@ -670,6 +671,7 @@ def as_ct(path: Path, folder: Path) -> None:
         ds.save_as(folder / f"{z}.dcm", enforce_file_format=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", IMAGES, ids=named)
 @pytest.mark.filterwarnings("ignore")
 def test_pixels_of_any_writer_are_read_as_pydicom_reads_them_or_refused(tmp_path, path):
