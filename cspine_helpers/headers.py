@@ -202,8 +202,8 @@ def _ends_well(path: Path, pixels: Any, encoding: tuple[bool, bool]) -> bool:
         file.seek(pixels.value_tell + pixels.length)
         rest = file.read(8)
     is_implicit, is_little = encoding
-    order = "little" if is_little else "big"
-    group, number, length = (int.from_bytes(rest[a:b], order) for a, b in ((0, 2), (2, 4), (4, 8)))
+    parts = (rest[:2], rest[2:4], rest[4:8])
+    group, number, length = (int.from_bytes(part, "little" if is_little else "big") for part in parts)
     left = path.stat().st_size - pixels.value_tell - pixels.length
     is_whole = length <= left - 8 if is_implicit else rest[4:6].isalpha() and rest[4:6].isupper()
     return not rest or (group << 16 | number > _PIXELS and is_whole)
