@@ -198,11 +198,11 @@ def _patients(axes: Axes, level: str) -> tuple[Text, Text]:
     """The two lines below the rates, to be filled."""
     whose = {"all": ("fractured, no vertebra called", "without fracture, a vertebra called")}
     whose |= {"patient": ("fractured, not called", "without fracture, called")}
-    lines = whose.get(level, (f"{level} fractured, not called", f"{level} not fractured, called"))
+    lines = whose.get(level, (f"with {level} fractured, not called", f"with {level} intact, called"))
     texts = []
     for y, name, line in zip((5.25, 6.35), ("missed", "called back"), lines, strict=True):
-        axes.text(0, y, f"{name}, of 1,000 patients")
-        axes.text(0, y + 0.45, line, color=GREY, fontsize=9)
+        axes.text(0, y, f"{name} per 1,000")
+        axes.text(0, y + 0.45, f"patients {line}", color=GREY, fontsize=9)
         texts.append(axes.text(1, y, "", ha="right", weight="bold"))
     return texts[0], texts[1]
 
