@@ -61,6 +61,7 @@ _GROUPS = {  # of enhanced CT, DICOM PS3.3 section C.7.6.16: functional group â†
     "CTReconstructionSequence": {"ConvolutionKernel": "kernel"},
 }
 _PIXELS, _UNDEFINED = 0x7FE00010, 0xFFFFFFFF  # tag; length of what a delimiter ends
+_ITEM = b"\xfe\xff"  # group of what is first in a sequence of undefined length: an item, or the delimiter
 _DEFERRED = 1 << 12  # bytes from which a value is skipped
 _META = 144  # bytes up to where the length that the meta header declares is counted from
 _FIRST = re.compile(rb"[\x02\x08]\0.\0|\0\x08\0", re.DOTALL)  # tag that a file without a preamble begins with
@@ -200,12 +201,15 @@ def _ends_well(path: Path, pixels: Any, encoding: tuple[bool, bool]) -> bool:
     """
     with open(path, "rb") as file:
         file.seek(pixels.value_tell + pixels.length)
-        rest = file.read(8)
+        rest = file.read(10)
     is_implicit, is_little = encoding
     parts = (rest[:2], rest[2:4], rest[4:8])
     group, number, length = (int.from_bytes(part, "little" if is_little else "big") for part in parts)
     left = path.stat().st_size - pixels.value_tell - pixels.length
-    is_whole = length <= left - 8 if is_implicit else rest[4:6].isalpha() and rest[4:6].isupper()
+    if is_implicit:
+        is_whole = rest[8:] == _ITEM if length == _UNDEFINED else length <= left - 8
+    else:
+        is_whole = rest[4:6].isalpha() and rest[4:6].isupper()
     return not rest or (group << 16 | number > _PIXELS and is_whole)
 
 

@@ -249,6 +249,18 @@ def test_elements_behind_the_pixels_are_no_damage(tmp_path, syntax):
     np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
 
 
+@pytest.mark.parametrize("syntax", UNCOMPRESSED[:3], ids=short)
+@pytest.mark.parametrize("items", [0, 1], ids=["empty", "one item"])
+def test_a_sequence_of_undefined_length_behind_the_pixels_is_no_damage(tmp_path, syntax, items):
+    def sign(ds, _):
+        ds.DigitalSignaturesSequence = [item(MACIDNumber=1) for _ in range(items)]
+        ds["DigitalSignaturesSequence"].is_undefined_length = True
+
+    hu = body((5, 24, 20))
+    write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax, extra=sign)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
 READ_TWO = """
 import sys
 from pathlib import Path
