@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 _ID = re.compile(r"(?=.{1,64}\Z)[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 _DEVICE = re.compile(r"(?:CON|PRN|AUX|NUL|(?:COM|LPT)[0-9])(?:\..*)?", re.IGNORECASE)  # of Windows
+_MISSING = re.compile(r"nan?|none|null", re.IGNORECASE)  # how programs write that a cell is empty
 CHECKSUMS = "SHA256SUMS"  # a folder's, as `sha256sum --check` reads it
 _NAMED, _LONG = 10, 200  # offenders that an error names, and characters of each
 _CHECKSUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
@@ -161,7 +162,8 @@ def check_uids(uids: Iterable[object]) -> None:
     """Refuse study ids that could not be file names on every system.
 
     A StudyInstanceUID is one; so is any name of 1 to 64 letters, digits, `.`, `_` and `-` that begins with a
-    letter or digit, ends without a dot and is no device of Windows (`CON`, `NUL.1`).
+    letter or digit, ends without a dot, is no device of Windows (`CON`, `NUL.1`) and spells no missing value
+    (`nan`, `NA`, `None`, `null`).
 
     Raises:
         ValueError: names the first ten offenders and counts the rest.
@@ -169,13 +171,15 @@ def check_uids(uids: Iterable[object]) -> None:
     bad = [
         uid
         for uid in uids
-        if not (isinstance(uid, str) and _ID.fullmatch(uid) and not _DEVICE.fullmatch(uid))
+        if not (isinstance(uid, str) and _ID.fullmatch(uid))
+        or _DEVICE.fullmatch(uid)
+        or _MISSING.fullmatch(uid)
     ]
     if bad:
         raise ValueError(
             f"{len(bad)} StudyInstanceUID that cannot be file names: {listing(bad)}. One has 1 to 64 "
             "letters, digits, '.', '_' and '-', the first a letter or digit, the last no dot, and is no "
-            "device of Windows such as CON. Rename them."
+            "device of Windows such as CON, nor a word for a missing value such as nan. Rename them."
         )
 
 

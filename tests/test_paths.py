@@ -120,7 +120,20 @@ def test_a_run_that_is_a_link_out_of_its_folder_is_refused_and_a_cohort_is_not(t
     "uid",
     [
         *("1.2.826.0.1.3680043.6200", "1", "1" * 64, "0001", "sub-verse004", "sub-verse004_ct", "PAT001"),
-        *("a", "a_1", "A.b-c_D", "1e5", "NaN", "console", "COM", "COM10", "a.con", "nul_1", "x" * 64),
+        *(
+            "a",
+            "a_1",
+            "A.b-c_D",
+            "1e5",
+            "inf",
+            "nanny",
+            "console",
+            "COM",
+            "COM10",
+            "a.con",
+            "nul_1",
+            "x" * 64,
+        ),
     ],
 )
 def test_ids_that_can_be_file_names_on_every_system_pass(uid):
@@ -132,6 +145,7 @@ def test_ids_that_can_be_file_names_on_every_system_pass(uid):
     [
         *(
             "",
+            *("nan", "NaN", "NA", "None", "NULL"),
             "../1.2",
             "/1.2",
             "1/2",
