@@ -22,7 +22,7 @@ from cspine_helpers.findings import BINS, RESAMPLES, UNITS, Findings, cell, find
 from cspine_helpers.frozen import Frozen
 from cspine_helpers.labels import UID
 from cspine_helpers.limits import limits_of
-from cspine_helpers.metrics import at_level
+from cspine_helpers.metrics import at_level, patients_in_words, resampled_units
 from cspine_helpers.paths import atomic_path, inside, run_dir
 
 CARD = "MODEL_CARD.md"
@@ -150,12 +150,18 @@ def _data(run: Dossier, labels: pd.DataFrame | None) -> str:
         notes.append("What the model was trained on is not known.")
     if not run.splits:
         notes.append("Without `predictions.csv`, nothing is known of validation and test.")
+    counted = {name: patients_in_words(part) for name, part in run.splits.items()}
+    if several := [f"{cell(name)}, {words}" for name, words in counted.items() if "studies" in words]:
+        notes.append(
+            f"Studies are not patients here: {'; '.join(several)}. Each study is called and scored by "
+            "itself, so that what is said below of patients counts studies; the resamples draw patients."
+        )
     table = markdown(["split", "patients", "fractured patients", "vertebrae", "fractured vertebrae"], rows)
     return f"## Data\n\n{' '.join(notes)}\n\n{table}"
 
 
 def _counted(rows: pd.DataFrame) -> list[str]:
-    patients, vertebrae = rows.groupby(UID)["label"].max(), at_level(rows, "all")["label"]
+    patients, vertebrae = rows.groupby(resampled_units(rows))["label"].max(), at_level(rows, "all")["label"]
     counts = [(f"{len(part):,}", share(int(part.sum()), len(part))) for part in (patients, vertebrae)]
     return [value for pair in counts for value in pair]
 

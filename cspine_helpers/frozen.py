@@ -21,7 +21,7 @@ from cspine_helpers.decisions import Decision
 from cspine_helpers.guarantees import Guarantee, checked_guarantees
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.levels import apply_decision, rows_at
-from cspine_helpers.metrics import confusion, rates
+from cspine_helpers.metrics import confusion, rates, resampled_units
 from cspine_helpers.openings import DECISION, MEMORY, OPENINGS, memory, now_utc, read_openings
 from cspine_helpers.paths import atomic_path, inside, listing, seal_of
 from cspine_helpers.predictions import predictions_sha256, validate_predictions
@@ -201,7 +201,7 @@ def freeze(
         **of,
         "chosen_on": {
             "split": "validation",
-            "patients": rows[UID].nunique(),
+            "patients": resampled_units(rows).nunique(),
             "vertebrae": int(rows["vertebra"].isin(VERTEBRAE).sum()),
         },
         MEMORY: memory(folder),

@@ -8,6 +8,7 @@ the test has erred right above that one, which happens with probability δ at mo
 
 Patients are drawn independently, their vertebrae are not: the tests count patients. For patients, and for
 one vertebra (C1 … C7), each fractured patient is found or missed: exact binomial test. Vertebrae: `betting`.
+Both take one study of each patient, seven vertebrae at most: a table with more is refused.
 
 `guarantee_on_validation` makes a guarantee of a predictions table, which says of which rows, level and
 aggregation it is: nothing else may carry it. `guarantee_recall` is the proof alone, on arrays.
@@ -32,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cspine_helpers.aggregation import Aggregation, validation_rows
 from cspine_helpers.betting import MOST, PatientLosses, highest_threshold
-from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.levels import rows_at
 from cspine_helpers.metrics import check_scores, resampled_units
 from cspine_helpers.objectives import check_choice
@@ -215,7 +216,8 @@ def guarantee_on_validation(
 
     Raises:
         ValueError: see `guarantee_recall`; the table breaks the schema or has no validation rows; there is no
-            aggregation at level `patient`, one at another level, or one that was fitted on these patients.
+            aggregation at level `patient`, one at another level, or one that was fitted on these patients; a
+            patient has several studies.
     """
     if aggregation is not None and aggregation.fitted_on is not None:
         raise ValueError(
@@ -224,13 +226,14 @@ def guarantee_on_validation(
         )
     check_choice("level", level, GUARANTEE_LEVELS)
     table = validation_rows(predictions)
+    _check_one_study_each(table)
     rows = rows_at(table, "patient" if level == "patient" else "vertebra", aggregation)
     if level in VERTEBRAE:
         rows = rows[rows["vertebra"] == level]
     made = guarantee_recall(
         rows["label"],
         rows["probability"],
-        resampled_units(rows),
+        rows[UID],
         recall=recall,
         level=level,
         delta=delta,
@@ -279,7 +282,10 @@ def guarantee_recall(
     codes, uids = pd.factorize(who[y == 1])
     if (np.bincount(codes) > MOST).any():
         many = listing(uids[np.bincount(codes) > MOST].tolist())
-        raise ValueError(f"A patient has {MOST} vertebrae; more are fractured in {many}. Drop repeated rows.")
+        raise ValueError(
+            f"A patient has {MOST} vertebrae; more are fractured in the rows of {many}. Drop repeated rows, "
+            "and keep one study of each patient."
+        )
 
     pooled = level != "vertebra" or average == "vertebrae"
     losses = PatientLosses(p[y == 1], codes, recall=recall, pooled=pooled)
@@ -376,6 +382,17 @@ def _check_threshold(threshold: float) -> None:
         raise ValueError(f"A threshold lies in [0, 1]; found {threshold}. Choose it again.")
 
 
+def _check_one_study_each(table: pd.DataFrame) -> None:
+    """Refuse rows of which some patients have several studies: neither test knows what these share."""
+    studies = table[UID].groupby(resampled_units(table), sort=False).nunique()
+    if (several := studies[studies > 1]).any():
+        raise ValueError(
+            f"A guarantee counts patients, and takes one study of each; found several studies of "
+            f"{len(several)} patients ({listing(several.index)}). Keep one: predictions[predictions"
+            f"[{UID!r}] == predictions.groupby('patient')[{UID!r}].transform('first')]"
+        )
+
+
 def _check_patients(patients: ArrayLike, labels: NDArray[np.int64], level: str) -> NDArray:
     who = np.asarray(patients)
     absent = pd.isna(who)
@@ -393,6 +410,6 @@ def _check_patients(patients: ArrayLike, labels: NDArray[np.int64], level: str) 
         twice = pd.unique(who[pd.Series(who).duplicated()]).tolist()
         raise ValueError(
             f"At level {level!r} a patient has one row; found several of {len(twice)} ({listing(twice)}). "
-            f"Pass metrics.at_level(predictions, {level!r}), one study of each patient."
+            f"Keep one study of each patient, and pass metrics.at_level(predictions, {level!r})."
         )
     return who

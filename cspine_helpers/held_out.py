@@ -9,7 +9,7 @@ from cspine_helpers.decisions import Decision, Level
 from cspine_helpers.frozen import check_belongs, read_decision, remember_openings
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.levels import apply_decision, levels_to_decide
-from cspine_helpers.metrics import confusion, rates
+from cspine_helpers.metrics import confusion, rates, resampled_units
 from cspine_helpers.openings import record_opening
 from cspine_helpers.predictions import validate_predictions
 
@@ -22,9 +22,10 @@ def evaluate_on_test(run_folder: str | Path, predictions: pd.DataFrame) -> pd.Da
         predictions: the predictions table that they were frozen with.
 
     Returns:
-        Columns `level, patients, incomplete, tp, fp, fn, tn`, the `metrics.rates` and `undefined`. For the
-        decision about vertebrae, one row for all of them (`all`) and one for each; then one for patients.
-        `incomplete` counts patients with a vertebra missing. A rate whose denominator is zero is NaN;
+        Columns `level, patients, studies, incomplete, tp, fp, fn, tn`, the `metrics.rates` and `undefined`.
+        For the decision about vertebrae, one row for all (`all`) and one for each; then one for patients.
+        Each study is called by itself; `patients` counts whose they are (`metrics.resampled_units`), and
+        `incomplete` the studies with a vertebra missing. A rate whose denominator is zero is NaN;
         `undefined` counts those.
 
     Raises:
@@ -66,11 +67,12 @@ def _results(decision: Decision, test: pd.DataFrame) -> pd.DataFrame:
     seen = test["vertebra"].isin(VERTEBRAE).groupby(test[UID]).sum()
     rows = []
     for level, part in parts.items():
-        patients = part[UID].unique()
+        studies = part[UID].unique()
         row = rates(confusion(part["label"], part["positive"], 0.5)).drop(columns="threshold")
         row.insert(0, "level", level)
-        row.insert(1, "patients", len(patients))
-        row.insert(2, "incomplete", int((seen[patients] < len(VERTEBRAE)).sum()))
+        row.insert(1, "patients", resampled_units(part).nunique())
+        row.insert(2, "studies", len(studies))
+        row.insert(3, "incomplete", int((seen[studies] < len(VERTEBRAE)).sum()))
         rows.append(row)
     table = pd.concat(rows, ignore_index=True)
     return table.assign(undefined=table.isna().sum(axis=1))

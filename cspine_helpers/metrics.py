@@ -236,6 +236,13 @@ def resampled_units(predictions: pd.DataFrame) -> pd.Series:
     return predictions["patient" if "patient" in predictions.columns else UID]
 
 
+def patients_in_words(predictions: pd.DataFrame) -> str:
+    """How many patients the table holds: "60 patients", or "120 studies of 60 patients"."""
+    studies, patients = predictions[UID].nunique(), resampled_units(predictions).nunique()
+    whose = "" if studies == patients else f"{studies:,} studies of "
+    return f"{whose}{patients:,} patients"
+
+
 def patient_level(predictions: pd.DataFrame) -> pd.DataFrame:
     """One row for each study, its patient: the model's own score where it has one, else the highest vertebra.
 

@@ -639,3 +639,15 @@ def test_log_losses_that_the_clip_decides_are_counted(tmp_path):
 def text_of_table(folder, table):
     write_predictions(table, folder / "predictions.csv")
     return text_of(folder)
+
+
+def test_two_scans_of_each_patient_are_no_two_patients(tmp_path):
+    table = WHOLE.assign(patient=WHOLE[UID])
+    table = pd.concat([table, table.assign(**{UID: table[UID] + ".9"})], ignore_index=True)
+    once, twice = (
+        text_of(write_run(tmp_path / name, table=part)) for name, part in (("a", WHOLE), ("b", table))
+    )
+    counted = (next(re.finditer(r"\| validation \| (\d+ \| \d+ .*?) \|", text))[1] for text in (once, twice))
+    assert next(counted) == next(counted)
+    assert "not patients here: validation, 120 studies of 60 patients; test, 80 studies of 40 pat" in twice
+    assert "not patients here" not in once

@@ -115,6 +115,21 @@ def test_the_predictions_hash_is_that_of_their_file(tmp_path):
     assert predictions_sha256(read_predictions(path)) == predictions_sha256(WHOLE) == sha256_of(path)
 
 
+def test_two_scans_of_each_patient_are_counted_as_studies_of_half_as_many_patients(tmp_path):
+    table = WHOLE.assign(patient=WHOLE[UID])
+    table = pd.concat([table, table.assign(**{UID: table[UID] + ".9"})], ignore_index=True)
+    chosen = [
+        choose_decision(table, level="vertebra", objective="max_f1"),
+        choose_decision(table, level="patient", aggregation=MAX, objective="max_f1"),
+    ]
+    found = freeze(tmp_path, chosen, table).record["chosen_on"]
+    assert found == {"split": "validation", "patients": 150, "vertebrae": 2100}
+    results = evaluate_on_test(tmp_path, table).set_index("level")
+    assert (results["patients"] == 80).all()
+    assert (results["studies"] == 160).all()
+    assert results.loc["patient", ["tp", "fp", "fn", "tn"]].sum() == 160
+
+
 def test_results_on_the_test_split_are_those_of_its_rows_alone(tmp_path):
     table = WHOLE.drop(index=WHOLE.index[-3:])
     table = table.assign(

@@ -295,9 +295,15 @@ def several(labels=(1, 0, 1), patients=("a", "b", "c"), **options):
         ({"labels": (0, 2, 1)}, "1 labels are neither 0 nor 1"),
         ({"patients": ("a", "b")}, r"Each of the 3 rows needs its patient; found shape \(2,\), 0 missing"),
         ({"patients": ("a", None, "c")}, r"found shape \(3,\), 1 missing"),
-        ({"patients": ("a", "b", "a")}, r"a patient has one row; found several of 1 \('a'\).*at_level"),
+        (
+            {"patients": ("a", "b", "a")},
+            r"a patient has one row; found several of 1 \('a'\).*Keep one study of each",
+        ),
         ({"patients": ("a", "b", "a"), "level": "C2"}, "At level 'C2' a patient has one row"),
-        ({"labels": [1] * 8, "patients": ["a"] * 8, "level": "vertebra"}, "has 7 vertebrae.*in 'a'"),
+        (
+            {"labels": [1] * 8, "patients": ["a"] * 8, "level": "vertebra"},
+            "has 7 vertebrae.*of 'a'.*one study of each",
+        ),
     ],
 )
 def test_unusable_input_is_refused(options, message):
@@ -316,16 +322,26 @@ def test_more_than_a_hundred_thousand_patients_are_not_counted():
         patients_needed(0.9, observed=0.9002)
 
 
-def test_two_scans_of_one_patient_count_once_and_are_refused_where_each_has_one_row():
-    once = toy(200)
+@pytest.mark.parametrize("level", ["patient", "vertebra", "C5"])
+def test_a_guarantee_needs_one_study_of_each_patient_and_the_sentence_says_how_to_keep_one(level):
+    once = toy(60)
+    once["patient"] = once[UID]
     twice = pd.concat([once, once.assign(**{UID: once[UID] + ".9"})], ignore_index=True)
-    twice["patient"] = twice[UID].str.removesuffix(".9")
-    few = once[once["label"] == 1].groupby(UID).size()
-    options = {"level": "vertebra", "recall": 0.5, "delta": 0.2}
-    small = twice[~twice[UID].isin(few[few > 3].index.union(few[few > 3].index + ".9"))]
-    found = guarantee_on_validation(small, **options)
-    assert found.patients == guarantee_on_validation(small.drop(columns="patient"), **options).patients / 2
-    with pytest.raises(
-        ValueError, match=r"a patient has one row; found several of .* one study of each patient"
-    ):
-        guarantee_on_validation(twice, level="patient", recall=0.5, aggregation=Aggregation("max"))
+    options = {"level": level, "recall": 0.5, "delta": 0.2}
+    options |= {"aggregation": Aggregation("max")} if level == "patient" else {}
+    with pytest.raises(ValueError, match=r"counts patients, .* one study of each") as error:
+        guarantee_on_validation(twice, **options)
+    first, several = once[UID].iloc[0], once[UID].nunique()
+    assert f"several studies of {several} patients ({first!r}, " in str(error.value)
+    call = str(error.value).partition("Keep one: ")[2]
+    kept = eval(call, {"predictions": twice})
+    found = guarantee_on_validation(kept, **options)
+    expected = guarantee_on_validation(once, **options)
+    assert found == replace(expected, rows_sha256=found.rows_sha256)
+
+
+def test_several_studies_of_test_patients_do_not_stand_in_the_way_of_a_guarantee():
+    table = TABLE.assign(patient=TABLE[UID])
+    test = table[table["split"] == "test"]
+    table = pd.concat([table, test.assign(**{UID: test[UID] + ".9"})], ignore_index=True)
+    assert promised(table).threshold == promised().threshold

@@ -192,14 +192,18 @@ def test_importing_the_package_imports_no_library():
         ("another decision", "holds another decision: Highest F1"),
         ("other predictions", "was frozen with other predictions"),
         ("no test split", "have no test split"),
+        ("two scans of each patient, no test split", "takes one study of each; found several studies of 150"),
     ],
 )
 def test_04_leaves_a_run_as_it_stands_and_says_so(tmp_path, monkeypatch, state, sentence):
     monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
     folder = tmp_path / "checkpoints" / "theirs"
     folder.mkdir(parents=True)
-    table = toy(150) if state == "no test split" else pd.concat([toy(150), toy(80, seed=7, split="test")])
-    if state != "no test split":
+    table = toy(150) if "no test split" in state else pd.concat([toy(150), toy(80, seed=7, split="test")])
+    if "two scans" in state:
+        table = table.assign(patient=table[UID])
+        table = pd.concat([table, table.assign(**{UID: table[UID] + ".9"})])
+    if "no test split" not in state:
         decision = choose_decision(
             table, level="patient", aggregation=Aggregation("noisy_or"), objective="max_f1"
         )
