@@ -27,6 +27,10 @@ _SHIFTS_HU = [shift for shift in range(-2500, 3001, 25) if abs(shift) >= 175]
 _SOME_FAT, _SOME_AIR, _AIR_SHARE = 0.005, 0.001, 0.05  # of all voxels
 _SOFT_SHARE = 0.45  # of the body
 _BETTER = 0.02  # of all voxels
+_BYTE = 256  # values that a picture of 8 bits has
+_BONE_HU, _SOME_BONE, _TOO_FEW = 300, 0.001, 2000  # of the body; of so few voxels, none need be bone
+_SCANNER_HU = 2500  # what no scanner's own highest value lies below; that of 12 bits is 3071
+_HEAP = 0.001  # of all voxels, at one end of the scale
 
 
 def read_ct(path: str | Path, *, series: str | None = None) -> Volume:
@@ -77,15 +81,35 @@ def _check_hu(hu: np.ndarray, path: Path) -> tuple[str, ...]:
         A warning where the field of view holds no air, which shows best where the scale lies.
     """
     sample = hu[tuple(slice(None, None, max(1, size // 64)) for size in hu.shape)]
-    if fault := _no_hounsfield(_Distribution.of(sample)):
+    if fault := _cut_or_inverted(sample) or _no_hounsfield(_Distribution.of(sample)):
         raise ValueError(
             f"{path.name}: values from {sample.min():g} to {sample.max():g} are no Hounsfield units: {fault}."
-            " It is no CT (MR?), was normalised, or its rescale intercept or slope was lost or used twice: "
-            "take the original."
+            " It is no CT (MR?), was normalised, windowed or inverted, or its rescale intercept or slope was "
+            "lost or used twice: take the original."
         )
     if (sample < _AIR_HU[1]).mean() < _SOME_AIR:
         return ("no air in its field of view: fat and soft tissue alone say that these are Hounsfield units",)
     return ()
+
+
+def _cut_or_inverted(sample: np.ndarray) -> str | None:
+    """Why values are a window of Hounsfield units, or none of bone; None where neither.
+
+    Padding and air make a heap at the lowest value, metal at a scanner's highest. Elsewhere, the three real
+    CT and pydicom's had a voxel or two at an end of their scale, and 343 different values or more. Of the
+    body, bone was 0.2 % or more in any crop, and gas in an inverted CT, where bone would be, 0.05 %.
+    """
+    low, high = sample.min(), sample.max()
+    if len(np.unique(sample)) <= _BYTE:
+        return f"they are {_BYTE} different ones at most, as of a picture of 8 bits"
+    if high < _SCANNER_HU and (heap := (sample == high).mean()) > _HEAP:
+        return f"{heap:.1%} are {high:g}, the highest, as if clipped"
+    if low > _FAT_HU[0] and (heap := (sample == low).mean()) > _HEAP:
+        return f"{heap:.1%} are {low:g}, the lowest, as if clipped"
+    body = sample[sample > _BODY_HU[0]]
+    if sample.size > _TOO_FEW and (body > _BONE_HU).sum() <= _SOME_BONE * body.size:
+        return f"hardly one lies above {_BONE_HU}, where bone is"
+    return None
 
 
 def _no_hounsfield(values: "_Distribution") -> str | None:
@@ -101,6 +125,9 @@ def _no_hounsfield(values: "_Distribution") -> str | None:
     peak = values.highest(_GAS_HU)
     if peak > _LUNG_HU and values.share((peak - 60, peak + 60)) > _AIR_SHARE:
         return f"air lies at {peak}, not near -1000"
+    inverted_air = values.share((-_AIR_HU[1], -_AIR_HU[0]))
+    if inverted_air > max(_AIR_SHARE, values.share(_AIR_HU)):
+        return "air lies at 1000, as if inverted"
     explained = values.share(_AIR_HU) + values.share(_SOFT_HU)
     for shift in _SHIFTS_HU:
         air = values.share(_AIR_HU, shift)

@@ -408,6 +408,17 @@ NO_HOUNSFIELD = {
     "8 bits, soft tissue": lambda hu: np.clip((hu + 160.0) / 400 * 255, 0, 255).astype(np.uint8),
     "twice the slope": lambda hu: 2 * (hu + 1024) - 1024,
     "nine times": lambda hu: hu * 9.0,
+    "8 bits with a sign": lambda hu: (np.clip((hu + 160.0) / 400 * 255, 0, 255) - 128).astype(np.int8),
+    "8 bits, wrapped": lambda hu: hu.astype(np.int8),
+    "8 bits, scaled back": lambda hu: rounded(np.clip((hu + 1000.0) / 2000 * 255, 0, 255)) * 8 - 1000,
+    "clipped to a window": lambda hu: np.clip(hu, -160, 240),
+    "clipped below bone": lambda hu: np.minimum(hu, 240),
+    "clipped within bone": lambda hu: np.minimum(hu, 600),
+    "clipped within fat": lambda hu: np.clip(hu, -160, 1900),
+    "inverted": lambda hu: 20 - hu,
+    "inverted, air at 0": lambda hu: -1000 - hu,
+    "inverted, padded": lambda hu: -1000 - within_a_circle(hu, -3024),
+    "negative slope": lambda hu: -(hu + 1024) - 1024,
     "MR": lambda hu: rounded(np.abs(np.where(hu < -300, 0, np.where(hu > 150, 90, 400 + 2 * hu)) + 9.4)),
 }
 
@@ -547,6 +558,15 @@ def test_dicom_that_holds_no_hounsfield_units_is_refused(tmp_path):
 
     write_dicom(tmp_path / "ct", excerpt().hu, SPACING, extra=lose)
     refusal(lambda: read_ct(tmp_path / "ct"), "ct", "Hounsfield", "intercept")
+
+
+@pytest.mark.parametrize("intercept", [1024, 24, -1024])
+def test_a_negative_slope_in_every_slice_is_refused(tmp_path, intercept):
+    def invert(ds, _):
+        ds.RescaleSlope, ds.RescaleIntercept = -1, intercept
+
+    write_dicom(tmp_path / "ct", phantom().hu[::4], (5.0, *phantom().spacing_mm[1:]), extra=invert)
+    refusal(lambda: read_ct(tmp_path / "ct"), "ct", "no Hounsfield units", "slope")
 
 
 def test_a_nifti_that_does_not_say_how_the_patient_lies_is_refused(tmp_path):
