@@ -5,6 +5,7 @@ A mask that cannot be right is refused, and what was tidied is said:
 - C1 … C7 follow each other downwards; else the mask is upside down, or its labels run the other way.
 - Pieces up to 10 mm from the main one stay, as a displaced fragment may lie. Farther ones are removed where
   they are small, as they would stretch the box; else the mask is wrong.
+- Of a binary mask, one label is the whole spine: it is taller or larger than any cervical vertebra.
 - A vertebra has cortical bone: where less than a tenth of its voxels reach 150 HU, the mask lies beside it,
   and less than a third is warned of.
 """
@@ -25,6 +26,7 @@ MAX_APART_MM = 10.0
 BONE_HU = 150.0
 MIN_BONE, LITTLE_BONE = 0.1, 0.35  # real lumbar vertebrae of the elderly, in 3 mm slices: 0.45 and more
 MIN_VOLUME_MM3 = 1000.0  # a tenth of the smallest cervical vertebra
+MAX_HEIGHT_MM, MAX_VOLUME_MM3 = 90.0, 75_000.0  # real C2: up to 75 mm; the largest of real L1 … L5: 66 cm³
 _FACES = (("cranial", "caudal"), ("front", "back"), ("right", "left"))
 
 
@@ -52,7 +54,7 @@ def find_vertebrae(label_map: LabelMap, volume: Volume) -> dict[str, Vertebra]:
     """Each vertebra that the label map holds, cranial first; specks are removed from the map, in place.
 
     Raises:
-        ValueError: the vertebrae do not follow each other from C1 downwards.
+        ValueError: the vertebrae do not follow each other from C1 downwards, or one is as large as several.
     """
     lows = [low for low, _ in label_map.box]
     objects = ndimage.find_objects(label_map.array[_slices(label_map.box)], max_label=len(VERTEBRAE))
@@ -97,6 +99,12 @@ def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Verte
             box = tuple((low + s.start, low + s.stop) for (low, _), s in zip(box, inner, strict=True))
             mask = mask[inner]
     size_mm3 = float(np.count_nonzero(mask) * np.prod(volume.spacing_mm))
+    height_mm = len(mask) * volume.spacing_mm[0]
+    if size_mm3 > MAX_VOLUME_MM3 or (height_mm > MAX_HEIGHT_MM and not problem):
+        raise ValueError(
+            f"{level} is {height_mm:.0f} mm high and {size_mm3 / 1000:.0f} cm³ in the mask, as large as "
+            "several vertebrae: it looks like a binary mask of the whole spine. Take one that has a label for each."
+        )
     if size_mm3 < MIN_VOLUME_MM3:
         problem = problem or f"its mask holds {size_mm3:.0f} mm³, a tenth of a vertebra at most"
     bone = float((volume.hu[_slices(box)][mask] >= BONE_HU).mean())

@@ -68,6 +68,24 @@ def test_vertebrae_are_found_from_the_head_down_each_in_its_box():
         assert (vertebra.completeness, vertebra.warnings, vertebra.problem) == (1, (), "")
 
 
+@pytest.mark.parametrize(
+    ("scheme", "label"), [("rsna", 1), ("totalsegmentator", 47), ({9: "C7"}, 9)], ids=str
+)
+@pytest.mark.parametrize("levels", [range(1, 8), range(2, 7)], ids=["whole", "cropped"])
+def test_a_binary_mask_of_the_spine_is_refused_whatever_its_label(tmp_path, scheme, label, levels):
+    scan = scans.phantom()
+    binary = np.where(np.isin(scan.labels, levels), label, 0).astype(np.uint8)
+    path = scans.write_nifti(tmp_path / "mask.nii.gz", binary, scan.spacing_mm)
+    volume = Volume(scan.hu, scan.spacing_mm, np.array(scans.ORIGIN), FRAME)
+    label_map = read_label_map(path, volume, scheme=scheme)
+    scans.refusal(lambda: find_vertebrae(label_map, volume), "mm high", "binary mask", "a label for each")
+
+
+def test_a_label_larger_than_a_vertebra_is_refused_though_low():
+    wide = blocks((slice(20, 50), slice(5, 55), slice(10, 70)))
+    scans.refusal(lambda: found_in(wide, spacing=(1.0, 1.0, 1.0)), "C4 is 30 mm high and 90 cm³", "binary")
+
+
 # Completeness.
 
 FACES = [
