@@ -32,6 +32,11 @@ SCHEMES: dict[str, dict[int, str]] = {
 _ONE_EACH = re.compile(r"(?:vertebrae_)?(C[1-7])\.nii(?:\.gz)?")
 _WHOLE = 1e-3  # what a slope in the header leaves of whole numbers
 _SPECK_MM3, _NO_VERTEBRA_MM3 = 1_000, 150_000  # a tenth of a small vertebra; five times a large C7
+_VERSION_1 = (
+    "a mask of TotalSegmentator 1, in which C7 to C1 are 35 to 41{}. Make it again with version 2, or say "
+    "what its labels mean (--labels, with 41 = C1 … 35 = C7)."
+)
+_NECK_1 = range(35, 42)  # in version 2, T9 to T3
 _SAME_GRID = 0.05  # voxels that the two grids may lie apart anywhere, to be called one
 
 
@@ -211,6 +216,9 @@ def _translated(crop: np.ndarray, meanings: Mapping[int, str], path: Path) -> np
     there = [label for label in found.tolist() if meanings.get(label) in VERTEBRAE]
     if unknown or not there:
         cause = f"labels that are unknown ({listing(unknown)})" if unknown else "none of C1 … C7"
+        if not unknown and meanings is SCHEMES["totalsegmentator"] and {*_NECK_1} & {*found.tolist()}:
+            here = listing(found[found > 0].tolist())
+            raise ValueError(f"{path.name}: {cause} among {here}. Of a neck, it is {_VERSION_1.format('')}")
         known = ", ".join(f"{label} = {name}" for label, name in meanings.items() if name in VERTEBRAE)
         raise ValueError(
             f"{path.name}: {cause} among {listing(found[found > 0].tolist())}, read with {known}. Choose "
@@ -226,7 +234,7 @@ def _check_generation(crop: np.ndarray, grid: Grid, path: Path) -> None:
     """Refuse a mask of TotalSegmentator 1, in which 35 to 41 are C7 to C1, 44 the heart and 50 the brain.
 
     In version 2, 42 to 50 are T2 to C1 and lie above 32 to 41, T12 to T3; C1 is not there with these but
-    without all between; and none is as large as a brain.
+    without all between; none is as large as a brain; and of C7 to C1 there is more than a speck.
 
     Source: TotalSegmentator, class map of task total in versions 1.5 and 2.
     """
@@ -239,14 +247,14 @@ def _check_generation(crop: np.ndarray, grid: Grid, path: Path) -> None:
     heights_mm = np.arange(len(planes)) @ voxels[:, numbers] / voxels[:, numbers].sum(axis=0)
     heights_mm *= grid.steps_mm[2, axis]
     is_upper, wrong = numbers > 41, sizes_mm3[44:].max() > _NO_VERTEBRA_MM3
+    wrong |= numbers.max(initial=0) < 44 and bool({*_NECK_1} & {*numbers.tolist()})
     if is_upper.any() and not is_upper.all():
         wrong |= numbers[is_upper].tolist() == [50]
         wrong |= heights_mm[is_upper].min() <= heights_mm[~is_upper].max()
     if wrong:
         raise ValueError(
-            f"{path.name}: its labels 32 to 50 are not T12 to C1, one above the other. It is a mask of "
-            "TotalSegmentator 1, in which C7 to C1 are 35 to 41, or upside down. Make it again with version "
-            "2, or say what its labels mean (--labels, with 41 = C1 … 35 = C7)."
+            f"{path.name}: its labels 32 to 50 are not T12 to C1, one above the other, each as large as a "
+            f"vertebra. It is {_VERSION_1.format(', or upside down')}"
         )
 
 

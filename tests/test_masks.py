@@ -258,11 +258,24 @@ def test_masks_of_totalsegmentator_1_are_refused_by_their_content(tmp_path, orga
         refusal(lambda: read_label_map(path, volume_of(scan), scheme="totalsegmentator"), *parts)
     else:
         refusal(
-            lambda: read_label_map(path, volume_of(scan), scheme="totalsegmentator"), "none of C1", "--labels"
+            lambda: read_label_map(path, volume_of(scan), scheme="totalsegmentator"), "none of C1", *parts
         )
     meaning = dict.fromkeys(range(1, 105), "other") | dict(zip(range(41, 34, -1), VERTEBRAE, strict=True))
     found = read_label_map(path, volume_of(scan), scheme=meaning).array
     np.testing.assert_array_equal(found, scan.labels)
+
+
+@pytest.mark.parametrize("levels", [range(1, 8), range(3, 7)], ids=["whole", "cropped"])
+@pytest.mark.parametrize("speck", [None, 44, 50])
+def test_of_a_neck_without_heart_and_brain_version_1_is_refused_with_the_remedy(tmp_path, levels, speck):
+    scan = phantom()
+    organs = () if speck else (42, 43)  # oesophagus and trachea, below the neck here, would betray it
+    labels = of_version_1(np.where(np.isin(scan.labels, levels), scan.labels, 0), *organs)
+    if speck:
+        labels[0 if speck == 50 else -1, :6, :6] = speck
+    path = write_nifti(tmp_path / "total.nii.gz", labels, scan.spacing_mm)
+    parts = ("total.nii.gz", "TotalSegmentator 1", "35 to 41", "version 2", "--labels, with 41 = C1")
+    refusal(lambda: read_label_map(path, volume_of(scan), scheme="totalsegmentator"), *parts)
 
 
 def test_a_brain_alone_is_no_c1(tmp_path):
