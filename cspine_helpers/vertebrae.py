@@ -103,7 +103,7 @@ def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Verte
     if size_mm3 > MAX_VOLUME_MM3 or (height_mm > MAX_HEIGHT_MM and not problem):
         raise ValueError(
             f"{level} is {height_mm:.0f} mm high and {size_mm3 / 1000:.0f} cm³ in the mask, as large as "
-            "several vertebrae: it looks like a binary mask of the whole spine. Take one that has a label for each."
+            "several vertebrae: it looks like a binary mask of the whole spine. Take one with a label each."
         )
     if size_mm3 < MIN_VOLUME_MM3:
         problem = problem or f"its mask holds {size_mm3:.0f} mm³, a tenth of a vertebra at most"

@@ -78,7 +78,7 @@ def test_a_binary_mask_of_the_spine_is_refused_whatever_its_label(tmp_path, sche
     path = scans.write_nifti(tmp_path / "mask.nii.gz", binary, scan.spacing_mm)
     volume = Volume(scan.hu, scan.spacing_mm, np.array(scans.ORIGIN), FRAME)
     label_map = read_label_map(path, volume, scheme=scheme)
-    scans.refusal(lambda: find_vertebrae(label_map, volume), "mm high", "binary mask", "a label for each")
+    scans.refusal(lambda: find_vertebrae(label_map, volume), "mm high", "binary mask", "a label each")
 
 
 def test_a_label_larger_than_a_vertebra_is_refused_though_low():
