@@ -19,7 +19,7 @@ class ConfirmedButton:
     Args:
         label: of the first button.
         confirm: of the second.
-        question: what is asked; a `ValueError` is shown in its place, and nothing is offered.
+        question: what is asked; a `ValueError` or `OSError` is shown in its place, and nothing is offered.
         act: what is done, returns what to say then; a `ValueError` or `OSError` is shown in its place.
         undo: undoes it, returns what to say then; has a button once something was done.
 
@@ -60,7 +60,7 @@ class ConfirmedButton:
         """Press the first button."""
         try:
             self._show(self._question(), asking=True)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             self._show(str(error))
 
     def confirm(self) -> None:

@@ -18,12 +18,12 @@ from cspine_helpers import __version__
 from cspine_helpers.aggregation import validation_rows
 from cspine_helpers.calibration import Calibrator, calibrated, fit_calibrator
 from cspine_helpers.decisions import Decision
-from cspine_helpers.guarantees import Guarantee, checked_guarantees
+from cspine_helpers.guarantees import Guarantee, checked_guarantees, one_or_several
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.levels import apply_decision, rows_at
 from cspine_helpers.metrics import confusion, rates, resampled_units
-from cspine_helpers.openings import DECISION, MEMORY, OPENINGS, memory, now_utc, read_openings
-from cspine_helpers.paths import atomic_path, inside, listing, seal_of
+from cspine_helpers.openings import DECISION, MEMORY, memory, now_utc, read_openings
+from cspine_helpers.paths import inside, listing
 from cspine_helpers.predictions import predictions_sha256, validate_predictions
 from cspine_helpers.records import (
     RECORD,
@@ -36,8 +36,6 @@ from cspine_helpers.records import (
 )
 from cspine_helpers.splits import split_hash
 
-PREDICTIONS = "predictions.csv"
-BUILTIN, PRACTICE = "builtin", "practice"  # the run that comes with the project, and its copy to freeze in
 FORMAT = 2  # of decision.json; in format 1 it held one decision, which is still read
 _AGAIN = "choose again on the validation split, and freeze that with freeze(..., replace=True)."
 _NEEDED = ("decisions", "calibrators", "split_sha256", "predictions_sha256", "chosen_on", MEMORY)
@@ -120,7 +118,7 @@ def freeze(
     predictions: pd.DataFrame,
     *,
     guarantees: Guarantee | Iterable[Guarantee] = (),
-    calibrators: Iterable[Calibrator] = (),
+    calibrators: Calibrator | Iterable[Calibrator] = (),
     replace: bool = False,
 ) -> Frozen:
     """Write `<run>/decision.json`, once the decisions reach on the validation split what they say.
@@ -138,8 +136,9 @@ def freeze(
         calibrators: of `calibration.fit_calibrator`, for level `all`, and for `patient` by the aggregation of
             the patients' decision.
         replace: put these in the place of others at their level, or of all that was frozen with other
-            predictions. What the test split was opened with stays on record, and each part says how often
-            that was before it ("test_openings_before").
+            predictions. A decision by another aggregation takes the patients' calibrator with it. What the
+            test split was opened with stays on record, and each part says how often that was before it
+            ("test_openings_before").
 
     Example:
         >>> freeze(run_dir("builtin"), [for_vertebrae, for_patients], predictions)
@@ -155,7 +154,7 @@ def freeze(
     folder, rows = path.parent, validation_rows(predictions)
 
     # 1. What is handed in must be true of the validation rows.
-    chosen = _by_level([decisions] if isinstance(decisions, Decision) else decisions, Decision)
+    chosen = _by_level(decisions, Decision)
     promised = checked_guarantees(guarantees, predictions)
     for decision in chosen.values():
         _check_reached(decision, rows)
@@ -179,6 +178,9 @@ def freeze(
     if old is not None and not replace:
         _check_free(old, new, opened, stands=stands)
     parts: Parts = {kind: dict(old.record[kind]) if old and stands else {} for kind in new}
+    was, now = old.decisions.get("patient") if old else None, chosen.get("patient")
+    if was and now and was.aggregation != now.aggregation:
+        parts["calibrators"].pop("patient", None)  # it was fitted to probabilities by the other aggregation
     created = {"frozen_utc": now_utc(), "test_openings_before": opened}
     for kind, levels in new.items():
         for level, part in levels.items():
@@ -211,75 +213,6 @@ def freeze(
     return read_decision(folder)
 
 
-def practice_folder(run_folder: str | Path) -> Path:
-    """Where a threshold that was set by hand is frozen: in the run itself, but of the built-in run in a copy.
-
-    What the built-in run says is committed, for others to hold theirs against.
-    """
-    folder = Path(run_folder).resolve()
-    return folder.with_name(PRACTICE) if folder.name == BUILTIN else Path(run_folder)
-
-
-def practise(run_folder: str | Path) -> Path:
-    """The `practice_folder`, with what a decision rests on: predictions, record, what is frozen, openings.
-
-    A copy stays as it is, with what was frozen there, while its predictions are those of the run; else it is
-    made anew.
-
-    Raises:
-        FileNotFoundError: the run has no predictions.
-        OSError: the copy cannot be written.
-    """
-    folder, copy = Path(run_folder), practice_folder(run_folder)
-    if copy == folder:
-        return folder
-    predictions = folder / PREDICTIONS
-    if not predictions.is_file():
-        raise FileNotFoundError(f"{predictions} is missing. Predict with the run (notebook 03), then freeze.")
-    mine = inside(copy / PREDICTIONS)
-    if mine.is_file() and mine.read_bytes() == predictions.read_bytes():
-        return copy
-    for name in (
-        DECISION,
-        OPENINGS,
-        RECORD,
-        seal_of(predictions).name,
-        PREDICTIONS,
-    ):  # what counts comes last
-        source, place = folder / name, inside(copy / name)
-        if source.is_file():
-            with atomic_path(place) as temporary:
-                temporary.write_bytes(source.read_bytes())
-        else:
-            place.unlink(missing_ok=True)
-    return copy
-
-
-def put_back(run_folder: str | Path, before: bytes | None, *, openings: int) -> None:
-    """Undo a freezing: `decision.json` as it was, unless the test split was opened since.
-
-    Args:
-        run_folder: `checkpoints/<run>`.
-        before: what `decision.json` held; None: there was none.
-        openings: how often the test split had been opened.
-
-    Raises:
-        ValueError: it was opened since.
-        OSError: the file cannot be written.
-    """
-    path = inside(Path(run_folder) / DECISION)
-    if (now := len(read_openings(path.parent))) != openings:
-        raise ValueError(
-            f"The test split was opened since, {now} time(s) by now, and what it was opened with stays on "
-            "record. Freeze another decision; the record says that it came after."
-        )
-    if before is None:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(before)
-
-
 def remember_openings(frozen: Frozen) -> None:
     """Write to `decision.json` which openings of the test split are on record, so that none can be lost.
 
@@ -291,10 +224,10 @@ def remember_openings(frozen: Frozen) -> None:
         write_sealed(frozen.folder / DECISION, frozen.record | {MEMORY: found})
 
 
-def _by_level(given: Iterable[Any], kind: type[Any]) -> dict[str, Any]:
+def _by_level(given: object, kind: type[Any]) -> dict[str, Any]:
     """Level → the one for it."""
     found: dict[str, Any] = {}
-    for each in given:
+    for each in one_or_several(given):
         if not isinstance(each, kind):
             raise ValueError(f"Hand in a {kind.__name__} for each level; found {type(each).__name__}.")
         if each.level in found:

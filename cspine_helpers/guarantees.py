@@ -22,10 +22,10 @@ Source: Angelopoulos, Bates, Candès, Jordan, Lei, "Learn then test" (2021; fixe
 Pearson, Biometrika 26 (1934; the binomial test).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -160,6 +160,13 @@ class Guarantee:
 _AGAIN = "is for the predictions it was made on: make it with guarantees.guarantee_on_validation(...)."
 
 
+def one_or_several(given: object) -> tuple[Any, ...]:
+    """What was handed in, one by one; a dict or a text is one thing, which an error can name whole."""
+    if isinstance(given, Iterable) and not isinstance(given, Mapping | str):
+        return tuple(given)
+    return (given,)
+
+
 def checked_guarantees(
     guarantees: Guarantee | Iterable[Guarantee], predictions: pd.DataFrame
 ) -> tuple[Guarantee, ...]:
@@ -180,7 +187,7 @@ def checked_guarantees(
     Raises:
         ValueError: one is not a `Guarantee`, or see `Guarantee.check_made_on`.
     """
-    found = (guarantees,) if isinstance(guarantees, Guarantee) else tuple(guarantees)
+    found = one_or_several(guarantees)
     for each in found:
         if not isinstance(each, Guarantee):
             raise ValueError(f"A guarantee {_AGAIN} Found {type(each).__name__} {each!r}.")

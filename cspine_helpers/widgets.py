@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets
 import pandas as pd
 
-from cspine_helpers import frozen
+from cspine_helpers import frozen, practice
 from cspine_helpers.confirmation import ConfirmedButton, paragraph
 from cspine_helpers.curves import LEVEL_NAMES
 from cspine_helpers.decisions import Decision
@@ -41,7 +41,7 @@ class ThresholdExplorer:
         threshold: where it starts without a decision; None: at the highest F1 of these data, and it says so.
         guarantees: of `guarantees.guarantee_on_validation`, or of a frozen decision; marked at their levels.
         freeze: run folder in which a button freezes what the slider shows (for the built-in run in a copy,
-            `frozen.practise`), with a second one to undo it; or what the button calls instead:
+            `practice.practise`), with a second one to undo it; or what the button calls instead:
             `freeze(decision, guarantees=...)`, with the guarantee that holds there, if one does.
 
     Raises:
@@ -245,7 +245,11 @@ class ThresholdExplorer:
                 f'The built-in run stays as it is: this goes to a copy, the run "{run.name}". Set RUN = '
                 f'"{run.name}" to go on with that one.'
             )
-        there = run if run.is_dir() else Path(str(self._freeze))  # the copy is made when it is needed
+        there = practice.frozen_upon(str(self._freeze))  # the copy is made when it is needed
+        if there != run and (run / practice.PREDICTIONS).is_file():
+            words.append(
+                "The copy there is of earlier predictions: it is made anew, and what was done there goes."
+            )
         if (there / frozen.DECISION).is_file():
             words.append(f"What {run.name}/{frozen.DECISION} says of that level gives way to it.")
         opened = len(read_openings(there))
@@ -255,7 +259,7 @@ class ThresholdExplorer:
 
     def _run(self) -> Path | None:
         """Run folder that is frozen in; None: something else is called."""
-        return frozen.practice_folder(self._freeze) if isinstance(self._freeze, str | Path) else None
+        return practice.practice_folder(self._freeze) if isinstance(self._freeze, str | Path) else None
 
     def _act(self) -> str:
         """What it does then."""
@@ -265,12 +269,13 @@ class ThresholdExplorer:
             assert self._freeze is not None, "without it there is no button"
             self._freeze(decision, guarantees=guarantees)
             return f"Frozen: threshold {digits(self.threshold)} at {decision.level} level."
-        folder = frozen.practise(self._freeze)
-        predictions = read_predictions(folder / frozen.PREDICTIONS)
+        folder = practice.practise(self._freeze)
+        predictions = read_predictions(folder / practice.PREDICTIONS)
         path = folder / frozen.DECISION
         before, opened = path.read_bytes() if path.is_file() else None, len(read_openings(folder))
         frozen.freeze(folder, decision, predictions, guarantees=guarantees, replace=True)
-        self._undo = partial(frozen.put_back, folder, before, openings=opened)
+        after = path.read_bytes()
+        self._undo = partial(practice.put_back, folder, before, after=after, openings=opened)
         where = "" if folder == Path(self._freeze) else f" in the copy {folder.name!r}"
         return f"Frozen{where}: threshold {digits(self.threshold)} at {decision.level} level."
 

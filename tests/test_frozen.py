@@ -310,10 +310,20 @@ def test_a_calibrator_of_something_else_is_refused(tmp_path, calibrator, message
 def test_a_calibrator_for_patients_needs_their_decision(tmp_path):
     with pytest.raises(ValueError, match=r"one for 'patient' without\. Hand in that decision"):
         freeze(tmp_path, VERTEBRA, WHOLE, calibrators=FITTED)
-    other = choose_decision(WHOLE, level="patient", aggregation=MAX, objective="max_f1")
+
+
+def test_a_patient_decision_by_another_aggregation_takes_its_calibrator_with_it(tmp_path):
     freeze(tmp_path, BOTH, WHOLE, calibrators=FITTED)
+    again = choose_decision(WHOLE, level="patient", aggregation=NOISY_OR, objective="max_f1")
+    assert set(freeze(tmp_path, again, WHOLE, replace=True).calibrators) == {"all", "patient"}
+    other = choose_decision(WHOLE, level="patient", aggregation=MAX, objective="max_f1")
+    with pytest.raises(FileExistsError, match=r"another decision: .* \(patient level\)"):
+        freeze(tmp_path, other, WHOLE)
     with pytest.raises(ValueError, match="patients by the aggregation of their decision"):
-        freeze(tmp_path, other, WHOLE, replace=True)
+        freeze(tmp_path, other, WHOLE, calibrators=FITTED, replace=True)  # handed in, it is held to it
+    found = freeze(tmp_path, other, WHOLE, replace=True)
+    assert found.decisions == {"vertebra": VERTEBRA, "patient": other}
+    assert found.calibrators == {"all": FITTED[0]}
 
 
 @pytest.mark.parametrize("left", [0, 1])
@@ -540,6 +550,7 @@ BY_NOISY_OR = promise(level="patient", aggregation=NOISY_OR)
         (stated(0.0), promise(OTHER), "made on other rows"),
         (stated(0.0), promise(ON_TEST), "made on other rows"),
         (stated(0.0), replace(promise(), threshold=1.0), "This one says: .* These rows say:"),
+        (stated(0.0), asdict(promise()), "make it with guarantees.guarantee_on_validation.*Found dict"),
         (stated(0.0), [asdict(promise())], "make it with guarantees.guarantee_on_validation.*Found dict"),
         (
             stated(0.0),
@@ -549,13 +560,21 @@ BY_NOISY_OR = promise(level="patient", aggregation=NOISY_OR)
     ],
     ids=[
         "above", "none", "other level", "other aggregation", "other predictions", "test split", "by hand",
-        "dict", "arrays",
+        "one dict", "dict", "arrays",
     ],
 )  # fmt: skip
 def test_a_guarantee_of_something_else_is_refused(tmp_path, decision, guarantee, message):
     with pytest.raises(ValueError, match=message):
         freeze(tmp_path, decision, WHOLE, guarantees=guarantee)
     assert not list(tmp_path.iterdir())
+
+
+def test_decisions_and_calibrators_that_are_no_list_of_them_are_named(tmp_path):
+    with pytest.raises(ValueError, match="Hand in a Decision for each level; found dict"):
+        freeze(tmp_path, asdict(VERTEBRA), WHOLE)
+    with pytest.raises(ValueError, match="Hand in a Calibrator for each level; found dict"):
+        freeze(tmp_path, VERTEBRA, WHOLE, calibrators=FITTED[0].record())
+    assert freeze(tmp_path, VERTEBRA, WHOLE, calibrators=FITTED[0]).calibrators == {"all": FITTED[0]}
 
 
 @needs_rsna

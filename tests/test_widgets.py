@@ -1,4 +1,5 @@
 import io
+import shutil
 from base64 import b64decode
 from html import unescape
 from pathlib import Path
@@ -13,7 +14,7 @@ from test_aggregation import toy, with_own
 
 from cspine_helpers.aggregation import Aggregation, aggregate
 from cspine_helpers.decisions import choose_threshold
-from cspine_helpers.frozen import freeze, practise, read_decision
+from cspine_helpers.frozen import freeze, read_decision
 from cspine_helpers.guarantees import guarantee_on_validation
 from cspine_helpers.held_out import evaluate_on_test
 from cspine_helpers.intervals import bootstrap
@@ -22,6 +23,7 @@ from cspine_helpers.levels import choose_decision, choose_per_vertebra
 from cspine_helpers.marks import digits
 from cspine_helpers.metrics import LEVELS, at_level, confusion, rates
 from cspine_helpers.panels import written
+from cspine_helpers.practice import practise
 from cspine_helpers.predictions import from_wide, read_predictions, write_predictions
 from cspine_helpers.widgets import ThresholdExplorer
 
@@ -435,18 +437,191 @@ def test_freezing_on_the_built_in_run_touches_nothing_but_a_copy(shipped):
     assert contents(shipped) == before
 
 
-def test_practice_begins_again_where_the_run_has_other_predictions(shipped):
+def retrained(shipped):
+    """The built-in run with other predictions, nothing frozen, the test split never opened."""
     table = read_predictions(shipped / "predictions.csv")
+    for name in ("decision.json", "test_openings.csv"):
+        (shipped / name).unlink()
+    table["probability"] /= 2
+    write_predictions(table, shipped / "predictions.csv")
+    return table
+
+
+def without_marker(folder):
+    return {name: held for name, held in contents(folder).items() if name != "practice_of.sha256"}
+
+
+def test_practice_begins_again_where_the_run_has_other_predictions(shipped):
     practise(shipped)
     (shipped.with_name("practice") / "decision.json").unlink()
     assert not (practise(shipped) / "decision.json").exists()  # what was done there stays
-    for name in ("decision.json", "test_openings.csv"):
-        (shipped / name).unlink()
-    write_predictions(table.assign(probability=table["probability"] / 2), shipped / "predictions.csv")
+    retrained(shipped)
     copy = practise(shipped)
-    assert contents(copy) == contents(shipped)
+    assert without_marker(copy) == contents(shipped)
     with pytest.raises(FileNotFoundError, match="Predict with the run"):
         practise(shipped.parent / "elsewhere" / "builtin")
+
+
+def test_the_question_about_a_copy_of_earlier_predictions_says_that_it_is_made_anew(shipped):
+    copy = practise(shipped)
+    table = retrained(shipped)
+    explorer = ThresholdExplorer(table[table["split"] == "validation"], threshold=0.2, freeze=shipped)
+    asked = asked_and_confirmed(explorer)
+    assert "The copy there is of earlier predictions: it is made anew, and what was done there goes." in asked
+    assert "gives way" not in asked
+    assert "The test split was never opened so far." in asked
+    assert explorer._freezer.words.startswith("Frozen in the copy 'practice'")
+    assert list(read_decision(copy).decisions) == ["vertebra"]
+
+
+def test_a_copy_that_was_stopped_half_way_is_finished(shipped):
+    copy = practise(shipped)
+    for name in ("predictions.csv", "predictions.csv.sha256"):
+        (copy / name).unlink()
+    assert without_marker(practise(shipped)) == contents(shipped)
+    before = (copy / "practice_of.sha256").read_bytes()
+    earlier = (copy / "predictions.csv").read_bytes()
+    retrained(shipped)
+    practise(shipped)
+    assert (copy / "practice_of.sha256").read_bytes().startswith(before)
+    (copy / "predictions.csv").write_bytes(earlier)  # the marker is written first, the predictions last
+    assert without_marker(practise(shipped)) == contents(shipped)
+
+
+def own_run(shipped):
+    """A run of the user's own that is called `practice`: other predictions, a decision, one opening."""
+    run, table = shipped.with_name("practice"), read_predictions(shipped / "predictions.csv")
+    table["probability"] = table["probability"] ** 2
+    write_predictions(table, run / "predictions.csv")
+    chosen = [
+        choose_decision(table, level="vertebra", objective="max_youden"),
+        choose_decision(table, level="patient", aggregation=Aggregation("max"), objective="max_youden"),
+    ]
+    freeze(run, chosen, table)
+    evaluate_on_test(run, table)
+    return run
+
+
+def with_weights(shipped):
+    """The built-in run's files and weights under that name: its predictions are the same."""
+    run = shipped.with_name("practice")
+    run.mkdir()
+    for name, held in contents(shipped).items():
+        (run / name).write_bytes(held)
+    (run / "model.safetensors").write_bytes(b"weights")
+    return run
+
+
+def put_in_the_copy(shipped):
+    """Other predictions where our copy's were."""
+    run = practise(shipped)
+    table = read_predictions(run / "predictions.csv")
+    write_predictions(table.assign(probability=table["probability"] ** 2), run / "predictions.csv")
+    return run
+
+
+def gone_on_with(shipped):
+    """Our copy, gone on with to its model card; the built-in run was trained again since."""
+    run = practise(shipped)
+    (run / "MODEL_CARD.md").write_text("of the earlier predictions")
+    retrained(shipped)
+    return run
+
+
+def a_file(shipped):
+    run = shipped.with_name("practice")
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    return run
+
+
+@pytest.mark.parametrize("make", [own_run, with_weights, put_in_the_copy, gone_on_with, a_file])
+def test_a_run_of_the_users_own_called_practice_is_never_written_over(shipped, make):
+    run = make(shipped)
+    before, table = contents(run), read_predictions(shipped / "predictions.csv")
+    explorer = ThresholdExplorer(table[table["split"] == "validation"], threshold=0.6, freeze=shipped)
+    asked = asked_and_confirmed(explorer)
+    assert "'practice' is where decisions that try out the built-in run are frozen, and" in asked
+    assert "Rename that folder, and freeze again." in asked
+    assert contents(run) == before
+    with pytest.raises(ValueError, match="Rename that folder"):
+        practise(shipped)
+    assert contents(run) == before
+    run.rename(run.with_name("mine"))
+    asked_and_confirmed(explorer)
+    assert explorer._freezer.words.startswith("Frozen in the copy 'practice'")
+    assert contents(run.with_name("mine")) == before
+
+
+def test_our_copy_that_was_gone_on_with_is_frozen_in_while_its_predictions_are_the_runs(shipped):
+    copy, table = practise(shipped), read_predictions(shipped / "predictions.csv")
+    (copy / "MODEL_CARD.md").write_text("a card")
+    explorer = ThresholdExplorer(table[table["split"] == "validation"], threshold=0.6, freeze=shipped)
+    assert "gives way" in asked_and_confirmed(explorer)
+    assert read_decision(copy).decisions["vertebra"].threshold == 0.6
+    assert (copy / "MODEL_CARD.md").read_text() == "a card"
+
+
+def to_the_run(practice, shipped):
+    practice.symlink_to(shipped.name)
+
+
+def to_elsewhere(practice, shipped):
+    elsewhere = shipped.parent / "elsewhere"
+    elsewhere.mkdir()
+    practice.symlink_to(elsewhere)
+
+
+def to_nothing(practice, shipped):
+    practice.symlink_to(shipped.parent / "nothing")
+
+
+def no_folder(practice, shipped):
+    practice.write_text("a file")
+
+
+@pytest.mark.parametrize("lead", [to_the_run, to_elsewhere, to_nothing, no_folder])
+def test_where_practice_is_a_link_or_a_file_nothing_is_frozen(shipped, lead):
+    practice = shipped.with_name("practice")
+    lead(practice, shipped)
+    before, table = contents(shipped), read_predictions(shipped / "predictions.csv")
+    explorer = ThresholdExplorer(table[table["split"] == "validation"], threshold=0.6, freeze=shipped)
+    assert "is no folder of its own" in asked_and_confirmed(explorer)
+    with pytest.raises(ValueError, match="is no folder of its own"):
+        practise(shipped)
+    assert contents(shipped) == before
+    assert not (shipped.parent / "nothing").exists()
+
+
+def test_a_built_in_run_without_predictions_says_so_before_anything_is_asked(shipped):
+    table = read_predictions(shipped / "predictions.csv")
+    explorer = ThresholdExplorer(table[table["split"] == "validation"], threshold=0.6, freeze=shipped)
+    (shipped / "predictions.csv").unlink()
+    assert "Predict with the run (notebook 03), then freeze." in asked_and_confirmed(explorer)
+    assert not shipped.with_name("practice").exists()
+
+
+def test_undo_after_the_copy_was_deleted_says_that_there_is_nothing_to_undo(shipped):
+    table = read_predictions(shipped / "predictions.csv")
+    explorer = ThresholdExplorer(table[table["split"] == "validation"], threshold=0.6, freeze=shipped)
+    asked_and_confirmed(explorer)
+    shutil.rmtree(shipped.with_name("practice"))
+    explorer._freezer._back.click()
+    assert explorer._freezer.words == "practice/decision.json is gone, so there is nothing to undo."
+    assert not shipped.with_name("practice").exists()
+
+
+def test_undo_leaves_alone_what_was_frozen_since(shipped):
+    table = read_predictions(shipped / "predictions.csv")
+    first, second = (
+        ThresholdExplorer(table[table["split"] == "validation"], threshold=threshold, freeze=shipped)
+        for threshold in (0.6, 0.7)
+    )
+    asked_and_confirmed(first)
+    asked_and_confirmed(second)
+    first._freezer._back.click()
+    assert first._freezer.words.startswith("practice/decision.json was changed since.")
+    assert read_decision(shipped.with_name("practice")).decisions["vertebra"].threshold == 0.7
 
 
 def test_freezing_can_be_undone_until_the_test_split_is_opened(shipped):

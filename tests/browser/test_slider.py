@@ -14,9 +14,10 @@ from PIL import Image
 
 from benchmarks import lab
 from cspine_helpers.curves import LEVEL_NAMES
-from cspine_helpers.frozen import BUILTIN, PRACTICE, read_decision
+from cspine_helpers.frozen import read_decision
 from cspine_helpers.metrics import at_level, confusion, rates
 from cspine_helpers.panels import BARS
+from cspine_helpers.practice import BUILTIN, PRACTICE
 from cspine_helpers.predictions import read_predictions
 
 pytestmark = pytest.mark.browser
