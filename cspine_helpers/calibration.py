@@ -144,15 +144,18 @@ def fit_calibrator(
             f"{listing(others)}. Pass predictions[predictions['split'] == 'validation']."
         )
     y, p = rows["label"].to_numpy(), rows["probability"].to_numpy()
+    size = (resampled_units(rows).nunique(), len(rows), int(y.sum()))
     kinds = (patient_sums(rows, np.column_stack([y, 1 - y])) > 0).sum(axis=0)
     least = LEAST_PATIENTS[kind]
     if kinds.min() < least:
         simpler = [name for name, count in LEAST_PATIENTS.items() if kinds.min() >= count]
+        case = "vertebra" if level == "all" else level
+        both = f"patients with a fractured {case} and {least} with an intact one"
+        both = f"fractured patients and {least} intact ones" if level == "patient" else both
         raise ValueError(
-            f"{kind} needs {least} patients with a fracture and {least} without, at level {level!r}; found "
-            f"{kinds[0]} and {kinds[1]}. Use {' or '.join([*simpler, 'more studies'])}."
+            f"{kind} needs {least} {both}; found {kinds[0]} and {kinds[1]} of {size[0]} patients. "
+            f"Use {' or '.join([*simpler, 'more studies'])}."
         )
-    size = (resampled_units(rows).nunique(), len(rows), int(y.sum()))
     if kind == "isotonic":
         scores, values = _isotonic(y, p)
         slope, intercept, rise = 1.0, 0.0, values[-1] - values[0]

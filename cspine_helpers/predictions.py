@@ -2,15 +2,17 @@
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
-from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
+from cspine_helpers.labels import PATIENT, TARGETS, UID, VERTEBRAE, read_labels
 from cspine_helpers.paths import listing
 from cspine_helpers.records import other_runs
+from cspine_helpers.splits import read_split
 from cspine_helpers.tables import (
     is_binary,
     numbers,
@@ -30,6 +32,8 @@ _UNIT_NAMES = {unit.lower(): unit for unit in UNITS} | {unit[1]: unit for unit i
 _UNIT_NAMES |= {"overall": PATIENT}
 _ROW_ID = re.compile(rf"^(.+)_(c[1-7]|{PATIENT})$", re.IGNORECASE)
 _COMMA = re.compile(r"\d+,\d+")
+_WHOSE = re.compile(r"(patient|subject)[ _-]*(u?id|name|number|no)?", re.IGNORECASE)
+_SPLIT_NAME = re.compile(r"[^\W\d][\w -]*")
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
@@ -160,29 +164,34 @@ def _rows(table: pd.DataFrame, mask: pd.Series) -> str:
 
 def from_wide(
     wide: pd.DataFrame | str | Path,
-    labels: pd.DataFrame,
-    split: str | pd.DataFrame,
+    labels: pd.DataFrame | str | Path,
+    split: str | pd.DataFrame | Path,
     *,
     missing: Literal["raise", "drop"] = "raise",
 ) -> pd.DataFrame:
     """Predictions of any other program: a table with one row a study, or a Kaggle submission; or its file.
 
     A patient score in it (`patient_overall` or `Overall`) becomes the model's own (see
-    `validate_predictions`). An empty cell is a vertebra that the CT does not show.
+    `validate_predictions`). An empty cell is a vertebra that the CT does not show. Spaces around ids are
+    left out.
 
     Args:
         wide: `StudyInstanceUID` (or `uid`) and the probabilities C1 … C7 (or c1, or 1), perhaps
             `patient_overall` (or `Overall`) and `patient`, other columns are ignored; or `row_id, fractured`,
             row ids `<uid>_C1` … `<uid>_patient_overall`. Or the path of such a CSV file.
-        labels: label table.
+        labels: label table, or the path of its file.
         split: name of the split that all studies belong to, or a split table (its column `patient` counts,
-            where `wide` has none).
-        missing: what happens to studies that `wide`, `labels` and the split table do not all hold.
+            where `wide` has none), or the path of its file.
+        missing: what happens to studies that `wide`, `labels` and the split table do not all hold, and to
+            fractured patients who would pass for intact, because neither their fractured vertebrae nor the
+            patient has a probability; those that `drop` leaves out for that are named in a warning.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: names the studies that are not in every table (unless `missing="drop"`), or whose ids
-            were read as numbers; the tables have no study in common, or the table breaks the schema.
+            were read as numbers; the tables have no study in common; one holds a study or a column twice; no
+            vertebra has a probability; fractured patients would pass for intact (unless `missing="drop"`); or
+            the table breaks the schema.
 
     Example:
         >>> table = from_wide("submission.csv", read_labels("train.csv"), "validation")
@@ -190,26 +199,38 @@ def from_wide(
     """
     if missing not in ("raise", "drop"):
         raise ValueError(f"missing is 'raise' or 'drop'; found {missing!r}.")
+    # 1. Files become tables, and columns get this package's names.
     if isinstance(wide, str | Path):
         wide = read_columns(wide, what="table of predictions", source="Give the path of a CSV file.")
     if {"row_id", "fractured"} <= set(wide.columns):
         wide = _wide_of_submission(wide)
-    wide = _renamed(wide)
+    wide = _renamed(wide, what="The wide table")
+    labels = (
+        read_labels(labels) if isinstance(labels, str | Path) else _renamed(labels, what="The label table")
+    )
+    split = _split_of(split)
+
+    # 2. What cannot be joined is refused.
     require_columns(wide, (UID, *VERTEBRAE), what="The wide table")
     refuse(_foreign_problems(wide, split), what="The wide table")
+    require_columns(labels, (UID, *(unit for unit in UNITS if unit in wide.columns)), what="The label table")
     tables = {"the wide table": wide, "the label table": labels}
     if isinstance(split, pd.DataFrame):
+        require_columns(split, (UID, "split"), what="The split")
         tables["the split"] = split
-    twice = wide[UID][wide[UID].duplicated()]
-    if len(twice):
-        raise ValueError(
-            f"The wide table holds studies twice ({len(twice)}): {listing(twice)}. Keep one row each."
-            + through_numbers(wide[UID], labels[UID])
-        )
+    for name, each in tables.items():
+        twice = each[UID][each[UID].duplicated()].drop_duplicates()
+        if len(twice):
+            raise ValueError(
+                f"{name.capitalize()} holds studies twice ({len(twice)}): {listing(twice)}. "
+                "Keep one row each." + through_numbers(each[UID], labels[UID])
+            )
     if hint := through_numbers(wide[UID], labels[UID]):
         raise ValueError(f"The wide table does not name its studies as the label table does.{hint}")
     studies = _common_studies(tables, drop=missing == "drop")
+    studies -= _hidden_fractures(wide, labels, studies, drop=missing == "drop")
 
+    # 3. One row for each study and unit that has a probability.
     rows = wide[wide[UID].isin(studies)]
     units = [unit for unit in UNITS if unit in rows.columns]
     keys = [UID, *(name for name in OPTIONAL if name in rows.columns)]
@@ -228,7 +249,7 @@ def from_wide(
 
 def _wide_of_submission(table: pd.DataFrame) -> pd.DataFrame:
     """One row a study from `row_id, fractured`, as Kaggle takes it for RSNA 2022."""
-    found = table["row_id"].astype(str).str.extract(_ROW_ID)
+    found = table["row_id"].astype(str).str.strip().str.extract(_ROW_ID)
     if (odd := found.isna().any(axis=1)).any():
         raise ValueError(
             f"Row ids that do not end in _C1 … _C7 or _{PATIENT} ({odd.sum()}): "
@@ -252,16 +273,76 @@ def unit_name(name: object) -> str:
     return _UNIT_NAMES.get(text, str(name))
 
 
-def _renamed(wide: pd.DataFrame) -> pd.DataFrame:
-    """The table with this package's column names, where it has others for the same; a copy."""
-    names = {name: unit_name(name) for name in wide.columns}
-    names |= {name: UID for name in wide.columns if str(name).strip().lower() in ("uid", UID.lower())}
-    return wide.rename(columns={name: new for name, new in names.items() if new not in wide.columns})
+def _renamed(table: pd.DataFrame, *, what: str) -> pd.DataFrame:
+    """A copy with this package's column names, where it has others for the same, and no spaces around ids.
+
+    Raises:
+        ValueError: two columns mean the same.
+    """
+    own = {"uid": UID, UID.lower(): UID} | {name: name for name in ("split", *OPTIONAL)}
+    names = {name: own.get(str(name).strip().lower(), unit_name(name)) for name in table.columns}
+    meant: dict[str, list[object]] = {}
+    for name, new in names.items():
+        meant.setdefault(new, []).append(name)
+    if both := [listing(found) for found in meant.values() if len(found) > 1]:
+        raise ValueError(
+            f"{what} has columns that mean the same: {'; '.join(both)}. Which of them counts? "
+            "Drop the others."
+        )
+    table = table.rename(columns=names)
+    for name in (UID, *OPTIONAL):
+        if name in table.columns and table.columns.is_unique and not _is_number(table[name]):
+            table[name] = table[name].map(lambda text: text.strip() if isinstance(text, str) else text)
+    return table
+
+
+def _is_number(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column)
+
+
+def _split_of(split: str | pd.DataFrame | Path) -> str | pd.DataFrame:
+    """The name of a split, or a split table, perhaps of a file."""
+    if isinstance(split, pd.DataFrame):
+        return _renamed(split, what="The split")
+    if isinstance(split, Path) or (isinstance(split, str) and (Path(split).suffix or Path(split).is_file())):
+        return read_split(split)
+    if not (isinstance(split, str) and _SPLIT_NAME.fullmatch(split)):
+        raise ValueError(
+            f"split is the name of one, such as 'validation', a split table, or the path of its file; found "
+            f"{split!r}. Name the split."
+        )
+    return split
+
+
+def _hidden_fractures(wide: pd.DataFrame, labels: pd.DataFrame, studies: set[str], *, drop: bool) -> set[str]:
+    """Studies of fractured patients who would pass for intact: no row is left that says so.
+
+    Raises:
+        ValueError: there are some, unless they are to be dropped.
+    """
+    if PATIENT in wide.columns:  # its rows have the patient's label
+        return set()
+    truth = labels[labels[UID].isin(studies)].set_index(UID)
+    fractured = truth[[name for name in TARGETS if name in truth.columns]].apply(numbers).max(axis=1) == 1
+    shown = wide.set_index(UID)[list(VERTEBRAE)].notna().reindex(truth.index)
+    seen = (shown & (truth[list(VERTEBRAE)].apply(numbers) == 1)).any(axis=1)
+    hidden = truth.index[fractured & ~seen]
+    if hidden.empty:
+        return set()
+    what = (
+        f"Fractured patients without a probability of any fractured vertebra ({len(hidden)}): "
+        f"{listing(hidden)}. Nothing in the table would say that they are fractured"
+    )
+    remedy = f"Add the probability of that vertebra or of the patient ({PATIENT})"
+    if not drop:
+        raise ValueError(f'{what}. {remedy}, or leave these studies out with missing="drop".')
+    warnings.warn(f"{what}, so that they are left out. {remedy} to keep them.", stacklevel=3)
+    return set(hidden)
 
 
 def _foreign_problems(wide: pd.DataFrame, split: str | pd.DataFrame) -> Iterator[str]:
     """What other programs write that cannot be read, each with what to do."""
-    if pd.api.types.is_numeric_dtype(wide[UID]):
+    if _is_number(wide[UID]):
         yield (
             f"study ids are numbers ({listing(wide[UID].head(3))} …), so that 1.10 has become 1.1. Read them "
             "as text: pd.read_csv(path, dtype={'uid': str})"
@@ -274,6 +355,18 @@ def _foreign_problems(wide: pd.DataFrame, split: str | pd.DataFrame) -> Iterator
         yield "decimals are written with a comma. Write decimal points, or read it with decimal=','"
     if (none := values.isna().all(axis=1)).any():
         yield f"studies without any probability ({none.sum()}): {listing(wide[UID][none])}. Drop their rows"
+    if values[list(VERTEBRAE)].isna().all(axis=None) and len(values):
+        yield (
+            "no vertebra has a probability, only the patients. This project decides about vertebrae as well: "
+            f"add the columns {', '.join(VERTEBRAE)} (rows <uid>_C1 and so on)"
+        )
+    for of, each in {"": wide, " of the split": split}.items():
+        near = [name for name in getattr(each, "columns", ()) if _WHOSE.fullmatch(str(name).strip())]
+        if near and "patient" not in {*wide.columns, *getattr(split, "columns", ())}:
+            yield (
+                f"columns{of} that may say whose study it is: {listing(near)}. Call the one that does "
+                "'patient' (studies of a patient are then kept together), or drop it"
+            )
     if "patient" in wide.columns and (numbers(wide["patient"]) % 1 > 0).any():
         yield (
             f"the column 'patient' holds fractions, but names whose study it is. If it is the patient's "

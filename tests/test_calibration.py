@@ -172,7 +172,10 @@ def test_too_few_patients_of_a_class_are_refused_with_their_counts(table, kind, 
     fractured = table[UID].isin([f"1.{n}" for n in range(15 if kind == "platt" else 45)])
     few = table.assign(label=(fractured & (table["vertebra"] == "C7")).astype(int))
     least, found = calibration.LEAST_PATIENTS[kind], fractured.sum() // 7
-    message = f"{kind} needs {least} patients with a fracture and {least} without.*found {found} and 300"
+    message = (
+        f"{kind} needs {least} patients with a fractured vertebra and {least} with an intact one; "
+        f"found {found} and 300 of 300 patients"
+    )
     message += f".*{simpler} more"
     with pytest.raises(ValueError, match=message):
         calibration.fit_calibrator(few, kind=kind)
@@ -340,7 +343,9 @@ def test_cross_fitting_deals_fractured_and_intact_patients_evenly(table):
 def test_cross_fitting_refuses_what_fitting_refuses_and_less_than_two_folds(table):
     with pytest.raises(ValueError, match="fitted on validation only"):
         cross_fitted(table.assign(split="test"), kind="platt")
-    with pytest.raises(ValueError, match=r"^platt needs 20 patients with a fracture .* found 0 and 300"):
+    with pytest.raises(
+        ValueError, match=r"^platt needs 20 patients with a fractured vertebra .* found 0 and 300"
+    ):
         cross_fitted(table.assign(label=0), kind="platt")
     with pytest.raises(ValueError, match=r"2 folds or more.*found 1"):
         cross_fitted(table, kind="platt", folds=1)
@@ -407,5 +412,11 @@ def test_where_no_kind_helps_the_probabilities_stay_as_predicted():
     few = made(patients=25)
     chosen, scores = choose_calibrator(few, level="patient", aggregation=Aggregation("max"))
     refused = scores.set_index("kind")["refused"]
-    assert refused["isotonic"].startswith("isotonic needs 50 patients")
+    assert refused["isotonic"].startswith("isotonic needs 50 fractured patients and 50 intact ones; found ")
+    few["label"] = few["vertebra"].eq("C1") & few[UID].isin(few[UID].unique()[:13])
+    _, scores = choose_calibrator(few.astype({"label": int}), level="vertebra")
+    assert scores.set_index("kind")["refused"]["isotonic"].startswith(
+        "isotonic needs 50 patients with a fractured vertebra and 50 with an intact one; found 13 and 25 of "
+        "25 patients"
+    )
     assert np.isnan(scores.set_index("kind")["log_loss"]["isotonic"])

@@ -6,8 +6,9 @@ import pytest
 from conftest import RSNA, needs_rsna
 
 from cspine_helpers import predictions
-from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, read_labels
+from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, read_labels, write_labels
 from cspine_helpers.predictions import COLUMNS, from_wide, validate_predictions
+from cspine_helpers.splits import write_split
 
 
 @pytest.fixture
@@ -398,3 +399,112 @@ def test_an_own_score_that_only_some_have_or_that_contradicts_the_vertebrae_is_r
     assert "where others have one (1): '1.3'" in refused(whole[:-1])
     whole.loc[whole.index[-1], "label"] = 1 - whole["label"].iloc[-1]
     assert "patient_overall label is not the highest of C1 … C7 (1): '1.3'" in refused(whole)
+
+
+def test_a_fractured_patient_is_not_taken_for_intact_for_want_of_the_vertebras_probability(wide, label_table):
+    alone = wide.drop(columns="Overall")
+    alone.loc[1, "C1"] = np.nan  # of 1.1, whose only fracture it is
+    what = r"without a probability of any fractured vertebra \(1\): '1.1'"
+    with pytest.raises(ValueError, match=what + r'.*\(patient_overall\), or leave .* missing="drop"'):
+        from_wide(alone, label_table, "validation")
+    with pytest.warns(UserWarning, match=what + ".*left out"):
+        found = from_wide(alone, label_table, "validation", missing="drop")
+    assert found[UID].unique().tolist() == ["1.30", "1.2"]
+    alone.loc[1, ["C1", "C2"]] = 0.5, np.nan  # an intact one
+    assert len(from_wide(alone, label_table, "validation")) == 20
+    alone.loc[1, "C1"] = np.nan
+    two = label_table.assign(C4=1)  # the other fracture has a probability
+    assert len(from_wide(alone, two, "validation")) == 19
+    kept = from_wide(alone.assign(Overall=0.5), label_table, "validation")
+    assert kept[kept[UID] == "1.1"]["label"].max() == 1
+
+
+def test_a_table_of_patient_scores_alone_is_refused(wide, label_table):
+    rows = submission(wide)
+    rows = rows[rows["row_id"].str.endswith(PATIENT)]
+    for table in (rows, wide.assign(**dict.fromkeys(VERTEBRAE, np.nan))):
+        with pytest.raises(ValueError, match="no vertebra has a probability, only the patients"):
+            from_wide(table, label_table, "validation")
+
+
+TWINS = {
+    "Overall, OVERALL": {"OVERALL": "Overall"},
+    "C1, c1": {"c1": "C1"},
+    "Overall, patient_overall": {PATIENT: "Overall"},
+    "C2, 2": {"2": "C2"},
+    "uid, UID": {"UID": "uid"},
+}
+
+
+@pytest.mark.parametrize("case", TWINS)
+def test_two_columns_that_mean_the_same_are_refused(case, wide, label_table):
+    ((new, old),) = TWINS[case].items()
+    named = ", ".join(repr(name) for name in case.split(", "))
+    with pytest.raises(ValueError, match=f"The wide table has columns that mean the same: {named}. Which"):
+        from_wide(wide.assign(**{new: wide[old]}), label_table, "validation")
+
+
+def test_labels_and_split_are_read_from_files_and_under_other_names_for_their_columns(
+    wide, label_table, tmp_path
+):
+    split = pd.DataFrame({UID: ["1.1", "1.2", "1.30"], "split": ["train", "validation", "test"]})
+    expected = from_wide(wide, label_table, split)
+    write_labels(label_table, tmp_path / "train.csv")
+    write_split(split, tmp_path / "split.csv")
+    other = split.rename(columns={UID: "uid", "split": "Split"})
+    for labels in (
+        tmp_path / "train.csv",
+        str(tmp_path / "train.csv"),
+        label_table.rename(columns={UID: "uid"}),
+    ):
+        for parts in (tmp_path / "split.csv", str(tmp_path / "split.csv"), other):
+            pd.testing.assert_frame_equal(from_wide(wide, labels, parts), expected)
+    with pytest.raises(FileNotFoundError, match="Notebook 02 makes it"):
+        from_wide(wide, label_table, str(tmp_path / "spilt.csv"))
+
+
+@pytest.mark.parametrize("name", ["", "data/split", "3", None, 1])
+def test_what_is_no_name_of_a_split_is_refused(name, wide, label_table):
+    with pytest.raises(ValueError, match=r"split is the name of one, such as 'validation'.*Name the split"):
+        from_wide(wide, label_table, name)
+
+
+def test_a_study_twice_in_the_split_or_the_labels_and_labels_without_the_patient_are_refused(
+    wide, label_table
+):
+    split = pd.DataFrame({UID: ["1.1", "1.2", "1.30", "1.2"], "split": "test"})
+    with pytest.raises(ValueError, match=r"The split holds studies twice \(1\): '1.2'. Keep one row each"):
+        from_wide(wide, label_table, split)
+    with pytest.raises(ValueError, match=r"The label table holds studies twice \(1\): '1.1'"):
+        from_wide(wide, pd.concat([label_table, label_table[:1]]), "test")
+    with pytest.raises(ValueError, match=r"The label table lacks the column\(s\) 'patient_overall'"):
+        from_wide(wide, label_table.drop(columns=PATIENT), "test")
+
+
+@pytest.mark.parametrize("name", ["PatientID", "patient_id", "Subject"])
+def test_a_column_that_may_say_whose_study_it_is_is_named(name, wide, label_table):
+    whose = ["a", "b", "a"]
+    expected = from_wide(wide.assign(patient=whose), label_table, "test")
+    pd.testing.assert_frame_equal(
+        from_wide(wide.assign(**{" Patient": whose}), label_table, "test"), expected
+    )
+    with pytest.raises(ValueError, match=f"columns that may say whose study it is: '{name}'. Call"):
+        from_wide(wide.assign(**{name: whose}), label_table, "test")
+    split = pd.DataFrame({UID: wide["uid"], "split": "test", name: whose})
+    with pytest.raises(ValueError, match=f"columns of the split that may say .*: '{name}'. Call"):
+        from_wide(wide, label_table, split)
+    assert list(from_wide(wide.assign(patient=whose, **{name: 1}), label_table, "test")["patient"]) == list(
+        expected["patient"]
+    )
+
+
+def test_spaces_around_ids_are_left_out(wide, label_table, written):
+    expected = from_wide(wide, label_table, "validation")
+    spaced = wide.assign(uid=" " + wide["uid"] + " ")
+    pd.testing.assert_frame_equal(written(wide_text(spaced).replace(",", " ,")), expected)
+    pd.testing.assert_frame_equal(
+        from_wide(wide, label_table.assign(**{UID: label_table[UID] + " "}), "validation"), expected
+    )
+    rows = submission(wide).assign(row_id=lambda table: " " + table["row_id"] + " ")
+    found = from_wide(rows, label_table, "validation")
+    pd.testing.assert_frame_equal(found, expected)
