@@ -41,13 +41,30 @@ class PackSource:
         others = {"exclude": tuple(exclusions(folder))} | others
         return cls(folder / "train_images", folder / "segmentations", **others)
 
-    def studies(self) -> dict[str, Path]:
-        """StudyInstanceUID → its folder or file, in order.
+    def studies(self, only: Collection[str] | None = None) -> dict[str, Path]:
+        """StudyInstanceUID → its folder or file, in order: of these studies, or of all that are not left out.
 
         Raises:
             FileNotFoundError: there are none.
-            ValueError: one is there twice.
+            ValueError: one is there twice, asked for and not there, or all are left out.
         """
+        there = self._there()
+        found = {uid: path for uid, path in there.items() if uid not in self.exclude}
+        if there and not found:
+            raise ValueError(
+                f"All {len(there)} studies in {self.images} are left out: {listing(there)}. Shorten the list "
+                "(exclude.txt in the cohort's folder, or the one of --exclude)."
+            )
+        if not found:
+            raise FileNotFoundError(
+                f"No study in {self.images}: it needs a folder with a DICOM series, or a NIfTI file, for "
+                f"each StudyInstanceUID. {_remedy(self.images.parent)}"
+            )
+        if gone := {*(only or ())} - {*found}:
+            raise ValueError(f"No CT in {self.images} of {listing(sorted(gone))}. Check the names.")
+        return found if only is None else {uid: path for uid, path in found.items() if uid in only}
+
+    def _there(self) -> dict[str, Path]:
         found: dict[str, Path] = {}
         for path in sorted(self.images.iterdir()) if self.images.is_dir() else ():
             suffix = next((s for s in NIFTI if path.name.endswith(s)), "")
@@ -59,13 +76,22 @@ class PackSource:
                 if uid in found:
                     raise ValueError(f"{path.name} and {found[uid].name} are one study. Keep one of them.")
                 found[uid] = path
-        found = {uid: path for uid, path in found.items() if uid not in self.exclude}
-        if not found:
-            raise FileNotFoundError(
-                f"No study in {self.images}: it needs a folder with a DICOM series, or a NIfTI file, for "
-                f"each StudyInstanceUID. {cohort_remedy(self.images.parent)}"
-            )
         return found
+
+    def excluded(self, folder: Path) -> tuple[list[str], list[str]]:
+        """Studies of the list that are left out, and those that neither images nor label table hold."""
+        known = {*self._there(), *_labelled(folder)}
+        return [uid for uid in self.exclude if uid in known], [u for u in self.exclude if u not in known]
+
+
+def _remedy(folder: Path) -> str:
+    """What to do where a cohort has no CT; one of phantoms that has been made has none on disk."""
+    if not (folder / "cohort.json").is_file():
+        return cohort_remedy(folder)
+    return (
+        f"The phantom cohort {folder.name} has no CT on disk. Notebook 00 exports some of it to "
+        f"data/{folder.name}_ct and packs them; again by `make pack COHORT={folder.name}_ct`."
+    )
 
 
 def study_files(source: PackSource, folder: Path) -> Iterator[StudyFiles]:
@@ -117,7 +143,9 @@ def choose_series(studies: Mapping[str, Path], wanted: Collection[str]) -> dict[
 
 def without_ct(source: PackSource, folder: Path) -> list[str]:
     """Studies of the label table that have no CT among the images."""
+    return sorted(_labelled(folder) - {*source.studies(), *source.exclude})
+
+
+def _labelled(folder: Path) -> set[str]:
     table = folder / "train.csv"
-    if not table.is_file():
-        return []
-    return sorted(set(read_labels(table)[UID]) - {*source.studies(), *source.exclude})
+    return set(read_labels(table)[UID]) if table.is_file() else set()

@@ -84,9 +84,8 @@ def pack_cohort(
         raise ValueError(f"workers is a number of processes, or -1 for one a core; found {workers}.")
     source, config, packed = source or PackSource.of(folder), config or PackConfig(), folder / "packed"
     studies = list(study_files(source, folder))
-    chosen = [study for study in studies if only is None or study.uid in only]
-    if gone := set(only or ()) - {study.uid for study in chosen}:
-        raise ValueError(f"No CT in {source.images} of {paths.listing(sorted(gone))}. Check the names.")
+    asked = source.studies(only)
+    chosen = [study for study in studies if study.uid in asked]
     with paths.exclusive(folder / ".packing.lock", f"packing {folder.name}"):
         settings = {"config": asdict(config), "scheme": str(source.scheme), "packer": packer_version()}
         uids = [study.uid for study in chosen]
@@ -98,7 +97,7 @@ def pack_cohort(
         records = sorted(_records(jobs, folder.name, workers), key=lambda record: record["uid"])
         report = _write_tables(records, others, settings, packed)
     report.attrs["without_ct"] = without_ct(source, folder)
-    report.attrs["excluded"] = source.exclude
+    report.attrs["excluded"], report.attrs["unknown"] = source.excluded(folder)
     return report
 
 
@@ -276,6 +275,8 @@ def summary(report: pd.DataFrame) -> str:
         lines.append(f"Studies of train.csv without CT here: {len(missing)}, the first of them {missing[0]}.")
     if excluded := report.attrs.get("excluded"):
         lines.append(f"Left out, as asked: {paths.listing(excluded)}.")
+    if unknown := report.attrs.get("unknown"):
+        lines.append(f"To be left out, but not there: {paths.listing(unknown)}. Check the list.")
     lines += [f"- {uid}: {message}" for uid, message in zip(odd[UID], odd["message"], strict=True)]
     return "\n".join(lines)
 
@@ -331,11 +332,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.exclude:
             given["exclude"] = tuple(read_exclusions(options.exclude))
         source = replace(source, **given)
-        if options.series:
-            source = replace(source, series=choose_series(source.studies(), options.series))
         if options.only is not None and options.only < 1:
             raise ValueError(f"--only is a number of studies from 1; found {options.only}.")
         only = options.study or (options.only and [*source.studies()][: options.only])
+        if options.series:
+            source = replace(source, series=choose_series(source.studies(only), options.series))
         config = PackConfig(
             window_hu=tuple(options.window_hu), **{name: getattr(options, name) for name in names}
         )

@@ -152,6 +152,28 @@ def test_of_several_series_in_folders_below_one_is_chosen_on_the_command_line(
     assert "of another series" in report["message"]
 
 
+@pytest.mark.parametrize(
+    ("chosen", "options"),
+    [((SECOND, THIRD), ("--study", SECOND, "--study", THIRD)), ((FIRST, SECOND), ("--only", "2"))],
+    ids=["study", "only"],
+)
+def test_a_series_is_looked_for_in_the_chosen_studies_alone(cohort, command, chosen, options):
+    """The other study holds copies of both."""
+    (other,) = {*STUDIES} - {*chosen}
+    shutil.rmtree(ct_of(cohort, other))
+    for uid in chosen:
+        shutil.copytree(ct_of(cohort, uid), ct_of(cohort, other) / uid)
+    series = [f"{uid}.1" for uid in chosen]
+    status, out, err = command("--no-sheets", *options, "--series", *series)
+    assert (status, err.count("of these series")) == (0, 0)
+    assert "2 studies: 2 packed" in out
+
+
+def test_a_study_that_is_not_there_is_named_before_its_series(cohort, command):
+    status, _, err = command("--study", "1.2", "--series", "1.2.99")
+    assert (status, err.count("No CT in"), err.count("no study holds")) == (100, 1, 0)
+
+
 def test_one_of_several_reconstructions_under_one_uid_is_handed_on(cohort, two_series):
     uid = f"{two_series[0]}#2"
     assert sources.choose_series(PackSource.of(cohort).studies(), [uid]) == {FIRST: uid}
@@ -913,6 +935,38 @@ def test_studies_of_a_list_are_left_out_by_every_reader_of_the_cohort(done, pack
     assert command("--no-sheets", "--exclude", str(tmp_path / "none.txt"))[0] == 0
     assert len(read_manifest(done / "packed")) == 21
     assert packs == []  # its sequences came back
+
+
+def test_a_list_that_leaves_out_every_study_says_so(cohort, command):
+    (cohort / "exclude.txt").write_text("\n".join(STUDIES), encoding="utf-8")
+    status, _, err = command()
+    assert status == 100
+    for part in ("All 3 studies in", "are left out", *STUDIES, "exclude.txt", "--exclude"):
+        assert part in err
+    assert "No study in" not in err
+
+
+def test_a_study_of_the_list_that_is_nowhere_is_not_said_to_be_left_out(done, command):
+    """One of the label table alone, without CT, is left out of that."""
+    more = labels.read_labels(done / "train.csv")
+    more.loc[len(more)] = ["9.9", *[0] * 8]
+    labels.write_labels(more, done / "train.csv")
+    (done / "exclude.txt").write_text(f"{THIRD}\n9.9\n{THIRD}7\n", encoding="utf-8")
+    status, out, _ = command("--no-sheets")
+    assert status == 0
+    assert f"Left out, as asked: '{THIRD}', '9.9'." in out
+    assert f"To be left out, but not there: '{THIRD}7'. Check the list." in out
+
+
+def test_of_phantoms_without_ct_the_command_says_what_exports_them(tmp_path, command):
+    folder = tmp_path / "data" / "builtin"
+    folder.mkdir(parents=True)
+    (folder / "cohort.json").write_text("{}")
+    status, _, err = command("--cohort", "builtin")
+    assert status == 100
+    for part in ("has no CT on disk", "Notebook 00", "data/builtin_ct", "make pack COHORT=builtin_ct"):
+        assert part in err
+    assert "make cohort" not in err
 
 
 def test_masks_of_other_numbers_are_read_by_a_table_of_labels(cohort, whole, tmp_path, command):
