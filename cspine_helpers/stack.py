@@ -11,8 +11,8 @@
   linear between neighbours, on even steps.
 - Slices shifted against each other within their plane (a tilted gantry): repaired, moved back by linear
   interpolation on a larger field; what no slice saw is air.
-- Slices whose values jump against their neighbours', as where a rescale is wrong: refused. Each may have a
-  rescale of its own.
+- Slices whose values cannot be those of their place: shifted, negated, noise, swapped bytes, one constant
+  value from some row on: refused. Each may have a rescale of its own.
 """
 
 import itertools
@@ -46,6 +46,9 @@ _TELLING = {  # tags that a series has one of
 # or lies so many HU from it and so many times nearer once it is shifted.
 JUMP_RESCALED, MIN_RESCALED_HU = 1.5, 20.0
 JUMP_SHIFTED, MIN_SHIFT_HU = 4.0, 150.0
+ALIKE, UNLIKE = 0.7, 0.1  # correlation of neighbours
+WILD_HU, MAX_WILD = (-4096, 32000), 0.005  # beyond what CT measures; share by which neighbours may differ
+FILL_AIR_HU, FILL_APART_HU = -900, 50  # what air lies below; a picture differs from its fill by
 
 
 @dataclass(frozen=True)
@@ -237,31 +240,93 @@ def _finer_step(steps: np.ndarray) -> float | None:
 
 
 def _check_values(ordered: Sequence[Slice], hu: np.ndarray) -> None:
-    """Refuse slices whose Hounsfield units jump against their neighbours', as where a rescale is wrong.
+    """Refuse slices whose Hounsfield units cannot be those of the place that they lie at.
 
-    Each slice may have a rescale of its own. It is wrong where the slice agrees with its neighbour under the
-    neighbour's rescale, or once all its values are shifted, but not as it is. Between slices of real CT, cut
-    along any axis, 1 to 15 mm apart, a shift explained 1.4 times as well at most; with 1024 HU too much in
-    one of them, 8 times at least.
+    Between slices of real CT, cut along any axis, 1 to 15 mm apart:
+
+    - Rescale: each slice may have its own. It is wrong where the slice agrees with its neighbour under the
+      neighbour's rescale, or once all its values are shifted, but not as it is. A shift explained 1.4 times
+      as well at most; with 1024 HU too much in one of them, 8 times at least.
+    - Likeness: beside neighbours that correlate at 0.7 or more, the next two did at 0.17 or more, but for
+      air; noise did at 0.03 at most, and negated slices at -0.7. Swapped bytes throw a hundredth of it and
+      more beyond what CT measures, where no right slice has any.
+    - Fill: see `_filled`.
     """
-    rescales = [_rescale(its) for its in ordered]
-    usual, odd = Counter(rescales), dict[str, None]()
     stride = max(1, min(hu.shape[1:]) // 128)
+    planes = hu[:, ::stride, ::stride]
+    if filled := _filled(planes):
+        raise ValueError(
+            f"{len(filled)} slices hold one constant value where their neighbours hold a picture, as where a "
+            f"download broke off: {listing([ordered[k].name for k in filled])}. Take the original files"
+        )
+    rescales = [_rescale(its) for its in ordered]
+    usual, odd, breaks = Counter(rescales), dict[int, None](), list[int]()
+    unlike = _unlike(planes)
     for k, pair in enumerate(itertools.pairwise(rescales)):
-        above, below = hu[k : k + 2, ::stride, ::stride].astype(np.float32)
+        above, below = planes[k : k + 2].astype(np.float32)
         seen = (above != AIR_HU) & (below != AIR_HU)  # what is AIR_HU may be padding
-        if seen.any() and _jumps(above[seen], below[seen], *pair):
+        if not unlike[k] and not (seen.any() and _jumps(above[seen], below[seen], *pair)):
+            continue
+        if pair[0] == pair[1]:
+            breaks.append(k)
+        else:
             rare = min(usual[its] for its in pair)
-            odd |= {ordered[i].name: None for i in (k, k + 1) if usual[rescales[i]] == rare}
+            odd |= {i: None for i in (k, k + 1) if usual[rescales[i]] == rare}
+    # Each break leads from right slices to wrong ones or back: these are fewer.
+    wrong = np.searchsorted(breaks, np.arange(len(hu))) % 2 == 1
+    wrong ^= 2 * wrong.sum() > len(hu)
+    odd |= {i: None for k in breaks for i in (k, k + 1) if wrong[i]}
     if odd:
         shown = "; ".join(
             f"slope {slope:g} and intercept {intercept:g} in {count}"
             for (slope, intercept), count in usual.most_common(3)
         )
-        raise ValueError(
-            f"values of {len(odd)} slices jump against their neighbours', as where a rescale is wrong: "
-            f"{listing(odd)}. The series has {shown} of {len(hu)} slices. Take the original files"
+        cause = (
+            f", as where a rescale is wrong; the series has {shown} of {len(hu)}" if len(usual) > 1 else ""
         )
+        raise ValueError(
+            f"values of {len(odd)} slices jump against their neighbours'{cause}: "
+            f"{listing([ordered[i].name for i in sorted(odd)])}. Take the original files"
+        )
+
+
+def _filled(planes: np.ndarray) -> list[int]:
+    """Indices of slices (N, Y, X) that are one constant value, wholly or from some row to their end.
+
+    The nearest slice that is not wholly so holds other values there, in a third of the pixels or more. From
+    some row on: by a sixteenth of the rows more than there. Air: only if this holds on both sides, and for a
+    quarter of the rows, as it may lie beyond the head or the field of view.
+    """
+    height, ends = planes.shape[1], planes[:, -1, -1].astype(np.float32)
+    same = (planes == planes[:, -1:, -1:]).all(axis=2)[:, ::-1]
+    runs = np.where(same.all(axis=1), height, same.argmin(axis=1))
+    is_air = ends <= FILL_AIR_HU
+
+    def is_lost(k: int, other: int) -> bool:
+        start, stop = height - runs[k], height - runs[other]
+        apart = np.abs(planes[other, start:stop] - ends[k]) > FILL_APART_HU
+        return bool(stop - start >= max(height / (4 if is_air[k] else 16), 2) and apart.mean() > 0.3)
+
+    pictures, found = np.flatnonzero(runs < height), list[int]()
+    for k in range(len(planes)):
+        beside = pictures[pictures < k][-1:], pictures[pictures > k][:1]
+        lost = [is_lost(k, int(other)) for side in beside for other in side]
+        if any(lost) and (not is_air[k] or lost == [True, True]):
+            found.append(k)
+    return found
+
+
+def _unlike(planes: np.ndarray) -> np.ndarray:
+    """Whether each two neighbours of the slices (N, Y, X) are unlike, where a pair beside them is alike."""
+    likeness = np.full(len(planes) + 1, np.nan)  # of neighbours; at both ends there are none
+    for k, pair in enumerate(itertools.pairwise(planes), start=1):
+        one, other = (np.clip(its, AIR_HU, 3071).astype(np.float32) for its in pair)
+        if min((its > FILL_AIR_HU).mean() for its in (one, other)) > 0.02 and one.std() and other.std():
+            likeness[k] = np.corrcoef(one.ravel(), other.ravel())[0, 1]
+    is_alike = likeness >= ALIKE
+    wild = ((planes < WILD_HU[0]) | (planes > WILD_HU[1])).mean(axis=(1, 2))
+    is_wild = np.abs(np.diff(wild)) > MAX_WILD
+    return is_wild | ((likeness[1:-1] < UNLIKE) & (is_alike[:-2] | is_alike[2:]))
 
 
 def _jumps(

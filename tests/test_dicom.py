@@ -1,5 +1,6 @@
 import itertools
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from cspine_helpers import dicom
 from cspine_helpers.dicom import read_series
 from cspine_helpers.packing import PackConfig, pack_vertebra
 from cspine_helpers.sources import choose_series
+from cspine_helpers.stack import Slice, _check_values
 
 SPACING = (1.25, 0.75, 0.5)  # exact in binary, so that positions compare without tolerance
 BONE = PackConfig(slices=5, size=48)
@@ -36,6 +38,11 @@ def body(shape=(10, 24, 20), seed=0) -> np.ndarray:
     hu[:, :3] = rng.integers(-1024, -900, (shape[0], 3, shape[2]))
     hu[:, 10:14, 8:12] = rng.integers(300, 1500, (shape[0], 4, 4))
     return hu.astype(np.int16)
+
+
+@cache
+def real_series() -> np.ndarray:
+    return read_series(scans.REAL_CT / "totalsegmentator_example" / "dicom").hu[:, ::4, ::4]
 
 
 def block_at(hu: np.ndarray) -> np.ndarray:
@@ -207,7 +214,85 @@ def test_a_slice_with_other_values_under_the_same_rescale_is_refused_by_name(tmp
     hu = excerpt().hu[:12].copy()
     hu[4] -= 1024
     files = write_dicom(tmp_path, hu, SPACING, signed=True)
-    refusal(lambda: read_series(tmp_path), "jump", *(files[z].name for z in (3, 4, 5)))
+    refusal(lambda: read_series(tmp_path), "values of 1 slices jump", files[4].name)
+
+
+def _end(share):
+    def fill(hu, k, value=0):
+        hu[k, round(hu.shape[1] * (1 - share)) :] = value
+
+    return fill
+
+
+def _noise(hu, k):
+    hu[k] = np.random.default_rng(k).integers(-1024, 3000, hu.shape[1:])
+
+
+def _swapped(hu):
+    """As a reader clips them that takes the bytes for the other byte order's, and subtracts 1024."""
+    return (np.clip(hu + 1024, 0, 4095).astype(np.uint16).byteswap().astype(int) - 1024).clip(-32768, 32767)
+
+
+WRONG_VALUES = {  # of a slice whose header is like the others'
+    "zeros": _end(1),
+    "constant": lambda hu, k: _end(1)(hu, k, 700),
+    "half zeros": _end(0.5),
+    "an eighth zeros": _end(0.125),
+    "noise": _noise,
+    "bytes swapped": lambda hu, k: hu.__setitem__(k, (hu[k] + 1024).astype(np.int16).byteswap()),
+    "bytes swapped, unsigned": lambda hu, k: hu.__setitem__(k, _swapped(hu[k])),
+    "negated": lambda hu, k: hu.__setitem__(k, -hu[k]),
+    "shifted": lambda hu, k: hu.__setitem__(k, hu[k] - 1024),
+}
+
+
+@pytest.mark.parametrize("wrong", [[10], [0], [19], [9, 10], range(5, 12)], ids=str)
+@pytest.mark.parametrize("change", WRONG_VALUES.values(), ids=WRONG_VALUES)
+@pytest.mark.parametrize("which", ["drawn", pytest.param("real", marks=scans.needs_ct)])
+def test_a_slice_that_cannot_belong_is_refused_by_name(tmp_path, which, change, wrong):
+    """At either end, within, several: named are those next to a right one, and no right one."""
+    hu = excerpt().hu[:20].copy() if which == "drawn" else real_series().copy()
+    for k in wrong:
+        change(hu, k)
+    names = [f"{z:02d}.dcm" for z in range(20)]
+    write_dicom(tmp_path, hu, SPACING, signed=True, intercept=0, names=names)
+    edges = [names[z] for z in wrong if {z - 1, z + 1} & set(range(20)) - set(wrong)]
+    message = refusal(lambda: read_series(tmp_path), tmp_path.name, "slices", "original files", *edges)
+    assert not [name for z, name in enumerate(names) if z not in wrong and name in message]
+    assert "slope" not in message
+
+
+def test_air_between_slices_that_show_the_patient_is_refused_and_at_the_ends_it_is_not(tmp_path):
+    """Zeros as stored are air: the tail of a file that was never filled, or padding beyond the head."""
+    hu = excerpt().hu[:20].copy()
+    half = hu.copy()
+    half[12, 46:] = -1024
+    files = write_dicom(tmp_path / "half", half, SPACING)
+    refusal(lambda: read_series(tmp_path / "half"), "1 slices", "constant", files[12].name)
+    hu[:2], hu[18:] = -1024, -1024
+    write_dicom(tmp_path / "ends", hu, SPACING)
+    np.testing.assert_array_equal(read_series(tmp_path / "ends").hu, hu)
+    hu[7:9] = -1024
+    files = write_dicom(tmp_path / "within", hu, SPACING)
+    refusal(lambda: read_series(tmp_path / "within"), "2 slices", "constant", files[7].name, files[8].name)
+
+
+@scans.needs_ct
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("step_mm", [1, 2, 3, 5, 7, 10, 15])
+def test_real_anatomy_cut_along_any_axis_is_no_wrong_slice(step_mm, axis):
+    """Skin, table, air before the body, metal, thick steps: a trunk at 3 mm, a lumbar spine at 1.5 mm."""
+    import nibabel
+
+    for name in ("totalsegmentator_example", "tptbox_lumbar"):
+        image = nibabel.load(scans.REAL_CT / name / "ct.nii.gz")
+        hu = np.moveaxis(np.asanyarray(image.dataobj), axis, 0)[
+            :: max(1, round(step_mm / image.header.get_zooms()[axis]))
+        ]
+        slices = [Slice(str(k), hu.shape[1:], {"slope": "1", "intercept": "0"}) for k in range(len(hu))]
+        _check_values(slices, hu)
+        _check_values(slices, np.moveaxis(hu, 1, 2))
+        _check_values(slices, hu[:, ::-1])
 
 
 @pytest.mark.parametrize("step", [1, 3, 6])
