@@ -19,9 +19,11 @@ from cspine_helpers.paths import listing
 from cspine_helpers.stack import Slice, reconstructions, stack
 from cspine_helpers.volume import Volume
 
+_WORDS = ("allocated", "bits", "high_bit", "signed")
 # Where these differ from file to file, they are read one by one: GDCM converts each as its own header says.
 _STORED_ALIKE = (
-    *("series", "modality", "image_type", "sop_class", "samples", "photometric", "bits", "signed"),
+    *("series", "modality", "image_type", "sop_class", "samples", "photometric"),
+    *_WORDS,
     *("intercept", "slope", "padding", "padding_limit"),
 )
 
@@ -68,6 +70,7 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
         pairs = [pair for pair in zip(found.slices, found.pixels, strict=True) if id(pair[0]) in kept]
         chosen, found.pixels = [its for its, _ in pairs], [pixels for _, pixels in pairs]
     try:
+        _check_words(chosen)
         lost = _without_rescale(chosen)
         volume = stack(chosen, found.pixels)
     except ValueError as error:
@@ -298,6 +301,22 @@ def _choose(slices: list[Slice], series: str | None, folder: str) -> list[Slice]
             f"--series), or keep one a folder: {described}."
         )
     return by_number[number]
+
+
+def _check_words(slices: list[Slice]) -> None:
+    """A scanner stores a series in words of one kind, whatever each slice's rescale.
+
+    Raises:
+        ValueError: some slices' headers describe other words than the rest's; names them.
+    """
+    kinds = [tuple(its.tags[name] for name in _WORDS) for its in slices]
+    usual = Counter(kinds).most_common(1)[0][0]
+    odd = [its.name for its, kind in zip(slices, kinds, strict=True) if kind != usual]
+    if odd:
+        raise ValueError(
+            f"{len(odd)} of {len(slices)} slices' headers describe pixels of another sign or of other bits "
+            f"than the rest: {listing(odd)}. Take the original files"
+        )
 
 
 def _without_rescale(slices: list[Slice]) -> list[str]:

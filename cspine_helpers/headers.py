@@ -32,7 +32,9 @@ TAGS = {
     "pixel_spacing": "0028|0030",
     "samples": "0028|0002",
     "photometric": "0028|0004",
+    "allocated": "0028|0100",
     "bits": "0028|0101",
+    "high_bit": "0028|0102",
     "signed": "0028|0103",
     "padding": "0028|0120",
     "padding_limit": "0028|0121",
@@ -45,11 +47,16 @@ NO_DICOM = "no DICOM file"
 _CT = "1.2.840.10008.5.1.4.1.1.2"
 _CT_CLASSES = (_CT, f"{_CT}.1", f"{_CT}.2")  # a slice; enhanced; enhanced, converted from slices
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # also .7.1 to .7.4, with several frames
+_INT16 = (-32768, 32767)
 _TISSUE_HU = (-900, 3000)  # a padding value in here would be taken for the patient
 
+_OVERLAY_BIT = [0x60000102 + (group << 16) for group in range(0, 32, 2)]  # OverlayBitPosition, of up to 16
 _READ = [  # elements; pydicom skips the values of the others
     *("TransferSyntaxUID", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PhotometricInterpretation"),
-    *("SamplesPerPixel", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "PixelData"),
+    *("SamplesPerPixel", "NumberOfFrames", "Rows", "Columns", "PixelData"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("PixelPaddingValue", "RescaleIntercept", "RescaleSlope"),
+    *_OVERLAY_BIT,
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
 _GROUPS = {  # of enhanced CT, DICOM PS3.3 section C.7.6.16: functional group → element → name in `TAGS`
@@ -67,6 +74,8 @@ _META = 144  # bytes up to where the length that the meta header declares is cou
 _FIRST = re.compile(rb"[\x02\x08]\0.\0|\0\x08\0", re.DOTALL)  # tag that a file without a preamble begins with
 _BIG_ENDIAN, _DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 _JPEG, _RLE = "1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5"
+_HOLE = bytes(4096)  # a block of a disk; JPEG 2000 does not write as many zeros
+_NO_TISSUE = -2048  # HU that only padding, one value, is below
 
 
 @dataclass(frozen=True)
@@ -179,10 +188,11 @@ def _damage(found: Any, path: Path) -> str:
     if bits not in (0, 8, 16, 16 if syntax == _BIG_ENDIAN else 32):  # readers differ on the others
         return f"{bits} bits a pixel, which are not read as it stores them"
     if pixels.length == _UNDEFINED:
-        if syntax == _RLE:
-            optional("pydicom").pixel_array(path)  # raises where it is cut off
-        is_known = syntax == _RLE or syntax.startswith(_JPEG)  # JPEG's decoders know where it ends
-        return "" if is_known else "compressed pixels, and not a word on how"
+        if syntax == _RLE:  # raises where it is cut off
+            words = optional("pydicom").pixel_array(path, raw=True, bits_stored=bits)  # drops none
+            return _overflow(found, bits, words.tobytes(), "<")
+        is_known = syntax.startswith(_JPEG)
+        return _jpeg(found, path, bits) if is_known else "compressed pixels, and not a word on how"
     size, length = _size(found, bits), len(pixels.value or b"")
     if pixels.value is None and pixels.length:  # skipped
         length = min(pixels.length, path.stat().st_size - pixels.value_tell)
@@ -191,7 +201,54 @@ def _damage(found: Any, path: Path) -> str:
     if not size <= length <= size + 1:  # a byte more makes it even
         return f"{length} bytes of pixels where its header describes {size}"
     is_shifted = syntax != _DEFLATED and not _ends_well(path, pixels, found.original_encoding)
-    return "bytes behind its pixels that are none of its elements" if is_shifted else ""
+    if is_shifted:
+        return "bytes behind its pixels that are none of its elements"
+    return _overflow(found, bits, found.PixelData, ">" if syntax == _BIG_ENDIAN else "<")
+
+
+def _jpeg(found: Any, path: Path, bits: int) -> str:
+    """Why JPEG data are not all there or of more bits than the header describes, "" where they are right.
+
+    Decoders take an image without an end for a whole one, and drop bits.
+    """
+    encaps, utils = optional("pydicom.encaps"), optional("pydicom.pixels.utils")
+    stored = min(bits, -(-int(found.get("BitsStored") or bits) // 8) * 8)  # whole bytes: encoders write them
+    with open(path, "rb") as file:
+        file.seek(found.get_item(_PIXELS, keep_deferred=True).value_tell)
+        for frame in encaps.generate_frames(file, number_of_frames=int(found.get("NumberOfFrames") or 1)):
+            wavelets = utils.get_j2k_parameters(frame)
+            said = wavelets or utils._get_jpg_parameters(frame)
+            if bits and said.get("precision", 0) > stored:
+                return f"{said['precision']} bits a pixel where its header describes {stored}"
+            if _HOLE in frame if wavelets else not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+                return "its JPEG data are not all there"
+    return ""
+
+
+def _overflow(found: Any, bits: int, pixels: bytes, order: str) -> str:
+    """Why 16-bit words are not values of as few bits as the header describes, "" where they are.
+
+    GDCM drops the bits above, so that larger values wrap. Above may stand the sign, padding, which is one
+    value, and in old files overlays.
+    """
+    stored = int(found.get("BitsStored") or bits)
+    if bits != 16 or not 0 < stored < bits or int(found.get("HighBit") or 0) != stored - 1:
+        return ""
+    if any(int(found[tag].value or 0) >= stored for tag in _OVERLAY_BIT if tag in found):
+        return ""
+    words = np.flatnonzero(np.bincount(np.frombuffer(pixels[: len(pixels) // 2 * 2], f"{order}u2")))
+    above, negative = words >> stored, words >> (stored - 1) & 1 == 1
+    is_signed, extended = found.get("PixelRepresentation") == 1, 2 ** (bits - stored) - 1
+    is_over = above > 0
+    if is_signed:
+        is_over &= ~(negative & (above == extended))
+        low = (words - 2**stored) * float(found.get("RescaleSlope") or 1)
+        low += float(found.get("RescaleIntercept") or 0)
+        extends = (negative & (above == extended)).any()  # then a writer does so with all that are negative
+        is_over |= negative & (above == 0) & (extends | (low < _NO_TISSUE))
+    padding = found.get("PixelPaddingValue")
+    is_over &= words != (-1 if padding is None else int(padding) % 2**bits)
+    return f"values of more than the {stored} bits that its header describes" if is_over.sum() > 1 else ""
 
 
 def _ends_well(path: Path, pixels: Any, encoding: tuple[bool, bool]) -> bool:
@@ -273,32 +330,44 @@ def hounsfield(view: np.ndarray, tags: Tags) -> tuple[np.ndarray, str]:
     """A copy of what GDCM made Hounsfield units of, (N, Y, X), as int16 or float32, with padding set to air.
 
     Returns:
-        The copy, and a clause where the header's padding value is not obeyed, else "".
+        The copy, and a clause where the header's padding value is not obeyed or values are below those of
+        int16, else "".
 
     Raises:
-        ValueError: slope, intercept or padding value are text that is no number.
+        ValueError: slope, intercept or padding value are text that is no number; values above
+            those of int16, as of a slice whose sign was lost.
 
     Source: DICOM PS3.3 section C.7.5.1.1.2, Pixel Padding Value and Pixel Padding Range Limit.
     """
     slope, intercept = _real(tags, "slope", 1), _real(tags, "intercept", 0)
     pixels = np.empty(view.shape, np.float32 if view.dtype.kind == "f" else np.int16)
     for stored, plane in zip(view, pixels, strict=True):  # plane by plane, while it is in the cache
-        if pixels.dtype == np.int16 != view.dtype:
-            stored = np.clip(stored, -32768, 32767)
-        plane[...] = stored
-    if tags["padding"] is None:
-        return pixels, ""
+        plane[...] = np.clip(stored, *_INT16) if pixels.dtype == np.int16 != view.dtype else stored
+    notes = []
+    if tags["padding"] is not None:
+        low, high = _padding(tags, slope, intercept)
+        if high > _TISSUE_HU[0] and low < _TISSUE_HU[1]:
+            notes.append(f"its padding value, {low:g} HU, is one that tissue has, and is left as it is")
+        else:
+            pixels[(view >= low - 0.5 * slope) & (view <= high + 0.5 * slope)] = AIR_HU
+    if pixels.dtype == np.int16 != view.dtype:
+        low, high = _INT16
+        if pixels.max() == high and (view[pixels == high] > high).any():
+            raise ValueError(f"values above {high} HU, which no tissue and no metal has")
+        if pixels.min() == low and (view[pixels == low] < low).any():
+            notes.append(f"values below {low} HU, as padding has, are set to {low} HU")
+    return pixels, "; ".join(notes)
+
+
+def _padding(tags: Tags, slope: float, intercept: float) -> tuple[float, float]:
+    """The lowest and the highest padding value, HU."""
     bits, ends = int(_real(tags, "bits", 16)), []
     for name in ("padding", "padding_limit" if tags["padding_limit"] else "padding"):
         value = int(_real(tags, name, 0)) % 2**bits  # as signed or unsigned, and GDCM drops the bits above
         if tags["signed"] == "1" and value >= 2 ** (bits - 1):
             value -= 2**bits
         ends.append(value * slope + intercept)
-    low, high = min(ends), max(ends)
-    if high > _TISSUE_HU[0] and low < _TISSUE_HU[1]:
-        return pixels, f"its padding value, {low:g} HU, is one that tissue has, and is left as it is"
-    pixels[(view >= low - 0.5 * slope) & (view <= high + 0.5 * slope)] = AIR_HU
-    return pixels, ""
+    return min(ends), max(ends)
 
 
 def _real(tags: Tags, name: str, default: float) -> float:

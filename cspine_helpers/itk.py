@@ -10,8 +10,9 @@ from threading import Lock
 from typing import Any
 
 LIBRARIES = {"SimpleITK": "2.4", "nibabel": "5.3", "pydicom": "3.0"}  # and the versions that do
-_CORRUPT = re.compile(  # a byte or two before the end of an image (d9) make its length even
-    rb"Corrupt JPEG data: (?![12] extraneous bytes before marker 0xd9).*|Premature end of JPEG.*"
+_HARMLESS = re.compile(  # what decoders write of files that they read right
+    rb"Corrupt JPEG data: [12] extraneous bytes before marker 0xd9"  # the end; they make its length even
+    rb"|Unsupported JPEG data precision \d+|Invalid SOS parameters for sequential JPEG|\s*$"
 )
 _STANDARD_ERROR, _ONE_AT_A_TIME = 2, Lock()
 
@@ -48,9 +49,9 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def complaints() -> Iterator[list[str]]:
-    """What libjpeg finds wrong with data in the block; it makes pixels up there, and only writes that it did.
+    """What decoders find wrong with data in the block; they make pixels up, and only write that they did.
 
-    The list is filled when the block ends. What else is written to standard error gets there.
+    The list is filled when the block ends. Lines known to be harmless get to standard error.
     """
     said: list[str] = []
     with _ONE_AT_A_TIME, tempfile.TemporaryFile() as file:
@@ -63,7 +64,7 @@ def complaints() -> Iterator[list[str]]:
             os.close(outside)
             file.seek(0)
             for line in file:
-                if _CORRUPT.match(line):
-                    said.append("its JPEG data are corrupt")
-                else:
+                if _HARMLESS.match(line):
                     os.write(_STANDARD_ERROR, line)
+                else:
+                    said.append("its decoder finds its pixels corrupt")

@@ -345,6 +345,144 @@ def test_compressed_pixels_in_several_fragments_are_read(tmp_path, syntax):
     np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
 
 
+def zeroed(frame: bytes, *, end: bool) -> bytes:
+    """A copy with holes: the second half is zeros, to the end or to the mark of it."""
+    half = len(frame) // 2
+    return frame[:half] + bytes(len(frame) - half - 2) + (END if end else b"\0\0")
+
+
+@scans.needs_ct
+@pytest.mark.parametrize("syntax", COMPRESSED, ids=short)
+@pytest.mark.parametrize("end", [False, True], ids=["to the end", "to the mark"])
+def test_compressed_pixels_that_are_half_zeros_are_damage(tmp_path, syntax, end):
+    """What GDCM makes of them is as large as it should be, and it says nothing."""
+    files = write_dicom(tmp_path, real_hu(), SPACING, transfer_syntax=syntax, **RSNA)
+    rewrap(files[2], lambda frame: zeroed(frame, end=end))
+    refusal(lambda: read_series(tmp_path), "1 of 6", files[2].name, "copy")
+
+
+def real_hu() -> np.ndarray:
+    """Six slices of 512 × 512, with air, bone above 1023 HU, and noise."""
+    folder = scans.REAL_CT / "totalsegmentator_example" / "dicom"
+    return read_series(folder).hu[4:10].astype(np.int16)
+
+
+# Words and values.
+
+OTHER_WORDS = {
+    "sign": lambda ds: setattr(ds, "PixelRepresentation", 1 - ds.PixelRepresentation),
+    "12 bits": lambda ds: ds.update({"BitsStored": 12, "HighBit": 11}),
+    "15 bits": lambda ds: ds.update({"BitsStored": 15, "HighBit": 14}),
+    "high bit": lambda ds: setattr(ds, "HighBit", 14),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_WORDS.values(), ids=OTHER_WORDS)
+@pytest.mark.parametrize("syntax", [*UNCOMPRESSED, *COMPRESSED], ids=short)
+@pytest.mark.parametrize("odd", [(2,), (0, 4)], ids=["one", "two"])
+def test_slices_with_other_words_than_the_rest_are_refused_by_name(tmp_path, syntax, change, odd):
+    """A lost sign turns air and fat into metal."""
+    files = write_dicom(tmp_path, body((5, 32, 32)), SPACING, transfer_syntax=syntax, **RSNA)
+    for z in odd:
+        edit(files[z], change)
+    names = [files[z].name for z in odd]
+    refusal(lambda: read_series(tmp_path), tmp_path.name, f"{len(odd)} of 5", *names)
+
+
+def test_values_beyond_those_of_int16_are_refused(tmp_path):
+    hu = body()
+    for file in write_dicom(tmp_path, hu, SPACING, **RSNA):
+        edit(file, OTHER_WORDS["sign"])
+    refusal(lambda: read_series(tmp_path), "10 of 10", "above 32767 HU")
+
+
+@pytest.mark.parametrize("values", [1, 3])
+def test_values_below_those_of_int16_are_said(tmp_path, values):
+    """Padding that the header does not declare."""
+    hu = body()
+    padded = np.zeros(hu.shape, bool)
+    padded[:, -values:] = True
+    write_dicom(
+        tmp_path, hu, SPACING, signed=True, padded=padded, padding=-32768, extra=unset("PixelPaddingValue")
+    )
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, np.where(padded, -32768, hu))
+    assert [("below -32768 HU" in warning) for warning in volume.warnings] == [True]
+
+
+def few_bits(bits: int, *, signed: bool = False):
+    def change(ds, _):
+        ds.BitsStored, ds.HighBit, ds.PixelRepresentation = bits, bits - 1, int(signed)
+
+    return change
+
+
+OVERFLOWS = {
+    "12 bits with a sign they need": ({}, few_bits(12, signed=True)),
+    "8 bits": ({}, few_bits(8)),
+    "8 bits with a sign": (RSNA, lambda ds, z: (scans.as_rsna(ds, z), few_bits(8, signed=True)(ds, z))),
+    "10 bits with a sign": (RSNA, lambda ds, z: (scans.as_rsna(ds, z), few_bits(10, signed=True)(ds, z))),
+    "12 bits and the sign lost": (RSNA, lambda ds, z: (scans.as_rsna(ds, z), few_bits(12)(ds, z))),
+}
+
+
+@scans.needs_ct
+@pytest.mark.parametrize(("options", "change"), OVERFLOWS.values(), ids=OVERFLOWS)
+@pytest.mark.parametrize("syntax", [*UNCOMPRESSED, RLELossless], ids=short)
+def test_values_of_more_bits_than_the_header_describes_are_damage(tmp_path, syntax, options, change):
+    """They wrap: what is above 1023 HU gets below air."""
+    options = options | {"extra": change}
+    write_dicom(tmp_path, real_hu(), SPACING, transfer_syntax=syntax, **options)
+    refusal(
+        lambda: read_series(tmp_path), "6 of 6", "more than the", "bits that its header describes", "copy"
+    )
+
+
+def sign_left_out(ds, z):
+    scans.as_rsna(ds, z)
+    few_bits(12, signed=True)(ds, z)
+    ds.PixelData = (np.frombuffer(ds.PixelData, np.uint16) & 0xFFF).tobytes()
+
+
+def overlay(ds, z):
+    """Drawn into a bit above those of the pixels, as in DICOM before 2004."""
+    few_bits(12)(ds, z)
+    words = np.frombuffer(ds.PixelData, np.uint16).copy()
+    words[:: 3 + z] |= 0x4000
+    ds.PixelData = words.tobytes()
+    ds.add_new(0x60000100, "US", 16)
+    ds.add_new(0x60000102, "US", 14)
+
+
+FITTING = {
+    "12 bits": ({}, few_bits(12)),
+    "12 bits with a sign": (RSNA, lambda ds, z: (scans.as_rsna(ds, z), few_bits(12, signed=True)(ds, z))),
+    "12 bits with a sign that is left out above": (RSNA, sign_left_out),
+    "12 bits and an overlay": ({}, overlay),
+}
+
+
+@scans.needs_ct
+@pytest.mark.parametrize(("options", "change"), FITTING.values(), ids=FITTING)
+def test_signs_and_overlays_above_the_bits_stored_are_no_damage(tmp_path, options, change):
+    hu = np.minimum(real_hu(), 2047)
+    write_dicom(tmp_path, hu, SPACING, **(options | {"extra": change}))
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+@pytest.mark.parametrize("allocated", [8, 16])
+@pytest.mark.parametrize("syntax", COMPRESSED[1:], ids=short)
+def test_compressed_pixels_of_more_bits_than_the_header_describes_are_damage(tmp_path, syntax, allocated):
+    """GDCM drops them, and its decoder only writes that it does."""
+
+    def narrow(ds):
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit = allocated, 8, 7
+
+    for file in write_dicom(tmp_path, body((5, 32, 32)), SPACING, transfer_syntax=syntax, **RSNA):
+        edit(file, narrow)
+    refusal(lambda: read_series(tmp_path), "5 of 5", "16 bits a pixel where its header describes 8", "copy")
+
+
 # Files beside the slices.
 
 FOREIGN = {

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -59,3 +60,20 @@ def test_the_reason_of_a_real_error_is_one_line_without_an_address(tmp_path):
     assert "\n" not in said
     assert "0x" not in said
     assert ".cxx" not in said
+
+
+@pytest.mark.parametrize(
+    ("line", "harmless"),
+    [
+        ("Corrupt JPEG data: 1 extraneous bytes before marker 0xd9", True),
+        ("Corrupt JPEG data: 61938 extraneous bytes before marker 0xd9", False),
+        ("Unsupported JPEG data precision 12", True),
+        ("Must downscale data from 16 bits to 8", False),
+        ("a decoder of tomorrow minds", False),
+    ],
+)
+def test_what_a_decoder_writes_is_a_complaint_unless_it_is_known_to_be_harmless(line, harmless, capfd):
+    with itk.complaints() as said:
+        os.write(2, f"{line}\n".encode())
+    assert bool(said) is not harmless
+    assert (line in capfd.readouterr().err) is harmless
