@@ -41,6 +41,7 @@ _TELLING = {  # tags that a series has one of
     "image_type": "image types",
     "series_time": "series times",
     "series_number": "series numbers",
+    "thickness": "slice thicknesses",
 }
 # A rescale is wrong where a slice lies so many times and HU nearer to its neighbour under the neighbour's,
 # or lies so many HU from it and so many times nearer once it is shifted.
@@ -134,6 +135,11 @@ def stack(slices: Sequence[Slice], pixels: Sequence[np.ndarray] | np.ndarray) ->
     frames = _numbered(ordered)
     odd = ["instance numbers do not run"] if _to_and_fro(frames) else []
     odd += ["acquisition numbers alternate"] if _alternate(ordered, "acquisition") else []
+    odd += [
+        f"{what} alternate"
+        for tag, what in _TELLING.items()
+        if len({its.tags.get(tag) for its in ordered}) <= MAX_VALUES and _alternate(ordered, tag)
+    ]
     geometry.warnings.extend(
         f"its {what} along the slices, as where two acquisitions interleave; look at the sheet"
         for what in odd
@@ -429,7 +435,7 @@ def reconstructions(slices: list[Slice]) -> tuple[list[list[Slice]], str]:
     telling = {
         tag: what
         for tag, what in _TELLING.items()
-        if _alternate(ordered, tag) and len({its.tags[tag] for its in slices}) <= MAX_VALUES
+        if len({its.tags.get(tag) for its in slices}) <= MAX_VALUES and _interleave(ordered, tag)
     }
     is_one = _is_even(along_mm[order], normal) and not _to_and_fro(_numbered(ordered))
     if _alternate(ordered, "acquisition") and (telling or not is_one):
@@ -443,9 +449,37 @@ def reconstructions(slices: list[Slice]) -> tuple[list[list[Slice]], str]:
     return list(parts.values()), ", ".join(counted)
 
 
+def _interleave(ordered: Sequence[Slice], tag: str) -> bool:
+    """Whether a tag's values come back again and again, or each has a stack by itself between the others.
+
+    One odd slice, odd ends, or a part within another are one series. So are slices without the tag here and
+    there, unless they are a stack by themselves.
+    """
+    values = [its.tags.get(tag) for its in ordered]
+    given = [value for value, _ in itertools.groupby(value for value in values if value)]
+    if len(given) - len(set(given)) > len(ordered) / 4:
+        return True
+    if len([*itertools.groupby(values)]) == len(set(values)):
+        return False
+    normal = _normal(ordered[0])
+    parts = [
+        np.array(
+            [
+                _frame(its)[0] @ normal
+                for its, its_value in zip(ordered, values, strict=True)
+                if its_value == value
+            ]
+        )
+        for value in set(values)
+    ]
+    return all(len(part) >= MIN_RUN and _is_even(part, normal) for part in parts)
+
+
 def _alternate(ordered: Sequence[Slice], tag: str) -> bool:
     """Whether a tag comes back to a value that it had left; slices without it say nothing."""
-    runs = [value for value, _ in itertools.groupby(its.tags[tag] for its in ordered if its.tags[tag])]
+    runs = [
+        value for value, _ in itertools.groupby(its.tags.get(tag) for its in ordered if its.tags.get(tag))
+    ]
     return len(runs) > len(set(runs))
 
 

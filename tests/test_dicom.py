@@ -1024,6 +1024,7 @@ RECONSTRUCTIONS = {
     "image types": lambda ds, k: setattr(ds, "ImageType", ["DERIVED", "PRIMARY", ("AXIAL", "OTHER")[k]]),
     "series times": lambda ds, k: setattr(ds, "SeriesTime", ("101112", "101345.25")[k]),
     "series numbers": lambda ds, k: setattr(ds, "SeriesNumber", 2 + k),
+    "slice thicknesses": lambda ds, k: setattr(ds, "SliceThickness", (0.5, 3.0)[k]),
 }
 
 
@@ -1064,11 +1065,20 @@ def test_times_that_belong_to_pictures_are_no_sign_of_several_series(tmp_path):
     assert volume.warnings == ()
 
 
-def test_one_slice_of_another_reconstruction_is_refused_by_name(tmp_path):
-    files = write_dicom(
-        tmp_path, body(), SPACING, extra=lambda ds, z: setattr(ds, "ConvolutionKernel", "B70"[: 2 + (z == 4)])
+@pytest.mark.parametrize("odd", [[4], [0, 9], [3, 4, 5]], ids=str)
+@pytest.mark.parametrize("what", RECONSTRUCTIONS)
+def test_an_odd_tag_in_one_even_series_is_warned_of(tmp_path, what, odd):
+    write_dicom(tmp_path, body(), SPACING, extra=lambda ds, z: RECONSTRUCTIONS[what](ds, z in odd))
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, body())
+    assert [f"{what} alternate" in warning for warning in volume.warnings] == [True]
+
+
+def test_a_kernel_that_every_second_slice_lacks_tells_two_series(tmp_path):
+    write_dicom(
+        tmp_path, body(), SPACING, extra=lambda ds, z: z % 2 and setattr(ds, "ConvolutionKernel", "B30f")
     )
-    refusal(lambda: read_series(tmp_path), "2 convolution kernels", "9 slices", "1 slices", files[4].name)
+    refusal(lambda: read_series(tmp_path), "2 convolution kernels", "#1", "#2", "5 slices")
 
 
 @pytest.mark.parametrize("what", RECONSTRUCTIONS)
@@ -1077,7 +1087,7 @@ def test_tags_that_change_once_or_are_missing_here_and_there_are_one_series(tmp_
     hu = body()
     write_dicom(tmp_path / "parts", hu, SPACING, extra=lambda ds, z: RECONSTRUCTIONS[what](ds, z // 5))
     write_dicom(tmp_path / "gaps", hu, SPACING, extra=lambda ds, z: z % 3 and RECONSTRUCTIONS[what](ds, 0))
-    if what != "image types":  # the writer's own stands in the others
+    if what not in ("image types", "slice thicknesses"):  # the writer's own stands in the others
         np.testing.assert_array_equal(read_series(tmp_path / "gaps").hu, hu)
     volume = read_series(tmp_path / "parts")
     np.testing.assert_array_equal(volume.hu, hu)
