@@ -3,9 +3,9 @@
 - Positions along the slices' normal give the order. Two slices at one position, a gap beyond 1.5 times the
   usual step (slices are missing), other sizes, pixel spacings or orientations than most: refused. The usual
   step is the lower quartile, as a missing slice makes steps longer.
-- Kernels, image types, series times or numbers that alternate along the slices (two reconstructions), steps
+- Kernels, thicknesses, image types, series times or numbers that interleave (two reconstructions), steps
   below 0.6 times the usual one, slices shifted unevenly within their plane (two acquisitions): refused.
-- Acquisition numbers that alternate, or instance numbers that jump to and fro along even slices: warned of.
+- One of these odd here and there, acquisition numbers that alternate, instance numbers to and fro: warned of.
 - Positions that lie evenly but for their rounding: taken as even, with the mean step.
 - Steps that are uneven, but not that far, one odd step, or one change from one step to another: repaired,
   linear between neighbours, on even steps.
