@@ -48,7 +48,7 @@ _TELLING = {  # tags that a series has one of
 JUMP_RESCALED, MIN_RESCALED_HU = 1.5, 20.0
 JUMP_SHIFTED, MIN_SHIFT_HU = 4.0, 150.0
 ALIKE, UNLIKE = 0.7, 0.1  # correlation of neighbours
-WILD_HU, MAX_WILD = (-4096, 32000), 0.005  # beyond what CT measures; share by which neighbours may differ
+WILD_HU, MAX_WILD = (-4096, 32000), 0.005  # beyond what CT measures; share of a slice
 FILL_AIR_HU, FILL_APART_HU = -900, 50  # what air lies below; a picture differs from its fill by
 
 
@@ -331,7 +331,7 @@ def _unlike(planes: np.ndarray) -> np.ndarray:
             likeness[k] = np.corrcoef(one.ravel(), other.ravel())[0, 1]
     is_alike = likeness >= ALIKE
     wild = ((planes < WILD_HU[0]) | (planes > WILD_HU[1])).mean(axis=(1, 2))
-    is_wild = np.abs(np.diff(wild)) > MAX_WILD
+    is_wild = np.diff(wild > MAX_WILD)
     return is_wild | ((likeness[1:-1] < UNLIKE) & (is_alike[:-2] | is_alike[2:]))
 
 
