@@ -207,7 +207,10 @@ def test_names_of_slices_do_not_matter(folder, reads):
 
 
 def edit_slice(folder):
-    scans.edit(files_of(folder).ct / "9.dcm", lambda ds: setattr(ds, "PixelData", ds.PixelData[::-1]))
+    def last_bit(ds):  # of one pixel, by 1 HU
+        ds.PixelData = ds.PixelData[:-2] + bytes([ds.PixelData[-2] ^ 1, ds.PixelData[-1]])
+
+    scans.edit(files_of(folder).ct / "9.dcm", last_bit)
 
 
 def edit_mask(folder):
