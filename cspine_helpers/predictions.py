@@ -12,7 +12,6 @@ import pandas as pd
 from cspine_helpers.labels import PATIENT, TARGETS, UID, VERTEBRAE, read_labels
 from cspine_helpers.paths import listing
 from cspine_helpers.records import other_runs
-from cspine_helpers.splits import read_split
 from cspine_helpers.tables import (
     is_binary,
     numbers,
@@ -165,7 +164,7 @@ def _rows(table: pd.DataFrame, mask: pd.Series) -> str:
 def from_wide(
     wide: pd.DataFrame | str | Path,
     labels: pd.DataFrame | str | Path,
-    split: str | pd.DataFrame | Path,
+    split: str | pd.DataFrame,
     *,
     missing: Literal["raise", "drop"] = "raise",
 ) -> pd.DataFrame:
@@ -181,7 +180,7 @@ def from_wide(
             row ids `<uid>_C1` … `<uid>_patient_overall`. Or the path of such a CSV file.
         labels: label table, or the path of its file.
         split: name of the split that all studies belong to, or a split table (its column `patient` counts,
-            where `wide` has none), or the path of its file.
+            where `wide` has none; `splits.read_split` reads one).
         missing: what happens to studies that `wide`, `labels` and the split table do not all hold, and to
             fractured patients who would pass for intact, because neither their fractured vertebrae nor the
             patient has a probability; those that `drop` leaves out for that are named in a warning.
@@ -300,16 +299,14 @@ def _is_number(column: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(column)
 
 
-def _split_of(split: str | pd.DataFrame | Path) -> str | pd.DataFrame:
-    """The name of a split, or a split table, perhaps of a file."""
+def _split_of(split: str | pd.DataFrame) -> str | pd.DataFrame:
+    """The name of a split, or a split table."""
     if isinstance(split, pd.DataFrame):
         return _renamed(split, what="The split")
-    if isinstance(split, Path) or (isinstance(split, str) and (Path(split).suffix or Path(split).is_file())):
-        return read_split(split)
     if not (isinstance(split, str) and _SPLIT_NAME.fullmatch(split)):
         raise ValueError(
-            f"split is the name of one, such as 'validation', a split table, or the path of its file; found "
-            f"{split!r}. Name the split."
+            f"split is the name of one, such as 'validation', or a split table; found {split!r}. Name the "
+            "split, or read its file with splits.read_split."
         )
     return split
 

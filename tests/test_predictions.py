@@ -8,7 +8,6 @@ from conftest import RSNA, needs_rsna
 from cspine_helpers import predictions
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, read_labels, write_labels
 from cspine_helpers.predictions import COLUMNS, from_wide, validate_predictions
-from cspine_helpers.splits import write_split
 
 
 @pytest.fixture
@@ -444,28 +443,24 @@ def test_two_columns_that_mean_the_same_are_refused(case, wide, label_table):
         from_wide(wide.assign(**{new: wide[old]}), label_table, "validation")
 
 
-def test_labels_and_split_are_read_from_files_and_under_other_names_for_their_columns(
-    wide, label_table, tmp_path
-):
+def test_labels_are_read_from_files_and_columns_under_other_names(wide, label_table, tmp_path):
     split = pd.DataFrame({UID: ["1.1", "1.2", "1.30"], "split": ["train", "validation", "test"]})
     expected = from_wide(wide, label_table, split)
     write_labels(label_table, tmp_path / "train.csv")
-    write_split(split, tmp_path / "split.csv")
     other = split.rename(columns={UID: "uid", "split": "Split"})
     for labels in (
         tmp_path / "train.csv",
         str(tmp_path / "train.csv"),
         label_table.rename(columns={UID: "uid"}),
     ):
-        for parts in (tmp_path / "split.csv", str(tmp_path / "split.csv"), other):
-            pd.testing.assert_frame_equal(from_wide(wide, labels, parts), expected)
-    with pytest.raises(FileNotFoundError, match="Notebook 02 makes it"):
-        from_wide(wide, label_table, str(tmp_path / "spilt.csv"))
+        pd.testing.assert_frame_equal(from_wide(wide, labels, other), expected)
+    with pytest.raises(FileNotFoundError, match="trian"):
+        from_wide(wide, str(tmp_path / "trian.csv"), split)
 
 
-@pytest.mark.parametrize("name", ["", "data/split", "3", None, 1])
+@pytest.mark.parametrize("name", ["", "data/split", "split.csv", "3", None, 1])
 def test_what_is_no_name_of_a_split_is_refused(name, wide, label_table):
-    with pytest.raises(ValueError, match=r"split is the name of one, such as 'validation'.*Name the split"):
+    with pytest.raises(ValueError, match=r"such as 'validation'.*read its file with splits"):
         from_wide(wide, label_table, name)
 
 
