@@ -22,7 +22,7 @@ setup: .venv/.stamp  ## .venv with the locked dependencies, hashes checked, and 
 	@touch $@
 
 cohort: setup  ## make the built-in cohort of CT phantoms under data/builtin (skipped when complete)
-	@case $(COHORT) in builtin|quick) $(BIN)/python -m cspine_helpers.phantom --cohort $(COHORT);; esac
+	@case $(COHORT) in builtin|quick) $(BIN)/python -m cspine_helpers phantom --cohort $(COHORT);; esac
 
 notebooks: cohort  ## run notebooks 00 to 06 in order (COHORT=rsna2022 for the RSNA data)
 	$(BIN)/python notebooks/run.py --cohort $(COHORT)
@@ -31,7 +31,7 @@ train: cohort  ## train the cohort's run anew: notebooks 01 to 03 with RETRAIN =
 	$(BIN)/python notebooks/run.py --cohort $(COHORT) --retrain 01 02 03
 
 pack: setup  ## pack a cohort's CT into sequences (COHORT=rsna2022): data/<cohort>/packed, contact sheets (ARGS="--only 1")
-	$(BIN)/python -m cspine_helpers.studies --cohort $(COHORT) $(ARGS)
+	$(BIN)/python -m cspine_helpers pack --cohort $(COHORT) $(ARGS)
 
 lab: cohort  ## open JupyterLab on notebooks/
 	$(BIN)/jupyter lab notebooks

@@ -9,11 +9,14 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from cspine_helpers import labels, metrics, paths, phantom
+from cspine_helpers import labels, metrics
 from cspine_helpers.checkpoints import load_run
-from cspine_helpers.explain import attention_scores, attention_table
-from cspine_helpers.inference import predict
-from cspine_helpers.intervals import bootstrap
+from cspine_helpers.evaluation import cases as evaluation_cases
+from cspine_helpers.evaluation.intervals import bootstrap
+from cspine_helpers.explain.attention import attention_scores, attention_table
+from cspine_helpers.files import paths
+from cspine_helpers.inference.prediction import predict
+from cspine_helpers.phantom import cohort as phantom
 
 
 def main() -> None:
@@ -35,7 +38,7 @@ def main() -> None:
         f"{options.studies} studies, seed {options.seed}: {truth.sum()} of {len(truth)} vertebrae fractured"
     )
     print(bootstrap(predictions, threshold=run.threshold).round(3).to_string(index=False))
-    patients = metrics.patient_level(predictions)
+    patients = evaluation_cases.patient_level(predictions)
     print(f"patient AUROC: {metrics.auroc(patients['label'], patients['probability']):.3f}")
     print(attention_scores(attention).round(3).to_string())
 

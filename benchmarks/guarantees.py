@@ -11,8 +11,9 @@ import numpy as np
 from scipy.stats import binomtest
 
 from benchmarks.measure import Row, interleaved, milliseconds
-from cspine_helpers.guarantees import guarantee_recall
-from cspine_helpers.redraws import METHODS, Truth, guarantee_picture, simulate_guarantee
+from cspine_helpers.decisions.guarantees import guarantee_recall
+from cspine_helpers.decisions.simulation import METHODS, Truth, simulate_guarantee
+from cspine_helpers.figures.curves import guarantee_picture
 
 REDRAWS = 4000
 SETTINGS = (  # fractured patients, recall, delta, correlation

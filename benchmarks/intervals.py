@@ -14,11 +14,9 @@ from sklearn import metrics as sklearn
 
 from benchmarks.measure import Row, in_fresh_process, interleaved, seconds
 from benchmarks.tables import ROWS, scores
-from cspine_helpers.bands import curve_bands
-from cspine_helpers.comparison import compare
-from cspine_helpers.intervals import bootstrap, per_vertebra
+from cspine_helpers.evaluation.intervals import bootstrap, compare, curve_bands, per_vertebra
+from cspine_helpers.evaluation.resampling import patient_weights
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.resampling import patient_weights
 
 RESAMPLES, THRESHOLD = 1000, 0.3
 PEER_RESAMPLES = 20  # scikit-learn's time is proportional to them

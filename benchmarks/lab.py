@@ -22,7 +22,7 @@ NO_NEWS = '{"fetchNews": "false", "checkForUpdates": false}'  # else JupyterLab 
 PATIENCE_MS = 90_000
 HANDLE = ".cspine-explorer .noUi-handle"
 SLIDERS = """
-from cspine_helpers.widgets import ThresholdExplorer
+from cspine_helpers.slider.widget import ThresholdExplorer
 print(*{one.widget.model_id for one in globals().values() if isinstance(one, ThresholdExplorer)})
 """
 FIND = """async (models) => {  // the slider's cell, scrolled to, and the widget that it shows

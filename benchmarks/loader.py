@@ -23,14 +23,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Row, in_fresh_process, interleaved, milliseconds, ratio, spread
-from cspine_helpers import augment
-from cspine_helpers import dataset as loading
-from cspine_helpers.augment import AugmentConfig
-from cspine_helpers.batches import make_loader
-from cspine_helpers.dataset import SequenceDataset
+from cspine_helpers.dataset import augment
+from cspine_helpers.dataset import sequence as loading
+from cspine_helpers.dataset.augment import AugmentConfig
+from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
+from cspine_helpers.files.paths import cohort_dir
 from cspine_helpers.labels import UID
 from cspine_helpers.packed import CHANNELS, MASK, open_sequence, sequence_path, write_sequence
-from cspine_helpers.paths import cohort_dir
 
 SLICES, SIZE, FILES, BATCH = 15, 224, 16, 8
 LARGE = 512  # sequences of the cohort that memory is watched on, 2.2 GiB

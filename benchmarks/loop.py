@@ -9,14 +9,14 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.measure import Row, interleaved, ratio, spread
-from cspine_helpers.batches import make_loader
-from cspine_helpers.dataset import SequenceDataset
+from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
 from cspine_helpers.labels import UID, VERTEBRAE, expand
-from cspine_helpers.loop import train_epoch
-from cspine_helpers.model import FractureClassifier, ModelConfig
+from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
 from cspine_helpers.packed import write_sequence
-from cspine_helpers.phantom import CohortConfig, draw_labels
-from cspine_helpers.recipe import Loss, TrainConfig, adamw
+from cspine_helpers.phantom.cohort import CohortConfig, draw_labels
+from cspine_helpers.training.config import TrainConfig, adamw
+from cspine_helpers.training.loop import train_epoch
+from cspine_helpers.training.losses import Loss
 
 CUDA = torch.cuda.is_available()
 

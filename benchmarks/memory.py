@@ -6,8 +6,8 @@ import torch
 
 from benchmarks.measure import Row, in_fresh_process, peak_mib
 from benchmarks.model import CUDA, DEVICE, batch_of, training_step
-from cspine_helpers.model import FractureClassifier, ModelConfig
-from cspine_helpers.recipe import TrainConfig
+from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
+from cspine_helpers.training.config import TrainConfig
 
 MEMORY = """
 import sys

@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from benchmarks.measure import Row, interleaved, milliseconds, ratio, spread
-from cspine_helpers.loop import RunningStatistics
-from cspine_helpers.model import INTENSITIES, FractureClassifier, ModelConfig
-from cspine_helpers.recipe import Loss, adamw
+from cspine_helpers.model.classifier import INTENSITIES, FractureClassifier, ModelConfig
+from cspine_helpers.training.config import adamw
+from cspine_helpers.training.loop import RunningStatistics
+from cspine_helpers.training.losses import Loss
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")

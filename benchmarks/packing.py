@@ -17,13 +17,13 @@ import pandas as pd
 from scipy import ndimage
 
 from benchmarks.measure import Row, in_fresh_process, interleaved, ratio, spread
-from cspine_helpers.export import write_label_map, write_series
-from cspine_helpers.itk import simpleitk
+from cspine_helpers.ct.libraries import simpleitk
 from cspine_helpers.labels import BOX_COLUMNS
-from cspine_helpers.packer import StudyFiles, forget, pack_study
-from cspine_helpers.packing import PackConfig
-from cspine_helpers.rendering import render_study
-from cspine_helpers.studies import PackSource, pack_cohort
+from cspine_helpers.packing.cohort import PackSource, pack_cohort
+from cspine_helpers.packing.crop import PackConfig
+from cspine_helpers.packing.study import StudyFiles, forget, pack_study
+from cspine_helpers.phantom.rendering import render_study
+from cspine_helpers.phantom.scanner import write_label_map, write_series
 
 SHAPE, SPACING_MM = (400, 512, 512), (0.6, 0.45, 0.45)
 VOLUME_MIB = 4 * np.prod(SHAPE) / 2**20

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measure import Row, interleaved, ratio, seconds, spread
-from cspine_helpers import phantom
+from cspine_helpers.phantom import cohort as phantom
 
 STUDIES = 32
 WHOLE = phantom.COHORTS["builtin"].studies

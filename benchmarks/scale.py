@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.measure import Row, peak_mib, seconds
 from cspine_helpers import labels, splits
-from cspine_helpers.phantom import fracture_patterns
-from cspine_helpers.plots import GREY, STYLE
+from cspine_helpers.figures.style import GREY, STYLE
+from cspine_helpers.phantom.cohort import fracture_patterns
 
 SIZES = (2_000, 20_000, 200_000, 2_000_000)
 FROM, LARGEST = SIZES[1], SIZES[-1]

@@ -15,9 +15,9 @@ import pandas as pd
 
 from benchmarks.measure import Row, interleaved, milliseconds, ratio, spread
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.operating import Operating, weigh
-from cspine_helpers.panels import Panels
-from cspine_helpers.widgets import ThresholdExplorer
+from cspine_helpers.slider.operating_point import Operating, weigh
+from cspine_helpers.slider.picture import Panels
+from cspine_helpers.slider.widget import ThresholdExplorer
 
 STUDIES = 2019
 MOVES = np.random.default_rng(1).uniform(0.02, 0.9, 1000)  # as a hand drags: hardly a place twice

@@ -2,28 +2,22 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from cspine_helpers.files.paths import atomic_path, inside, listing
+from cspine_helpers.files.records import parse_json, written_by
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.model import FractureClassifier, ModelConfig
-from cspine_helpers.paths import atomic_path, inside, listing, sha256_of
-from cspine_helpers.records import FORMAT, RECORD, SEAL, parse_json, read_record, write_sealed, written_by
-from cspine_helpers.tables import read_table, refuse
+from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
+from cspine_helpers.runs import RECORD, WEIGHTS, _check_described, read_record
 
-WEIGHTS = "model"  # the best epoch's weights are in model.safetensors
-HISTORY = "history.csv"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
-SHARES = tuple(f"validation_{name}" for name in ("recall", "precision", "average_precision", "auroc"))
-HISTORY_COLUMNS = ("epoch", "train_loss", "validation_loss", *SHARES, "threshold", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -83,69 +77,6 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], header:
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(plain, metadata=header))  # save_file has errors of its own for a full disk
     return path
-
-
-def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
-    """Write `run.json` in one step; `"format"` and the SHA-256 of what it describes are added.
-
-    `"weights_sha256"` and `"history_sha256"` are those of `model.safetensors` and, where there is one, of
-    `history.csv`, so write them first. After a stop between them, the old record stands beside new files, and
-    `load_run` and `read_history` notice. `"record_sha256"` is that of the record itself.
-
-    Raises:
-        FileNotFoundError: there are no weights to describe.
-        ValueError: the record holds NaN or infinity, which JSON does not have; names each place.
-    """
-    weights, history = (Path(folder) / name for name in (f"{WEIGHTS}.safetensors", HISTORY))
-    if not weights.is_file():
-        raise FileNotFoundError(f"{weights} is missing; save_weights(...) comes before write_record(...).")
-    added = {"format": FORMAT, "weights_sha256": sha256_of(weights)}
-    if history.is_file():
-        added["history_sha256"] = sha256_of(history)
-    added[SEAL] = ""  # its place; what stands there is the hash of the whole
-    whole = {**added, **record, **added}  # they come first, and a record that was read cannot change them
-    return write_sealed(Path(folder) / RECORD, whole)
-
-
-def read_history(folder: str | Path) -> pd.DataFrame:
-    """Read a run's `history.csv`: `HISTORY_COLUMNS`, one row an epoch; no threshold where none qualified.
-
-    Raises:
-        FileNotFoundError: there is none, or no record beside it.
-        ValueError: it breaks the schema, or is not the file that the record describes; says what differs.
-    """
-    path = inside(Path(folder) / HISTORY)
-    source = "Training writes it (notebook 03)."
-    history = read_table(path, HISTORY_COLUMNS, what="history", source=source, text=())
-    refuse(_history_problems(history), what=str(path))
-    _check_described(path, read_record(folder), "history_sha256")
-    return history
-
-
-def _history_problems(history: pd.DataFrame) -> Iterator[str]:
-    if text := [column for column in history if history[column].dtype.kind not in "fi"]:
-        yield f"text in the number columns {listing(text)}"
-        return
-    if history["epoch"].tolist() != list(range(1, len(history) + 1)) or history.empty:
-        yield f"epochs are 1, 2, 3 and so on; found {listing(history['epoch'])}"
-    numbers = history.assign(threshold=history["threshold"].fillna(0))
-    shares = numbers[[*SHARES, "threshold"]]
-    for rule, bad in (
-        ("numbers that are missing or infinite", ~np.isfinite(numbers).all(axis=1)),
-        ("shares outside [0, 1]", ((shares < 0) | (shares > 1)).any(axis=1)),
-    ):
-        if bad.any():
-            yield f"{rule}, in the epochs {listing(history['epoch'][np.asarray(bad)])}"
-
-
-def _check_described(path: Path, record: Mapping[str, Any], key: str) -> None:
-    stored, found = record.get(key), sha256_of(path)
-    if stored != found:
-        raise ValueError(
-            f"{path} is not the file that {RECORD} describes: its SHA-256 is {found}, {RECORD} says "
-            f"{stored or 'nothing'} ({key}); one was exchanged, or training was stopped between the two. "
-            "Put back the two files of one run, or train again."
-        )
 
 
 def load_run(folder: str | Path) -> Run:

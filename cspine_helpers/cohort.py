@@ -7,11 +7,10 @@ from typing import Any, Self
 
 import pandas as pd
 
-from cspine_helpers.labels import UID, exclusions, expand, read_labels, without
-from cspine_helpers.manifest import read_manifest
-from cspine_helpers.packed import check_sequences, unusable_sequences
-from cspine_helpers.paths import sha256_of
-from cspine_helpers.splits import SPLITS, read_split, split_hash, studies_of, validate_split
+from cspine_helpers.files.paths import sha256_of
+from cspine_helpers.labels import SPLITS, UID, exclusions, expand, read_labels, without
+from cspine_helpers.packed import check_sequences, read_manifest, unusable_sequences
+from cspine_helpers.splits import read_split, split_hash, studies_of, validate_split
 
 LeftOut = dict[str, dict[str, list[str]]]
 

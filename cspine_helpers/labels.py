@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cspine_helpers.paths import check_uids, cohort_remedy, listing
-from cspine_helpers.tables import (
+from cspine_helpers.files.paths import check_uids, cohort_remedy, listing
+from cspine_helpers.files.tables import (
     is_binary,
     numbers,
     read_table,
@@ -23,7 +23,6 @@ VERTEBRAE = ("C1", "C2", "C3", "C4", "C5", "C6", "C7")
 TARGETS = (PATIENT, *VERTEBRAE)
 COLUMNS = (UID, *TARGETS)
 BOX_COLUMNS = (UID, "x", "y", "width", "height", "slice_number")
-
 _Z_95 = 1.959963984540054  # 97.5th percentile of the standard normal distribution
 
 
@@ -225,3 +224,6 @@ def expand(table: pd.DataFrame, studies: Sequence[str]) -> pd.DataFrame:
         "label": labels.ravel(),  # (N·7,)
     }
     return pd.DataFrame(samples)
+
+
+SPLITS = ("train", "validation", "test")

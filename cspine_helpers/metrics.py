@@ -9,11 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
-from cspine_helpers.paths import listing
+from cspine_helpers.files.paths import listing
 
 CLIP = float(np.finfo(np.float64).eps)  # how near 0 and 1 a probability comes where its logarithm is taken
-LEVELS = ("all", *VERTEBRAE, "patient")  # all vertebrae pooled, one of them, or whole patients
 
 
 def check_scores(
@@ -225,92 +223,3 @@ def clip_note(labels: ArrayLike, probabilities: ArrayLike) -> str:
         f"{decided} of {len(y)} cases {was} predicted with certainty and wrongly: {its} {-np.log(CLIP):.1f}, "
         f"the clip at {CLIP:.1e}."
     )
-
-
-def resampled_units(predictions: pd.DataFrame) -> pd.Series:
-    """Who varies by chance, for each row: its `patient` where the table has that column, else its study.
-
-    Two scans of one patient are no two independent cases: whatever resamples, deals out or counts patients
-    asks here whose row it is.
-    """
-    return predictions["patient" if "patient" in predictions.columns else UID]
-
-
-def patients_in_words(predictions: pd.DataFrame) -> str:
-    """How many patients the table holds: "60 patients", or "120 studies of 60 patients"."""
-    studies, patients = predictions[UID].nunique(), resampled_units(predictions).nunique()
-    whose = "" if studies == patients else f"{studies:,} studies of "
-    return f"{whose}{patients:,} patients"
-
-
-def patient_level(predictions: pd.DataFrame) -> pd.DataFrame:
-    """One row for each study, its patient: the model's own score where it has one, else the highest vertebra.
-
-    The model's own score is the row whose `vertebra` is `patient_overall` (`labels.PATIENT`). The label is
-    the highest of all rows of the study. `aggregation.default_aggregation` says which of the two it is.
-
-    Returns:
-        Columns `StudyInstanceUID, split, label, probability`, and `patient` where the table has it, in the
-        order of first appearance.
-    """
-    keys = [UID, "split", *(["patient"] if "patient" in predictions.columns else [])]
-    grouped = predictions.groupby(keys, sort=False, observed=True)
-    table = grouped[["label", "probability"]].max().reset_index()
-    if has_own_score(predictions):
-        own = predictions[predictions["vertebra"] == PATIENT].set_index(UID)["probability"]
-        table["probability"] = table[UID].map(own)
-    return table[[UID, "split", "label", "probability", *keys[2:]]]
-
-
-def has_own_score(predictions: pd.DataFrame) -> bool:
-    """Whether the table holds the model's own patient scores: rows whose vertebra is `patient_overall`."""
-    return "vertebra" in predictions.columns and bool((predictions["vertebra"] == PATIENT).any())
-
-
-def at_level(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
-    """The rows of one of `LEVELS`: all vertebrae, one of C1…C7, or patients (`patient_level`).
-
-    Everything about vertebrae comes through here, so that a model's own patient score is never taken for one.
-
-    Raises:
-        ValueError: unknown level, or one of which the table has no row.
-    """
-    if level not in LEVELS:
-        raise ValueError(f"Unknown level {level!r}. Choose one of {', '.join(LEVELS)}.")
-    if level == "patient":
-        return patient_level(predictions)
-    name = predictions["vertebra"]
-    rows = predictions[name != PATIENT if level == "all" else name == level]
-    if rows.empty:
-        raise ValueError(f"The predictions have no row at level {level!r}. Predict it, or choose another.")
-    return rows
-
-
-def defined_levels(predictions: pd.DataFrame) -> list[str]:
-    """Those of `LEVELS` at which the table holds both classes, so that curves are defined."""
-    present = {"all", "patient", *predictions["vertebra"].unique()}
-    if not predictions["vertebra"].isin(VERTEBRAE).any():
-        present.remove("all")
-    return [
-        level for level in LEVELS if level in present and at_level(predictions, level)["label"].nunique() == 2
-    ]
-
-
-def cleared_by_vertebrae(
-    predictions: pd.DataFrame, threshold: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Share of patients without fracture who raise no alarm at C1, at C1 and C2, … at all seven.
-
-    Returns:
-        The shares found, and those that independent vertebrae would give (products of the single
-        vertebrae's shares), (7,) each. A vertebra that is missing raises no alarm.
-
-    Raises:
-        ValueError: every patient has a fracture.
-    """
-    intact = predictions.groupby(UID)["label"].transform("max") == 0
-    if not intact.any():
-        raise ValueError("Every patient has a fracture, so none can be cleared. Use more studies.")
-    wide = predictions[intact].pivot_table("probability", index=UID, columns="vertebra")
-    below = ~(wide.reindex(columns=list(VERTEBRAE)).to_numpy() >= threshold)  # (patients, 7)
-    return np.logical_and.accumulate(below, axis=1).mean(axis=0), np.cumprod(below.mean(axis=0))

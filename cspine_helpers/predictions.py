@@ -9,10 +9,8 @@ from typing import Literal
 
 import pandas as pd
 
-from cspine_helpers.labels import PATIENT, TARGETS, UID, VERTEBRAE, read_labels
-from cspine_helpers.paths import listing
-from cspine_helpers.records import other_runs
-from cspine_helpers.tables import (
+from cspine_helpers.files.paths import listing
+from cspine_helpers.files.tables import (
     is_binary,
     numbers,
     read_columns,
@@ -23,6 +21,8 @@ from cspine_helpers.tables import (
     uid_problems,
     write_table,
 )
+from cspine_helpers.labels import PATIENT, TARGETS, UID, VERTEBRAE, read_labels
+from cspine_helpers.runs import other_runs
 
 COLUMNS = (UID, "vertebra", "split", "label", "probability")
 OPTIONAL = ("patient",)  # who is resampled, where that is not the study
@@ -392,3 +392,20 @@ def _common_studies(tables: dict[str, pd.DataFrame], *, drop: bool) -> set[str]:
             "and that UIDs were read as text."
         )
     return common
+
+
+def validation_rows(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the validation split, the only ones that may choose anything.
+
+    Raises:
+        ValueError: the table breaks the schema, or has none.
+    """
+    table = validate_predictions(predictions)
+    rows = table[table["split"] == "validation"]
+    if rows.empty:
+        found = ", ".join(sorted(table["split"].astype(str).unique()))
+        raise ValueError(
+            "The predictions have no row of the split 'validation', where decisions are made; found "
+            f"{found}. Predict it, or name the split of the patients that may choose 'validation'."
+        )
+    return rows

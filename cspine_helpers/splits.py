@@ -8,9 +8,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from cspine_helpers.labels import UID, VERTEBRAE, prevalence, validate_labels
-from cspine_helpers.paths import listing, seal_of
-from cspine_helpers.tables import (
+from cspine_helpers.files.paths import listing, seal_of
+from cspine_helpers.files.tables import (
     numbers,
     read_columns,
     read_table,
@@ -20,8 +19,8 @@ from cspine_helpers.tables import (
     uid_problems,
     write_table,
 )
+from cspine_helpers.labels import SPLITS, UID, VERTEBRAE, prevalence, validate_labels
 
-SPLITS = ("train", "validation", "test")
 OPTIONAL = ("patient",)  # whose study it is, where patients have several
 _ADOPT = "If it is yours and whole, take it with splits.adopt(path, table)"
 

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cspine_helpers import export, labels, phantom
+from cspine_helpers import labels
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.packing import PackConfig, PackedVertebra, pack_vertebra
-from cspine_helpers.rendering import Study, render_study
+from cspine_helpers.packed import PackedVertebra
+from cspine_helpers.packing.crop import PackConfig, pack_vertebra
+from cspine_helpers.phantom import cohort as phantom
+from cspine_helpers.phantom import scanner as export
+from cspine_helpers.phantom.rendering import Study, render_study
 
 CONFIG = PackConfig(slices=5, size=32)
 BROKEN: tuple[tuple[str, ...], ...] = (("C2", "C5"), (), ("C6",))  # fractured vertebrae by study

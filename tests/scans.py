@@ -30,7 +30,7 @@ from pydicom.valuerep import DSfloat
 from scipy import ndimage
 
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.rendering import render_study
+from cspine_helpers.phantom.rendering import render_study
 
 REAL_CT = REAL_DATA / "ct"
 needs_ct = pytest.mark.skipif(not REAL_CT.is_dir(), reason=f"the real CT volumes are not at {REAL_CT}")

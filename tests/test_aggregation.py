@@ -8,32 +8,28 @@ from conftest import RSNA, needs_rsna
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from cspine_helpers.aggregation import (
+from cspine_helpers.decisions.simulation import Population
+from cspine_helpers.decisions.thresholds import Decision, apply_decision, choose_decision, choose_per_vertebra
+from cspine_helpers.evaluation.calibration import apply, cross_fitted, fit_calibrator
+from cspine_helpers.evaluation.cases import (
     MIN_PATIENTS,
     Aggregation,
     aggregate,
+    cleared_by_vertebrae,
     compare_aggregations,
     default_aggregation,
+    defined_levels,
     fit_logistic,
+    patient_level,
     sorted_logits,
-    validation_rows,
 )
-from cspine_helpers.bands import curve_bands
-from cspine_helpers.benefit import decision_curve
-from cspine_helpers.calibration import apply, fit_calibrator
-from cspine_helpers.comparison import compare
-from cspine_helpers.cross_fitting import cross_fitted
-from cspine_helpers.decisions import Decision
-from cspine_helpers.findings import find
-from cspine_helpers.intervals import bootstrap, per_vertebra
+from cspine_helpers.evaluation.clinical_utility import decision_curve, predictive_curve
+from cspine_helpers.evaluation.intervals import bootstrap, compare, curve_bands, per_vertebra
+from cspine_helpers.evaluation.reliability import calibration_scores, reliability_table
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, read_labels
-from cspine_helpers.levels import apply_decision, choose_decision, choose_per_vertebra
-from cspine_helpers.metrics import cleared_by_vertebrae, defined_levels, patient_level
-from cspine_helpers.operating import Operating, weigh
-from cspine_helpers.predictions import from_wide
-from cspine_helpers.prevalence import predictive_curve
-from cspine_helpers.redraws import Population
-from cspine_helpers.reliability import calibration_scores, reliability_table
+from cspine_helpers.model_card.results import find
+from cspine_helpers.predictions import from_wide, validation_rows
+from cspine_helpers.slider.operating_point import Operating, weigh
 
 LEARNED = Aggregation(
     "logistic", intercept=-0.5, weights=(1.0, 0.5, 0.25, 0, 0, 0, 0), fitted_on={"split": "validation"}

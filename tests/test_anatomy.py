@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cspine_helpers.anatomy import DIMENSIONS, LocalGrid, vertebra_distance
+from cspine_helpers.phantom.anatomy import DIMENSIONS, LocalGrid, vertebra_distance
 
 LEVELS = ("C1", *DIMENSIONS)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cspine_helpers.augment import Augment, AugmentConfig
+from cspine_helpers.dataset.augment import Augment, AugmentConfig
 
 OFF = {"flip": 0.0, "affine": 0.0, "contrast": 0.0, "noise": 0.0, "dropout": 0.0}
 ALWAYS = AugmentConfig(flip=1, affine=1, contrast=1, noise=1, dropout=1)

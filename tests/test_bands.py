@@ -4,8 +4,8 @@ from scipy import stats
 from simulated import cohort, patients, table_of
 
 from cspine_helpers import metrics
-from cspine_helpers.bands import curve_bands
-from cspine_helpers.resampling import Ranking, Sample
+from cspine_helpers.evaluation.intervals import curve_bands
+from cspine_helpers.evaluation.resampling import Ranking, Sample
 
 
 def test_curves_are_those_of_metrics():

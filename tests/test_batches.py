@@ -6,11 +6,17 @@ import torch
 from torch.utils.data import Dataset
 from toy_cohort import SIZE, SLICES, make_toy_cohort
 
-from cspine_helpers import batches as batches_module
-from cspine_helpers.augment import AugmentConfig
-from cspine_helpers.batches import EpochBatches, epoch_order, load_batches, make_loader, steps_of
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.dataset import SequenceDataset
+from cspine_helpers.dataset import sequence as batches_module
+from cspine_helpers.dataset.augment import AugmentConfig
+from cspine_helpers.dataset.sequence import (
+    EpochBatches,
+    SequenceDataset,
+    epoch_order,
+    load_batches,
+    make_loader,
+    steps_of,
+)
 from cspine_helpers.labels import UID
 from cspine_helpers.packed import write_sequence
 

@@ -3,12 +3,14 @@ import pandas as pd
 import pytest
 from conftest import RSNA, needs_rsna
 
-from cspine_helpers import benefit, calibration
+from cspine_helpers.evaluation import calibration
+from cspine_helpers.evaluation import clinical_utility as benefit
+from cspine_helpers.evaluation.cases import patient_level
+from cspine_helpers.evaluation.clinical_utility import restate
+from cspine_helpers.evaluation.resampling import patient_weights
 from cspine_helpers.labels import UID, read_labels
-from cspine_helpers.metrics import confusion, patient_level
+from cspine_helpers.metrics import confusion
 from cspine_helpers.predictions import from_wide
-from cspine_helpers.prevalence import restate
-from cspine_helpers.resampling import patient_weights
 
 LABELS = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
 PROBABILITIES = [0.9, 0.7, 0.5, 0.1, 0.6, 0.3, 0.3, 0.2, 0.1, 0.0]

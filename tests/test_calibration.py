@@ -7,13 +7,13 @@ from conftest import RSNA, needs_rsna
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from cspine_helpers import calibration
-from cspine_helpers.aggregation import Aggregation, aggregate
-from cspine_helpers.cross_fitting import choose_calibrator, cross_fitted
+from cspine_helpers.evaluation import calibration
+from cspine_helpers.evaluation.calibration import choose_calibrator, cross_fitted
+from cspine_helpers.evaluation.cases import Aggregation, aggregate, patient_level
+from cspine_helpers.evaluation.reliability import calibration_scores
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
-from cspine_helpers.metrics import auroc, log_losses, patient_level
+from cspine_helpers.metrics import auroc, log_losses
 from cspine_helpers.predictions import from_wide
-from cspine_helpers.reliability import calibration_scores
 
 KINDS = ("temperature", "platt", "isotonic")
 

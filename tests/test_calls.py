@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from drawn import line, table_to_draw, texts
 
-from cspine_helpers import calls, metrics
+from cspine_helpers import metrics
+from cspine_helpers.evaluation import cases as evaluation_cases
+from cspine_helpers.figures import curves as calls
 
 
 @pytest.fixture
@@ -36,9 +38,9 @@ def test_histograms_scale_each_class_to_one(table):
 def test_vertebra_against_patient_shows_the_rates_of_each(table):
     left, right = calls.vertebra_against_patient(table, threshold=0.3, patient_threshold=0.5).axes
     np.testing.assert_array_equal(
-        line(left, "found").get_ydata(), metrics.cleared_by_vertebrae(table, 0.3)[0]
+        line(left, "found").get_ydata(), evaluation_cases.cleared_by_vertebrae(table, 0.3)[0]
     )
-    patients = metrics.patient_level(table)
+    patients = evaluation_cases.patient_level(table)
     row = metrics.rates(metrics.confusion(patients["label"], patients["probability"], 0.3)).iloc[0]
     bars = right.containers[1]
     assert bars.get_label() == "patients at 0.3000"

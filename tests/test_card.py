@@ -12,26 +12,30 @@ from conftest import RSNA, needs_rsna
 from simulated import cohort
 from sklearn.metrics import log_loss, roc_auc_score
 
-from cspine_helpers import __version__, card, findings
-from cspine_helpers.aggregation import Aggregation, aggregate
-from cspine_helpers.calibration import fit_calibrator
-from cspine_helpers.card import write_card
-from cspine_helpers.competition import rsna_weighted_log_loss
-from cspine_helpers.decisions import Decision, state_threshold
-from cspine_helpers.findings import TITLES, number
-from cspine_helpers.frozen import freeze
-from cspine_helpers.guarantees import guarantee_on_validation
-from cspine_helpers.held_out import evaluate_on_test
-from cspine_helpers.intervals import bootstrap, per_vertebra
+from cspine_helpers import __version__, runs
+from cspine_helpers.decisions.guarantees import guarantee_on_validation
+from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_openings
+from cspine_helpers.decisions.thresholds import (
+    Decision,
+    choose_decision,
+    choose_per_vertebra,
+    state_threshold,
+)
+from cspine_helpers.evaluation.calibration import fit_calibrator
+from cspine_helpers.evaluation.cases import Aggregation, aggregate
+from cspine_helpers.evaluation.competition import rsna_weighted_log_loss
+from cspine_helpers.evaluation.intervals import bootstrap, per_vertebra
+from cspine_helpers.evaluation.reliability import calibration_scores, written_scores
+from cspine_helpers.files.paths import sha256_of
+from cspine_helpers.files.records import write_sealed
 from cspine_helpers.labels import UID, VERTEBRAE, expand, read_labels, validate_labels
-from cspine_helpers.levels import choose_decision, choose_per_vertebra
 from cspine_helpers.metrics import auroc, confusion
-from cspine_helpers.openings import read_openings
-from cspine_helpers.paths import sha256_of
-from cspine_helpers.phantom import COHORTS, draw_labels
+from cspine_helpers.model_card import card
+from cspine_helpers.model_card import results as findings
+from cspine_helpers.model_card.card import write_card
+from cspine_helpers.model_card.results import TITLES, number
+from cspine_helpers.phantom.cohort import COHORTS, draw_labels
 from cspine_helpers.predictions import from_wide, read_predictions, write_predictions
-from cspine_helpers.records import write_sealed
-from cspine_helpers.reliability import calibration_scores, written_scores
 
 BUILTIN = Path(__file__).parents[1] / "checkpoints" / "builtin"
 VALIDATION = cohort(1, 60)
@@ -291,11 +295,11 @@ def test_parameters_are_those_of_the_network(tmp_path):
     from test_checkpoints import CONFIG
 
     from cspine_helpers import checkpoints
-    from cspine_helpers.model import FractureClassifier
+    from cspine_helpers.model.classifier import FractureClassifier
 
     model = FractureClassifier(CONFIG)
     checkpoints.save_weights(tmp_path, model)
-    checkpoints.write_record(tmp_path, {"model": asdict(CONFIG)})
+    runs.write_record(tmp_path, {"model": asdict(CONFIG)})
     assert f"has {sum(p.numel() for p in model.parameters()):,} parameters" in text_of(tmp_path)
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cspine_helpers import __version__, checkpoints
+from cspine_helpers import __version__, checkpoints, runs
+from cspine_helpers.files.tables import write_table
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.model import FractureClassifier, ModelConfig
-from cspine_helpers.tables import write_table
+from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
 
 BUILTIN = Path(__file__).parents[1] / "checkpoints" / "builtin"
 CONFIG = replace(ModelConfig.small(), slices=3, size=32, feature_stride=4, lstm_hidden=4)
@@ -34,7 +34,7 @@ def saved(tmp_path_factory):
     torch.manual_seed(0)
     checkpoints.save_weights(folder, FractureClassifier(CONFIG))
     record = {"model": asdict(CONFIG), "classes": list(VERTEBRAE), "decision": {"threshold": 0.25}}
-    checkpoints.write_record(folder, record)
+    runs.write_record(folder, record)
     return folder
 
 
@@ -83,7 +83,7 @@ def test_a_run_of_pretrained_weights_loads_without_them(tmp_path):
     model.config = config
     checkpoints.save_weights(tmp_path, model)
     record = {"model": asdict(config), "classes": list(VERTEBRAE), "decision": {"threshold": None}}
-    checkpoints.write_record(tmp_path, record)
+    runs.write_record(tmp_path, record)
     found = checkpoints.load_run(tmp_path)
     assert found.config == config
     assert found.threshold is None
@@ -98,9 +98,9 @@ def test_saving_twice_gives_the_same_bytes(tmp_path, model):
 def test_the_record_is_readable_json_and_takes_numpy_numbers(tmp_path, model):
     weights = checkpoints.save_weights(tmp_path, model)
     record = {"metrics": {"recall": np.float64(0.5), "n": np.int64(3)}, "note": "C1 – C7"}
-    path = checkpoints.write_record(tmp_path, record)
+    path = runs.write_record(tmp_path, record)
     assert "C1 – C7" in path.read_text(encoding="utf-8")
-    found = checkpoints.read_record(tmp_path)
+    found = runs.read_record(tmp_path)
     assert found.pop("record_sha256") == content_sha256(found)
     assert found == {
         "format": 1,
@@ -112,7 +112,7 @@ def test_the_record_is_readable_json_and_takes_numpy_numbers(tmp_path, model):
 
 def test_a_record_read_and_written_again_keeps_its_bytes():
     """The committed record is as `write_record` makes it, and describes the weights beside it."""
-    folder, record = BUILTIN, checkpoints.read_record(BUILTIN)
+    folder, record = BUILTIN, runs.read_record(BUILTIN)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     assert (folder / "run.json").read_text(encoding="utf-8") == text
     assert list(record)[:2] == ["format", "weights_sha256"]
@@ -121,10 +121,10 @@ def test_a_record_read_and_written_again_keeps_its_bytes():
 
 def test_a_record_describes_the_weights_beside_it_and_needs_them(tmp_path, model):
     with pytest.raises(FileNotFoundError, match=r"save_weights\(\.\.\.\) comes before"):
-        checkpoints.write_record(tmp_path, {})
+        runs.write_record(tmp_path, {})
     weights = checkpoints.save_weights(tmp_path, model)
-    checkpoints.write_record(tmp_path, {"weights_sha256": "another run's"})
-    found = checkpoints.read_record(tmp_path)["weights_sha256"]
+    runs.write_record(tmp_path, {"weights_sha256": "another run's"})
+    found = runs.read_record(tmp_path)["weights_sha256"]
     assert found == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
@@ -156,9 +156,9 @@ def test_a_record_that_names_no_weights_is_refused(run, value):
 def test_a_record_without_json_is_refused_and_the_old_one_stays(run):
     before = (run / "run.json").read_bytes()
     with pytest.raises(ValueError, match=r"'record\.metrics\.recall', 'record\.list\[1\]'"):
-        checkpoints.write_record(run, {"metrics": {"recall": float("nan")}, "list": [0.0, float("inf")]})
+        runs.write_record(run, {"metrics": {"recall": float("nan")}, "list": [0.0, float("inf")]})
     with pytest.raises(ValueError, match="found set"):
-        checkpoints.write_record(run, {"x": {1, 2}})
+        runs.write_record(run, {"x": {1, 2}})
     assert (run / "run.json").read_bytes() == before
     assert len(list(run.iterdir())) == 2
 
@@ -215,15 +215,15 @@ def test_a_number_changed_by_hand_is_noticed_and_a_new_seal_makes_it_meant(run):
     path.write_text(path.read_text().replace("0.25", "0.35"))
     with pytest.raises(ValueError, match=r"run\.json is not the record that was written.*write_record"):
         checkpoints.load_run(run)
-    checkpoints.write_record(run, json.loads(path.read_text()))
+    runs.write_record(run, json.loads(path.read_text()))
     assert checkpoints.load_run(run).threshold == 0.35
 
 
 def test_a_record_laid_out_differently_reads_the_same(run):
-    record = checkpoints.read_record(run)
+    record = runs.read_record(run)
     text = json.dumps(dict(reversed(record.items())), indent=7).replace("\n", "\r\n")
     (run / "run.json").write_bytes(text.encode())
-    assert checkpoints.read_record(run) == record
+    assert runs.read_record(run) == record
 
 
 def test_a_run_of_another_version_says_which(run):
@@ -270,7 +270,7 @@ def test_a_file_that_is_a_link_out_of_the_run_is_refused(run, tmp_path, name):
 
 
 def history(epochs=3):
-    columns = {name: np.linspace(0.1, 0.7, epochs) for name in checkpoints.HISTORY_COLUMNS}
+    columns = {name: np.linspace(0.1, 0.7, epochs) for name in runs.HISTORY_COLUMNS}
     table = pd.DataFrame(columns | {"epoch": range(1, epochs + 1), "seconds": 2.5})
     table.loc[0, "threshold"] = np.nan
     return table
@@ -279,11 +279,11 @@ def history(epochs=3):
 def test_a_history_comes_back_and_belongs_to_its_record(run):
     write_table(history(), run / "history.csv")
     with pytest.raises(ValueError, match=r"history\.csv is not the file that run\.json .*\(history_sha256\)"):
-        checkpoints.read_history(run)
-    checkpoints.write_record(run, checkpoints.read_record(run))
-    found = checkpoints.read_history(run)
-    pd.testing.assert_frame_equal(found, history()[list(checkpoints.HISTORY_COLUMNS)], check_exact=True)
-    assert len(checkpoints.read_history(BUILTIN)) >= checkpoints.read_record(BUILTIN)["best_epoch"]
+        runs.read_history(run)
+    runs.write_record(run, runs.read_record(run))
+    found = runs.read_history(run)
+    pd.testing.assert_frame_equal(found, history()[list(runs.HISTORY_COLUMNS)], check_exact=True)
+    assert len(runs.read_history(BUILTIN)) >= runs.read_record(BUILTIN)["best_epoch"]
 
 
 @pytest.mark.parametrize(
@@ -298,14 +298,14 @@ def test_a_history_comes_back_and_belongs_to_its_record(run):
 )
 def test_a_history_that_breaks_a_rule_is_refused(run, change, message):
     write_table(history().assign(**change), run / "history.csv")
-    checkpoints.write_record(run, checkpoints.read_record(run))
+    runs.write_record(run, runs.read_record(run))
     with pytest.raises(ValueError, match=f"(?s)history.csv.*{message}"):
-        checkpoints.read_history(run)
+        runs.read_history(run)
 
 
 def test_a_run_without_history_says_what_writes_it(run):
     with pytest.raises(FileNotFoundError, match=r"No history at .*notebook 03"):
-        checkpoints.read_history(run)
+        runs.read_history(run)
 
 
 @pytest.mark.parametrize(

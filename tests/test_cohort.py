@@ -4,8 +4,10 @@ import pytest
 from toy_cohort import SIZE, SLICES, make_toy_cohort
 
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.dataset import SequenceDataset
+from cspine_helpers.dataset.sequence import SequenceDataset
+from cspine_helpers.files.paths import sha256_of
 from cspine_helpers.labels import (
+    SPLITS,
     UID,
     VERTEBRAE,
     read_boxes,
@@ -14,11 +16,10 @@ from cspine_helpers.labels import (
     write_boxes,
     write_labels,
 )
-from cspine_helpers.manifest import read_manifest, write_manifest
-from cspine_helpers.paths import sha256_of
+from cspine_helpers.packed import read_manifest, write_manifest
+from cspine_helpers.packing.slice_truth import PACKED_BOX_COLUMNS, read_packed_boxes, write_packed_boxes
 from cspine_helpers.predictions import read_predictions, write_predictions
-from cspine_helpers.splits import SPLITS, split_patients, write_split
-from cspine_helpers.truth import PACKED_BOX_COLUMNS, read_packed_boxes, write_packed_boxes
+from cspine_helpers.splits import split_patients, write_split
 
 
 @pytest.fixture

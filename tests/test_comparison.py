@@ -4,11 +4,9 @@ import pytest
 from scipy import stats
 from simulated import calibrated, calibration_truth, cohort, patients, shaken, table_of
 
-from cspine_helpers.comparison import compare
-from cspine_helpers.estimates import RATES, estimates
-from cspine_helpers.intervals import bootstrap
+from cspine_helpers.evaluation.intervals import bootstrap, compare
+from cspine_helpers.evaluation.resampling import RATES, Sample, estimates
 from cspine_helpers.labels import UID
-from cspine_helpers.resampling import Sample
 
 AT = 0.3
 

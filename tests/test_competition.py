@@ -5,10 +5,10 @@ from conftest import RSNA, needs_rsna
 from sklearn import metrics as sk
 from test_metrics import table_of
 
-from cspine_helpers.competition import rsna_terms, rsna_weighted_log_loss
-from cspine_helpers.intervals import bootstrap
+from cspine_helpers.evaluation.cases import patient_level
+from cspine_helpers.evaluation.competition import rsna_terms, rsna_weighted_log_loss
+from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, read_labels
-from cspine_helpers.metrics import patient_level
 from cspine_helpers.predictions import from_wide
 from cspine_helpers.splits import split_patients
 

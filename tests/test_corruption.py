@@ -24,13 +24,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from toy_cohort import SIZE, SLICES, make_toy_cohort
 
-from cspine_helpers import checkpoints, frozen, labels, openings, packed, paths, predictions, splits
-from cspine_helpers.held_out import evaluate_on_test
+from cspine_helpers import labels, packed, predictions, runs, splits
+from cspine_helpers.decisions import test_split as frozen
+from cspine_helpers.decisions import test_split as openings
+from cspine_helpers.decisions.test_split import evaluate_on_test
+from cspine_helpers.decisions.thresholds import choose_decision
+from cspine_helpers.files import paths
+from cspine_helpers.files.tables import write_table
 from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE
-from cspine_helpers.levels import choose_decision
-from cspine_helpers.manifest import read_manifest, write_manifest
-from cspine_helpers.state import STATE, TrainingState, read_state, save_state
-from cspine_helpers.tables import write_table
+from cspine_helpers.packed import read_manifest, write_manifest
+from cspine_helpers.training.loop import STATE, TrainingState, read_state, save_state
 
 pytestmark = pytest.mark.slow  # half a minute of damages
 
@@ -127,13 +130,11 @@ def artefacts(tmp_path_factory) -> dict[str, Artefact]:
     samples = labels.expand(table, table[UID].iloc[:3])
     made = samples[[UID, "vertebra"]].assign(split="test", label=samples["label"], probability=rng.random(21))
     predictions.write_predictions(made, run / "predictions.csv")
-    history = pd.DataFrame(
-        rng.random((4, len(checkpoints.HISTORY_COLUMNS))), columns=list(checkpoints.HISTORY_COLUMNS)
-    )
-    write_table(history.assign(epoch=range(1, 5)), run / checkpoints.HISTORY)
+    history = pd.DataFrame(rng.random((4, len(runs.HISTORY_COLUMNS))), columns=list(runs.HISTORY_COLUMNS))
+    write_table(history.assign(epoch=range(1, 5)), run / runs.HISTORY)
     (run / "model.safetensors").write_bytes(b"weights")
     data = {"split_sha256": "0" * 64}
-    checkpoints.write_record(
+    runs.write_record(
         run, {"data": data, "decision": {"threshold": 0.25, "floor": 1}, "classes": list(VERTEBRAE)}
     )
     shutil.copy(run / "predictions.csv", bare)
@@ -163,8 +164,8 @@ def artefacts(tmp_path_factory) -> dict[str, Artefact]:
         "bare predictions": Artefact(
             bare / "predictions.csv", lambda: predictions.read_predictions(bare / "predictions.csv")
         ),
-        "history": Artefact(run / checkpoints.HISTORY, lambda: checkpoints.read_history(run)),
-        "record": Artefact(run / checkpoints.RECORD, lambda: checkpoints.read_record(run)),
+        "history": Artefact(run / runs.HISTORY, lambda: runs.read_history(run)),
+        "record": Artefact(run / runs.RECORD, lambda: runs.read_record(run)),
         "state": Artefact(run / STATE, lambda: a_state(run)),
         "decision": Artefact(run / frozen.DECISION, lambda: frozen.read_decision(run).record),
         "openings": Artefact(run / openings.OPENINGS, lambda: openings.read_openings(run)),

@@ -34,12 +34,13 @@ from scans import (
 )
 from scipy import ndimage
 
-from cspine_helpers import export
-from cspine_helpers.ct import read_ct
+from cspine_helpers.ct.masks import read_label_map
+from cspine_helpers.ct.reading import read_ct
+from cspine_helpers.ct.volume import Volume, bounding_box
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.masks import read_label_map
-from cspine_helpers.packing import PackConfig, PackedVertebra, bounding_box, pack_vertebra
-from cspine_helpers.volume import Volume
+from cspine_helpers.packed import PackedVertebra
+from cspine_helpers.packing.crop import PackConfig, pack_vertebra
+from cspine_helpers.phantom import scanner as export
 
 CONFIG = PackConfig(slices=7, size=56)
 SPACING = (1.25, 0.75, 0.5)

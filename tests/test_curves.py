@@ -5,10 +5,12 @@ import pytest
 from drawn import table_to_draw, texts
 from matplotlib.figure import Figure
 
-from cspine_helpers import curves, metrics
-from cspine_helpers.bands import curve_bands
+from cspine_helpers import metrics
+from cspine_helpers.evaluation import cases as evaluation_cases
+from cspine_helpers.evaluation.intervals import curve_bands
+from cspine_helpers.figures import curves
+from cspine_helpers.figures.style import VERTEBRA_COLOURS
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.plots import VERTEBRA_COLOURS
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def test_pr_curves_are_those_of_metrics_and_carry_the_operating_point(table):
 def test_every_panel_shows_the_curve_and_the_area_of_its_rows(table):
     pooled, single, patients = curves.pr_curves(table, threshold=0.3, patient_threshold=0.5).axes
     rows = {name: table[table["vertebra"] == name] for name in VERTEBRAE}
-    rows |= {"patients": metrics.patient_level(table), "all": table}
+    rows |= {"patients": evaluation_cases.patient_level(table), "all": table}
     drawn = dict(zip(VERTEBRAE, single.lines[::2], strict=True))  # and a point between each two
     drawn |= {"patients": patients.lines[0], "all": pooled.lines[0]}
     for name, line in drawn.items():
@@ -59,7 +61,7 @@ def test_operating_points_are_at_the_rates_of_their_own_level_and_threshold(tabl
     rows = [table[table["vertebra"] == name] for name in VERTEBRAE]
     points = zip([*single.lines[1::2], pooled.lines[2], patients.lines[2]], [*rows, table, None], strict=True)
     for point, its in points:
-        its, at = (metrics.patient_level(table), 0.5) if its is None else (its, 0.3)
+        its, at = (evaluation_cases.patient_level(table), 0.5) if its is None else (its, 0.3)
         called = its["probability"] >= at
         hits = (called & (its["label"] == 1)).sum()
         assert point.get_marker() == "o"
@@ -130,7 +132,7 @@ def test_roc_curves_are_those_of_metrics(table):
     expected = metrics.roc_curve(table["label"], table["probability"])
     np.testing.assert_array_equal(pooled.lines[0].get_xdata(), expected["false_positive_rate"])
     np.testing.assert_array_equal(pooled.lines[0].get_ydata(), expected["recall"])
-    rows = metrics.patient_level(table)
+    rows = evaluation_cases.patient_level(table)
     area = metrics.auroc(rows["label"], rows["probability"])
     assert patients.get_title(loc="left") == f"Patients: AUROC {area:.2f}"
     expected = metrics.roc_curve(rows["label"], rows["probability"])

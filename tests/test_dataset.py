@@ -7,9 +7,9 @@ import torch
 from torch.utils.data import DataLoader
 from toy_cohort import SIZE, SLICES, make_toy_cohort
 
-from cspine_helpers.augment import AugmentConfig
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.dataset import SequenceDataset, collate
+from cspine_helpers.dataset.augment import AugmentConfig
+from cspine_helpers.dataset.sequence import SequenceDataset, collate
 from cspine_helpers.labels import UID
 from cspine_helpers.packed import open_sequence, sequence_path
 

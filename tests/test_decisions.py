@@ -8,8 +8,8 @@ from conftest import RSNA, needs_rsna
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cspine_helpers.aggregation import Aggregation
-from cspine_helpers.decisions import Decision, choose_threshold, state_threshold
+from cspine_helpers.decisions.thresholds import Decision, choose_threshold, state_threshold
+from cspine_helpers.evaluation.cases import Aggregation
 from cspine_helpers.labels import VERTEBRAE, read_labels
 from cspine_helpers.predictions import from_wide
 

@@ -14,12 +14,12 @@ import torch
 
 from cspine_helpers.checkpoints import load_run
 from cspine_helpers.cohort import Cohort
-from cspine_helpers.inference import predict, predict_cohort
+from cspine_helpers.inference.prediction import predict, predict_cohort
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, expand, write_labels
-from cspine_helpers.manifest import write_manifest
-from cspine_helpers.phantom import COHORTS, draw_labels, pack_study
+from cspine_helpers.packed import write_manifest
+from cspine_helpers.phantom.cohort import COHORTS, draw_labels, pack_study
+from cspine_helpers.phantom.rendering import render_study
 from cspine_helpers.predictions import read_predictions
-from cspine_helpers.rendering import render_study
 
 pytestmark = pytest.mark.slow  # full-size studies are rendered, packed and predicted many times
 

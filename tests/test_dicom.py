@@ -21,11 +21,11 @@ from pydicom.uid import (
 )
 from scans import FRAME, affine_of, assert_private, edit, excerpt, phantom, positions, refusal, write_dicom
 
-from cspine_helpers import dicom
-from cspine_helpers.dicom import read_series
-from cspine_helpers.packing import PackConfig, pack_vertebra
-from cspine_helpers.sources import choose_series
-from cspine_helpers.stack import Slice, _check_values
+from cspine_helpers.ct import dicom
+from cspine_helpers.ct.dicom import read_series
+from cspine_helpers.ct.stack import Slice, _check_values
+from cspine_helpers.packing.cohort import choose_series
+from cspine_helpers.packing.crop import PackConfig, pack_vertebra
 
 SPACING = (1.25, 0.75, 0.5)  # exact in binary, so that positions compare without tolerance
 BONE = PackConfig(slices=5, size=48)

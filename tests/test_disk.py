@@ -13,31 +13,26 @@ import pytest
 import torch
 from toy_cohort import make_toy_cohort, tiny_model, toy_sequence
 
-from cspine_helpers import (
-    checkpoints,
-    export,
-    journal,
-    labels,
-    packed,
-    paths,
-    plots,
-    predictions,
-    splits,
-    studies,
-)
+from cspine_helpers import checkpoints, labels, packed, predictions, runs, splits
+from cspine_helpers.decisions.test_split import record_opening
+from cspine_helpers.figures import cohorts as figures_cohorts
+from cspine_helpers.figures import style as plots
+from cspine_helpers.files import paths
+from cspine_helpers.files import records as journal
+from cspine_helpers.files.records import write_sealed
+from cspine_helpers.files.tables import write_table
 from cspine_helpers.labels import BOX_COLUMNS, UID
-from cspine_helpers.manifest import read_manifest, write_manifest
-from cspine_helpers.model import FractureClassifier
-from cspine_helpers.openings import record_opening
-from cspine_helpers.records import write_sealed
-from cspine_helpers.state import TrainingState, save_state
-from cspine_helpers.tables import write_table
-from cspine_helpers.truth import PACKED_BOX_COLUMNS, write_packed_boxes
+from cspine_helpers.model.classifier import FractureClassifier
+from cspine_helpers.packed import read_manifest, write_manifest
+from cspine_helpers.packing import cohort as studies
+from cspine_helpers.packing.slice_truth import PACKED_BOX_COLUMNS, write_packed_boxes
+from cspine_helpers.phantom import scanner as export
+from cspine_helpers.training.loop import TrainingState, save_state
 
 
 def history(rows: int) -> pd.DataFrame:
-    numbers = np.linspace(0.1, 0.9, rows * len(checkpoints.HISTORY_COLUMNS)).reshape(rows, -1)
-    return pd.DataFrame(numbers, columns=list(checkpoints.HISTORY_COLUMNS)).assign(epoch=range(1, rows + 1))
+    numbers = np.linspace(0.1, 0.9, rows * len(runs.HISTORY_COLUMNS)).reshape(rows, -1)
+    return pd.DataFrame(numbers, columns=list(runs.HISTORY_COLUMNS)).assign(epoch=range(1, rows + 1))
 
 
 def a_state(run: Path, epoch: int) -> None:
@@ -54,7 +49,7 @@ def some_predictions(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def save_bars(table: pd.DataFrame) -> Path:
-    return plots.save_figure(plots.prevalence_bars(labels.prevalence(table)), "bars", cohort="toy")
+    return plots.save_figure(figures_cohorts.prevalence_bars(labels.prevalence(table)), "bars", cohort="toy")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +63,7 @@ def written(tmp_path_factory) -> Path:
     checkpoints.save_weights(run, FractureClassifier(tiny_model()))
     a_state(run, epoch=1)
     write_table(history(2), run / "history.csv")
-    checkpoints.write_record(run, {"note": "the first"})
+    runs.write_record(run, {"note": "the first"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CSPINE_ROOT", str(root))
         save_bars(table)
@@ -116,7 +111,7 @@ def writers(written, tmp_path, monkeypatch) -> dict[str, tuple[Path, Callable[[]
         "weights": (run / "model.safetensors", another_model),
         "state": (run / "state.safetensors", lambda: a_state(run, epoch=2)),
         "history": (run / "history.csv", lambda: write_table(history(3), run / "history.csv")),
-        "record": (run / "run.json", lambda: checkpoints.write_record(run, {"note": "the second"})),
+        "record": (run / "run.json", lambda: runs.write_record(run, {"note": "the second"})),
         "predictions": (
             run / "predictions.csv",
             lambda: predictions.write_predictions(made.assign(probability=0.5), run / "predictions.csv"),

@@ -137,7 +137,7 @@ def test_environment_yml_agrees_with_pyproject():
 def test_every_import_is_a_declared_dependency(folder, allowed):
     distributions = packages_distributions()
     imported = set()
-    for path in (ROOT / folder).glob("*.py"):
+    for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
@@ -169,12 +169,15 @@ def test_continuous_integration_runs_the_test_command_of_the_readme():
     assert re.search(r"^make test\b", (ROOT / "README.md").read_text(), re.MULTILINE)
 
 
-def test_file_tree_in_the_readme_names_every_module_and_notebook():
-    readme = (ROOT / "README.md").read_text()
-    files = [*(ROOT / "cspine_helpers").glob("*.py"), *(ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")]
-    assert sorted(path.name for path in files if path.name not in readme) == []
-    named = re.findall(r"^ *(\w+(?:\.py|/))  ", readme, re.MULTILINE)
-    assert sorted(name for name in set(named) if named.count(name) > 1) == []
+def test_file_tree_in_the_readme_names_every_wing_and_room_of_the_ground_floor():
+    tree = (ROOT / "README.md").read_text().partition("## What is where")[2].partition("\n```\n")[2]
+    tree = tree.partition("```")[0]
+    named = re.findall(r"^  (\w+(?:\.py|/)) ", tree, re.MULTILINE)
+    package = ROOT / "cspine_helpers"
+    wings = [f"{path.parent.name}/" for path in package.glob("*/__init__.py")]
+    assert sorted(named) == sorted(
+        wings + [path.name for path in package.glob("*.py") if path.stem != "__init__"]
+    )
 
 
 def test_pictures_in_the_readme_exist():

@@ -2,18 +2,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cspine_helpers.estimates import (
+from cspine_helpers.evaluation.resampling import (
+    Sample,
     combined,
     correlation,
     effective_cases,
     estimates,
     loss_interval,
     mean_interval,
+    patient_weights,
     quantiles,
     score_interval,
     shares_of,
 )
-from cspine_helpers.resampling import Sample, patient_weights
 
 
 @pytest.mark.parametrize("found", [0, 1, 7, 19, 20])

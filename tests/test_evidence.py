@@ -4,7 +4,11 @@ import pandas as pd
 import pytest
 from drawn import line, texts
 
-from cspine_helpers import benefit, calibration, evidence, metrics, prevalence, reliability
+from cspine_helpers.evaluation import calibration, reliability
+from cspine_helpers.evaluation import cases as evaluation_cases
+from cspine_helpers.evaluation import clinical_utility as benefit
+from cspine_helpers.evaluation import clinical_utility as prevalence
+from cspine_helpers.figures import calibration as evidence
 from cspine_helpers.labels import UID, VERTEBRAE
 
 
@@ -57,7 +61,7 @@ def test_a_reliability_diagram_says_how_many_log_losses_the_clip_decides(table):
 def test_histograms_count_every_case(table):
     lower = evidence.reliability_diagrams(table).axes[2:]
     for axes, level in zip(lower, ("all", "patient"), strict=True):
-        rows = metrics.at_level(table, level)
+        rows = evaluation_cases.at_level(table, level)
         heights = np.array([[bar.get_height() for bar in bars] for bars in axes.containers])
         assert heights.sum(axis=1).tolist() == [(rows["label"] == 0).sum(), (rows["label"] == 1).sum()]
 

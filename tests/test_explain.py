@@ -6,10 +6,11 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from cspine_helpers import checkpoints, explain, packed
+from cspine_helpers import checkpoints, packed, runs
+from cspine_helpers.explain import attention as explain
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.manifest import MANIFEST_COLUMNS, write_manifest
-from cspine_helpers.model import FractureClassifier, ModelConfig
+from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
+from cspine_helpers.packed import MANIFEST_COLUMNS, write_manifest
 
 CONFIG = replace(
     ModelConfig.small(), slices=3, size=32, feature_stride=4, lstm_hidden=4, vertebra_embedding=2
@@ -22,7 +23,7 @@ def run(tmp_path_factory):
     torch.manual_seed(0)
     checkpoints.save_weights(folder, FractureClassifier(CONFIG))
     record = {"model": asdict(CONFIG), "classes": list(VERTEBRAE), "decision": {"threshold": 0.5}}
-    checkpoints.write_record(folder, record)
+    runs.write_record(folder, record)
     return checkpoints.load_run(folder)
 
 

@@ -13,10 +13,14 @@ import pydicom
 import pytest
 import scans
 
-from cspine_helpers import export, labels, packing, phantom
+from cspine_helpers import labels
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.phantom import CohortConfig
-from cspine_helpers.rendering import Study
+from cspine_helpers.packing import crop as packing
+from cspine_helpers.phantom import cohort as phantom
+from cspine_helpers.phantom import rendering as phantom_rendering
+from cspine_helpers.phantom import scanner as export
+from cspine_helpers.phantom.cohort import CohortConfig
+from cspine_helpers.phantom.rendering import Study
 
 SEED = 24
 BROKEN, INTACT = 1, 4  # two of its smallest phantoms, with and without a fracture
@@ -27,7 +31,7 @@ SPACING = (2.5, 0.4, 0.7)  # three of a kind would hide a swap
 @cache
 def rendered(index: int) -> Study:
     table = phantom.draw_labels(CohortConfig(studies=INTACT + 1, seed=SEED))
-    return phantom.render_study(SEED, index, table.loc[index, list(VERTEBRAE)].to_dict())
+    return phantom_rendering.render_study(SEED, index, table.loc[index, list(VERTEBRAE)].to_dict())
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from cspine_helpers.anatomy import DIMENSIONS, LocalGrid, vertebra_distance
-from cspine_helpers.fractures import (
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.phantom.anatomy import DIMENSIONS, LocalGrid, vertebra_distance
+from cspine_helpers.phantom.fractures import (
     BLOOD_HU,
     Compression,
     Crack,
@@ -14,7 +15,6 @@ from cspine_helpers.fractures import (
     draw_mimics,
     sites,
 )
-from cspine_helpers.labels import VERTEBRAE
 
 BODY_LINE = Crack(point=(0.0, 0.0, 0.0), normal=(1.0, 0.0, 0.0), reach_mm=12.0, gap_mm=2.0)
 

@@ -9,22 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_aggregation import toy
 
-from cspine_helpers import frozen, held_out, openings
-from cspine_helpers.aggregation import Aggregation, aggregate, fit_logistic
-from cspine_helpers.calibration import calibrated, fit_calibrator
-from cspine_helpers.decisions import choose_threshold, state_threshold
-from cspine_helpers.frozen import freeze, read_decision
-from cspine_helpers.guarantees import guarantee_on_validation, guarantee_recall
-from cspine_helpers.held_out import evaluate_on_test
+from cspine_helpers.decisions import test_split as frozen
+from cspine_helpers.decisions import test_split as held_out
+from cspine_helpers.decisions import test_split as openings
+from cspine_helpers.decisions.guarantees import guarantee_on_validation, guarantee_recall
+from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_decision, read_openings
+from cspine_helpers.decisions.thresholds import (
+    choose_decision,
+    choose_per_vertebra,
+    choose_threshold,
+    state_threshold,
+)
+from cspine_helpers.evaluation.calibration import calibrated, fit_calibrator
+from cspine_helpers.evaluation.cases import Aggregation, aggregate, fit_logistic
+from cspine_helpers.files.paths import sha256_of
+from cspine_helpers.files.records import write_sealed
+from cspine_helpers.files.tables import write_table
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
-from cspine_helpers.levels import choose_decision, choose_per_vertebra
 from cspine_helpers.metrics import confusion, rates
-from cspine_helpers.openings import read_openings
-from cspine_helpers.paths import sha256_of
 from cspine_helpers.predictions import from_wide, predictions_sha256, read_predictions, write_predictions
-from cspine_helpers.records import write_sealed
 from cspine_helpers.splits import split_hash, split_patients
-from cspine_helpers.tables import write_table
 
 WHOLE = pd.concat([toy(150), toy(80, seed=7, split="test")], ignore_index=True)
 VERTEBRA = choose_decision(WHOLE, level="vertebra", precision_floor=0.5)

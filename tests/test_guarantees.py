@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 from test_aggregation import toy
 
-from cspine_helpers.aggregation import Aggregation, aggregate, fit_logistic
-from cspine_helpers.betting import fixed_bet
-from cspine_helpers.guarantees import Guarantee, guarantee_on_validation, guarantee_recall, patients_needed
+from cspine_helpers.decisions.guarantees import (
+    Guarantee,
+    fixed_bet,
+    guarantee_on_validation,
+    guarantee_recall,
+    patients_needed,
+)
+from cspine_helpers.evaluation.cases import Aggregation, aggregate, at_level, fit_logistic
 from cspine_helpers.labels import UID, read_labels
-from cspine_helpers.metrics import at_level, confusion, rates
+from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import from_wide, predictions_sha256
 
 

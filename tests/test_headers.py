@@ -30,9 +30,8 @@ from pydicom.uid import (
 from scans import affine_of, edit, positions, refusal, write_dicom
 from test_dicom import SPACING, body
 
-from cspine_helpers.dicom import read_series
-from cspine_helpers.headers import read_header, shown
-from cspine_helpers.manifest import read_manifest
+from cspine_helpers.ct.dicom import read_header, read_series, shown
+from cspine_helpers.packed import read_manifest
 
 UNCOMPRESSED = (
     *(ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian),
@@ -68,10 +67,13 @@ def test_a_series_with_the_header_of_rsna_2022_is_read(tmp_path, syntax):
 @pytest.mark.slow
 def test_a_study_of_147_slices_with_the_header_of_rsna_2022_goes_all_the_way_to_a_prediction(tmp_path):
     """Slices, mask, labels and boxes as RSNA lays them out; sequences are those of the volume in memory."""
-    from cspine_helpers import checkpoints, export, labels, packed, phantom, studies
-    from cspine_helpers.inference import predict_study
-    from cspine_helpers.packing import PackConfig, pack_vertebra
-    from cspine_helpers.rendering import render_study
+    from cspine_helpers import checkpoints, labels, packed
+    from cspine_helpers.inference.prediction import predict_study
+    from cspine_helpers.packing import cohort as studies
+    from cspine_helpers.packing.crop import PackConfig, pack_vertebra
+    from cspine_helpers.phantom import cohort as phantom
+    from cspine_helpers.phantom import scanner as export
+    from cspine_helpers.phantom.rendering import render_study
 
     folder, fractured, config = tmp_path / "neck", {"C2": 1, "C5": 1}, PackConfig(size=64, margin_mm=2.5)
     study = render_study(7, 1, fractured)
@@ -264,9 +266,9 @@ def test_a_sequence_of_undefined_length_behind_the_pixels_is_no_damage(tmp_path,
 READ_TWO = """
 import sys
 from pathlib import Path
-from cspine_helpers.dicom import read_series
-from cspine_helpers.headers import read_header, shown
-from cspine_helpers.manifest import read_manifest
+from cspine_helpers.ct.dicom import read_series
+from cspine_helpers.ct.dicom import read_header, shown
+from cspine_helpers.packed import read_manifest
 read_series(Path(sys.argv[1]))  # another patient's pixels lie in memory
 try:
     volume = read_series(Path(sys.argv[2]))

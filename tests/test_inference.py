@@ -12,18 +12,19 @@ from hypothesis import strategies as st
 from test_aggregation import toy
 from toy_cohort import make_toy_cohort, tiny_model
 
-from cspine_helpers import inference
-from cspine_helpers.aggregation import Aggregation
-from cspine_helpers.calibration import calibrated, fit_calibrator
-from cspine_helpers.checkpoints import Run, load_run, save_weights, write_record
+from cspine_helpers.checkpoints import Run, load_run, save_weights
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.frozen import freeze
-from cspine_helpers.inference import predict, predict_cohort, predict_study
+from cspine_helpers.decisions.test_split import freeze
+from cspine_helpers.decisions.thresholds import choose_decision
+from cspine_helpers.evaluation.calibration import calibrated, fit_calibrator
+from cspine_helpers.evaluation.cases import Aggregation
+from cspine_helpers.inference import prediction as inference
+from cspine_helpers.inference.prediction import predict, predict_cohort, predict_study
 from cspine_helpers.labels import UID, VERTEBRAE, write_labels
-from cspine_helpers.levels import choose_decision
-from cspine_helpers.model import FractureClassifier
+from cspine_helpers.model.classifier import FractureClassifier
 from cspine_helpers.packed import open_sequence, sequence_path
 from cspine_helpers.predictions import COLUMNS, read_predictions, write_predictions
+from cspine_helpers.runs import write_record
 
 
 @pytest.fixture(scope="module")

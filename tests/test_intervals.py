@@ -5,13 +5,14 @@ from conftest import RSNA, needs_rsna
 from scipy import stats
 from simulated import cohort, patients, table_of
 
-from cspine_helpers import intervals, metrics
-from cspine_helpers.competition import rsna_weighted_log_loss
-from cspine_helpers.estimates import RATES, estimates, quantiles
-from cspine_helpers.intervals import bootstrap, per_vertebra
+from cspine_helpers import metrics
+from cspine_helpers.evaluation import cases as evaluation_cases
+from cspine_helpers.evaluation import intervals
+from cspine_helpers.evaluation.competition import rsna_weighted_log_loss
+from cspine_helpers.evaluation.intervals import bootstrap, per_vertebra
+from cspine_helpers.evaluation.resampling import RATES, Sample, estimates, patient_weights, quantiles
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.predictions import from_wide
-from cspine_helpers.resampling import Sample, patient_weights
 
 NAMES = [*RATES, "log_loss", "brier", "rsna_loss", "rsna_loss_per_patient", "auroc", "average_precision"]
 AT = 0.3  # threshold
@@ -58,7 +59,7 @@ def test_draws_are_those_of_a_slow_bootstrap_that_repeats_rows():
 def test_levels_are_those_of_metrics(level):
     table = cohort(many=200)
     found = bootstrap(table, threshold=AT, level=level, resamples=100, keep_undefined=True)
-    rows = metrics.at_level(table, level)
+    rows = evaluation_cases.at_level(table, level)
     expected = metrics.rates(metrics.confusion(rows["label"], rows["probability"], AT)).iloc[0]
     assert found["value"][: len(RATES)].tolist() == expected[list(RATES)].tolist()
     assert "rsna_loss" not in set(found["metric"])
@@ -280,7 +281,7 @@ def test_real_values_are_those_of_metrics_and_lie_in_their_intervals(level, at):
     wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
     real = from_wide(wide, read_labels(RSNA / "train.csv"), "validation", missing="drop")
     found = bootstrap(real, threshold=at, level=level, resamples=200)
-    rows = metrics.at_level(real, level)
+    rows = evaluation_cases.at_level(real, level)
     expected = metrics.rates(metrics.confusion(rows["label"], rows["probability"], at)).iloc[0]
     assert found["value"][: len(RATES)].tolist() == pytest.approx(expected[list(RATES)].tolist(), abs=1e-12)
     areas = [

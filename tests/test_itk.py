@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from cspine_helpers import itk
+from cspine_helpers.ct import libraries as itk
 
 
 def test_simpleitk_is_the_module():
@@ -23,7 +23,10 @@ def test_without_simpleitk_a_sentence_says_how_to_install_it(monkeypatch):
 
 def test_the_package_is_imported_without_simpleitk():
     """Who trains on packed sequences needs it not; a module that imports it on its own would fail."""
-    code = "import sys; sys.modules['SimpleITK'] = None; import cspine_helpers.studies, cspine_helpers.export"
+    code = (
+        "import sys; sys.modules['SimpleITK'] = None; "
+        "import cspine_helpers.packing.cohort, cspine_helpers.phantom.scanner"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspine_helpers.journal import append, whole_records
+from cspine_helpers.files.records import append, whole_records
 
 RECORDS = [{"of": "a run"}, [0.1, 0.2], [0.30000000000000004], []]
 

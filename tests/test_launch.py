@@ -12,8 +12,9 @@ import pytest
 from safetensors.torch import load_file
 from toy_cohort import make_toy_cohort, tiny_model
 
-from cspine_helpers.checkpoints import load_run, read_history, read_record
-from cspine_helpers.recipe import TrainConfig
+from cspine_helpers.checkpoints import load_run
+from cspine_helpers.runs import read_history, read_record
+from cspine_helpers.training.config import TrainConfig
 
 pytestmark = pytest.mark.slow
 CONFIG = TrainConfig(
@@ -56,7 +57,8 @@ def launch(root: Path, command: list[str], run: str, config: TrainConfig, *optio
     environment |= {"ACCELERATE_USE_CPU": "true"}  # with --multi_gpu: two processes of the CPU, over gloo
     arguments = [
         "-m",
-        "cspine_helpers.training",
+        "cspine_helpers",
+        "train",
         "--cohort",
         "toy",
         "--run",

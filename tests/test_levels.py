@@ -3,10 +3,15 @@ import pandas as pd
 import pytest
 from test_aggregation import toy
 
-from cspine_helpers.aggregation import Aggregation, aggregate, fit_logistic
-from cspine_helpers.decisions import choose_threshold, state_threshold
+from cspine_helpers.decisions.thresholds import (
+    apply_decision,
+    choose_decision,
+    choose_per_vertebra,
+    choose_threshold,
+    state_threshold,
+)
+from cspine_helpers.evaluation.cases import Aggregation, aggregate, fit_logistic
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.levels import apply_decision, choose_decision, choose_per_vertebra
 from cspine_helpers.metrics import confusion, rates
 
 WHOLE = pd.concat([toy(400), toy(200, seed=7, split="test")], ignore_index=True)

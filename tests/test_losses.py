@@ -7,8 +7,8 @@ import torch
 from conftest import RSNA, needs_rsna
 from torchvision.ops import sigmoid_focal_loss
 
-from cspine_helpers import losses
 from cspine_helpers.labels import VERTEBRAE, expand, read_labels
+from cspine_helpers.training import losses
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.5])

@@ -18,11 +18,10 @@ from scans import (
     write_nifti,
 )
 
+from cspine_helpers.ct.masks import SCHEMES, find_mask, read_label_map, read_scheme
+from cspine_helpers.ct.vertebrae import find_vertebrae
+from cspine_helpers.ct.volume import Volume, bounding_box
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.masks import SCHEMES, find_mask, read_label_map, read_scheme
-from cspine_helpers.packing import bounding_box
-from cspine_helpers.vertebrae import find_vertebrae
-from cspine_helpers.volume import Volume
 
 PRESENT = (4, 5, 6)
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from cspine_helpers import metrics
+from cspine_helpers.evaluation import cases as evaluation_cases
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.predictions import from_wide
 
@@ -94,9 +95,9 @@ def test_counts_equal_their_definition_at_any_threshold(cases, thresholds):
 
 
 @needs_rsna
-@pytest.mark.parametrize("level", metrics.LEVELS)
+@pytest.mark.parametrize("level", evaluation_cases.LEVELS)
 def test_real_predictions_agree_with_scikit_learn(real, level):
-    rows = metrics.at_level(real, level)
+    rows = evaluation_cases.at_level(real, level)
     labels, probabilities = rows["label"].to_numpy(), rows["probability"].to_numpy()
     precision, recall, threshold = sk.precision_recall_curve(labels, probabilities)
     table = metrics.rates(metrics.threshold_counts(labels, probabilities))[::-1]
@@ -137,19 +138,19 @@ def test_auroc_counts_ties_half():
 def test_patient_level_takes_the_highest_vertebra():
     labels, probabilities = np.zeros((2, 7), int), np.full((2, 7), 0.1)
     labels[1, 4], probabilities[0, 2], probabilities[1, 6] = 1, 0.6, 0.3
-    patients = metrics.patient_level(table_of(probabilities, labels))
+    patients = evaluation_cases.patient_level(table_of(probabilities, labels))
     assert patients.to_numpy().tolist() == [["1.1", "validation", 0, 0.6], ["1.2", "validation", 1, 0.3]]
 
 
 def test_levels_select_their_rows():
     table = table_of(np.arange(14) / 20, [0, 1] * 7)
-    assert metrics.at_level(table, "C3")["probability"].tolist() == [0.1, 0.45]
-    assert len(metrics.at_level(table, "all")) == 14
-    assert len(metrics.at_level(table, "patient")) == 2
+    assert evaluation_cases.at_level(table, "C3")["probability"].tolist() == [0.1, 0.45]
+    assert len(evaluation_cases.at_level(table, "all")) == 14
+    assert len(evaluation_cases.at_level(table, "patient")) == 2
     with pytest.raises(ValueError, match=r"Unknown level 'C8'.*all, C1, C2"):
-        metrics.at_level(table, "C8")
+        evaluation_cases.at_level(table, "C8")
     with pytest.raises(ValueError, match="no row at level 'C3'"):
-        metrics.at_level(table[table["vertebra"] != "C3"], "C3")
+        evaluation_cases.at_level(table[table["vertebra"] != "C3"], "C3")
 
 
 @pytest.mark.parametrize(
@@ -187,8 +188,8 @@ def test_defined_levels_need_both_classes():
     labels = np.zeros((3, 7), int)
     labels[0, 1] = 1
     table = table_of(np.full((3, 7), 0.5), labels, ["1.1", "1.2", "1.3"])
-    assert metrics.defined_levels(table) == ["all", "C2", "patient"]
-    assert metrics.defined_levels(table[table["vertebra"] == "C1"]) == []
+    assert evaluation_cases.defined_levels(table) == ["all", "C2", "patient"]
+    assert evaluation_cases.defined_levels(table[table["vertebra"] == "C1"]) == []
 
 
 def test_share_of_healthy_patients_cleared_falls_with_each_vertebra():
@@ -197,13 +198,13 @@ def test_share_of_healthy_patients_cleared_falls_with_each_vertebra():
     labels = np.zeros((3, 7), int)
     labels[2] = 1  # a fractured patient does not count
     table = table_of(probabilities, labels, ["1.1", "1.2", "1.3"])
-    found, independent = metrics.cleared_by_vertebrae(table, 0.5)
+    found, independent = evaluation_cases.cleared_by_vertebrae(table, 0.5)
     assert found.tolist() == [1, 0.5, 0.5, 0.5, 0.5, 0, 0]
     assert independent.tolist() == [1, 0.5, 0.5, 0.5, 0.5, 0, 0]
-    found, _ = metrics.cleared_by_vertebrae(table[table["vertebra"] != "C6"], 0.5)
+    found, _ = evaluation_cases.cleared_by_vertebrae(table[table["vertebra"] != "C6"], 0.5)
     assert found.tolist() == [1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
     with pytest.raises(ValueError, match="Every patient has a fracture"):
-        metrics.cleared_by_vertebrae(table.assign(label=1), 0.5)
+        evaluation_cases.cleared_by_vertebrae(table.assign(label=1), 0.5)
 
 
 def test_log_losses_of_certain_mistakes_stay_finite():
@@ -230,6 +231,6 @@ def test_a_roc_curve_has_a_point_for_every_distinct_probability():
 
 def test_a_vertebra_at_the_threshold_is_an_alarm():
     table = table_of(np.full((2, 7), 0.5), np.eye(2, 7, dtype=int) * [[0], [1]])
-    cleared, independent = metrics.cleared_by_vertebrae(table, 0.5)
+    cleared, independent = evaluation_cases.cleared_by_vertebrae(table, 0.5)
     assert cleared.tolist() == independent.tolist() == [0] * 7
-    assert metrics.cleared_by_vertebrae(table, np.nextafter(0.5, 1))[0].tolist() == [1] * 7
+    assert evaluation_cases.cleared_by_vertebrae(table, np.nextafter(0.5, 1))[0].tolist() == [1] * 7

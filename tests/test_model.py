@@ -6,7 +6,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from cspine_helpers.model import FractureClassifier, ModelConfig
+from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
 
 CONFIG = replace(ModelConfig.small(), slices=3, size=32, feature_stride=4, lstm_hidden=4)
 

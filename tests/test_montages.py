@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cspine_helpers import montages
+from cspine_helpers.figures import montages
+from cspine_helpers.figures.style import FRACTURED
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.plots import FRACTURED
 
 
 def blob(slices=15, size=32):
@@ -151,6 +151,8 @@ def test_scores_stand_beside_uniform():
 
 
 def test_no_torch_is_needed():
-    code = "import sys, cspine_helpers.montages; print({'torch', 'matplotlib.pyplot'} & {*sys.modules})"
+    code = (
+        "import sys, cspine_helpers.figures.montages; print({'torch', 'matplotlib.pyplot'} & {*sys.modules})"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert loaded.strip() == "set()"

@@ -13,7 +13,7 @@ import SimpleITK
 from nibabel.testing import data_path
 from scans import ORIENTATIONS, affine_of, excerpt, refusal, rotation, save_nifti, turned, write_nifti
 
-from cspine_helpers.nifti import Grid, read_nifti
+from cspine_helpers.ct.nifti import Grid, read_nifti
 
 SPACING = (1.25, 0.75, 0.5)
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS and back

@@ -16,11 +16,10 @@ from conftest import RSNA, needs_rsna
 from nbformat import NotebookNode
 from test_aggregation import toy, with_own
 
-from cspine_helpers.aggregation import Aggregation
-from cspine_helpers.frozen import freeze
-from cspine_helpers.held_out import evaluate_on_test
+from cspine_helpers.decisions.test_split import evaluate_on_test, freeze
+from cspine_helpers.decisions.thresholds import choose_decision
+from cspine_helpers.evaluation.cases import Aggregation
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels, write_labels
-from cspine_helpers.levels import choose_decision
 from cspine_helpers.predictions import read_predictions, write_predictions
 from cspine_helpers.splits import adopt, split_hash, split_patients, write_split
 

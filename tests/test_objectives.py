@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspine_helpers.decisions import choose_threshold
+from cspine_helpers.decisions.thresholds import Rule, best_threshold, choose_threshold
+from cspine_helpers.evaluation.competition import RSNA_COSTS
 from cspine_helpers.metrics import threshold_counts
-from cspine_helpers.objectives import RSNA_COSTS, Rule, best_threshold
 
 # Thresholds: 0.9: recall 1/3, precision 1, specificity 1; 0.8: 1/3, 1/2, 2/3; 0.7: 2/3, 2/3, 2/3;
 # 0.4: 1, 3/5, 1/3; 0.1: 1, 3/6, 0

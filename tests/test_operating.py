@@ -3,13 +3,13 @@ import pandas as pd
 import pytest
 from test_widgets import made_table
 
-from cspine_helpers.aggregation import Aggregation, aggregate
-from cspine_helpers.estimates import score_interval
-from cspine_helpers.intervals import bootstrap
+from cspine_helpers.evaluation.cases import LEVELS, Aggregation, aggregate, at_level
+from cspine_helpers.evaluation.clinical_utility import predictive_curve, predictive_values
+from cspine_helpers.evaluation.intervals import bootstrap
+from cspine_helpers.evaluation.resampling import score_interval
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.metrics import LEVELS, at_level, confusion, rates
-from cspine_helpers.operating import Operating, weigh
-from cspine_helpers.prevalence import predictive_curve, predictive_values
+from cspine_helpers.metrics import confusion, rates
+from cspine_helpers.slider.operating_point import Operating, weigh
 
 
 def operating(table, level="all", **options):

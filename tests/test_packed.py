@@ -7,22 +7,20 @@ import pandas as pd
 import pytest
 from toy_cohort import toy_sequence
 
+from cspine_helpers.files.paths import write_checksums
 from cspine_helpers.labels import UID
-from cspine_helpers.manifest import (
+from cspine_helpers.packed import (
     MANIFEST_COLUMNS,
     PROVENANCE_COLUMNS,
-    read_manifest,
-    slice_truth_array,
-    write_manifest,
-)
-from cspine_helpers.packed import (
     check_sequences,
     open_sequence,
+    read_manifest,
     sequence_path,
+    slice_truth_array,
     unusable_sequences,
+    write_manifest,
     write_sequence,
 )
-from cspine_helpers.paths import write_checksums
 
 UID_1 = "1.2.3"
 

@@ -10,12 +10,14 @@ import pytest
 import scans
 from ct_cohort import CONFIG, contents, in_memory, scanned, write_study
 
-from cspine_helpers import export, packer
+from cspine_helpers.ct import reading as ct_reading
+from cspine_helpers.figures.style import Picture
+from cspine_helpers.files.paths import sha256_of
 from cspine_helpers.labels import BOX_COLUMNS, VERTEBRAE
 from cspine_helpers.packed import open_sequence, sequence_path, write_sequence
-from cspine_helpers.packer import StudyFiles, forget, hash_of, pack_study, read_study, sentence
-from cspine_helpers.paths import sha256_of
-from cspine_helpers.plots import Picture
+from cspine_helpers.packing import study as packer
+from cspine_helpers.packing.study import StudyFiles, forget, hash_of, pack_study, read_study, sentence
+from cspine_helpers.phantom import scanner as export
 
 NO_BOXES = pd.DataFrame(columns=list(BOX_COLUMNS))
 STUDY = scanned(0)
@@ -51,7 +53,7 @@ def folder(written, tmp_path) -> Path:
 def reads(monkeypatch) -> list[Path]:
     """What is read as CT from now on."""
     found: list[Path] = []
-    read_ct = packer.read_ct
+    read_ct = ct_reading.read_ct
 
     def noted(path, **options):
         found.append(path)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from cspine_helpers.packing import PackConfig, bounding_box, pack_vertebra, to_uint8
+from cspine_helpers.ct.volume import bounding_box
+from cspine_helpers.packing.crop import PackConfig, pack_vertebra, to_uint8
 
 SPACING = (2.0, 1.0, 1.0)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cspine_helpers import paths, phantom
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.sources import PackSource
+from cspine_helpers.files import paths
+from cspine_helpers.packing.cohort import PackSource
+from cspine_helpers.phantom import cohort as phantom
 
 
 @pytest.mark.parametrize("sign", ["notebooks/01_label_prevalence.ipynb", "cspine_helpers/__init__.py"])
@@ -334,7 +335,7 @@ def test_the_hash_is_sha256_of_the_bytes(tmp_path):
 
 HOLDER = """
 import sys, time
-from cspine_helpers.paths import exclusive
+from cspine_helpers.files.paths import exclusive
 with exclusive(sys.argv[1], "training there"):
     print("in", flush=True)
     time.sleep(600)

@@ -5,10 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cspine_helpers import labels, packed, packing, paths, phantom
+from cspine_helpers import labels, packed
+from cspine_helpers.files import paths
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
-from cspine_helpers.manifest import read_manifest
-from cspine_helpers.phantom import CohortConfig
+from cspine_helpers.packed import read_manifest
+from cspine_helpers.packing import crop as packing
+from cspine_helpers.phantom import cohort as phantom
+from cspine_helpers.phantom import rendering as phantom_rendering
+from cspine_helpers.phantom.cohort import CohortConfig
 
 SMALL = CohortConfig(studies=4, seed=11, pack=packing.PackConfig(slices=9, size=32))
 
@@ -109,7 +113,7 @@ def test_an_impossible_cohort_is_refused():
 
 
 def test_boxes_hold_the_broken_voxels_of_their_slice():
-    study = phantom.render_study(3, 0, dict.fromkeys(VERTEBRAE, 1))
+    study = phantom_rendering.render_study(3, 0, dict.fromkeys(VERTEBRAE, 1))
     boxes = pd.DataFrame(phantom.fracture_boxes(study))
     for row in boxes.itertuples():
         x, y = int(row.x), int(row.y)

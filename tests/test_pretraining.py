@@ -7,14 +7,13 @@ import torch
 from accelerate import Accelerator
 from toy_cohort import make_toy_cohort, tiny_model
 
-from cspine_helpers.augment import AugmentConfig
-from cspine_helpers.batches import EpochBatches, load_batches
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.dataset import SequenceDataset
-from cspine_helpers.loop import train_epoch
-from cspine_helpers.model import FractureClassifier
-from cspine_helpers.pretraining import SliceClassifier, SliceDataset, slice_entropy, slice_schedule
-from cspine_helpers.recipe import TrainConfig, adamw
+from cspine_helpers.dataset.augment import AugmentConfig
+from cspine_helpers.dataset.sequence import EpochBatches, SequenceDataset, load_batches
+from cspine_helpers.model.classifier import FractureClassifier
+from cspine_helpers.training.config import TrainConfig, adamw
+from cspine_helpers.training.loop import train_epoch
+from cspine_helpers.training.sequence_task import SliceClassifier, SliceDataset, slice_entropy, slice_schedule
 
 CONFIG = TrainConfig(slice_epochs=4, slice_batch_size=8, workers=0)
 

@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from cspine_helpers import prevalence
+from cspine_helpers.evaluation import clinical_utility as prevalence
+from cspine_helpers.evaluation.cases import patient_level
+from cspine_helpers.evaluation.resampling import patient_weights
 from cspine_helpers.labels import UID, read_labels
-from cspine_helpers.metrics import confusion, patient_level, rates
-from cspine_helpers.resampling import patient_weights
+from cspine_helpers.metrics import confusion, rates
 
 RATES = st.floats(0.01, 0.99)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.losses import focal_loss, slice_loss
-from cspine_helpers.model import ClassifierOutput, ModelConfig
-from cspine_helpers.recipe import Loss, TrainConfig, adamw, best_epoch, learning_rate, preset
+from cspine_helpers.model.classifier import ClassifierOutput, ModelConfig
+from cspine_helpers.training.config import TrainConfig, adamw, best_epoch, learning_rate, preset
+from cspine_helpers.training.losses import Loss, focal_loss, slice_loss
 
 EMPTY = pd.DataFrame({"validation_average_precision": []})
 

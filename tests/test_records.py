@@ -8,15 +8,18 @@ import torch
 from safetensors.torch import save_file
 from toy_cohort import tiny_model
 
-from cspine_helpers import paths, phantom, records
-from cspine_helpers.checkpoints import load_run, write_record
-from cspine_helpers.dossier import read_dossier
-from cspine_helpers.frozen import read_decision
+from cspine_helpers import runs
+from cspine_helpers.checkpoints import load_run
+from cspine_helpers.ct.masks import read_scheme
+from cspine_helpers.decisions.test_split import read_decision
+from cspine_helpers.files import paths, records
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.masks import read_scheme
+from cspine_helpers.model_card.run_files import read_dossier
+from cspine_helpers.phantom import cohort as phantom
 from cspine_helpers.predictions import read_predictions
-from cspine_helpers.state import read_state
-from cspine_helpers.training import settings_of
+from cspine_helpers.runs import write_record
+from cspine_helpers.training.config import settings_of
+from cspine_helpers.training.loop import read_state
 
 
 def read(path):
@@ -97,21 +100,21 @@ def test_the_version_that_wrote_a_record_is_named():
 
 def test_where_no_run_is_the_others_are_named_and_how_they_are_used(tmp_path):
     folder = tmp_path / "mine"
-    assert records.other_runs(folder) == ""
+    assert runs.other_runs(folder) == ""
     for name in ("mine-previous-1", "mine-previous-2", "rsna"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").touch()
     (tmp_path / "brought").mkdir()
     (tmp_path / "brought" / "predictions.csv").touch()
     (tmp_path / "mine-training").mkdir()
-    said = records.other_runs(folder)
+    said = runs.other_runs(folder)
     assert (
         "there: 'brought', 'mine-previous-1', 'mine-previous-2', 'rsna'; use one with RUN = 'brought'" in said
     )
     line = "paths.run_dir('mine-previous-2').rename(paths.run_dir('mine'))"
     assert line in said
     assert "A training of it stopped in mine-training; RETRAIN = True" in said
-    for read in (records.read_record, read_dossier, lambda run: read_predictions(run / "predictions.csv")):
+    for read in (runs.read_record, read_dossier, lambda run: read_predictions(run / "predictions.csv")):
         with pytest.raises(FileNotFoundError, match=r"otebook 03.*mine-previous-2.*restores it"):
             read(folder)
 
@@ -120,7 +123,7 @@ def test_the_line_that_restores_a_run_restores_it(tmp_path, monkeypatch):
     monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
     paths.run_dir("mine-previous-1").mkdir(parents=True)
     (paths.run_dir("mine-previous-1") / "run.json").write_text("the run")
-    line = re.search(r"paths\.run_dir\(\S+\)\)", records.other_runs(paths.run_dir("mine")))[0]
+    line = re.search(r"paths\.run_dir\(\S+\)\)", runs.other_runs(paths.run_dir("mine")))[0]
     eval(line, {"paths": paths})
     assert (tmp_path / "checkpoints" / "mine" / "run.json").read_text() == "the run"
 
@@ -154,7 +157,7 @@ def read_dossier_of(folder):
 @pytest.mark.parametrize(
     ("name", "read_it"),
     [
-        ("run.json", records.read_record),
+        ("run.json", runs.read_record),
         ("run.json", lambda folder: settings_of(folder / "run.json")),
         ("cohort.json", lambda folder: phantom.study_of(folder, "1.2")),
         ("decision.json", read_decision),
@@ -175,4 +178,4 @@ def test_json_of_any_depth_is_read_or_refused(tmp_path):
     for depth in range(800, 1000, 7):
         (tmp_path / "run.json").write_text('{"format": 1, "a": ' + "[" * depth + "]" * depth + "}")
         with pytest.raises(ValueError, match=r"nested too deep|not the record that was written"):
-            records.read_record(tmp_path)
+            runs.read_record(tmp_path)

@@ -4,9 +4,10 @@ import pytest
 from conftest import RSNA, needs_rsna
 from scipy.stats import binom, binomtest
 
+from cspine_helpers.decisions.simulation import Population, Truth, simulate_guarantee
+from cspine_helpers.figures.curves import guarantee_picture
 from cspine_helpers.labels import read_labels
 from cspine_helpers.predictions import from_wide
-from cspine_helpers.redraws import Population, Truth, guarantee_picture, simulate_guarantee
 
 TARGETS = ["patient", "vertebra", "vertebra, patients alike"]
 

@@ -8,13 +8,15 @@ from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
-from cspine_helpers import reliability
-from cspine_helpers.estimates import score_interval
-from cspine_helpers.intervals import bootstrap
+from cspine_helpers.evaluation import cases as evaluation_cases
+from cspine_helpers.evaluation import reliability
+from cspine_helpers.evaluation import resampling as evaluation_resampling
+from cspine_helpers.evaluation.cases import at_level, patient_level
+from cspine_helpers.evaluation.intervals import bootstrap
+from cspine_helpers.evaluation.resampling import resampled, score_interval
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
-from cspine_helpers.metrics import at_level, log_losses, patient_level
+from cspine_helpers.metrics import log_losses
 from cspine_helpers.predictions import from_wide
-from cspine_helpers.resampling import resampled
 
 
 def table_of(probabilities, labels, *, split="validation"):
@@ -257,7 +259,7 @@ def test_intervals_of_single_cases_are_nearly_those_of_scipy_and_those_of_the_he
 def test_patients_that_are_drawn_bring_all_their_rows():
     rng = np.random.default_rng(4)
     rows = pd.DataFrame({UID: ["1.1", "1.2", "1.1", "1.3"]})
-    sums = reliability.patient_sums(rows, np.array([[1.0, 2], [3, 4], [5, 6], [7, 8]]))
+    sums = evaluation_resampling.patient_sums(rows, np.array([[1.0, 2], [3, 4], [5, 6], [7, 8]]))
     assert sums.tolist() == [[6, 8], [3, 4], [7, 8]]
     many = rng.random((9, 2))
     drawn = resampled(np.column_stack([np.ones(9), many]), 4000, 0)
@@ -293,29 +295,29 @@ def test_nothing_lies_within_bins_of_one_score_each():
 @pytest.mark.parametrize("level", ["all", "C3"])
 def test_patients_are_not_taken_for_vertebrae(level):
     with pytest.raises(ValueError, match=f"Level '{level}' is one of vertebrae.*its rows are patients"):
-        reliability.scored_rows(patients_of([0.1], [0]), level)
+        evaluation_cases.scored_rows(patients_of([0.1], [0]), level)
 
 
 def test_levels_take_their_rows(table):
-    assert len(reliability.scored_rows(table, "all")) == 560
-    assert (reliability.scored_rows(table, "C3")["vertebra"] == "C3").all()
-    rows = reliability.scored_rows(table, "patient")
+    assert len(evaluation_cases.scored_rows(table, "all")) == 560
+    assert (evaluation_cases.scored_rows(table, "C3")["vertebra"] == "C3").all()
+    rows = evaluation_cases.scored_rows(table, "patient")
     pd.testing.assert_frame_equal(rows, patient_level(table))
-    pd.testing.assert_frame_equal(reliability.scored_rows(rows, "patient"), rows)
+    pd.testing.assert_frame_equal(evaluation_cases.scored_rows(rows, "patient"), rows)
 
 
 def test_bad_tables_are_refused(table):
     patients = patients_of([0.1, 0.2], [0, 1])
     with pytest.raises(ValueError, match="Unknown level 'C8'"):
-        reliability.scored_rows(patients, "C8")
+        evaluation_cases.scored_rows(patients, "C8")
     with pytest.raises(ValueError, match=r"lacks the column\(s\) 'label'"):
-        reliability.scored_rows(patients.drop(columns="label"), "patient")
+        evaluation_cases.scored_rows(patients.drop(columns="label"), "patient")
     with pytest.raises(ValueError, match=r"1 probabilities are missing or outside \[0, 1\]"):
-        reliability.scored_rows(patients.assign(probability=[0.1, np.nan]), "patient")
+        evaluation_cases.scored_rows(patients.assign(probability=[0.1, np.nan]), "patient")
     with pytest.raises(ValueError, match=r"more than once: '1\.1'"):
-        reliability.scored_rows(patients.assign(**{UID: "1.1"}), "patient")
+        evaluation_cases.scored_rows(patients.assign(**{UID: "1.1"}), "patient")
     with pytest.raises(ValueError, match="repeat a study and vertebra"):
-        reliability.scored_rows(pd.concat([table, table[:1]]), "all")
+        evaluation_cases.scored_rows(pd.concat([table, table[:1]]), "all")
     mixed = table.assign(split=np.where(table[UID] == "1.3", "test", "validation"))
     with pytest.raises(ValueError, match=r"splits 'validation', 'test'\. Pass the rows of one"):
         reliability.reliability_table(mixed)

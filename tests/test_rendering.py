@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from cspine_helpers import rendering
-from cspine_helpers.anatomy import vertebra_distance
+from cspine_helpers.ct.volume import bounding_box
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.packing import bounding_box
-from cspine_helpers.rendering import Study, render_study, study_uid
+from cspine_helpers.phantom import rendering
+from cspine_helpers.phantom.anatomy import vertebra_distance
+from cspine_helpers.phantom.rendering import Study, render_study, study_uid
 
 INTACT = dict.fromkeys(VERTEBRAE, 0)
 

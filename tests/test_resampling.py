@@ -6,7 +6,7 @@ from simulated import cohort
 from sklearn import metrics as sk
 
 from cspine_helpers import metrics
-from cspine_helpers.resampling import (
+from cspine_helpers.evaluation.resampling import (
     Ranking,
     Sample,
     confusion_sums,

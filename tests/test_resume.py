@@ -15,12 +15,15 @@ import torch
 from nbclient import NotebookClient
 from toy_cohort import make_toy_cohort, tiny_model
 
-from cspine_helpers import checkpoints, paths, training
-from cspine_helpers.checkpoints import load_run, read_record
+from cspine_helpers import runs
+from cspine_helpers.checkpoints import load_run
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.inference import predict_cohort
-from cspine_helpers.recipe import TrainConfig
-from cspine_helpers.training import Interrupted, beside, interrupted, train
+from cspine_helpers.files import paths
+from cspine_helpers.inference.prediction import predict_cohort
+from cspine_helpers.runs import read_record
+from cspine_helpers.training import run as training
+from cspine_helpers.training.config import TrainConfig
+from cspine_helpers.training.run import Interrupted, beside, interrupted, train
 
 CONFIG = TrainConfig(
     epochs=3,
@@ -34,7 +37,7 @@ CONFIG = TrainConfig(
 )
 TIMED = ("seconds", "epoch_seconds", "record_sha256")  # in the record, and different each time
 PROCESSES = multiprocessing.get_context("forkserver")  # a child starts in a moment, with all modules there
-PROCESSES.set_forkserver_preload(["cspine_helpers.training", "sklearn.metrics"])
+PROCESSES.set_forkserver_preload(["cspine_helpers.training.run", "sklearn.metrics"])
 
 
 class Moments:
@@ -231,7 +234,7 @@ def test_an_interrupt_leaves_a_usable_run_that_can_go_on(stopped, cohort, whole)
 
 
 def test_an_interrupt_between_weights_and_record_leaves_a_usable_run(cohort, tmp_path, monkeypatch):
-    real, calls = checkpoints.write_record, []
+    real, calls = runs.write_record, []
 
     def stop_once(*arguments):
         calls.append(1)
@@ -239,7 +242,7 @@ def test_an_interrupt_between_weights_and_record_leaves_a_usable_run(cohort, tmp
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr("cspine_helpers.stages.write_record", stop_once)
+    monkeypatch.setattr("cspine_helpers.training.trainer.write_record", stop_once)
     with pytest.raises(KeyboardInterrupt):
         train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
     assert load_run(tmp_path / "run").record["epochs"] == 1

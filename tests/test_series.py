@@ -32,7 +32,7 @@ def project(tmp_path, monkeypatch, no_network):
 
 
 def make_cohort(name: str) -> None:
-    subprocess.run([sys.executable, "-m", "cspine_helpers.phantom", "--cohort", name], check=True)
+    subprocess.run([sys.executable, "-m", "cspine_helpers", "phantom", "--cohort", name], check=True)
 
 
 def run_series(project: Path, numbers: tuple[str, ...] = (), **parameters: object) -> dict[str, str]:

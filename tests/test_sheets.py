@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
+from cspine_helpers.figures.scans import COLOURS, contact_sheet
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.packing import PackConfig, PackedVertebra, pack_vertebra
-from cspine_helpers.rendering import render_study
-from cspine_helpers.sheets import COLOURS, contact_sheet
+from cspine_helpers.packed import PackedVertebra
+from cspine_helpers.packing.crop import PackConfig, pack_vertebra
+from cspine_helpers.phantom.rendering import render_study
 
 matplotlib.use("Agg")
 
@@ -237,7 +238,7 @@ def test_another_shape_and_unknown_names_are_refused(study):
 
 
 def test_neither_torch_nor_pyplot_is_needed():
-    code = "import sys, cspine_helpers.sheets; print({'torch', 'matplotlib.pyplot'} & {*sys.modules})"
+    code = "import sys, cspine_helpers.figures.scans; print({'torch', 'matplotlib.pyplot'} & {*sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert loaded.strip() == "set()"
 

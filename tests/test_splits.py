@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cspine_helpers import labels, phantom, splits
-from cspine_helpers.labels import PATIENT, TARGETS, UID, VERTEBRAE
-from cspine_helpers.splits import SPLITS
+from cspine_helpers import labels, splits
+from cspine_helpers.labels import PATIENT, SPLITS, TARGETS, UID, VERTEBRAE
+from cspine_helpers.phantom import cohort as phantom
 
 
 def make_table(patterns) -> pd.DataFrame:

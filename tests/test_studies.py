@@ -16,18 +16,23 @@ import pytest
 import scans
 from ct_cohort import BROKEN, CONFIG, contents, in_memory, scanned, uids, write_cohort, write_study
 
-from cspine_helpers import export, labels, packer, paths, sources, studies
+from cspine_helpers import labels, packed
 from cspine_helpers.cohort import read_cohort
+from cspine_helpers.figures import scans as figures_scans
+from cspine_helpers.files import paths
+from cspine_helpers.files.paths import sha256_of
+from cspine_helpers.files.records import content_sha256
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.manifest import read_manifest
-from cspine_helpers.packed import check_sequences, open_sequence, sequence_path
-from cspine_helpers.packer import packer_version
-from cspine_helpers.paths import sha256_of
-from cspine_helpers.phantom import MIN_FRACTURE_VOXELS
-from cspine_helpers.records import content_sha256
+from cspine_helpers.packed import check_sequences, open_sequence, read_manifest, sequence_path
+from cspine_helpers.packing import cohort as sources
+from cspine_helpers.packing import cohort as studies
+from cspine_helpers.packing import study as packer
+from cspine_helpers.packing.cohort import PackSource, main, pack_cohort, read_report, summary, write_report
+from cspine_helpers.packing.slice_truth import read_packed_boxes
+from cspine_helpers.packing.study import packer_version
+from cspine_helpers.phantom import scanner as export
+from cspine_helpers.phantom.cohort import MIN_FRACTURE_VOXELS
 from cspine_helpers.splits import write_split
-from cspine_helpers.studies import PackSource, main, pack_cohort, read_report, summary, write_report
-from cspine_helpers.truth import read_packed_boxes
 
 FIRST, SECOND, THIRD = uids()
 STUDIES = {uid: scanned(index) for index, uid in enumerate(uids())}
@@ -291,7 +296,7 @@ def test_every_study_has_a_sheet(whole):
 
 
 def test_a_packed_cohort_is_read_as_the_built_in_one_is(done):
-    from cspine_helpers.dataset import SequenceDataset
+    from cspine_helpers.dataset.sequence import SequenceDataset
 
     split = pd.DataFrame({UID: [*STUDIES], "split": ["train", "validation", "test"]})
     write_split(split, done / "split.csv")
@@ -1033,7 +1038,7 @@ def test_without_simpleitk_the_command_says_how_to_install_it(cohort, command, m
 
 
 def test_the_module_is_a_command_with_help():
-    command = [sys.executable, "-m", "cspine_helpers.studies", "--help"]
+    command = [sys.executable, "-m", "cspine_helpers", "pack", "--help"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "--soft-mask" in done.stdout
     assert done.stderr == ""
@@ -1080,7 +1085,7 @@ def test_nothing_of_the_patient_leaves_the_headers(cohort, tmp_path, monkeypatch
     files[7].write_bytes(files[7].read_bytes()[:2000])
     assert b"MRN4711" in files[7].read_bytes()
     drawn = []
-    draw = packer.contact_sheet
+    draw = figures_scans.contact_sheet
 
     def noted(*arguments, **options):
         drawn.append(str(options))
@@ -1144,7 +1149,7 @@ def test_sequences_that_were_packed_elsewhere_are_not_replaced(cohort):
 
 def test_a_run_that_is_stopped_in_its_first_study_goes_on(cohort, whole, monkeypatch):
     written = []
-    write = packer.write_sequence
+    write = packed.write_sequence
 
     def stopped(*arguments):
         if len(written) == 2:

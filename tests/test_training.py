@@ -10,17 +10,19 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from toy_cohort import make_toy_cohort, tiny_model
 
-from cspine_helpers import paths, stages
-from cspine_helpers.checkpoints import load_run, read_record
+from cspine_helpers.checkpoints import load_run
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.decisions import choose_threshold
-from cspine_helpers.inference import predict
+from cspine_helpers.decisions.thresholds import choose_threshold
+from cspine_helpers.files import paths
+from cspine_helpers.inference.prediction import predict
 from cspine_helpers.labels import UID, read_labels, write_labels
 from cspine_helpers.metrics import auroc, average_precision
 from cspine_helpers.packed import sequence_path
-from cspine_helpers.recipe import TrainConfig
-from cspine_helpers.stages import Training
-from cspine_helpers.training import beside, interrupted, main, set_aside, train
+from cspine_helpers.runs import read_record
+from cspine_helpers.training import trainer as stages
+from cspine_helpers.training.config import TrainConfig
+from cspine_helpers.training.run import beside, interrupted, main, set_aside, train
+from cspine_helpers.training.trainer import Training
 
 CONFIG = TrainConfig(
     epochs=2,

@@ -6,12 +6,18 @@ import pandas as pd
 import pytest
 from conftest import RSNA, needs_rsna
 
-from cspine_helpers import phantom
+from cspine_helpers.ct.volume import FRAME, Volume
 from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, read_boxes, read_labels
-from cspine_helpers.packing import PackConfig, PackedVertebra, pack_vertebra
-from cspine_helpers.rendering import Study, render_study
-from cspine_helpers.truth import PACKED_BOX_COLUMNS, packed_truth, read_packed_boxes, write_packed_boxes
-from cspine_helpers.volume import FRAME, Volume
+from cspine_helpers.packed import PackedVertebra
+from cspine_helpers.packing.crop import PackConfig, pack_vertebra
+from cspine_helpers.packing.slice_truth import (
+    PACKED_BOX_COLUMNS,
+    packed_truth,
+    read_packed_boxes,
+    write_packed_boxes,
+)
+from cspine_helpers.phantom import cohort as phantom
+from cspine_helpers.phantom.rendering import Study, render_study
 
 STUDY = "1.2.3"
 SHAPE = (6, 10, 12)  # of the volume worked by hand

@@ -2,12 +2,11 @@ import numpy as np
 import pytest
 import scans
 
-from cspine_helpers.ct import read_ct
+from cspine_helpers.ct.masks import LabelMap, read_label_map
+from cspine_helpers.ct.reading import read_ct
+from cspine_helpers.ct.vertebrae import Vertebra, find_vertebrae
+from cspine_helpers.ct.volume import FRAME, Volume, bounding_box
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.masks import LabelMap, read_label_map
-from cspine_helpers.packing import bounding_box
-from cspine_helpers.vertebrae import Vertebra, find_vertebrae
-from cspine_helpers.volume import FRAME, Volume
 
 SPACING = (2.0, 1.0, 0.5)
 SHAPE = (84, 60, 80)

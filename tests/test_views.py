@@ -2,9 +2,9 @@ import matplotlib
 import numpy as np
 import pytest
 
+from cspine_helpers.figures.scans import study_views
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.rendering import Study, render_study
-from cspine_helpers.views import study_views
+from cspine_helpers.phantom.rendering import Study, render_study
 
 matplotlib.use("Agg")
 

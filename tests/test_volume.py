@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scans import FRAME, rotation
 
-from cspine_helpers.volume import Volume, in_frame
+from cspine_helpers.ct.volume import Volume, in_frame
 
 SHAPE, SPACING = (3, 4, 5), np.array([2.5, 0.4, 0.7])
 ORIGIN = np.array([-20.0, 35.0, 640.0])

@@ -12,20 +12,17 @@ from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
 from PIL import Image, ImageFilter
 from test_aggregation import toy, with_own
 
-from cspine_helpers.aggregation import Aggregation, aggregate
-from cspine_helpers.decisions import choose_threshold
-from cspine_helpers.frozen import freeze, read_decision
-from cspine_helpers.guarantees import guarantee_on_validation
-from cspine_helpers.held_out import evaluate_on_test
-from cspine_helpers.intervals import bootstrap
+from cspine_helpers.decisions.guarantees import guarantee_on_validation
+from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_decision
+from cspine_helpers.decisions.thresholds import choose_decision, choose_per_vertebra, choose_threshold
+from cspine_helpers.evaluation.cases import LEVELS, Aggregation, aggregate, at_level
+from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
-from cspine_helpers.levels import choose_decision, choose_per_vertebra
-from cspine_helpers.marks import digits
-from cspine_helpers.metrics import LEVELS, at_level, confusion, rates
-from cspine_helpers.panels import written
-from cspine_helpers.practice import practise
+from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import from_wide, read_predictions, write_predictions
-from cspine_helpers.widgets import ThresholdExplorer
+from cspine_helpers.slider.operating_point import digits
+from cspine_helpers.slider.picture import written
+from cspine_helpers.slider.widget import ThresholdExplorer, practise
 
 
 def made_table(studies=40, seed=0):

@@ -8,19 +8,18 @@ import numpy as np
 import pandas as pd
 
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, write_labels
-from cspine_helpers.manifest import MANIFEST_COLUMNS, write_manifest
-from cspine_helpers.packed import write_sequence
+from cspine_helpers.packed import MANIFEST_COLUMNS, write_manifest, write_sequence
 from cspine_helpers.splits import split_patients, write_split
 
 if TYPE_CHECKING:
-    from cspine_helpers.model import ModelConfig
+    from cspine_helpers.model.classifier import ModelConfig
 
 SLICES, SIZE = 5, 32
 
 
 def tiny_model() -> "ModelConfig":
     """A model for the toy cohort; asked for, so that tests without a model need not import torch."""
-    from cspine_helpers.model import ModelConfig
+    from cspine_helpers.model.classifier import ModelConfig
 
     return ModelConfig(
         backbone="tf_efficientnetv2_b0",

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 from benchmarks import lab
-from cspine_helpers.curves import LEVEL_NAMES
-from cspine_helpers.frozen import read_decision
-from cspine_helpers.metrics import at_level, confusion, rates
-from cspine_helpers.panels import BARS
-from cspine_helpers.practice import BUILTIN, PRACTICE
+from cspine_helpers.decisions.test_split import read_decision
+from cspine_helpers.evaluation.cases import at_level
+from cspine_helpers.figures.curves import LEVEL_NAMES
+from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import read_predictions
+from cspine_helpers.slider.picture import BARS
+from cspine_helpers.slider.widget import BUILTIN, PRACTICE
 
 pytestmark = pytest.mark.browser
 PICTURE, BOX = ".cspine-explorer img", ".cspine-threshold input"

@@ -1,0 +1,318 @@
+"""Vertebra masks from anywhere, on the grid of their CT: one label file, or one mask file a vertebra.
+
+Both headers say where voxels lie. On the CT's own grid, in any order of axes, labels are copied; else each
+voxel of the CT takes the nearest label.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cspine_helpers.ct.libraries import simpleitk
+from cspine_helpers.ct.nifti import NIFTI, Grid, read_nifti
+from cspine_helpers.ct.volume import Box, Volume, in_frame
+from cspine_helpers.files.paths import listing
+from cspine_helpers.files.records import parse_json
+from cspine_helpers.labels import VERTEBRAE
+
+_THORACIC = tuple(f"T{n}" for n in range(1, 13))
+_OTHER = "other"
+# What a file's labels mean. Source: RSNA 2022 data page; TotalSegmentator 2, task total (vertebrae_C1 is 50).
+SCHEMES: dict[str, dict[int, str]] = {
+    "rsna": dict(enumerate((*VERTEBRAE, *_THORACIC), start=1)),
+    "totalsegmentator": dict.fromkeys(range(1, 118), _OTHER)
+    | dict(zip(range(50, 31, -1), (*VERTEBRAE, *_THORACIC), strict=True)),
+}
+_ONE_EACH = re.compile(r"(?:vertebrae_)?(C[1-7])\.nii(?:\.gz)?")
+_WHOLE = 1e-3  # what a slope in the header leaves of whole numbers
+_SPECK_MM3, _NO_VERTEBRA_MM3 = 1_000, 150_000  # a tenth of a small vertebra; five times a large C7
+_VERSION_1 = (
+    "a mask of TotalSegmentator 1, in which C7 to C1 are 35 to 41{}. Make it again with version 2, or say "
+    "what its labels mean (--labels, with 41 = C1 … 35 = C7)."
+)
+_NECK_1 = range(35, 42)  # in version 2, T9 to T3
+_SAME_GRID = 0.05  # voxels that the two grids may lie apart anywhere, to be called one
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Labels on the grid of a CT.
+
+    Attributes:
+        array: (Z, Y, X) uint8; 1–7 mark C1–C7.
+        field: half-open index ranges along Z, Y and X of the part of the CT that the mask's own grid covers.
+        box: the same of a part that holds all labels, so that nobody need look at the rest.
+    """
+
+    array: np.ndarray
+    field: Box
+    box: Box
+
+
+def read_label_map(path: str | Path, volume: Volume, *, scheme: str | Mapping[int, str] = "rsna") -> LabelMap:
+    """The vertebrae of a mask, on the grid of their CT.
+
+    Args:
+        path: a NIfTI file of labels, or a folder with one mask file a vertebra, `vertebrae_C1.nii.gz` or
+            `C1.nii.gz` and so on, in which values above 0.5 are the vertebra.
+        volume: the CT.
+        scheme: what labels mean: a name of `SCHEMES`, or label → name, where C1 … C7 are taken and other
+            names are known to be something else. Of a folder, the file names say it.
+
+    Raises:
+        FileNotFoundError: there is no such mask.
+        ValueError: it cannot be read, has labels that the scheme does not know, none of C1 … C7, or lies
+            outside the CT.
+    """
+    path = Path(path)
+    meanings: dict[Path, Mapping[int, str] | str] = {path: _meanings(scheme)}
+    if path.is_dir():
+        matches = ((_ONE_EACH.fullmatch(file.name), file) for file in sorted(path.iterdir()))
+        meanings = {file: match[1] for match, file in matches if match}
+    if not meanings:
+        raise FileNotFoundError(
+            f"No mask of a vertebra in {path.name}. They are called vertebrae_C1.nii.gz, or C1.nii.gz, …"
+        )
+    array = np.zeros(volume.hu.shape, np.uint8)
+    placed = [_place(file, volume, meaning, array) for file, meaning in meanings.items()]
+    fields = [field for field in placed if field]  # a segmenter's file of what it did not find is empty
+    if not fields:
+        raise ValueError(f"{path.name}: empty, without a voxel above 0. Make it again, or leave it out.")
+    ends = [
+        [field[axis] for field in fields] for axis in range(3)
+    ]  # of several files, from the first to the last
+    field = tuple((min(low for low, _ in its), max(high for _, high in its)) for its in ends)
+    box = _foreground(array)
+    if box is None:
+        raise ValueError(
+            f"{path.name}: no voxel of C1 … C7 lies inside the CT. It is the mask of another study or "
+            "series, or one of the headers is wrong. Look at both in a viewer."
+        )
+    return LabelMap(array, field, box)
+
+
+def read_scheme(path: str | Path) -> dict[int, str]:
+    """What labels mean, from a JSON file: `{"41": "C1", "40": "C2", "42": "oesophagus"}`.
+
+    Names may also be `vertebrae_C1` and so on, as TotalSegmentator has them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON object from whole numbers to names, C1 … C7 among them.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No table of labels at {path}. It maps numbers to names, as JSON.")
+    found = parse_json(path.read_bytes(), path.name, remedy='Write it as {"41": "C1", …}.')
+    pairs = found.items() if isinstance(found, dict) else ()
+    if not pairs or not all(re.fullmatch("[0-9]{1,5}", key) and isinstance(name, str) for key, name in pairs):
+        raise ValueError(f'{path.name} does not map whole numbers to names. Write it as {{"41": "C1", …}}.')
+    try:
+        return dict(_meanings({int(key): name.removeprefix("vertebrae_") for key, name in pairs}))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+
+
+def find_mask(folder: Path, uid: str) -> Path:
+    """A study's mask in a folder of masks: `<uid>.nii`, `<uid>.nii.gz` or the folder `<uid>`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are several.
+    """
+    candidates = [*(folder / f"{uid}{suffix}" for suffix in NIFTI), folder / uid]
+    found = [path for path in candidates if path.exists()]
+    if not found:
+        raise FileNotFoundError(
+            f"No mask at {folder.name}/{uid}.nii, .nii.gz, nor in a folder of that name. README says how to "
+            "make masks."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"Several masks in {folder.name}: {listing(path.name for path in found)}. Keep one of them."
+        )
+    return found[0]
+
+
+def _meanings(scheme: str | Mapping[int, str]) -> Mapping[int, str]:
+    if isinstance(scheme, str):
+        if scheme not in SCHEMES:
+            raise ValueError(
+                f"A scheme is one of {listing(SCHEMES)}, or a mapping of labels to names; found {scheme!r}."
+            )
+        return SCHEMES[scheme]
+    if 0 in scheme or not set(scheme.values()) & set(VERTEBRAE):
+        raise ValueError(f"A scheme maps labels above 0 to names, C1 … C7 among them; found {dict(scheme)}.")
+    return scheme
+
+
+def _place(path: Path, volume: Volume, meaning: Mapping[int, str] | str, array: np.ndarray) -> Box | None:
+    """Write a file's labels as 1–7 into an array on the volume's grid, where that is 0.
+
+    Args:
+        path: NIfTI.
+        volume: the CT.
+        meaning: of labels, or the one vertebra that the file is the mask of.
+        array: of the volume's shape.
+
+    Returns:
+        Which part of the volume the file's grid covers; None: the file is empty.
+    """
+    values, grid = read_nifti(path)
+    box = _foreground(values)
+    if box is None:
+        return None
+    crop = values[tuple(slice(*ends) for ends in box)]
+    if isinstance(meaning, str):
+        labels = (crop > 0.5).astype(np.uint8) * np.uint8(VERTEBRAE.index(meaning) + 1)
+    else:
+        labels = _translated(crop, meaning, path)
+        if meaning is SCHEMES["totalsegmentator"]:
+            _check_generation(crop, grid, path)
+    origin = grid.origin_mm + grid.steps_mm @ np.array([low for low, _ in box])
+    _on_grid(labels, Grid(grid.steps_mm, origin), volume, array)
+    return _field(volume, values.shape, grid)
+
+
+def _foreground(array: np.ndarray) -> Box | None:
+    """Half-open ranges of what is not 0 along each axis; None: everything is."""
+    box: list[tuple[int, int]] = []
+    for axis in range(3):
+        others = tuple(i for i in range(3) if i != axis)
+        found = np.flatnonzero(array.any(axis=others))
+        if not found.size:
+            return None
+        box.append((int(found[0]), int(found[-1]) + 1))
+        array = array[(slice(None),) * axis + (slice(*box[-1]),)]
+    return tuple(box)
+
+
+def _translated(crop: np.ndarray, meanings: Mapping[int, str], path: Path) -> np.ndarray:
+    """The file's labels as 1–7, everything else 0.
+
+    Raises:
+        ValueError: values that are no labels or unknown, or none of C1 … C7.
+    """
+    if crop.dtype.kind == "f" and np.abs(crop - np.rint(crop)).max() > _WHOLE:
+        raise ValueError(
+            f"{path.name}: fractions among its values; labels are whole numbers. Is it the CT itself?"
+        )
+    if crop.min() < 0 or crop.max() > 65535:
+        raise ValueError(
+            f"{path.name}: values from {crop.min():g} to {crop.max():g} are no labels. Is it the CT?"
+        )
+    small = crop.max() < 256
+    crop = np.rint(crop) if crop.dtype.kind == "f" else crop
+    crop = np.ascontiguousarray(crop, dtype=np.uint8 if small else np.uint16)
+    flat, size = crop.reshape(len(crop), -1), 256 if small else 65536
+    found = np.flatnonzero(cv2.calcHist([flat], [0], None, [size], [0, size]))
+    unknown = sorted(set(found.tolist()) - set(meanings) - {0})
+    there = [label for label in found.tolist() if meanings.get(label) in VERTEBRAE]
+    if unknown or not there:
+        cause = f"labels that are unknown ({listing(unknown)})" if unknown else "none of C1 … C7"
+        if not unknown and meanings is SCHEMES["totalsegmentator"] and {*_NECK_1} & {*found.tolist()}:
+            here = listing(found[found > 0].tolist())
+            raise ValueError(f"{path.name}: {cause} among {here}. Of a neck, it is {_VERSION_1.format('')}")
+        known = ", ".join(f"{label} = {name}" for label, name in meanings.items() if name in VERTEBRAE)
+        raise ValueError(
+            f"{path.name}: {cause} among {listing(found[found > 0].tolist())}, read with {known}. Choose "
+            f"another scheme ({listing(SCHEMES)}), or say what each label means (--labels)."
+        )
+    table = np.zeros(size, np.uint8)
+    for label in there:
+        table[label] = VERTEBRAE.index(meanings[label]) + 1
+    return cv2.LUT(flat, table).reshape(crop.shape) if small else table[crop]
+
+
+def _check_generation(crop: np.ndarray, grid: Grid, path: Path) -> None:
+    """Refuse a mask of TotalSegmentator 1, in which 35 to 41 are C7 to C1, 44 the heart and 50 the brain.
+
+    In version 2, 42 to 50 are T2 to C1 and lie above 32 to 41, T12 to T3; C1 is not there with these but
+    without all between; none is as large as a brain; and of C7 to C1 there is more than a speck.
+
+    Source: TotalSegmentator, class map of task total in versions 1.5 and 2.
+    """
+    axis = int(np.abs(grid.steps_mm[2] / np.linalg.norm(grid.steps_mm, axis=0)).argmax())
+    whole = crop if crop.dtype == np.uint8 else np.rint(crop).astype(np.uint8)
+    planes = [np.ascontiguousarray(plane) for plane in np.moveaxis(whole, axis, 0)]
+    voxels = np.stack([cv2.calcHist([plane], [0], None, [51], [0, 51]).ravel() for plane in planes])
+    sizes_mm3 = voxels.sum(axis=0) * abs(np.linalg.det(grid.steps_mm))
+    numbers = 32 + np.flatnonzero(sizes_mm3[32:] > _SPECK_MM3)
+    heights_mm = np.arange(len(planes)) @ voxels[:, numbers] / voxels[:, numbers].sum(axis=0)
+    heights_mm *= grid.steps_mm[2, axis]
+    is_upper, wrong = numbers > 41, sizes_mm3[44:].max() > _NO_VERTEBRA_MM3
+    wrong |= numbers.max(initial=0) < 44 and bool({*_NECK_1} & {*numbers.tolist()})
+    if is_upper.any() and not is_upper.all():
+        wrong |= numbers[is_upper].tolist() == [50]
+        wrong |= heights_mm[is_upper].min() <= heights_mm[~is_upper].max()
+    if wrong:
+        raise ValueError(
+            f"{path.name}: its labels 32 to 50 are not T12 to C1, one above the other, each as large as a "
+            f"vertebra. It is {_VERSION_1.format(', or upside down')}"
+        )
+
+
+def _field(volume: Volume, shape: tuple[int, ...], grid: Grid) -> Box:
+    """Half-open ranges of the volume's voxels whose middles the mask's grid covers, by its corners."""
+    corners = _corners(shape, 0.5)
+    indices = volume.indices(grid.origin_mm + corners @ grid.steps_mm.T)
+    low, high = np.ceil(indices.min(axis=0) - 1e-6), np.floor(indices.max(axis=0) + 1e-6) + 1
+    low, high = np.maximum(low, 0), np.minimum(high, volume.hu.shape)
+    return tuple(zip(low.astype(int).tolist(), high.astype(int).tolist(), strict=True))
+
+
+def _corners(shape: tuple[int, ...], beyond: float = 0.0) -> np.ndarray:
+    """(8, 3) indices of an array's corner voxels, or of points so far beyond their middles."""
+    return np.array(list(itertools.product(*((-beyond, n - 1 + beyond) for n in shape))))
+
+
+def _on_grid(labels: np.ndarray, grid: Grid, volume: Volume, array: np.ndarray) -> None:
+    """Write labels into an array on the volume's grid: copied where theirs is the same, else the nearest."""
+    try:
+        turned = in_frame(labels, *grid)
+    except ValueError:  # turned too far to be on the volume's grid
+        return _nearest(labels, grid, volume, array)
+    corners = _corners(turned.hu.shape)
+    found = volume.indices(turned.points(corners))
+    low = np.rint(found[0]).astype(int)
+    if np.abs(found - corners - low).max() > _SAME_GRID:
+        return _nearest(labels, grid, volume, array)
+    inside = list(zip(np.maximum(low, 0), np.minimum(low + turned.hu.shape, array.shape), strict=True))
+    if all(a < b for a, b in inside):
+        there = tuple(slice(a - s, b - s) for (a, b), s in zip(inside, low, strict=True))
+        _fill(array[tuple(slice(a, b) for a, b in inside)], turned.hu[there])
+    return None
+
+
+def _nearest(labels: np.ndarray, grid: Grid, volume: Volume, array: np.ndarray) -> None:
+    """Write into each voxel of an array on the volume's grid the label whose voxel it lies in."""
+    part = tuple(slice(*ends) for ends in _field(volume, labels.shape, grid))
+    if any(s.start >= s.stop for s in part):
+        return
+    sitk = simpleitk()
+    spacing = np.linalg.norm(grid.steps_mm, axis=0)
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing(spacing[::-1].tolist())
+    image.SetDirection((grid.steps_mm / spacing)[:, ::-1].ravel().tolist())
+    image.SetOrigin(grid.origin_mm.tolist())
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetNumberOfThreads(1)  # studies are packed in parallel, not parts of one
+    resampler.SetInterpolator(sitk.sitkNearestNeighbor)
+    resampler.SetSize([int(s.stop - s.start) for s in reversed(part)])
+    resampler.SetOutputOrigin(volume.points([[s.start for s in part]])[0].tolist())
+    resampler.SetOutputSpacing(volume.spacing_mm[::-1])
+    resampler.SetOutputDirection(volume.direction[:, ::-1].ravel().tolist())
+    _fill(array[part], sitk.GetArrayFromImage(resampler.Execute(image)))
+
+
+def _fill(array: np.ndarray, labels: np.ndarray) -> None:
+    """Write labels where the array is 0: where masks overlap, the upper vertebra's came first and stays."""
+    if array.any():
+        np.copyto(array, labels, where=array == 0)
+    else:
+        array[...] = labels

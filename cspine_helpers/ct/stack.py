@@ -1,0 +1,496 @@
+"""The slices of one CT series, put in order by their positions into a volume: what is repaired, what refused.
+
+- Positions along the slices' normal give the order. Two slices at one position, a gap beyond 1.5 times the
+  usual step (slices are missing), other sizes, pixel spacings or orientations than most: refused. The usual
+  step is the lower quartile, as a missing slice makes steps longer.
+- Kernels, thicknesses, image types, series times or numbers that interleave (two reconstructions), steps
+  below 0.6 times the usual one, slices shifted unevenly within their plane (two acquisitions): refused.
+- One of these odd here and there, acquisition numbers that alternate, instance numbers to and fro: warned of.
+- Positions that lie evenly but for their rounding: taken as even, with the mean step.
+- Steps that are uneven, but not that far, one odd step, or one change from one step to another: repaired,
+  linear between neighbours, on even steps.
+- Slices shifted against each other within their plane (a tilted gantry): repaired, moved back by linear
+  interpolation on a larger field; what no slice saw is air.
+- Slices whose values cannot be those of their place: shifted, negated, noise, swapped bytes, one constant
+  value from some row on: refused. Each may have a rescale of its own.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import cv2
+import numpy as np
+
+from cspine_helpers.ct.volume import AIR_HU, Volume, in_frame
+from cspine_helpers.files.paths import listing
+
+# Off an even grid, in mm a coordinate and of a step: what headers make of one that round to 0.1 mm.
+EVEN_MM, EVEN_STEP = 0.06, 0.2
+CLOSE_STEP, MISSING_STEP = 0.6, 1.5  # of the usual step
+SAME_STEPS = 1e-3  # of a pixel, that pixel spacing and orientation may differ
+MAX_CHANGE, MIN_RUN = 2.1, 3  # from one step to another: so many times as long, so many of each
+MIN_STEP_MM = 0.01  # closer than that, two slices are at one position
+MAX_TILT_DEG = 35.0
+MAX_BENT_PIXELS = 1.0  # off a straight line
+MAX_VALUES = 8  # of a tag; more of them count pictures or rotations, not series
+_TELLING = {  # tags that a series has one of
+    "kernel": "convolution kernels",
+    "image_type": "image types",
+    "series_time": "series times",
+    "series_number": "series numbers",
+    "thickness": "slice thicknesses",
+}
+# A rescale is wrong where a slice lies so many times and HU nearer to its neighbour under the neighbour's,
+# or lies so many HU from it and so many times nearer once it is shifted.
+JUMP_RESCALED, MIN_RESCALED_HU = 1.5, 20.0
+JUMP_SHIFTED, MIN_SHIFT_HU = 4.0, 150.0
+ALIKE, UNLIKE = 0.7, 0.1  # correlation of neighbours
+WILD_HU, MAX_WILD = (-4096, 32000), 0.005  # beyond what CT measures; share of a slice
+FILL_AIR_HU, FILL_APART_HU = -900, 50  # what air lies below; a picture differs from its fill by
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice without its pixels: file name, size as (rows, columns), header texts."""
+
+    name: str
+    shape: tuple[int, ...]
+    tags: dict[str, str | None]
+
+    def numbers(self, tag: str, count: int) -> np.ndarray | None:
+        """The numbers of a header; None where it has not so many finite ones."""
+        try:
+            values = np.array([float(part) for part in (self.tags[tag] or "").split("\\")])
+        except ValueError:
+            return None
+        return values if values.shape == (count,) and np.isfinite(values).all() else None
+
+    @cached_property
+    def frame(self) -> np.ndarray | None:
+        """(3, 3) rows: patient coordinates of the first pixel's middle, step per column, per row; or None.
+
+        Source: DICOM PS3.3 section C.7.6.2.1.1 (Image Position, Image Orientation, Pixel Spacing).
+        """
+        position, axes = self.numbers("position", 3), self.numbers("orientation", 6)
+        spacing = self.numbers("pixel_spacing", 2)
+        if position is None or axes is None or spacing is None or spacing.min() <= 0:
+            return None
+        row, column = axes[:3], axes[3:]
+        if (
+            abs(np.linalg.norm(row) - 1) > 0.01
+            or abs(np.linalg.norm(column) - 1) > 0.01
+            or abs(row @ column) > 0.01
+        ):
+            return None
+        return np.array([position, row * spacing[1], column * spacing[0]])
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """Of slices in order: (N, Y, X) values, their positions along the normal, in-plane offsets in pixels."""
+
+    hu: np.ndarray
+    along_mm: np.ndarray  # (N,)
+    offsets: np.ndarray  # (N, 2): columns, rows
+    frame: np.ndarray  # of the first slice
+    normal: np.ndarray
+    warnings: list[str] = field(default_factory=list)
+
+
+def stack(slices: Sequence[Slice], pixels: Sequence[np.ndarray] | np.ndarray) -> Volume:
+    """A volume from the slices of one series, in any order.
+
+    Args:
+        slices: their headers.
+        pixels: (Y, X) Hounsfield units of each, or all in one array, which is used as it is where it can be.
+
+    Raises:
+        ValueError: they make no volume; says which and why, as a clause without a full stop.
+    """
+    _check_alike(slices)
+    normal = _normal(slices[0])
+    along_mm = np.array([_frame(s)[0] @ normal for s in slices])
+    if along_mm[0] > along_mm[-1]:
+        normal, along_mm = -normal, -along_mm  # as they came, if that is an order: no pixel is moved
+    order = np.argsort(along_mm, kind="stable")
+    ordered, along_mm = [slices[i] for i in order], along_mm[order]
+    if not _is_even(along_mm, normal):
+        _check_steps([its.name for its in ordered], along_mm)
+    origin, column, row = _frame(ordered[0])
+    drift_mm = np.array([_frame(s)[0] - origin for s in ordered]) - np.outer(along_mm - along_mm[0], normal)
+    offsets = np.stack([drift_mm @ step / (step @ step) for step in (column, row)], axis=1)
+    if isinstance(pixels, np.ndarray) and (np.diff(order) == 1).all():
+        hu = pixels
+    else:
+        hu = np.stack([pixels[i] for i in order])
+    _check_values(ordered, hu)
+    geometry = _Geometry(hu, along_mm, offsets, _frame(ordered[0]), normal)
+    geometry = _even(_straight(geometry))
+    step_mm = (geometry.along_mm[-1] - geometry.along_mm[0]) / (len(geometry.along_mm) - 1)
+    origin, column, row = geometry.frame
+    volume = in_frame(geometry.hu, np.stack([normal * step_mm, row, column], axis=1), origin)
+    frames = _numbered(ordered)
+    odd = ["instance numbers do not run"] if _to_and_fro(frames) else []
+    odd += ["acquisition numbers alternate"] if _alternate(ordered, "acquisition") else []
+    odd += [
+        f"{what} alternate"
+        for tag, what in _TELLING.items()
+        if len({its.tags.get(tag) for its in ordered}) <= MAX_VALUES and _alternate(ordered, tag)
+    ]
+    geometry.warnings.extend(
+        f"its {what} along the slices, as where two acquisitions interleave; look at the sheet"
+        for what in odd
+    )
+    warnings = (*geometry.warnings, *volume.warnings)
+    return replace(volume, frames=frames, warnings=warnings)
+
+
+def _frame(found: Slice) -> np.ndarray:
+    assert found.frame is not None  # _check_alike
+    return found.frame
+
+
+def _normal(found: Slice) -> np.ndarray:
+    normal = np.cross(_frame(found)[1], _frame(found)[2])
+    return normal / np.linalg.norm(normal)
+
+
+def _check_alike(slices: Sequence[Slice]) -> None:
+    if lost := [s.name for s in slices if s.frame is None]:
+        raise ValueError(
+            f"{len(lost)} of {len(slices)} slices have no usable position, orientation or pixel spacing in "
+            f"their headers: {listing(lost)}. Take the original files, or move these out of the folder"
+        )
+    if len(slices) < 2:
+        raise ValueError(
+            f"only one slice, {slices[0].name!r}; a volume needs two or more. Give the whole series"
+        )
+    size, _ = Counter(s.shape for s in slices).most_common(1)[0]
+    odd = [f"{s.name!r} ({_by(s.shape)} pixels)" for s in slices if s.shape != size]
+    _refuse_odd("size", f"{_by(size)} pixels", odd, len(slices))
+    steps = np.array([_frame(s)[1:] for s in slices])  # (N, 2, 3) mm
+    usual = np.median(steps, axis=0)
+    apart = np.abs(steps - usual).max(axis=(1, 2)) > SAME_STEPS * np.linalg.norm(usual, axis=1).max()
+    odd = [f"{slices[i].name!r} ({_axes(steps[i])})" for i in np.flatnonzero(apart).tolist()]
+    _refuse_odd("pixel spacing or orientation", _axes(usual), odd, len(slices))
+
+
+def _refuse_odd(what: str, usual: str, odd: list[str], total: int) -> None:
+    if odd:
+        raise ValueError(
+            f"{len(odd)} of {total} slices have another {what} than the rest ({usual}): {', '.join(odd)}. "
+            "Scouts and reformatted slices are none of the volume: move them out of the folder"
+        )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, reversed(shape)))
+
+
+def _axes(steps: np.ndarray) -> str:
+    lengths = np.linalg.norm(steps, axis=1)
+    cosines = "\\".join(f"{value + 0.0:.3f}" for value in (steps / lengths[:, None]).ravel())
+    return f"{lengths[0]:.3f} × {lengths[1]:.3f} mm, {cosines}"
+
+
+def _is_even(along_mm: np.ndarray, normal: np.ndarray) -> bool:
+    """Whether positions lie on even steps, but for the rounding of each of their coordinates."""
+    count = np.arange(len(along_mm))
+    step, first = np.polyfit(count, along_mm, 1)
+    off = np.ptp(along_mm - first - step * count) / 2
+    return bool(step >= MIN_STEP_MM and off <= min(EVEN_MM * np.abs(normal).sum(), EVEN_STEP * step))
+
+
+def _check_steps(names: list[str], along_mm: np.ndarray) -> None:
+    """Refuse steps that are no uneven spacing: slices twice, slices missing, two acquisitions."""
+    steps = np.diff(along_mm)
+    if twice := [f"{names[i]!r} and {names[i + 1]!r}" for i in np.flatnonzero(steps < MIN_STEP_MM)]:
+        raise ValueError(
+            f"slices at the same position: {', '.join(twice)}. Keep one of each, or one acquisition a folder"
+        )
+    if _finer_step(steps):
+        return
+    close = np.flatnonzero(steps < CLOSE_STEP * np.median(steps))
+    odd = np.abs(steps - np.median(steps)) > 2 * EVEN_MM
+    if close.size and (odd.sum() > 1 or len(steps) <= MIN_RUN):  # one among even ones is uneven spacing
+        where = ", ".join(f"{names[i]!r} and {names[i + 1]!r}" for i in close[:5])
+        raise ValueError(
+            f"slices lie closer together than the rest, {steps.min():.2f} mm for {np.median(steps):.2f} mm "
+            f"({close.size} times, first {where}): two acquisitions in one series? Keep one a folder"
+        )
+    usual = float(np.quantile(np.delete(steps, close), 0.25, method="lower"))
+    gaps = np.flatnonzero(steps > MISSING_STEP * usual)
+    if gaps.size:
+        where = ", ".join(f"{steps[i]:.2f} mm between {names[i]!r} and {names[i + 1]!r}" for i in gaps)
+        raise ValueError(
+            f"slices are missing: steps of {usual:.2f} mm as a rule, but {where}. Complete the series, or "
+            "keep the part above or below the gap"
+        )
+
+
+def _finer_step(steps: np.ndarray) -> float | None:
+    """The smaller of two steps, where some of one length are followed by some of another; None elsewhere."""
+    low, high = sorted((steps[0], steps[-1]))
+    if high - low <= 2 * EVEN_MM or high > MAX_CHANGE * low:
+        return None
+    before, after = (np.abs(steps - end) <= 2 * EVEN_MM for end in (steps[0], steps[-1]))
+    changing = np.flatnonzero(~(before | after))  # one step may lead from the one to the other
+    in_order = before[: before.sum()].all() and after[len(steps) - after.sum() :].all()
+    one_between = len(changing) == 0 or (len(changing) == 1 and low < steps[changing[0]] < high)
+    if in_order and one_between and min(before.sum(), after.sum()) >= MIN_RUN:
+        return float(min(np.median(steps[before]), np.median(steps[after])))
+    return None
+
+
+def _check_values(ordered: Sequence[Slice], hu: np.ndarray) -> None:
+    """Refuse slices whose Hounsfield units cannot be those of the place that they lie at.
+
+    Between slices of real CT, cut along any axis, 1 to 15 mm apart:
+
+    - Rescale: each slice may have its own. It is wrong where the slice agrees with its neighbour under the
+      neighbour's rescale, or once all its values are shifted, but not as it is. A shift explained 1.4 times
+      as well at most; with 1024 HU too much in one of them, 8 times at least.
+    - Likeness: beside neighbours that correlate at 0.7 or more, the next two did at 0.17 or more, but for
+      air; noise did at 0.03 at most, and negated slices at -0.7. Swapped bytes throw a hundredth of it and
+      more beyond what CT measures, where no right slice has any.
+    - Fill: see `_filled`.
+    """
+    stride = max(1, min(hu.shape[1:]) // 128)
+    planes = hu[:, ::stride, ::stride]
+    if filled := _filled(planes):
+        raise ValueError(
+            f"{len(filled)} slices hold one constant value where their neighbours hold a picture, as where a "
+            f"download broke off: {listing([ordered[k].name for k in filled])}. Take the original files"
+        )
+    rescales = [_rescale(its) for its in ordered]
+    usual, odd, breaks = Counter(rescales), dict[int, None](), list[int]()
+    unlike = _unlike(planes)
+    for k, pair in enumerate(itertools.pairwise(rescales)):
+        above, below = planes[k : k + 2].astype(np.float32)
+        seen = (above != AIR_HU) & (below != AIR_HU)  # what is AIR_HU may be padding
+        if not unlike[k] and not (seen.any() and _jumps(above[seen], below[seen], *pair)):
+            continue
+        if pair[0] == pair[1]:
+            breaks.append(k)
+        else:
+            rare = min(usual[its] for its in pair)
+            odd |= {i: None for i in (k, k + 1) if usual[rescales[i]] == rare}
+    # Each break leads from right slices to wrong ones or back: these are fewer.
+    wrong = np.searchsorted(breaks, np.arange(len(hu))) % 2 == 1
+    wrong ^= 2 * wrong.sum() > len(hu)
+    odd |= {i: None for k in breaks for i in (k, k + 1) if wrong[i]}
+    if odd:
+        shown = "; ".join(
+            f"slope {slope:g} and intercept {intercept:g} in {count}"
+            for (slope, intercept), count in usual.most_common(3)
+        )
+        cause = (
+            f", as where a rescale is wrong; the series has {shown} of {len(hu)}" if len(usual) > 1 else ""
+        )
+        raise ValueError(
+            f"values of {len(odd)} slices jump against their neighbours'{cause}: "
+            f"{listing([ordered[i].name for i in sorted(odd)])}. Take the original files"
+        )
+
+
+def _filled(planes: np.ndarray) -> list[int]:
+    """Indices of slices (N, Y, X) that are one constant value, wholly or from some row to their end.
+
+    The nearest slice that is not wholly so holds other values there, in a third of the pixels or more. From
+    some row on: by a sixteenth of the rows more than there. Air: only if this holds on both sides, and for a
+    quarter of the rows, as it may lie beyond the head or the field of view.
+    """
+    height, ends = planes.shape[1], planes[:, -1, -1].astype(np.float32)
+    same = (planes == planes[:, -1:, -1:]).all(axis=2)[:, ::-1]
+    runs = np.where(same.all(axis=1), height, same.argmin(axis=1))
+    is_air = ends <= FILL_AIR_HU
+
+    def is_lost(k: int, other: int) -> bool:
+        start, stop = height - runs[k], height - runs[other]
+        apart = np.abs(planes[other, start:stop] - ends[k]) > FILL_APART_HU
+        return bool(stop - start >= max(height / (4 if is_air[k] else 16), 2) and apart.mean() > 0.3)
+
+    pictures, found = np.flatnonzero(runs < height), list[int]()
+    for k in range(len(planes)):
+        beside = pictures[pictures < k][-1:], pictures[pictures > k][:1]
+        lost = [is_lost(k, int(other)) for side in beside for other in side]
+        if any(lost) and (not is_air[k] or lost == [True, True]):
+            found.append(k)
+    return found
+
+
+def _unlike(planes: np.ndarray) -> np.ndarray:
+    """Whether each two neighbours of the slices (N, Y, X) are unlike, where a pair beside them is alike."""
+    likeness = np.full(len(planes) + 1, np.nan)  # of neighbours; at both ends there are none
+    for k, pair in enumerate(itertools.pairwise(planes), start=1):
+        one, other = (np.clip(its, AIR_HU, 3071).astype(np.float32) for its in pair)
+        if min((its > FILL_AIR_HU).mean() for its in (one, other)) > 0.02 and one.std() and other.std():
+            likeness[k] = np.corrcoef(one.ravel(), other.ravel())[0, 1]
+    is_alike = likeness >= ALIKE
+    wild = ((planes < WILD_HU[0]) | (planes > WILD_HU[1])).mean(axis=(1, 2))
+    is_wild = np.diff(wild > MAX_WILD)
+    return is_wild | ((likeness[1:-1] < UNLIKE) & (is_alike[:-2] | is_alike[2:]))
+
+
+def _jumps(
+    above: np.ndarray, below: np.ndarray, its: tuple[float, float], other: tuple[float, float]
+) -> bool:
+    """Whether two slices' values (N,) agree under one of their rescales, or shifted, and not as they are."""
+    apart = np.abs(below - above).mean()
+    if its != other:
+        alike = np.abs((below - other[1]) / other[0] * its[0] + its[1] - above).mean()
+        if apart > max(JUMP_RESCALED * alike, alike + MIN_RESCALED_HU):
+            return True
+    if apart < MIN_SHIFT_HU:
+        return False
+    spreads = [np.abs(values - np.median(values)).mean() for values in (above, below)]
+    shifted = np.abs(below - above - np.median(below - above)).mean()
+    return bool(apart > JUMP_SHIFTED * shifted and shifted < 2 * min(spreads))  # else air beside the body
+
+
+def _rescale(its: Slice) -> tuple[float, float]:
+    """Slope and intercept as GDCM takes them: 1 and 0 where there are none."""
+    slope, intercept = its.numbers("slope", 1), its.numbers("intercept", 1)
+    return (1.0 if slope is None else float(slope[0]) or 1.0), (
+        0.0 if intercept is None else float(intercept[0])
+    )
+
+
+def _straight(found: _Geometry) -> _Geometry:
+    """Slices moved back within their plane, so that each lies straight below the one before."""
+    low, high = found.offsets.min(axis=0), found.offsets.max(axis=0)
+    sides_mm = np.linalg.norm(found.frame[1:], axis=1)
+    rounding = 2 * EVEN_MM * np.abs(found.frame[1:]).sum(axis=1) / sides_mm**2  # in pixels
+    if (high - low <= rounding).all():
+        return found
+    drift_mm = np.hypot(*((high - low) * sides_mm))
+    tilt_deg = np.rad2deg(np.arctan2(drift_mm, found.along_mm[-1] - found.along_mm[0]))
+    if tilt_deg > MAX_TILT_DEG:
+        raise ValueError(
+            f"its slices are shifted against each other by {tilt_deg:.0f}°, more than a gantry tilts. "
+            "Take the original series, or resample it"
+        )
+    bent = found.offsets - np.outer(
+        (found.along_mm - found.along_mm[0]) / (found.along_mm[-1] - found.along_mm[0]), found.offsets[-1]
+    )
+    if np.abs(bent).max() > MAX_BENT_PIXELS:
+        raise ValueError(
+            f"its slices are shifted against each other by up to {np.abs(bent).max():.1f} pixels, but not "
+            "evenly as by a tilted gantry: two acquisitions in one series? Keep one a folder"
+        )
+    low, high = np.floor(low), np.ceil(high)
+    (columns, rows), (_, height, width) = (high - low).astype(int), found.hu.shape
+    hu = np.empty((len(found.hu), height + rows, width + columns), found.hu.dtype)
+    for k, (dx, dy) in enumerate(found.offsets - low):
+        move = np.array([[1, 0, dx], [0, 1, dy]])
+        cv2.warpAffine(found.hu[k], move, (hu.shape[2], hu.shape[1]), dst=hu[k], borderValue=AIR_HU)
+    frame = found.frame.copy()
+    frame[0] += low @ frame[1:]
+    note = (
+        f"its slices are shifted against each other by {tilt_deg:.1f}° (gantry tilt); moved back, linear "
+        "between pixels"
+    )
+    return replace(found, hu=hu, frame=frame, warnings=[*found.warnings, note])
+
+
+def _even(found: _Geometry) -> _Geometry:
+    """Slices at even steps, linear between neighbours, where they are not."""
+    if _is_even(found.along_mm, found.normal):
+        return found
+    steps = np.diff(found.along_mm)
+    first, last, usual = found.along_mm[0], found.along_mm[-1], _finer_step(steps) or float(np.median(steps))
+    count = round((last - first) / usual) + 1
+    along_mm = np.linspace(first, last, count)
+    above = np.clip(np.searchsorted(found.along_mm, along_mm, side="right") - 1, 0, len(steps) - 1)
+    share = ((along_mm - found.along_mm[above]) / steps[above]).astype(np.float32)
+    hu = np.empty((count, *found.hu.shape[1:]), found.hu.dtype)
+    for k, (i, w) in enumerate(zip(above, share, strict=True)):
+        mixed = found.hu[i] * (1 - w) + found.hu[i + 1] * w
+        hu[k] = mixed if hu.dtype.kind == "f" else np.rint(mixed)
+    note = (
+        f"its slices lie {steps.min():.2f} to {steps.max():.2f} mm apart; resampled to even steps, linear "
+        "between slices"
+    )
+    return replace(found, hu=hu, along_mm=along_mm, warnings=[*found.warnings, note])
+
+
+def reconstructions(slices: list[Slice]) -> tuple[list[list[Slice]], str]:
+    """Slices of one series, divided into the series that they really are, where these interleave.
+
+    A tag that tells reconstructions apart and alternates along the slices does it. Acquisition numbers alone
+    do not, where the slices are even and numbered in their order.
+
+    Returns:
+        The series in the order of their first slices here, and what tells them apart; "" if it is one.
+    """
+    if len(slices) < 2 or any(its.frame is None for its in slices):
+        return [slices], ""
+    normal = _normal(slices[0])
+    along_mm = np.array([_frame(its)[0] @ normal for its in slices])
+    order = np.argsort(along_mm, kind="stable")
+    ordered = [slices[i] for i in order]
+    telling = {
+        tag: what
+        for tag, what in _TELLING.items()
+        if len({its.tags.get(tag) for its in slices}) <= MAX_VALUES and _interleave(ordered, tag)
+    }
+    is_one = _is_even(along_mm[order], normal) and not _to_and_fro(_numbered(ordered))
+    if _alternate(ordered, "acquisition") and (telling or not is_one):
+        telling["acquisition"] = "acquisition numbers"
+    if not telling:
+        return [slices], ""
+    parts: dict[tuple[str | None, ...], list[Slice]] = {}
+    for its in slices:
+        parts.setdefault(tuple(its.tags[tag] for tag in telling), []).append(its)
+    counted = (f"{len({its.tags[tag] for its in slices})} {what}" for tag, what in telling.items())
+    return list(parts.values()), ", ".join(counted)
+
+
+def _interleave(ordered: Sequence[Slice], tag: str) -> bool:
+    """Whether a tag's values come back again and again, or each has a stack by itself between the others.
+
+    One odd slice, odd ends, or a part within another are one series. So are slices without the tag here and
+    there, unless they are a stack by themselves.
+    """
+    values = [its.tags.get(tag) for its in ordered]
+    given = [value for value, _ in itertools.groupby(value for value in values if value)]
+    if len(given) - len(set(given)) > len(ordered) / 4:
+        return True
+    if len([*itertools.groupby(values)]) == len(set(values)):
+        return False
+    normal = _normal(ordered[0])
+    parts = [
+        np.array(
+            [
+                _frame(its)[0] @ normal
+                for its, its_value in zip(ordered, values, strict=True)
+                if its_value == value
+            ]
+        )
+        for value in set(values)
+    ]
+    return all(len(part) >= MIN_RUN and _is_even(part, normal) for part in parts)
+
+
+def _alternate(ordered: Sequence[Slice], tag: str) -> bool:
+    """Whether a tag comes back to a value that it had left; slices without it say nothing."""
+    runs = [
+        value for value, _ in itertools.groupby(its.tags.get(tag) for its in ordered if its.tags.get(tag))
+    ]
+    return len(runs) > len(set(runs))
+
+
+def _to_and_fro(frames: Mapping[int, object] | None) -> bool:
+    """Whether instance numbers both rise and fall along the slices."""
+    runs = np.diff(list(frames or ()))
+    return bool((runs > 0).any() and (runs < 0).any())
+
+
+def _numbered(slices: Sequence[Slice]) -> dict[int, np.ndarray] | None:
+    """InstanceNumber → frame; None where slices have none, or share one."""
+    numbers = [s.numbers("number", 1) for s in slices]
+    frames = {int(n[0]): _frame(s) for n, s in zip(numbers, slices, strict=True) if n is not None}
+    return frames if len(frames) == len(slices) else None

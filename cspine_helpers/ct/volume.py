@@ -1,0 +1,123 @@
+"""A CT volume in Hounsfield units, in the one frame that everything after it reads.
+
+The frame is (Z, Y, X): cranial to caudal, front to back, the patient's right to left. Patient coordinates are
+those of DICOM, in mm: x to the patient's left, y to the back, z to the head (LPS).
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+FRAME = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])  # columns: a step along Z, Y, X in LPS
+WARN_TURN_DEG = 15.0  # beyond it the neck was not scanned straight, or the volume was reformatted
+MAX_TURN_DEG = 40.0  # beyond it "axial" is no word for the slices any more
+AIR_HU = -1024
+
+
+@dataclass(frozen=True, repr=False)
+class Volume:
+    """One CT.
+
+    Attributes:
+        hu: (Z, Y, X), int16, or float32 where the file holds fractions of a Hounsfield unit.
+        spacing_mm: (z, y, x).
+        origin_mm: (3,) patient coordinates of the middle of voxel (0, 0, 0).
+        direction: (3, 3); its columns are unit vectors of a step along Z, Y and X in patient coordinates.
+        frames: of a DICOM series: InstanceNumber → (3, 3), whose rows are the patient coordinates of the
+            first pixel's middle, and the steps per column and per row. None: it has no such numbers.
+        warnings: what a reader should know, such as repairs.
+    """
+
+    hu: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    origin_mm: np.ndarray
+    direction: np.ndarray
+    frames: dict[int, np.ndarray] | None = None
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Shape, spacing and range, not the values."""
+        spacing = " × ".join(f"{length:.2f}" for length in self.spacing_mm)
+        return f"Volume{self.hu.shape}, {spacing} mm (z, y, x)"
+
+    def points(self, indices: ArrayLike) -> np.ndarray:
+        """Patient coordinates (N, 3) in mm of voxel indices (N, 3) as (z, y, x), fractions allowed."""
+        steps = self.direction * np.array(self.spacing_mm)
+        return self.origin_mm + np.asarray(indices, dtype=float) @ steps.T
+
+    def indices(self, points: ArrayLike) -> np.ndarray:
+        """Voxel indices (N, 3) as (z, y, x), with fractions, of patient coordinates (N, 3) in mm."""
+        steps = self.direction * np.array(self.spacing_mm)
+        return (np.asarray(points, dtype=float) - self.origin_mm) @ np.linalg.inv(steps).T
+
+
+def in_frame(array: np.ndarray, steps_mm: np.ndarray, origin_mm: np.ndarray) -> Volume:
+    """Bring an array in any order and orientation of its axes into the frame; no value is resampled.
+
+    Args:
+        array: 3-D.
+        steps_mm: (3, 3); its columns are the steps along the array's axes in patient coordinates, at right
+            angles to each other.
+        origin_mm: (3,) patient coordinates of the middle of voxel (0, 0, 0).
+
+    Returns:
+        A volume whose array shares its memory with `array`, or is a copy where axes were swapped.
+
+    Raises:
+        ValueError: the axes are turned so far against the patient's that no order is the right one.
+    """
+    spacing = np.linalg.norm(steps_mm, axis=0)
+    order, turn_deg = _nearest_order(steps_mm / spacing)
+    array = array.transpose(order)
+    steps, spacing = steps_mm[:, order], spacing[list(order)]
+    if order != (0, 1, 2):
+        array = np.ascontiguousarray(array)  # slices that do not lie together in memory are slow to cut from
+    origin = np.array(origin_mm, dtype=float)
+    for axis in range(3):
+        if steps[:, axis] @ FRAME[:, axis] < 0:
+            origin = origin + steps[:, axis] * (array.shape[axis] - 1)
+            steps[:, axis] *= -1
+            array = np.flip(array, axis)
+    warnings: tuple[str, ...] = ()
+    if turn_deg > WARN_TURN_DEG:
+        warnings = (f"its grid is turned by {turn_deg:.0f}° against the patient's axes, and packed as it is",)
+    z, y, x = spacing.tolist()
+    return Volume(array, (z, y, x), origin, steps / spacing, warnings=warnings)
+
+
+def _nearest_order(directions: np.ndarray) -> tuple[tuple[int, int, int], float]:
+    """Which array axes lie nearest to Z, Y, X, and the largest angle between an axis and its own, degrees."""
+    closeness = np.abs(FRAME.T @ directions)  # (Z Y X, array axis)
+    order = max(itertools.permutations(range(3)), key=lambda order: closeness[range(3), order].sum())
+    turn_deg = float(np.rad2deg(np.arccos(np.clip(closeness[range(3), order].min(), 0, 1))))
+    if turn_deg > MAX_TURN_DEG:
+        raise ValueError(
+            f"its grid is turned by {turn_deg:.0f}° against the patient's axes; up to {MAX_TURN_DEG:.0f}° "
+            "are packed as they are. Resample it to axial slices, or take the axial reconstruction"
+        )
+    return order, turn_deg  # type: ignore[return-value]
+
+
+Box = tuple[tuple[int, int], ...]  # half-open index ranges along Z, Y and X
+
+
+def bounding_box(label_map: np.ndarray, value: int) -> Box:
+    """Half-open index range along each axis of the voxels that carry `value`.
+
+    Raises:
+        ValueError: no voxel does.
+    """
+    box = []
+    view = label_map
+    for axis in range(label_map.ndim):
+        others = tuple(i for i in range(label_map.ndim) if i != axis)
+        found = np.flatnonzero((view == value).any(axis=others))
+        if not found.size:
+            raise ValueError(
+                f"Label {value} has no voxel in the label map; found {np.unique(label_map).tolist()}."
+            )
+        box.append((int(found[0]), int(found[-1]) + 1))
+        view = view[(slice(None),) * axis + (slice(*box[-1]),)]
+    return tuple(box)

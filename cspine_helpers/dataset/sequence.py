@@ -1,0 +1,302 @@
+"""Packed sequences as torch samples, and batches of them with channels last in memory.
+
+Which samples make which batch, whatever the number of processes and workers, and their loaders.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from cspine_helpers.dataset.augment import Augment, AugmentConfig
+from cspine_helpers.files.paths import listing
+from cspine_helpers.files.tables import require_columns
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.packed import CHANNELS, open_sequence, sequence_path, slice_truth_array
+
+
+class SequenceDataset(Dataset[dict[str, Tensor]]):
+    """Samples of one split; files are memory-mapped when they are asked for, never held.
+
+    Asked for with `(epoch, index)`, or with the index alone for epoch 0. An item is a dict of `sequence`
+    uint8 `(T, 6, H, W)`, in memory channels last as on disk, `label` float32, `vertebra` int64 (0 for C1 to
+    6 for C7), `slice_truth` float32 `(T,)` (NaN where unknown) and `index` int64, its row in `samples`.
+
+    Args:
+        samples: StudyInstanceUID, vertebra and label, as `labels.expand` makes them.
+        packed_dir: the cohort's `packed` folder.
+        slices: T of every sequence.
+        size: H and W of every sequence, pixels.
+        augment: how sequences are varied; None leaves them as they are.
+        seed: the variation of an item depends on (seed, epoch, index) alone, so that it is the same
+            whatever the number of workers and the order.
+        manifest: table of `manifest.read_manifest`, for the slice truth; None: unknown throughout.
+    """
+
+    def __init__(
+        self,
+        samples: pd.DataFrame,
+        packed_dir: str | Path,
+        *,
+        slices: int,
+        size: int,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+        manifest: pd.DataFrame | None = None,
+    ) -> None:
+        require_columns(samples, (UID, "vertebra", "label"), what="The samples")
+        if samples.empty:
+            raise ValueError("There are no samples. Hand in the studies of a split that has some.")
+        self._folder = Path(packed_dir)
+        names = map(sequence_path, repeat(self._folder), samples[UID], samples["vertebra"])
+        # One block of bytes: workers would copy a list of paths, page by page, as they count references.
+        self._files = np.array([path.name for path in names], dtype=np.bytes_)  # (N,)
+        self.slices, self.size, self.seed = slices, size, seed
+        self.labels = samples["label"].to_numpy(dtype=np.float32)  # (N,)
+        self.vertebrae = samples["vertebra"].map(VERTEBRAE.index).to_numpy(dtype=np.int64)  # (N,)
+        self.slice_truth = _slice_truth(samples, manifest, slices)  # (N, T)
+        self._augment = None if augment is None else Augment(augment)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def slice_at(self, index: int, position: int, *, epoch: int = 0) -> Tensor:
+        """One slice of a sample, varied by a draw of its own: uint8 `(6, H, W)`, channels last in memory."""
+        pixels = np.empty((1, self.size, self.size, CHANNELS), np.uint8)
+        self._fill(pixels, self._open(index)[position, None], (self.seed, epoch, index, position))
+        return torch.from_numpy(pixels[0]).permute(2, 0, 1)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([key]).items()}
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, Tensor]:
+        """A batch of items, each put straight into its place; `sequence` is `(B, T, 6, H, W)`."""
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        pixels = _memory((len(pairs), self.slices, self.size, self.size, CHANNELS))
+        for place, (epoch, index) in zip(pixels.numpy(), pairs, strict=True):
+            self._fill(place, self._open(index), (self.seed, epoch, index))
+        indices = np.array([index for _, index in pairs])
+        return {
+            "sequence": pixels.permute(0, 1, 4, 2, 3),
+            "label": torch.from_numpy(self.labels[indices]),
+            "vertebra": torch.from_numpy(self.vertebrae[indices]),
+            "slice_truth": torch.from_numpy(self.slice_truth[indices]),
+            "index": torch.from_numpy(indices),
+        }
+
+    def _open(self, index: int) -> np.ndarray:
+        path = self._folder / self._files[index].decode()
+        return open_sequence(path, slices=self.slices, size=self.size)
+
+    def _fill(self, place: np.ndarray, sequence: np.ndarray, seed: tuple[int, ...]) -> None:
+        if self._augment is None:
+            place[:] = sequence
+        else:
+            self._augment(sequence, seed=seed, out=place)
+
+
+def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For `DataLoader(collate_fn=...)`: a `SequenceDataset` hands over whole batches."""
+    return batch
+
+
+def _memory(shape: tuple[int, ...]) -> Tensor:
+    """Room for uint8 values: shared with the loader's process where this is one of its workers."""
+    if get_worker_info() is None:
+        return torch.from_numpy(np.empty(shape, np.uint8))  # in huge pages, which torch would not ask for
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own default_collate does
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def _slice_truth(samples: pd.DataFrame, manifest: pd.DataFrame | None, slices: int) -> np.ndarray:
+    if manifest is None:
+        return np.full((len(samples), slices), np.nan, dtype=np.float32)
+    known = manifest.set_index([UID, "vertebra"])["slice_truth"]
+    asked = pd.MultiIndex.from_frame(samples[[UID, "vertebra"]])
+    if len(unlisted := asked[~asked.isin(known.index)]):
+        names = listing(f"{uid} {vertebra}" for uid, vertebra in unlisted)
+        raise ValueError(f"{len(unlisted)} samples are not in the manifest: {names}. Pack the cohort anew.")
+    return np.stack([slice_truth_array(text, slices) for text in known.reindex(asked)])
+
+
+Sampling = Literal["shuffle", "balanced"]
+Key = tuple[int, int]  # epoch and index: what a dataset is asked for
+
+
+def epoch_order(labels: np.ndarray, sampling: Sampling, *, seed: int, epoch: int) -> np.ndarray:
+    """Order of the samples in an epoch, drawn from (seed, epoch) alone: `(N,)` indices.
+
+    Args:
+        labels: `(N,)` of 0/1.
+        sampling: "shuffle" takes each sample once; "balanced" draws as many with replacement, fractured and
+            intact ones equally often.
+        seed: of the training.
+        epoch: in question.
+
+    Raises:
+        ValueError: an unknown sampling, or balanced sampling of one class.
+    """
+    if sampling not in get_args(Sampling):
+        raise ValueError(f"sampling is 'shuffle' or 'balanced'; found {sampling!r}.")
+    rng = np.random.default_rng((seed, epoch))
+    total, positives = len(labels), int(labels.sum())
+    if sampling == "shuffle":
+        return rng.permutation(total)
+    if positives in (0, total):
+        raise ValueError(
+            f"Balanced sampling needs fractured and intact samples; found {positives} of {total} fractured. "
+            "Use sampling='shuffle', or another split."
+        )
+    weights = np.where(labels == 1, 0.5 / positives, 0.5 / (total - positives))
+    return rng.choice(total, size=total, p=weights)
+
+
+def steps_of(
+    order: np.ndarray, *, batch_size: int, accumulate: int = 1, processes: int = 1
+) -> list[list[np.ndarray]]:
+    """An epoch's samples dealt out to optimiser steps, and each step's to its batches, none twice.
+
+    A step has `accumulate · processes` batches of at most `batch_size`, all of nearly one size: no tiny batch
+    is left at the end, and none is empty (where samples do not go round, a batch has one more instead).
+
+    Raises:
+        ValueError: fewer samples than a step has batches.
+    """
+    batches = accumulate * processes
+    if len(order) < batches:
+        raise ValueError(
+            f"{len(order)} samples cannot fill the {batches} batches of one step ({accumulate} accumulated "
+            f"on each of {processes} processes). Use fewer processes, or accumulate less."
+        )
+    steps = min(math.ceil(len(order) / (batch_size * batches)), len(order) // batches)
+    return [np.array_split(step, batches) for step in np.array_split(order, steps)]
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """The batches of one process in one epoch; call `set_epoch` before each pass.
+
+    Args:
+        order: epoch → its samples in order.
+        batch_size: most samples of a batch.
+        accumulate: batches of each process whose gradients make one step.
+        process: which of the processes this is.
+        processes: how many share the samples.
+
+    Attributes:
+        epoch: that is set.
+        accumulate: as given.
+        step_sizes: samples of each step, over all processes.
+    """
+
+    def __init__(
+        self,
+        order: Callable[[int], np.ndarray],
+        *,
+        batch_size: int,
+        accumulate: int = 1,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.accumulate = accumulate
+        self._order, self._process, self._processes = order, process, processes
+        self._sizes = {"batch_size": batch_size, "accumulate": accumulate, "processes": processes}
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Deal out the samples of this epoch."""
+        self.epoch = epoch
+        self._steps = steps_of(self._order(epoch), **self._sizes)
+        self.step_sizes = [sum(map(len, step)) for step in self._steps]
+
+    def __len__(self) -> int:
+        return len(self._steps) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in self._steps:
+            for batch in step[self._process :: self._processes]:
+                yield [(self.epoch, index) for index in batch.tolist()]
+
+
+def make_loader(
+    dataset: SequenceDataset,
+    *,
+    batch_size: int,
+    sampling: Sampling | None = None,
+    workers: int = 0,
+    seed: int = 0,
+    accumulate: int = 1,
+    process: int = 0,
+    processes: int = 1,
+) -> DataLoader[dict[str, Tensor]]:
+    """Batches of a dataset, on the device's side of pinned memory where there is a GPU.
+
+    Args:
+        dataset: what is loaded.
+        batch_size: most sequences of a batch.
+        sampling: order of training samples, see `epoch_order`; call `loader.batch_sampler.set_epoch(n)`
+            before pass n, or every pass is the same. None: the order of the dataset, in batches that do not
+            depend on the number of processes (they are dealt out in turn).
+        workers: processes that load, at most one a core for all trainings on this machine; 0: this one loads.
+            Batches do not depend on it.
+        seed: of the order.
+        accumulate: batches of each process whose gradients make one step.
+        process: which of the processes this is.
+        processes: how many share the samples.
+
+    Raises:
+        ValueError: `batch_size` or `workers` is no number of them, or the order cannot be drawn.
+    """
+    if batch_size < 1 or workers < 0:
+        raise ValueError(
+            f"A batch holds 1 sequence or more, and 0 workers or more load it; found a batch size of "
+            f"{batch_size} and {workers} workers. Correct them."
+        )
+    if sampling is None:
+        chunks = [range(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size)]
+        batches: Any = [list(chunk) for chunk in chunks[process::processes]]
+    else:
+        labels, drawn = dataset.labels, sampling
+        epoch_order(labels, drawn, seed=seed, epoch=0)  # refuses now what it would refuse in the first epoch
+        batches = EpochBatches(
+            lambda epoch: epoch_order(labels, drawn, seed=seed, epoch=epoch),
+            batch_size=batch_size,
+            accumulate=accumulate,
+            process=process,
+            processes=processes,
+        )
+    return load_batches(dataset, batches, workers=workers, seed=seed, collate_fn=collate)
+
+
+def load_batches(
+    dataset: Dataset[Any], batches: Any, *, workers: int, seed: int, **options: Any
+) -> DataLoader[Any]:
+    """A loader of these batches: processes with one thread each, kept from epoch to epoch."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes on this machine, which share its cores
+    workers = min(workers, max(_cores() // here, 1))
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+        generator=torch.Generator().manual_seed(seed),  # else each pass would draw from torch's global one
+        **options,
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)  # torch does the same for itself; more threads than cores slow each other down

@@ -1,0 +1,18 @@
+"""From probabilities to calls: thresholds, their guarantees, and the test split, opened once."""
+
+from cspine_helpers.decisions.guarantees import guarantee_on_validation, guarantee_recall, patients_needed
+from cspine_helpers.decisions.simulation import simulate_guarantee
+from cspine_helpers.decisions.test_split import (
+    DECISION,
+    evaluate_on_test,
+    freeze,
+    read_decision,
+    read_openings,
+)
+from cspine_helpers.decisions.thresholds import (
+    Decision,
+    apply_decision,
+    choose_decision,
+    choose_per_vertebra,
+    choose_threshold,
+)

@@ -1,0 +1,434 @@
+"""Resampled patients: how often each is drawn, and every metric as a count weighted by that.
+
+A patient drawn three times counts as three, each time with all of its rows. Scores are sorted once; after
+that a resample costs sums only. Shapes: N rows, P patients, R resamples.
+
+Headline numbers of one sample under any patient weights, and the limits of their intervals.
+
+`intervals` says which interval is made how, and why.
+
+Source: effective number of cases, Korn and Graubard, Survey Methodology 24 (1998); for areas, Kottas, Kuo and
+Zapf, Statistics in Medicine 33 (2014).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+from scipy.stats import t
+
+from cspine_helpers.evaluation.cases import at_level, resampled_units
+from cspine_helpers.metrics import check_scores, log_losses, rates
+
+Floats = NDArray[np.float64]
+Ratio = tuple[Floats, Floats]  # numerator and denominator summed over each patient's rows, (P,) both
+COUNTS = ("tp", "fp", "fn", "tn")
+_ENTRIES = 2**21  # rows × resamples worked on at once: 16 MB, about a processor's cache
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Scored rows and whose they are.
+
+    Attributes:
+        labels: (N,) of 0/1.
+        probabilities: (N,) in [0, 1].
+        patient: (N,) numbers of the patients, 0 … patients − 1; a patient may have no row here.
+        patients: P.
+    """
+
+    labels: NDArray[np.int64]
+    probabilities: Floats
+    patient: NDArray[np.intp]
+    patients: int
+
+    def sums(self, values: NDArray | None = None) -> Floats:
+        """Values (N,) summed over the rows of each patient, (P,); rows counted where none are given."""
+        return np.bincount(self.patient, values, self.patients).astype(np.float64)
+
+
+def sample(predictions: pd.DataFrame, level: str = "all", *, patients: pd.Index | None = None) -> Sample:
+    """The rows of a predictions table at one of `metrics.LEVELS`.
+
+    Args:
+        predictions: predictions table.
+        level: all vertebrae, one of C1…C7, or patients.
+        patients: names of the patients (`metrics.resampled_units`), in the order of their numbers; those of
+            the table where not given.
+
+    Raises:
+        ValueError: see `metrics.at_level` and `metrics.check_scores`.
+    """
+    if patients is None:
+        patients = pd.Index(resampled_units(predictions).unique())
+    rows = at_level(predictions, level)
+    labels, probabilities = check_scores(rows["label"], rows["probability"])
+    whose = patients.get_indexer(pd.Index(resampled_units(rows)))
+    return Sample(labels, probabilities, whose, len(patients))
+
+
+def patient_weights(patients: int, resamples: int, seed: int, *, rows: int = 1) -> Iterator[Floats]:
+    """How often each patient is drawn, as many draws with replacement as there are patients.
+
+    Args:
+        patients: P.
+        resamples: R.
+        seed: of the draws; one seed gives the same resamples for the same P and `rows`.
+        rows: of the table that is resampled: many rows come in smaller pieces.
+
+    Yields:
+        (P, part of R), columns that sum to P.
+    """
+    rng = np.random.default_rng(seed)
+    size = max(1, min(resamples, _ENTRIES // max(rows, patients)))
+    for start in range(0, resamples, size):
+        many = min(size, resamples - start)
+        drawn = rng.integers(patients, size=(many, patients)) + patients * np.arange(many)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=many * patients)
+        yield np.ascontiguousarray(counts.reshape(many, patients).T, dtype=np.float64)
+
+
+def resampled(sums: Floats, resamples: int, seed: int) -> Floats:
+    """Totals of patients' sums (P, K) in each resample, (R, K).
+
+    Raises:
+        ValueError: no resample is asked for.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples is a whole number from 1; found {resamples}. 1,000 is usual.")
+    return np.concatenate([drawn.T @ sums for drawn in patient_weights(len(sums), resamples, seed)])
+
+
+def confusion_sums(rows: Sample, threshold: float) -> Floats:
+    """Each patient's `COUNTS` at a threshold, (4, P)."""
+    called, y = rows.probabilities >= threshold, rows.labels == 1
+    return np.stack([rows.sums(cell) for cell in (called & y, called & ~y, ~called & y, ~called & ~y)])
+
+
+def loss_ratios(rows: Sample) -> dict[str, Ratio]:
+    """Log loss (see `metrics.log_losses`) and Brier score, means over rows."""
+    count = rows.sums()
+    return {
+        "log_loss": (rows.sums(log_losses(rows.labels, rows.probabilities)), count),
+        "brier": (rows.sums((rows.probabilities - rows.labels) ** 2), count),
+    }
+
+
+class Ranking:
+    """Rows sorted by score once, for the curves and areas of any resample.
+
+    Only scores that a positive row has are steps of recall; the negative rows between two of them matter by
+    their number alone. So a resample costs one pass over the rows and then works on the steps.
+    """
+
+    def __init__(self, rows: Sample) -> None:
+        score, step = np.unique(-rows.probabilities, return_inverse=True)  # from the highest score down
+        y = rows.labels == 1
+        found = np.bincount(step[y], minlength=len(score)) > 0  # scores with a positive row
+        place: NDArray[np.intp] = (np.cumsum(found) - found)[
+            step
+        ]  # how many of them lie above the row's own score
+        tied, many = ~y & found[step], int(found.sum())
+
+        def counts(mask: NDArray[np.bool_]) -> csr_array:
+            ones = np.ones(int(mask.sum()))
+            return csr_array((ones, (place[mask], rows.patient[mask])), shape=(many + 1, rows.patients))
+
+        self._positive, self._tied, self._between = counts(y), counts(tied), counts(~y & ~tied)
+
+    def steps(self, weights: Floats) -> tuple[Floats, Floats, Floats]:
+        """True positives, false positives above and down to each step of recall, (steps + 1, R) each.
+
+        The last row is the end of the list: all positives and all negatives.
+        """
+        tied = self._tied @ weights
+        down_to = np.cumsum(self._between @ weights + tied, axis=0)
+        return np.cumsum(self._positive @ weights, axis=0), down_to - tied, down_to
+
+    def areas(self, weights: Floats) -> Floats:
+        """AUROC and average precision of each resample, (2, R); NaN where a class is absent.
+
+        Source: AUROC as the share of pairs ranked rightly, ties half (Hanley and McNeil 1982); average
+        precision as the sum of precision over the steps of recall, as scikit-learn defines it.
+        """
+        tp, above, down_to = self.steps(weights)
+        gained = np.diff(tp, axis=0, prepend=0)
+        with np.errstate(invalid="ignore", divide="ignore"):  # a class that is absent
+            auroc = 1 - np.sum(gained * (above + down_to), axis=0) / (2 * tp[-1] * down_to[-1])
+            average_precision = np.sum(gained * tp / np.maximum(tp + down_to, 1), axis=0) / tp[-1]
+        average_precision[down_to[-1] == 0] = np.nan
+        return np.stack([auroc, average_precision])
+
+    def precision_at(self, weights: Floats, recall: Floats) -> Floats:
+        """Precision of each resample where recall first reaches the points (K,) above 0, (K, R).
+
+        NaN where a class is absent.
+        """
+        tp, _, down_to = self.steps(weights)
+        found = np.empty((len(recall), weights.shape[1]))
+        for j in range(weights.shape[1]):
+            at = np.searchsorted(tp[:, j], recall * tp[-1, j] * (1 - 1e-12))
+            found[:, j] = tp[at, j] / np.maximum(tp[at, j] + down_to[at, j], 1)
+        return np.where((tp[-1] == 0) | (down_to[-1] == 0), np.nan, found)
+
+    def recall_at(self, weights: Floats, false_positive_rate: Floats) -> Floats:
+        """Highest recall of each resample at the points (K,), (K, R); straight lines through ties.
+
+        NaN where a class is absent.
+        """
+        tp, above, down_to = (np.pad(table, ((0, 1), (0, 0)), mode="edge") for table in self.steps(weights))
+        gained, tied = np.diff(tp, axis=0, prepend=0), np.maximum(down_to - above, 1)
+        found = np.empty((len(false_positive_rate), weights.shape[1]))
+        for j in range(weights.shape[1]):
+            wanted = false_positive_rate * down_to[-1, j] * (1 + 1e-12)
+            at = np.searchsorted(down_to[:-1, j], wanted, side="right")
+            part = np.clip((wanted - above[at, j]) / tied[at, j], 0, 1)
+            found[:, j] = tp[at, j] - gained[at, j] * (1 - part)
+        with np.errstate(invalid="ignore", divide="ignore"):  # a class that is absent
+            return np.where(down_to[-1] == 0, np.nan, found / tp[-1])
+
+
+RATES = {  # of which rows
+    "recall": ("tp", "fn"),
+    "precision": ("tp", "fp"),
+    "specificity": ("tn", "fp"),
+    "npv": ("tn", "fn"),
+    "f1": ("tp", "fp", "fn"),
+    "accuracy": COUNTS,
+}
+AREAS = ("auroc", "average_precision")
+_MOST_SKEW = 0.5  # times √patients / t: from there on the correction grows in length, hardly in coverage
+_SAME = 1e-9  # draws that differ by less are equal but for rounding
+
+
+def score_interval(
+    value: ArrayLike, cases: ArrayLike, confidence: float = 0.95, *, freedom: float = np.inf
+) -> tuple[Floats, Floats]:
+    """Lower and upper limit of shares of so many independent cases, by Wilson's formula.
+
+    Args:
+        value: shares in [0, 1].
+        cases: how many; need not be whole numbers.
+        confidence: of the interval.
+        freedom: degrees of freedom with which the number of cases is known.
+
+    Source: Wilson, Journal of the American Statistical Association 22 (1927), page 209.
+    """
+    p, n, z = np.asarray(value), np.asarray(cases), t.ppf((1 + confidence) / 2, freedom)
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return np.clip(middle - half, 0, p), np.clip(middle + half, p, 1)  # rounding must not exclude p itself
+
+
+def loss_interval(value: float, draws: Floats, patients: int, confidence: float) -> tuple[float, float]:
+    """Limits of a mean that is never negative, by Student's t on the logarithm.
+
+    Few patients can hold most of a loss: percentiles, and t without the logarithm, then reach too low and
+    not high enough.
+
+    Args:
+        value: the mean.
+        draws: the mean in the resamples, (R,).
+        patients: that it is of.
+        confidence: of the interval.
+    """
+    if value <= 0:
+        return value, value
+    error = draws.std() * np.sqrt(patients / (patients - 1)) / value  # of the logarithm, to first order
+    factor = float(np.exp(t.ppf((1 + confidence) / 2, patients - 1) * error))
+    return value / factor, value * factor
+
+
+def mean_interval(shares: Floats, confidence: float) -> tuple[float, float]:
+    """Limits of the mean of what independent patients contribute, of either sign.
+
+    Each end is the farther of two: Student's t, and t corrected for the skewness of the shares. The first
+    reaches too short on the side of a long tail, the second on the other. Percentiles of resamples are
+    shorter than either where patients are few.
+
+    Args:
+        shares: of the patients, (P,); their mean is the estimate. See `shares_of`.
+        confidence: of the interval.
+
+    Returns:
+        Lower and upper limit; NaN of fewer than two patients.
+
+    Source: Hall, J R Stat Soc B 54 (1992) 221-228, the cubic transformation of t.
+    """
+    patients, middle = len(shares), float(np.mean(shares))
+    if patients < 2:
+        return np.nan, np.nan
+    spread = shares.std(ddof=1)
+    if spread == 0:
+        return middle, middle
+    q = t.ppf((1 + confidence) / 2, patients - 1) / np.sqrt(patients)
+    skew = np.clip(((shares - middle) ** 3).mean() / spread**3, -_MOST_SKEW / q, _MOST_SKEW / q)
+    ends = np.array([q, -q])
+    corrected = ends - skew / (6 * patients)
+    if abs(skew) > _SAME:
+        corrected = 3 * (np.cbrt(1 + skew * corrected) - 1) / skew
+    low, high = middle - spread * np.stack([ends, corrected])[:, [0, 1]].T
+    return float(low.min()), float(high.max())
+
+
+def shares_of(ratio: Ratio) -> Floats:
+    """What each patient contributes to a ratio of sums, so that the mean of the shares is the ratio, (P,).
+
+    Patients who have no row are left out.
+    """
+    above, below = (part[ratio[1] > 0] for part in ratio)
+    value = above.sum() / below.sum()
+    return value + (above - value * below) / below.mean()
+
+
+def quantiles(draws: Floats, confidence: float) -> tuple[Floats, Floats]:
+    """Percentile limits of draws (…, R)."""
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
+    return low, high
+
+
+def effective_cases(value: float, draws: Floats, rows: float, patients: float) -> float:
+    """Independent cases that would vary as much as the draws of a share do.
+
+    At most as many as rows. As many as patients where the draws do not vary, as where every fracture is
+    found: nothing then tells how alike a patient's rows are, and counting patients is the careful choice.
+
+    Args:
+        value: the share.
+        draws: the share in the resamples, (R,).
+        rows: that it is a share of; infinite where it is none of rows.
+        patients: that those rows belong to.
+    """
+    if patients < 2 or np.ptp(draws) < _SAME:
+        return max(patients, 1.0)
+    variance = draws.var() * patients / (patients - 1)  # resamples of few patients vary too little
+    return float(min(rows, value * (1 - value) / variance))
+
+
+def correlation(first: Floats, second: Floats) -> float:
+    """Of two metrics over the resamples that define both; 0, the careful choice, where one does not vary."""
+    both = ~np.isnan(first + second)
+    a, b = first[both], second[both]
+    if not len(a) or np.ptp(a) < _SAME or np.ptp(b) < _SAME:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def combined(first: Floats, second: Floats, together: Floats) -> Floats:
+    """Half-width of a difference from those of its parts and the correlation of the two."""
+    return np.sqrt(np.maximum(first**2 + second**2 - 2 * together * first * second, 0))
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Metrics of one sample, as sums over patients that any weights can be put on.
+
+    Attributes:
+        counts: each patient's tp, fp, fn and tn, (4, P); None leaves the rates out.
+        means: numerator and denominator of each loss, (P,) both.
+        ranking: of the rows by score; None leaves the areas out.
+        ranked: patients with a row of either class, the fewer of the two.
+    """
+
+    counts: Floats | None = None
+    means: dict[str, Ratio] = field(default_factory=dict)
+    ranking: Ranking | None = None
+    ranked: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics in the order of all results."""
+        some_rates, some_areas = self.counts is not None, self.ranking is not None
+        return [*(RATES if some_rates else ()), *self.means, *(AREAS if some_areas else ())]
+
+    def under(self, weights: Floats) -> Floats:
+        """The metrics under patient weights (P, R), (metrics, R); NaN where one is undefined."""
+        found = []
+        if self.counts is not None:
+            sums = self.counts @ weights
+            found.append(rates(pd.DataFrame(sums.T, columns=COUNTS))[[*RATES]].to_numpy().T)
+        if self.means:
+            above, below = (np.stack(part) @ weights for part in zip(*self.means.values(), strict=True))
+            found.append(np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0))
+        if self.ranking is not None:
+            found.append(self.ranking.areas(weights))
+        return np.concatenate(found)
+
+    def limits(self, value: Floats, draws: Floats, confidence: float) -> tuple[Floats, Floats]:
+        """Limits of the metrics from values (metrics,) and draws (metrics, R); NaN where undefined."""
+        found = np.full((2, len(value)), np.nan)
+        for place, name in enumerate(self.names):
+            some = draws[place][~np.isnan(draws[place])]
+            if np.isnan(value[place]) or not len(some):
+                continue
+            if name in (*RATES, *AREAS):
+                rows, patients = self._size(name)
+                cases = effective_cases(value[place], some, rows, patients)
+                freedom = max(patients - 1, 1) if name in AREAS else np.inf
+                found[:, place] = score_interval(value[place], cases, confidence, freedom=freedom)
+            else:
+                found[:, place] = loss_interval(value[place], some, len(self.means[name][0]), confidence)
+        return found[0], found[1]
+
+    def _size(self, name: str) -> tuple[float, float]:
+        """Rows and patients that a rate or area rests on."""
+        if name in AREAS:
+            return np.inf, float(self.ranked)
+        assert self.counts is not None
+        below = self.counts[[COUNTS.index(cell) for cell in RATES[name]]].sum(axis=0)
+        return float(below.sum()), float((below > 0).sum())
+
+    def table(self, value: Floats, draws: Floats, confidence: float) -> pd.DataFrame:
+        """Columns `metric, value, low, high, undefined`."""
+        low, high = self.limits(value, draws, confidence)
+        missing = np.isnan(draws).sum(axis=1)
+        columns = {"metric": self.names, "value": value, "low": low, "high": high, "undefined": missing}
+        return pd.DataFrame(columns)
+
+
+def estimates(rows: Sample, threshold: float | None, *, rsna: pd.DataFrame | None = None) -> Estimates:
+    """The headline numbers of a sample.
+
+    Args:
+        rows: the sample.
+        threshold: for the rates; None leaves them out.
+        rsna: `competition.rsna_terms` with the column `patient`, the number of the study's patient in the
+            sample; None leaves its losses out.
+    """
+    counts = None if threshold is None else confusion_sums(rows, threshold)
+    means = loss_ratios(rows)
+    if rsna is not None:
+        each = rsna.assign(mean=rsna["loss"] / rsna["weight"], studies=1.0).groupby("patient").sum()
+        sums = each.reindex(range(rows.patients), fill_value=0.0).to_dict("series")
+        loss, weight, mean, studies = (
+            sums[name].to_numpy() for name in ("loss", "weight", "mean", "studies")
+        )
+        means["rsna_loss"] = (loss, weight)
+        means["rsna_loss_per_patient"] = (mean, studies)
+    positive = rows.sums(rows.labels)
+    ranked = min((positive > 0).sum(), (rows.sums() > positive).sum())
+    return Estimates(counts, means, Ranking(rows), int(ranked))
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence lies between 0 and 1; found {confidence}. 0.95 is usual.")
+
+
+def interval(drawn: NDArray[np.float64], confidence: float) -> NDArray[np.float64]:
+    """Percentile limits (2, …) of draws (R, …).
+
+    Raises:
+        ValueError: a confidence outside (0, 1).
+    """
+    _check_confidence(confidence)
+    return np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+
+
+def patient_sums(rows: pd.DataFrame, terms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Terms (N, K) of the rows added up for each patient (`metrics.resampled_units`), (patients, K)."""
+    patient, names = pd.factorize(resampled_units(rows))
+    return np.stack([np.bincount(patient, column, len(names)) for column in terms.T], axis=1)

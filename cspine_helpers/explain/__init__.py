@@ -1,0 +1,8 @@
+"""Where the model looked, measured against the truth."""
+
+from cspine_helpers.explain.attention import (
+    attention_scores,
+    attention_table,
+    sequence_scores,
+    without_attention,
+)

@@ -1,0 +1,170 @@
+"""What the model attended to, and how well that finds the slices that show the fracture."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from cspine_helpers.checkpoints import Run
+from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
+from cspine_helpers.evaluation.resampling import mean_interval, shares_of
+from cspine_helpers.files.tables import require_columns
+from cspine_helpers.labels import UID
+from cspine_helpers.metrics import auroc
+from cspine_helpers.packed import read_manifest
+
+COLUMNS = (UID, "vertebra", "label", "probability", "slice", "attention", "fractured")
+SCORES = (
+    UID, "vertebra", "probability",
+    "auroc", "share", "top1", "profile_auroc", "profile_share", "profile_top1", "uniform_share",
+)  # fmt: skip
+
+
+def attention_table(
+    run: Run, samples: pd.DataFrame, packed_dir: str | Path, *, batch_size: int = 16
+) -> pd.DataFrame:
+    """Attention of a run's model for each slice of some samples.
+
+    Args:
+        run: of `checkpoints.load_run`.
+        samples: StudyInstanceUID, vertebra and label, as `labels.expand` makes them.
+        packed_dir: the cohort's `packed` folder; its manifest, where it has one, knows the truth.
+        batch_size: sequences at a time.
+
+    Returns:
+        One row a slice, T rows a sample in the samples' order: StudyInstanceUID, vertebra, label,
+        probability (of the whole vertebra), slice (0 … T − 1, cranial first), attention (sums to 1 over a
+        sample's slices), fractured (1, 0, or NaN where unknown).
+    """
+    manifest = read_manifest(packed_dir) if (Path(packed_dir) / "manifest.csv").is_file() else None
+    slices, device = run.config.slices, next(run.model.parameters()).device
+    dataset = SequenceDataset(samples, packed_dir, slices=slices, size=run.config.size, manifest=manifest)
+    probabilities, weights = [], []
+    run.model.eval()
+    with torch.inference_mode():
+        for batch in make_loader(dataset, batch_size=batch_size):
+            output = run.model(batch["sequence"].to(device), batch["vertebra"].to(device))
+            probabilities.append(output.logit.double().sigmoid().cpu())
+            weights.append(output.attention.double().cpu())
+    each = samples[[UID, "vertebra", "label"]].assign(probability=torch.cat(probabilities).numpy())
+    table = each.loc[each.index.repeat(slices)].reset_index(drop=True)
+    table["slice"] = np.tile(np.arange(slices), len(samples))
+    table["attention"] = torch.cat(weights).flatten().numpy()
+    table["fractured"] = dataset.slice_truth.ravel()
+    return table[list(COLUMNS)]
+
+
+def intact_profile(table: pd.DataFrame) -> NDArray[np.float64]:
+    """Where attention goes when nothing is broken: the mean over intact vertebrae of a row's level and slice.
+
+    Fractures have favourite places, so that a model may score well by always looking there. This profile
+    knows the places and no fracture: it is what attention has to beat.
+
+    Args:
+        table: of `attention_table`.
+
+    Returns:
+        For each row of the table, (N,); the mean of all levels where a level has no intact vertebra, NaN
+        where none is intact.
+    """
+    intact = table[table["label"] == 0]
+    overall = table["slice"].map(intact.groupby("slice")["attention"].mean())
+    means = intact.groupby(["vertebra", "slice"])["attention"].mean().rename("profile").reset_index()
+    own = table[["vertebra", "slice"]].merge(means, how="left", on=["vertebra", "slice"])["profile"]
+    return np.where(own.notna(), own, overall.to_numpy())
+
+
+def sequence_scores(table: pd.DataFrame) -> pd.DataFrame:
+    """How well attention finds the fractured slices, for each sequence that has some and not only such.
+
+    Args:
+        table: of `attention_table`, intact vertebrae included, as the `intact_profile` is theirs.
+
+    Returns:
+        StudyInstanceUID, vertebra, probability; `auroc`, how often a fractured slice has more weight than an
+        intact one (ties count half); `share`, the weight on fractured slices; `top1`, 1 where the slice of
+        most weight is fractured; the same three for the `intact_profile` in attention's place,
+        `profile_auroc` and so on; `uniform_share`, what uniform weights would put on fractured slices. Empty
+        where no truth is known.
+
+    Raises:
+        ValueError: columns are missing.
+    """
+    require_columns(table, COLUMNS, what="The attention table")
+    rows = []
+    weighed = table.assign(profile=intact_profile(table))
+    for (uid, vertebra), slices in weighed.groupby([UID, "vertebra"], sort=False):
+        truth = slices["fractured"].to_numpy()
+        if np.isnan(truth).any() or truth.min() == truth.max():
+            continue
+        row = {UID: uid, "vertebra": vertebra, "probability": slices["probability"].iloc[0]}
+        for prefix, column in (("", "attention"), ("profile_", "profile")):
+            weight = slices[column].to_numpy()
+            found = (np.nan, np.nan, np.nan)
+            if not np.isnan(weight).any():
+                found = auroc(truth, weight), weight[truth == 1].sum() / weight.sum(), truth[weight.argmax()]
+            row |= {
+                f"{prefix}{name}": value
+                for name, value in zip(("auroc", "share", "top1"), found, strict=True)
+            }
+        rows.append(row | {"uniform_share": truth.mean()})
+    return pd.DataFrame(rows, columns=list(SCORES))
+
+
+def attention_scores(table: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataFrame:
+    """Summary of `sequence_scores`, beside what the `intact_profile` and uniform weights score.
+
+    Agreement with the slice truth is no discovery where the truth was a training target (the slice loss).
+
+    Args:
+        table: of `attention_table`, intact vertebrae included.
+        confidence: of the intervals.
+
+    Returns:
+        Four rows, `score`, `attention`, `profile`, `uniform`, `difference` (attention less profile), `low`
+        and `high` (its interval, with patients as units), `sequences` (how many it is taken over): the
+        AUROC's mean over sequences; the AUROC over all their slices together, which has no interval; the
+        share of weight on fractured slices; how often the slice of most weight is fractured. NaN without
+        intact vertebrae.
+
+    Raises:
+        ValueError: no sequence can be scored.
+    """
+    each = sequence_scores(table)
+    if each.empty:
+        raise ValueError(
+            "No sequence has both fractured and intact slices that are known, so attention cannot be scored. "
+            "Use a cohort whose manifest holds slice_truth, such as the built-in one."
+        )
+    weighed = table.assign(profile=intact_profile(table)).merge(each[[UID, "vertebra"]], on=[UID, "vertebra"])
+    known = each["profile_auroc"].notna().all()
+    uniform_share = each["uniform_share"].mean()
+    rows = []
+    for title, name, uniform in (
+        ("AUROC, mean of sequences", "auroc", 0.5),
+        ("weight on fractured slices", "share", uniform_share),
+        ("top slice is fractured", "top1", uniform_share),
+    ):
+        more = (each[name] - each[f"profile_{name}"]).groupby(each[UID])
+        above, below = (np.asarray(part, dtype=np.float64) for part in (more.sum(), more.size()))
+        limits = mean_interval(shares_of((above, below)), confidence) if known else (np.nan, np.nan)
+        mean, null = float(each[name].mean()), float(each[f"profile_{name}"].mean()) if known else np.nan
+        rows.append((title, mean, null, uniform, mean - null, *limits))
+    pooled = auroc(weighed["fractured"], weighed["attention"])
+    null = auroc(weighed["fractured"], weighed["profile"]) if known else np.nan
+    rows.insert(1, ("AUROC, all slices together", pooled, null, 0.5, pooled - null, np.nan, np.nan))
+    columns = ["score", "attention", "profile", "uniform", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).assign(sequences=len(each))
+
+
+def without_attention(run: Run) -> Run:
+    """The run with uniform weights instead of its attention, all else the same: what the attention adds."""
+    model = copy.deepcopy(run.model)
+    with torch.no_grad():
+        for parameter in model.attention[-1].parameters():
+            parameter.zero_()  # equal scores for all slices
+    return replace(run, model=model)

@@ -1,0 +1,35 @@
+"""Every picture. Functions return a `Figure`; only `save_figure` writes files."""
+
+from cspine_helpers.figures.calibration import (
+    calibration_comparison,
+    decision_curves,
+    predictive_value_curves,
+    reliability_diagrams,
+)
+from cspine_helpers.figures.cohorts import (
+    cooccurrence_heatmap,
+    fractures_per_patient,
+    imbalance_bars,
+    leak_picture,
+    prevalence_bars,
+    split_comparison,
+)
+from cspine_helpers.figures.curves import (
+    confusions,
+    guarantee_picture,
+    learning_curves,
+    pr_curves,
+    roc_curves,
+    score_histograms,
+    threshold_sweep,
+    vertebra_against_patient,
+)
+from cspine_helpers.figures.montages import (
+    attention_by_level,
+    attention_montage,
+    attention_vs_truth,
+    sequence_montage,
+    vertebra_row,
+)
+from cspine_helpers.figures.scans import contact_sheet, heights, study_views
+from cspine_helpers.figures.style import save_figure

@@ -1,0 +1,235 @@
+"""Pictures of what probabilities are worth: reliability, calibration, net benefit, predictive values."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullLocator
+from numpy.typing import ArrayLike
+
+from cspine_helpers.evaluation.cases import scored_rows
+from cspine_helpers.evaluation.clinical_utility import (
+    COMPETITION_PREVALENCE,
+    SCREENING_PREVALENCE,
+    THRESHOLDS,
+    decision_curve,
+    predictive_curve,
+)
+from cspine_helpers.evaluation.reliability import Bins, calibration_scores, reliability_table, written_scores
+from cspine_helpers.figures.curves import LEVEL_NAMES, unit_square
+from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, STYLE, Picture
+from cspine_helpers.metrics import clip_note
+
+_SCORE_NAMES = {"log_loss": "log loss", "brier": "Brier", "slope": "slope", "ece": "ECE"}
+# One look for each table of a comparison, colour and line together, so that none rests on colour alone.
+_LOOKS = (("#D55E00", "-"), ("#0072B2", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
+
+
+@matplotlib.rc_context(STYLE)
+def reliability_diagrams(
+    predictions: pd.DataFrame,
+    *,
+    levels: Sequence[str] = ("all", "patient"),
+    bins: int = 10,
+    strategy: Bins = "quantile",
+) -> Picture:
+    """What was said against what was found, a panel for each level, over the histogram of the scores.
+
+    Whiskers are 95 % intervals with patients as units (`reliability.reliability_table`); beside them the
+    scores of `reliability.calibration_scores`. Bins without a case are left out.
+
+    Raises:
+        ValueError: nothing to draw; see `reliability.scored_rows`.
+    """
+    panels = {LEVEL_NAMES.get(level, level): (predictions, level) for level in levels}
+    return _diagrams(panels, bins, strategy)
+
+
+@matplotlib.rc_context(STYLE)
+def calibration_comparison(
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    level: str = "all",
+    bins: int = 10,
+    strategy: Bins = "quantile",
+) -> Picture:
+    """Reliability diagrams of several tables at one level side by side: as predicted, and calibrated.
+
+    Args:
+        tables: title → predictions table, or table of patients, of one split that fitted no calibrator.
+        level: one of `metrics.LEVELS`.
+        bins: see `reliability.reliability_table`.
+        strategy: see there.
+
+    Raises:
+        ValueError: nothing to draw; see `reliability.scored_rows`.
+    """
+    return _diagrams({title: (table, level) for title, table in tables.items()}, bins, strategy)
+
+
+def _diagrams(panels: Mapping[str, tuple[pd.DataFrame, str]], bins: int, strategy: Bins) -> Picture:
+    if not panels:
+        raise ValueError("There is nothing to draw: give at least one level, or one table.")
+    figure = Picture(figsize=(1.2 + 3.8 * len(panels), 5.3))
+    grid = figure.subplots(2, len(panels), height_ratios=[3.4, 1], sharex=True, squeeze=False)
+    for (upper, lower), (title, (table, level)) in zip(grid.T, panels.items(), strict=True):
+        found = reliability_table(table, level=level, bins=bins, strategy=strategy)
+        _reliability_panel(upper, found[~found["undefined"]])
+        scores = calibration_scores(table, level=level, bins=bins, strategy=strategy)
+        written = written_scores(scores)
+        lines = [f"{name} {written[key]}" for key, name in _SCORE_NAMES.items()]
+        rows = scored_rows(table, level)
+        if note := clip_note(rows["label"], rows["probability"]):
+            lines.insert(1, f"  clipped: {note.partition(' cases')[0]} cases")
+        too_high = scores.set_index("score")["value"]["bias"] > 0  # then the points lie below the diagonal
+        x, y, side, end = (0.03, 0.97, "left", "top") if too_high else (0.97, 0.03, "right", "bottom")
+        upper.text(x, y, "\n".join(lines), transform=upper.transAxes, ha=side, va=end, fontsize=9)
+        upper.set_title(title)
+        _score_panel(lower, rows)
+    for axes in grid[0]:
+        axes.set_xlabel("")
+    for axes in grid[:, 1:].flat:
+        axes.set_ylabel("")
+    grid[1, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, handlelength=1)
+    return figure
+
+
+def _reliability_panel(axes: Axes, bins: pd.DataFrame) -> None:
+    x, y = bins["probability"], bins["observed"]
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    errors = [y - bins["low"], bins["high"] - y]
+    axes.plot(x, y, color=INTACT, linewidth=1, alpha=0.5)
+    axes.errorbar(x, y, yerr=errors, fmt="o", color=INTACT, ms=5.5, elinewidth=1.4, capsize=2.5, mec="white")
+    unit_square(axes, "probability", "share that is fractured")
+
+
+def _score_panel(axes: Axes, rows: pd.DataFrame) -> None:
+    edges = np.linspace(0, 1, 41)
+    truth = {"intact": INTACT, "fractured": FRACTURED}
+    scores = [rows.loc[rows["label"] == label, "probability"] for label in range(2)]
+    axes.hist(scores, edges.tolist(), stacked=True, color=list(truth.values()), label=list(truth))
+    axes.set(xlim=(-0.02, 1.02), xlabel="probability", ylabel="cases")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+
+
+@matplotlib.rc_context(STYLE)
+def decision_curves(
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    level: str = "patient",
+    prevalence: float | None = None,
+    thresholds: ArrayLike = THRESHOLDS,
+) -> Picture:
+    """Net benefit of acting on each table's probabilities, against acting on all and on none.
+
+    Bands are 95 % intervals with patients as units, each threshold by itself; of three tables or more they
+    would hide each other, and are left out.
+
+    Args:
+        tables: name → predictions table, or table of patients, all of the same cases; at most four.
+        level: one of `metrics.LEVELS`.
+        prevalence: of that level, elsewhere; see `benefit.decision_curve`.
+        thresholds: where to draw.
+
+    Raises:
+        ValueError: no table, or more than four; tables of other cases; see `benefit.decision_curve`.
+    """
+    if not 1 <= len(tables) <= len(_LOOKS):
+        raise ValueError(f"One to {len(_LOOKS)} tables can be told apart; found {len(tables)}.")
+    found = {
+        name: decision_curve(table, level=level, prevalence=prevalence, thresholds=thresholds)
+        for name, table in tables.items()
+    }
+    first = next(iter(found.values()))
+    if any(not np.allclose(curve["treat_all"], first["treat_all"]) for curve in found.values()):
+        raise ValueError("The tables differ in their share of fractures: they are not of the same cases.")
+    figure = Picture(figsize=(9, 4.6))
+    axes = figure.subplots()
+    axes.plot(first["threshold"], first["treat_all"], color=GREY, linewidth=1.4, label="act on all")
+    axes.axhline(0, color=INK, linewidth=1, label="act on none")
+    for (name, curve), (colour, line) in zip(found.items(), _LOOKS, strict=False):
+        t = curve["threshold"]
+        if len(found) <= 2:
+            axes.fill_between(t, curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
+        axes.plot(t, curve["net_benefit"], color=colour, linestyle=line, label=name)
+    top = max(first["treat_all"].max(), *(curve["net_benefit"].max() for curve in found.values()))
+    if len(found) <= 2:
+        top = max(top, *(curve["high"].max() for curve in found.values()))
+    axes.set(ylim=(-0.25 * top, 1.05 * top), xlim=(0, first["threshold"].max()))
+    axes.set(xlabel="threshold: probability from which one acts", ylabel="net benefit per case")
+    axes.grid(True)
+    axes.set_axisbelow(True)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    where = "" if prevalence is None else f" at a prevalence of {prevalence:.1%}"
+    axes.set_title(f"{LEVEL_NAMES[level]}: is acting on the model worth it{where}?")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def predictive_value_curves(
+    predictions: pd.DataFrame,
+    threshold: float,
+    *,
+    level: str = "patient",
+    marks: Mapping[str, float] | None = None,
+) -> Picture:
+    """What an alarm, and no alarm, mean wherever fractures are rarer or more common.
+
+    Bands are 95 % intervals with patients as units. All of it takes sensitivity and specificity to be the
+    same everywhere, which external tests have not borne out: read it as the better case.
+
+    Args:
+        predictions: predictions table, or table of patients; one split.
+        threshold: of that level.
+        level: one of `metrics.LEVELS`.
+        marks: name → prevalence of that level to write the values at; for patients a screening set and the
+            competition where not given, for vertebrae the table's own prevalence.
+
+    Raises:
+        ValueError: see `prevalence.predictive_curve`.
+    """
+    if marks is None:
+        own = {"this split": float(scored_rows(predictions, level)["label"].mean())}
+        shown = {"screening": SCREENING_PREVALENCE, "competition": COMPETITION_PREVALENCE}
+        marks = shown if level == "patient" else own
+    curve = predictive_curve(predictions, threshold, np.geomspace(0.005, 0.9, 120), level=level)
+    figure = Picture(figsize=(9, 4.6))
+    axes = figure.subplots()
+    names = {
+        "ppv": ("fractured, if called so", FRACTURED, "-"),
+        "npv": ("intact, if called so", INTACT, "--"),
+    }
+    x = curve["prevalence"]
+    for key, (name, colour, line) in names.items():
+        axes.fill_between(x, curve[f"{key}_low"], curve[f"{key}_high"], color=colour, alpha=0.18, linewidth=0)
+        axes.plot(x, curve[key], color=colour, linestyle=line, label=name)
+    if marks:
+        values = predictive_curve(predictions, threshold, list(marks.values()), level=level)
+        _mark_prevalences(axes, list(marks), values)
+    axes.set_xscale("log")
+    axes.set(
+        xlim=(0.005, 0.9), ylim=(-0.02, 1.15), xlabel="prevalence of fractures", ylabel="predictive value"
+    )
+    axes.set_xticks([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+    axes.grid(True)
+    axes.set_axisbelow(True)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set_title(f"{LEVEL_NAMES[level]} at threshold {threshold:.4f}: the share that is …")
+    return figure
+
+
+def _mark_prevalences(axes: Axes, names: Sequence[str], values: pd.DataFrame) -> None:
+    shares = values["prevalence"].to_numpy()
+    for name, share in zip(names, shares, strict=True):
+        axes.axvline(share, color=GREY, linewidth=1, linestyle=":")
+        axes.text(share * 0.97, 1.13, f"{name}\n{share:.1%}", ha="right", va="top", fontsize=9, color=GREY)
+    for share, pair in zip(shares, values[["ppv", "npv"]].to_numpy(), strict=True):
+        lower, higher = sorted(pair.tolist())  # the lower is written below its point, the higher one above
+        for value, offset, end in ((lower, (7, -4), "top"), (higher, (7, 4), "bottom")):
+            axes.plot(share, value, "o", color=INK, ms=6, mec="white", zorder=4)
+            text = axes.annotate(f"{value:.2f}", (share, value), offset, textcoords="offset points", va=end)
+            text.set(fontsize=9, bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})

@@ -1,0 +1,225 @@
+"""Pictures of sequences: slices with the mask outlined, and the attention beside them."""
+
+from collections.abc import Mapping
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.gridspec import GridSpec
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, PALE, STYLE, Picture
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.packed import MASK
+
+CENTRAL = MASK // 2  # the middle of the five neighbouring slices
+OUTLINE = "#56B4E9"
+COLUMNS = 8
+
+
+@matplotlib.rc_context(STYLE)
+def sequence_montage(array: np.ndarray, *, title: str = "", truth: ArrayLike | None = None) -> Picture:
+    """All slices of one sequence, cranial first, the mask outlined; fractured slices framed.
+
+    Args:
+        array: `(T, H, W, 6)` uint8 as packed.
+        title: above the picture.
+        truth: `(T,)`, 1 where the slice shows the fracture; None or NaN where unknown.
+    """
+    marks = _marks(truth, len(array))
+    columns = min(5, len(array))
+    rows = -(-len(array) // columns)
+    figure = _tight((1.6 * columns, 1.6 * rows + 0.6))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(array) :]:
+        axes.set_visible(False)
+    for number, axes in enumerate(grid.flat[: len(array)]):
+        draw_slice(axes, array[number], fractured=bool(marks[number] == 1), number=number)
+    _legend(figure, marks)
+    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def vertebra_row(
+    arrays: Mapping[str, np.ndarray], *, slices: Mapping[str, int] | None = None, title: str = ""
+) -> Picture:
+    """One slice of each sequence, side by side.
+
+    Args:
+        arrays: `(T, H, W, 6)` uint8 by name, such as C1 … C7.
+        slices: which slice to show, by name; where there is none, the slice in which the vertebra is largest.
+        title: above the picture.
+
+    Raises:
+        ValueError: `slices` names a sequence or a slice that there is not; names each.
+    """
+    slices = slices or {}
+    wrong = [f"{name}: {at}" for name, at in slices.items() if not 0 <= at < len(arrays.get(name, ()))]
+    if wrong:
+        known = ", ".join(f"{name}: {len(array)}" for name, array in arrays.items())
+        raise ValueError(f"No such slice: {', '.join(wrong)}. Slices are counted from 0; there are {known}.")
+    figure = _tight((1.35 * len(arrays), 1.9 if title else 1.6))
+    grid = figure.subplots(1, len(arrays), squeeze=False)
+    for axes, (name, array) in zip(grid.flat, arrays.items(), strict=True):
+        largest = int(np.argmax((array[..., MASK] > 127).sum((1, 2))))
+        draw_slice(axes, array[slices.get(name, largest)])
+        axes.set_title(name, loc="center", pad=4)
+    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def attention_montage(
+    array: np.ndarray, attention: ArrayLike, *, truth: ArrayLike | None = None, title: str = ""
+) -> Picture:
+    """All slices of one sequence, cranial first, each above a bar of its attention.
+
+    Args:
+        array: `(T, H, W, 6)` uint8 as packed.
+        attention: `(T,)`, sums to 1.
+        truth: `(T,)`, 1 where the slice shows the fracture; None or NaN where unknown.
+        title: above the picture.
+    """
+    weights, marks = np.asarray(attention, dtype=float), _marks(truth, len(array))
+    if weights.shape != (len(array),):
+        raise ValueError(f"Attention has one weight a slice, ({len(array)},); found {weights.shape}.")
+    rows = -(-len(array) // COLUMNS)
+    figure = _tight((9, 1.72 * rows + 0.65))
+    grid = GridSpec(2 * rows, COLUMNS, figure, height_ratios=[1, 0.42] * rows)
+    for number in range(len(array)):
+        row, column = divmod(number, COLUMNS)
+        fractured = bool(marks[number] == 1)
+        axes = figure.add_subplot(grid[2 * row, column])
+        draw_slice(axes, array[number], fractured=fractured, number=number)
+        bars = figure.add_subplot(grid[2 * row + 1, column])
+        bars.bar(0, weights[number], width=0.9, color=FRACTURED if fractured else INTACT)
+        bars.axhline(1 / len(array), color=INK, linewidth=1, linestyle="--")
+        bars.set(xlim=(-0.5, 0.5), ylim=(0, max(1.1 * weights.max(), 2 / len(array))), xticks=[], yticks=[])
+        bars.spines["left"].set_visible(False)
+        bars.annotate(f"{weights[number]:.0%}", (0.5, 0.02), (0, -9), "axes fraction", "offset points",
+                      ha="center", size=8)  # fmt: skip
+    uniform = Line2D([], [], color=INK, linewidth=1, linestyle="--", label=f"uniform, 1/{len(array)}")
+    _legend(figure, marks, Patch(color=INTACT, label="attention"), uniform)
+    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def attention_by_level(table: pd.DataFrame, *, title: str = "") -> Picture:
+    """Mean attention along the slices of each vertebra, fractured against intact.
+
+    Where the truth is known, the shade says how often a slice of a fractured vertebra shows the fracture.
+
+    Args:
+        table: of `explain.attention_table`.
+        title: above the picture.
+    """
+    figure = Picture(figsize=(10, 4.8))
+    grid = figure.subplots(2, 4, sharex=True, sharey=True)
+    slices = int(table["slice"].max()) + 1
+    names = {1: ("fractured", FRACTURED), 0: ("intact", INTACT)}
+    for axes, vertebra in zip(grid.flat, VERTEBRAE, strict=False):
+        rows = table[table["vertebra"] == vertebra]
+        counts = rows[rows["slice"] == 0]["label"].value_counts()
+        truth = rows[rows["label"] == 1].groupby("slice")["fractured"].mean()
+        if truth.notna().any():
+            axes.fill_between(truth.index, truth / max(truth.sum(), 1e-9), color=PALE, step="mid")
+        for label, (_, colour) in names.items():
+            mean = rows[rows["label"] == label].groupby("slice")["attention"].mean()
+            axes.plot(mean.index, mean, color=colour)
+        axes.axhline(1 / slices, color=INK, linewidth=1, linestyle="--")
+        axes.set_title(vertebra, pad=4)
+        axes.text(1, 1, f"{counts.get(1, 0)} fractured, {counts.get(0, 0)} intact", transform=axes.transAxes,
+                  ha="right", va="bottom", size=8, color=GREY)  # fmt: skip
+    grid[0, 0].set_ylim(0)
+    for axes in grid[1, :3]:
+        axes.set_xlabel("slice, cranial → caudal")
+    grid[0, 3].set_xlabel("slice, cranial → caudal")
+    grid[0, 3].tick_params(labelbottom=True)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("mean attention")
+    handles: list = [Line2D([], [], color=colour, label=name) for name, colour in names.values()]
+    handles.append(Line2D([], [], color=INK, linewidth=1, linestyle="--", label="uniform"))
+    if table["fractured"].notna().any():
+        handles.append(Patch(color=PALE, label="where the fractures are"))
+    grid[1, 3].set_axis_off()
+    grid[1, 3].legend(handles=handles, loc="center")
+    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def attention_vs_truth(scores: pd.DataFrame, *, title: str = "") -> Picture:
+    """How well attention finds the fractured slices, vertebra by vertebra, against uniform weights.
+
+    Args:
+        scores: of `explain.sequence_scores`.
+        title: above the picture.
+
+    Raises:
+        ValueError: there are no scores, because no truth is known.
+    """
+    if scores.empty:
+        raise ValueError("There are no scores to draw: no sequence's fractured slices are known.")
+    figure = Picture(figsize=(9, 4.2))
+    left, right = figure.subplots(1, 2)
+    mean = scores["auroc"].mean()
+    left.hist(scores["auroc"], bins=np.linspace(0, 1, 21).tolist(), color=INTACT, edgecolor="white")
+    left.axvline(0.5, color=INK, linewidth=1, linestyle="--", label="uniform, 0.50")
+    left.axvline(mean, color=FRACTURED, label=f"mean, {mean:.2f}")
+    left.set(xlabel="AUROC of attention against fractured slices", ylabel="fractured vertebrae", xlim=(0, 1))
+    left.set_title("Ranks fractured slices higher?")
+    left.yaxis.set_major_locator(MaxNLocator(integer=True))
+    left.legend()
+    right.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="uniform")
+    for hit, colour, name in ((1, FRACTURED, "fractured"), (0, INTACT, "not fractured")):
+        some = scores[scores["top1"] == hit]
+        right.plot(some["uniform_share"], some["share"], "o", color=colour, alpha=0.6, mec="none",
+                   label=f"top slice {name} ({len(some)})")  # fmt: skip
+    right.set(xlabel="share of slices that are fractured", ylabel="share of attention on them")
+    right.set(xlim=(0, 1), ylim=(0, 1.02), title="Rests on fractured slices?")
+    right.legend(loc="lower right")
+    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
+    return figure
+
+
+def _tight(size: tuple[float, float]) -> Picture:
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)  # pads in inches
+    return Picture(figsize=size, layout=layout)
+
+
+def _marks(truth: ArrayLike | None, slices: int) -> np.ndarray:
+    marks = np.full(slices, np.nan) if truth is None else np.asarray(truth, dtype=float)
+    if marks.shape != (slices,):
+        raise ValueError(f"Truth has one value a slice, ({slices},); found {marks.shape}.")
+    return marks
+
+
+def draw_slice(
+    axes: Axes, picture: np.ndarray, *, fractured: bool = False, number: int | None = None
+) -> None:
+    """The central channel of one slice `(H, W, 6)`, the mask's outline, a frame where fractured."""
+    pixels = (
+        "nearest" if len(picture) <= 96 else "auto"
+    )  # small pictures: as the model sees them, small files
+    axes.imshow(picture[..., CENTRAL], cmap="gray", vmin=0, vmax=255, interpolation=pixels)
+    mask = picture[..., MASK] > 127
+    if mask.any():
+        axes.contour(mask.astype(float), levels=[0.5], colors=OUTLINE, linewidths=0.8)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=fractured, color=FRACTURED, linewidth=3)
+    if number is not None:
+        axes.text(0.04, 0.95, str(number), transform=axes.transAxes, va="top", color="white", size=8)
+
+
+def _legend(figure: Picture, marks: np.ndarray, *handles: Patch | Line2D) -> None:
+    first: list = [Line2D([], [], color=OUTLINE, linewidth=1, label="mask")]
+    if np.isfinite(marks).any():
+        first.append(Patch(facecolor="none", edgecolor=FRACTURED, linewidth=2, label="fractured slice"))
+    figure.legend(handles=[*first, *handles], loc="outside lower right", ncols=5, fontsize=8)

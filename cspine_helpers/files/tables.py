@@ -1,0 +1,230 @@
+"""CSV files: read strictly, written in one step, and what is wrong with them said all at once."""
+
+import codecs
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cspine_helpers.files.paths import atomic_path, check_seal, check_uids, listing, seal_of, sha256_of
+
+_DECIMAL_COMMA = re.compile(rb"[;\n] *-?\d+,\d")
+_SCIENTIFIC = re.compile(r"\d(\.\d+)?[eE]\+?\d+")
+
+
+def read_table(
+    path: str | Path,
+    columns: Sequence[str],
+    *,
+    what: str,
+    source: str,
+    text: Sequence[str],
+    optional: Sequence[str] = (),
+) -> pd.DataFrame:
+    """A CSV file's `columns`, those in `text` as text (pandas would read a study UID '1.2' as a number).
+
+    Then the `optional` ones that it has; see `read_columns` for the rest.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: see `read_columns`; or columns are missing or stand there twice.
+    """
+    table = read_columns(path, what=what, source=source, text=text)
+    require_columns(table, columns, what=Path(path).name)
+    return table[[*columns, *(column for column in optional if column in table.columns)]]
+
+
+def read_columns(
+    path: str | Path, *, what: str, source: str, text: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """All columns of a CSV file, those in `text` as text; None: every one.
+
+    Read as other programs write it: separated by commas, tabs or semicolons, with a space after each, empty
+    rows, UTF-8 or UTF-16 with a byte order mark. Only an empty cell is a missing value. A file with its
+    SHA-256 beside it (`paths.seal_of`) is checked against that. `what` it is and its `source` are for
+    messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no whole table, not the file that was sealed, or has commas for decimal points.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No {what} at {path}. {source}")
+    content = path.read_bytes()
+    check_seal(path, content)
+    content = _utf8(content, path.name)
+    try:
+        separator = _separator(content)
+        _, _, rest = content.partition(b"\n")
+        # a space after each of them is somebody's style, after one of them it is damage
+        spaces = separator in rest and rest.count(separator) == rest.count(separator + b" ")
+        table = pd.read_csv(
+            io.BytesIO(content),
+            sep=separator.decode(),
+            dtype=str if text is None else dict.fromkeys(text, str),
+            skipinitialspace=spaces,
+            keep_default_na=False,
+            na_values=[""],
+            low_memory=False,
+        )
+        _check_whole(content, table, separator)
+    except ValueError as error:  # also pandas' own
+        raise ValueError(f"{path.name} is no comma-separated {what}: {error}") from error
+    table.columns = table.columns.str.strip()
+    return table.dropna(how="all").reset_index(drop=True)
+
+
+def _utf8(content: bytes, name: str) -> bytes:
+    """The text in UTF-8, without a byte order mark."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return content.decode("utf-16").encode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is no whole UTF-16 text ({error}). Save it as UTF-8.") from error
+    if b"\0" in content:
+        raise ValueError(f"{name} holds zero bytes, as UTF-16 without its mark does. Save it as UTF-8.")
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{name}: line {line} is not UTF-8 text. Save it in that encoding.") from error
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def _separator(content: bytes) -> bytes:
+    """What separates the values, by the header: a comma, a tab or a semicolon."""
+    header = content.split(b"\n", 1)[0]
+    separator = max((b",", b"\t", b";"), key=header.count)  # the first, a comma, where there is none
+    if separator == b";" and _DECIMAL_COMMA.search(content):
+        raise ValueError(
+            "values are separated by semicolons, and decimals by commas. Save it with commas between values "
+            "and decimal points, or read it with pd.read_csv(path, sep=';', decimal=',', dtype={'uid': str}) "
+            "and hand over the table."
+        )
+    return separator
+
+
+def _check_whole(content: bytes, table: pd.DataFrame, separator: bytes) -> None:
+    """Refuse what pandas shifts, fills up, reads past or converts."""
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError("rows hold more values than the header has columns. Mend them.")
+    commas = table.shape[1] - 1
+    if content.count(separator) < (len(table) + 1) * commas:  # commas inside quotes can only add to them
+        lines = enumerate(content.splitlines(), start=1)
+        short = next(
+            number for number, line in lines if line.strip(b" \t") and line.count(separator) < commas
+        )
+        raise ValueError(f"rows hold fewer values than the header has columns (line {short}). Mend them.")
+    if not content.endswith((b"\n", b"\r")):
+        raise ValueError("its last line has no end: it may be cut off. If it is whole, add a line break.")
+    if logical := [name for name in table.columns if table[name].dtype == bool]:
+        raise ValueError(f"the columns {listing(logical)} hold True or False. Write 1 or 0.")
+
+
+def through_numbers(found: Iterable[str], known: Iterable[str]) -> str:
+    """A sentence about study ids that a program has read as numbers (1.10 → 1.1, 7 → 7.0); else nothing.
+
+    Args:
+        found: ids of a table.
+        known: ids of the label table.
+    """
+    known = set(known)
+    strange = [uid for uid in dict.fromkeys(found) if uid not in known]
+    values = {_value(uid): uid for uid in known}
+    values.pop(None, None)
+    pairs = {uid: values.get(_value(uid)) for uid in strange if _value(uid) is not None}
+    pairs = {uid: was for uid, was in pairs.items() if was is not None or _SCIENTIFIC.fullmatch(uid)}
+    if not pairs:
+        return ""
+    named = listing(f"{uid} for {was}" if was else f"{uid} for an unknown id" for uid, was in pairs.items())
+    return (
+        f" Ids that were read as numbers on their way ({len(pairs)}): {named}. Export them again with the "
+        "ids as text: dtype={'uid': str} in pandas, a text column in a spreadsheet."
+    )
+
+
+def _value(uid: str) -> float | None:
+    """The number that a program would take an id for."""
+    try:
+        return float(uid)
+    except ValueError:
+        return None
+
+
+def write_table(table: pd.DataFrame, path: str | Path, *, sealed: bool = False) -> None:
+    """Write a CSV file in one step, the same bytes on every system; `sealed`: with its SHA-256 beside it.
+
+    Both files are complete before either takes its place. After a stop between the two, the seal does not fit
+    and the table is refused until it is written again.
+    """
+    path = Path(path)
+    with ExitStack() as files:
+        seal = files.enter_context(atomic_path(seal_of(path))) if sealed else None
+        temporary = files.enter_context(atomic_path(path))
+        table.to_csv(temporary, index=False, lineterminator="\n")
+        if seal is not None:
+            seal.write_text(_seal(temporary, path.name), encoding="utf-8")
+
+
+def seal_table(path: str | Path) -> None:
+    """Write the SHA-256 of a file beside it, as `sha256sum --check` reads it."""
+    with atomic_path(seal_of(path)) as seal:
+        seal.write_text(_seal(path, Path(path).name), encoding="utf-8")
+
+
+def _seal(path: str | Path, name: str) -> str:
+    return f"{sha256_of(path)}  {name}\n"
+
+
+def require_columns(table: pd.DataFrame, columns: Sequence[str], *, what: str) -> None:
+    """Refuse a table that lacks one of `columns` or holds one of them twice.
+
+    Raises:
+        ValueError: names every such column, and the delimiter where that looks like the cause.
+    """
+    found = list(table.columns)
+    if missing := [column for column in columns if column not in found]:
+        cause = " With one column only: are the values separated by commas?" if len(found) == 1 else ""
+        raise ValueError(
+            f"{what} lacks the column(s) {listing(missing)}; found {listing(found)}. "
+            f"It needs {', '.join(columns)}.{cause}"
+        )
+    # pandas renames a second 'C1' in a file to 'C1.1'
+    if twice := [column for column in columns if found.count(column) > 1 or f"{column}.1" in found]:
+        raise ValueError(f"{what} holds the column(s) {listing(twice)} twice. Keep one of each.")
+
+
+def refuse(problems: Iterable[str], *, what: str) -> None:
+    """Do nothing where there are no `problems`.
+
+    Raises:
+        ValueError: one that lists them all.
+    """
+    if found := list(problems):
+        lines = "\n".join(f"- {problem}" for problem in found)
+        raise ValueError(f"{what} is refused. Correct it and read it again:\n{lines}")
+
+
+def uid_problems(uids: pd.Series) -> Iterator[str]:
+    """The sentence of `paths.check_uids` about bad UIDs, if there are any."""
+    try:
+        check_uids(uids.tolist())
+    except ValueError as error:
+        yield str(error)
+
+
+def is_binary(column: pd.Series) -> np.ndarray:
+    """Which values are the number 0 or 1 (bool mask); text, 0.5 and missing values are not."""
+    return numbers(column).isin((0, 1)).to_numpy()
+
+
+def numbers(column: pd.Series) -> pd.Series:
+    """The values of a column as numbers, NaN where one is none."""
+    if pd.api.types.is_numeric_dtype(column):
+        return column
+    return pd.to_numeric(column.astype(str), errors="coerce")  # as text: integers too long for a float raise

@@ -1,0 +1,3 @@
+"""Probabilities from a trained run: a cohort's table, or one study."""
+
+from cspine_helpers.inference.prediction import predict, predict_cohort, predict_study

@@ -1,0 +1,325 @@
+"""A run applied to packed sequences: a table for many studies, or the answer for one.
+
+A whole cohort's validation and test patients, into `checkpoints/<run>/predictions.csv`; stopped and started
+again, it goes on where it was:
+
+    python -m cspine_helpers predict --cohort builtin
+
+With `--calibrated`, the calibrators that are frozen in the run folder are applied to that table, and
+`calibrated.csv` beside it holds the calibrated probabilities next to those that the model gave.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from cspine_helpers.checkpoints import Run, load_run
+from cspine_helpers.cohort import Cohort, read_cohort
+from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
+from cspine_helpers.decisions.test_split import Frozen, check_belongs, read_decision
+from cspine_helpers.files.paths import cohort_dir, exclusive, inside, listing, remove_unfinished, run_dir
+from cspine_helpers.files.records import append, whole_records
+from cspine_helpers.files.tables import write_table
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.packed import check_sequences, sequence_path
+from cspine_helpers.predictions import read_predictions, validate_predictions, write_predictions
+
+PREDICTIONS, CALIBRATED = "predictions.csv", "calibrated.csv"
+
+
+def predict(
+    run: Run,
+    samples: pd.DataFrame,
+    packed_dir: str | Path,
+    *,
+    split: str,
+    batch_size: int = 16,
+    workers: int = 0,
+    calibrate: bool = False,
+) -> pd.DataFrame:
+    """Predictions table of a run for labelled samples.
+
+    The model computes where it lies (`run.to("cuda")` moves it).
+
+    Args:
+        run: of `checkpoints.load_run`.
+        samples: StudyInstanceUID, vertebra and label, as `labels.expand` makes them.
+        packed_dir: the cohort's `packed` folder.
+        split: name of the split that the samples belong to.
+        batch_size: sequences computed at once.
+        workers: processes that load; 0 loads in this one.
+        calibrate: apply the calibrators that are frozen in the run folder, see `Frozen.calibrate`.
+
+    Returns:
+        StudyInstanceUID, vertebra, split, label, probability; rows as in `samples`. With `calibrate`, a row
+        for each patient as well, and the column `calibrated`.
+
+    Raises:
+        FileNotFoundError: no decision is frozen in the run folder to calibrate with.
+        ValueError: packed sequences are missing or cannot be used; names them. Or there is no calibrator.
+    """
+    frozen = _calibrating(run.folder) if calibrate else None
+    table = samples[[UID, "vertebra"]].assign(split=split, label=samples["label"])
+    table["probability"] = list(chain.from_iterable(_batches(run, samples, packed_dir, batch_size, workers)))
+    return frozen.calibrate(table) if frozen else validate_predictions(table)
+
+
+def _calibrating(folder: Path) -> Frozen:
+    """What is frozen in a run folder, if it belongs to the predictions there and holds a calibrator."""
+    frozen = read_decision(folder)
+    check_belongs(frozen, read_predictions(folder / PREDICTIONS))
+    frozen.require_calibrators()
+    return frozen
+
+
+def predict_cohort(
+    run: Run,
+    cohort: Cohort,
+    path: str | Path,
+    *,
+    splits: Sequence[str] = ("validation", "test"),
+    batch_size: int = 16,
+    workers: int = 0,
+    leave_out_unusable: bool = False,
+    replace: bool = False,
+) -> pd.DataFrame:
+    """Predictions table of a run for splits of a cohort, written to `path`.
+
+    Every batch is noted in `<path>.partial` as soon as it is computed. Stopped at any moment and called
+    again, the prediction goes on behind the last whole batch, and the table has the bytes it would have had.
+
+    Args:
+        run: of `checkpoints.load_run`.
+        cohort: of `cohort.read_cohort`.
+        path: where the table goes, in one step, when it is complete.
+        splits: which samples, in this order.
+        batch_size: sequences computed at once.
+        workers: processes that load; 0 loads in this one.
+        leave_out_unusable: leave out the studies whose packed sequences cannot be used, and say so; else
+            they are an error.
+        replace: put the new table in the place of one that is there; a decision frozen with that one no
+            longer holds.
+
+    Raises:
+        FileExistsError: there is a whole table already, and `replace` is not set.
+        BlockingIOError: another process predicts or trains in that folder.
+        ValueError: packed sequences are missing or cannot be used; or the partial file is of another run,
+            other data or other settings; says which.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    if path.exists() and not partial.exists() and not replace:  # begun: it may go on
+        raise FileExistsError(
+            f"{path} is there already, and a decision may rest on it. Move it, or put the new one in its "
+            "place with replace=True (on the command line, --replace)."
+        )
+    cohort, bad = cohort.usable(
+        slices=run.config.slices, size=run.config.size, splits=splits, leave_out=leave_out_unusable
+    )
+    table = pd.concat([cohort.samples[name].assign(split=name) for name in splits], ignore_index=True)
+    left_out = sorted(uid for studies in bad.values() for uid in studies)
+    if leave_out_unusable:
+        print(
+            f"{len(left_out)} studies left out, whose sequences cannot be used: {listing(left_out) or 'none'}"
+        )
+    made_of = {
+        "weights_sha256": run.record["weights_sha256"],
+        **cohort.fingerprint(),
+        "splits": list(splits),
+        "left_out": left_out,
+        "batch_size": batch_size,  # another size, version or device rounds otherwise
+        "computed_by": f"torch {torch.__version__} on {next(run.model.parameters()).device.type}",
+    }
+    with exclusive(path.with_name(".lock"), f"writing to {path.parent}"):
+        remove_unfinished(path)
+        records = whole_records(partial) or [made_of]
+        _check_same(partial, records[0], made_of)
+        done = sum(map(len, records[1:]))
+        if done < len(table):
+            for batch in _batches(run, table, cohort.packed, batch_size, workers, start=done):
+                records.append(batch)
+                append(partial, records)
+        table["probability"] = list(chain.from_iterable(records[1:]))
+        write_predictions(table, path)
+        partial.unlink(missing_ok=True)
+    return validate_predictions(table)
+
+
+def _check_same(partial: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Refuse to go on with predictions that were begun with other data or settings."""
+    differ = [
+        f"{name} is {theirs.get(name)!r}, not {ours.get(name)!r}"
+        for name in {**ours, **theirs}
+        if theirs.get(name) != ours.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            f"{partial} was begun otherwise: {listing(differ, separator='; ', quoted=False)}. Go on the way "
+            "it was begun, or delete it to predict from the start."
+        )
+
+
+@torch.inference_mode()
+def _batches(
+    run: Run, samples: pd.DataFrame, packed_dir: str | Path, batch_size: int, workers: int, *, start: int = 0
+) -> Iterator[list[float]]:
+    """Probabilities of fracture, a batch at a time, of the samples from `start` on.
+
+    Raises:
+        ValueError: packed sequences are missing or cannot be used; names them.
+    """
+    slices, size = run.config.slices, run.config.size
+    rest = samples.iloc[start:]
+    check_sequences(packed_dir, rest, slices=slices, size=size)
+    dataset = SequenceDataset(rest, packed_dir, slices=slices, size=size)
+    loader = make_loader(dataset, batch_size=batch_size, workers=workers)
+    model, device = run.model.folded(), next(run.model.parameters()).device
+    with tqdm(desc="predict", total=len(samples), initial=start, unit="sequence", leave=False) as bar:
+        for batch in loader:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 as on a CPU
+                output = model(batch["sequence"].to(device), batch["vertebra"].to(device))
+            values = output.logit.double().sigmoid().tolist()
+            bar.update(len(values))
+            yield values
+
+
+@dataclass(frozen=True)
+class StudyPrediction:
+    """What a run says of the vertebrae of one study; a call on the patient takes a threshold for patients.
+
+    Attributes:
+        uid: StudyInstanceUID.
+        threshold: probability from which a vertebra counts as fractured.
+        probability: vertebra → probability of a fracture, for the vertebrae present.
+        missing: vertebrae without a packed sequence; nothing is said of them.
+        calibrated: vertebra, and `patient_overall`, → calibrated probability, where it was asked for and a
+            calibrator is frozen; the threshold is not for these.
+    """
+
+    uid: str
+    threshold: float
+    probability: dict[str, float]
+    missing: tuple[str, ...]
+    calibrated: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def fractured(self) -> dict[str, bool]:
+        """Vertebra → whether its probability reaches the threshold."""
+        return {vertebra: value >= self.threshold for vertebra, value in self.probability.items()}
+
+    @property
+    def complete(self) -> bool:
+        """Whether all seven vertebrae were seen; if not, a negative answer is no all-clear."""
+        return not self.missing
+
+
+def predict_study(
+    run: Run,
+    packed_dir: str | Path,
+    uid: str,
+    *,
+    threshold: float | None = None,
+    calibrate: bool = False,
+) -> StudyPrediction:
+    """Answer for one study, from the vertebrae that are packed.
+
+    Args:
+        run: of `checkpoints.load_run`.
+        packed_dir: folder of the packed sequences.
+        uid: StudyInstanceUID.
+        threshold: probability from which a vertebra counts as fractured; None: the run's.
+        calibrate: apply the calibrators that are frozen in the run folder as well.
+
+    Raises:
+        FileNotFoundError: none of the study's vertebrae is packed, or nothing is frozen to calibrate with.
+        ValueError: a packed sequence cannot be used; the threshold is outside [0, 1]; or there is none.
+    """
+    if threshold is None:
+        threshold = run.threshold
+    if threshold is None:
+        raise ValueError(
+            f"The run at {run.folder} has no threshold: {run.record['decision']['reason']} Pass threshold=..."
+        )
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"A threshold lies in [0, 1]; found {threshold}. Pass another.")
+    present = [name for name in VERTEBRAE if sequence_path(packed_dir, uid, name).is_file()]
+    if not present:
+        names = listing(sequence_path(packed_dir, uid, name).name for name in VERTEBRAE)
+        raise FileNotFoundError(
+            f"Study {uid!r} has no packed sequence in {packed_dir}: none of {names}. Pack it first."
+        )
+    frozen = _calibrating(run.folder) if calibrate else None
+    samples = pd.DataFrame({UID: uid, "vertebra": present, "label": 0})  # no label is known or used
+    (values,) = _batches(run, samples, packed_dir, len(present), workers=0)
+    calibrated: dict[str, float] = {}
+    if frozen is not None:
+        table = frozen.calibrate(samples.assign(split="unknown", probability=values))
+        calibrated = dict(zip(table["vertebra"], table["calibrated"].tolist(), strict=True))
+    return StudyPrediction(
+        uid=uid,
+        threshold=float(threshold),
+        probability=dict(zip(present, values, strict=True)),
+        missing=tuple(name for name in VERTEBRAE if name not in present),
+        calibrated=calibrated,
+    )
+
+
+def _write_calibrated(folder: Path) -> Path:
+    """Write `calibrated.csv` of a run's predictions, with its SHA-256 beside it."""
+    path = inside(folder / CALIBRATED)
+    write_table(_calibrating(folder).calibrate(read_predictions(folder / PREDICTIONS)), path, sealed=True)
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Predict a cohort's validation and test patients from the command line."""
+    parser = argparse.ArgumentParser(
+        description="Write checkpoints/<run>/predictions.csv; a stopped one goes on."
+    )
+    parser.add_argument("--cohort", default="builtin", help="folder of data/ (default: builtin)")
+    parser.add_argument("--run", help="folder of checkpoints/ (default: named like the cohort)")
+    parser.add_argument("--batch-size", type=int, default=16, help="sequences computed at once (default: 16)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load (default: none but this)")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"
+    )
+    parser.add_argument(
+        "--leave-out-unusable", action="store_true", help="predict without studies that cannot be read"
+    )
+    parser.add_argument("--replace", action="store_true", help="also where there is a table already")
+    parser.add_argument(
+        "--calibrated", action="store_true", help="apply the frozen calibrators to the run's table, as well"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        folder = run_dir(options.run or options.cohort)
+        path = folder / PREDICTIONS
+        if options.calibrated and path.is_file() and not options.replace:
+            print(f"{_write_calibrated(folder)}: calibrated probabilities beside those of {path.name}.")
+            return
+        run, cohort = load_run(folder), read_cohort(cohort_dir(options.cohort))
+        cohort.check_run(run.record)
+        run.to(options.device)
+        table = predict_cohort(
+            run,
+            cohort,
+            path,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            leave_out_unusable=options.leave_out_unusable,
+            replace=options.replace,
+        )
+        if options.calibrated:
+            _write_calibrated(folder)
+    except KeyboardInterrupt:
+        raise SystemExit("Stopped. Whole batches are kept; the same command goes on with them.") from None
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    print(f"{path}: {len(table)} sequences of {table[UID].nunique()} studies.")

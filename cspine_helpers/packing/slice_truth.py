@@ -1,0 +1,251 @@
+"""Fracture boxes of a DICOM series, mapped through the packing: which packed slices are broken, and where.
+
+Boxes of RSNA 2022 name a slice of the series by its InstanceNumber and hold pixels of it, but no vertebra.
+
+- Pixel i covers [i, i + 1), so that a box's edge x lies at x - 0.5 where pixels' middles have whole numbers.
+  The box's corners go through `Volume.frames` to the patient, and through `Volume.indices` to the volume,
+  whose axes may be flipped or swapped against the slice's.
+- A box lies on the volume's nearest slice, and on each that its own is the nearest to: a volume resampled to
+  even steps has no holes between boxes.
+- A box belongs to the vertebra with most voxels inside it on the nearest slice of the label map (of equals,
+  the upper one). Vertebrae labelled as intact cannot have it. A box without such voxels belongs to none.
+- Slice truth has a mark for each packed position: 'x' where its slice has a box of the vertebra, else '.'.
+  A vertebra labelled as intact is '.' throughout. One without boxes is unknown (""), as most studies have
+  none; so is one whose boxes all lie between its packed positions.
+- Packed boxes are in pixels of the packed picture, edges as above, clipped to it. A box outside the crop is
+  no packed box; its slice stays 'x', for it is broken.
+
+Readers drew boxes on slices where they saw a fracture. A slice that they skipped counts as intact.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cspine_helpers.ct.volume import Volume
+from cspine_helpers.files.paths import listing
+from cspine_helpers.files.tables import (
+    numbers,
+    read_table,
+    refuse,
+    require_columns,
+    uid_problems,
+    write_table,
+)
+from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, validate_boxes
+from cspine_helpers.packed import PackedVertebra
+
+PACKED_BOX_COLUMNS = (UID, "vertebra", "slice", "x", "y", "width", "height")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the boxes of a study say about its packed sequences.
+
+    Attributes:
+        slices: vertebra → its slice truth, T characters '.' or 'x', or "" where nobody knows.
+        boxes: `PACKED_BOX_COLUMNS`, one row for each box and packed position (`slice`, from 0) that shows it.
+        warnings: what became of boxes that could not be used; each names them all.
+    """
+
+    slices: dict[str, str]
+    boxes: pd.DataFrame
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A box in the volume.
+
+    Attributes:
+        name: the box as its table has it, for messages.
+        nearest: the volume's nearest slice.
+        slices: those that it lies on.
+        low, high: its edges (y, x) in voxel indices, whole at the voxels' middles.
+    """
+
+    name: str
+    nearest: int
+    slices: frozenset[int]
+    low: np.ndarray
+    high: np.ndarray
+
+
+def packed_truth(
+    boxes: pd.DataFrame,
+    volume: Volume,
+    label_map: np.ndarray,
+    pieces: Mapping[str, PackedVertebra],
+    *,
+    uid: str,
+    fractured: Mapping[str, int] | None,
+) -> Truth:
+    """Slice truth and packed boxes of one study, by the rules above.
+
+    Args:
+        boxes: fracture boxes of any studies (`labels.BOX_COLUMNS`).
+        volume: the study's CT. Without `frames` (NIfTI) no box can be mapped; the labels alone then speak.
+        label_map: (Z, Y, X) on the volume's grid; 1–7 mark C1–C7.
+        pieces: vertebra → its packed sequence, cut from this volume.
+        uid: the study.
+        fractured: vertebra → 0 or 1; None, and a vertebra that is not there, are unknown.
+
+    Raises:
+        ValueError: the boxes break their schema or stand on slices that the series does not have; the label
+            map is not on the volume's grid.
+    """
+    require_columns(boxes, BOX_COLUMNS, what="The table of boxes")
+    boxes = validate_boxes(boxes[boxes[UID] == uid], what=f"The table of boxes of {uid}")
+    if label_map.shape != volume.hu.shape:
+        raise ValueError(
+            f"{uid}: the label map must be on the volume's grid; found shapes {label_map.shape} and "
+            f"{volume.hu.shape}. Resample the label map to the CT first."
+        )
+    warnings: list[str] = []
+    if volume.frames is None and len(boxes):
+        warnings.append(
+            f"its boxes ({len(boxes)}) cannot be mapped, as the volume's slices have no numbers (NIfTI) or "
+            "share them; read the DICOM series that the boxes were drawn on"
+        )
+    intact = {vertebra for vertebra in VERTEBRAE if (fractured or {}).get(vertebra) == 0}
+    candidates = [vertebra for vertebra in VERTEBRAE if vertebra not in intact]
+    owned, strays = _owned(_place(boxes, volume, uid), label_map, candidates)
+    slices, rows = {}, []
+    for vertebra, piece in pieces.items():
+        mine = owned.pop(vertebra, [])
+        positions = piece.slice_indices.tolist()
+        marks = "".join(".x"[any(z in box.slices for box in mine)] for z in positions)
+        slices[vertebra] = marks if vertebra in intact or "x" in marks else ""
+        if "x" not in marks:
+            warnings += _warning(f"boxes lie between the packed positions of {vertebra}", mine)
+        edges = [_packed_edges(box, piece) for box in mine]
+        outside = [box for box, its in zip(mine, edges, strict=True) if its is None]
+        warnings += _warning(f"boxes lie outside the packed crop of {vertebra}", outside)
+        for t, z in enumerate(positions):
+            shown = (its for box, its in zip(mine, edges, strict=True) if its and z in box.slices)
+            rows += [(uid, vertebra, t, *its) for its in shown]
+    who = " or ".join(candidates) or "a vertebra, as all are labelled intact,"
+    warnings += _warning(f"boxes belong to none, as they hold no voxel of {who} on their axial slice", strays)
+    for vertebra, others in owned.items():
+        warnings += _warning(f"boxes belong to {vertebra}, which was not packed", others)
+    table = pd.DataFrame(rows, columns=list(PACKED_BOX_COLUMNS))
+    return Truth(slices, _validate(table, "The table of packed boxes"), tuple(warnings))
+
+
+def _place(boxes: pd.DataFrame, volume: Volume, uid: str) -> list[_Placed]:
+    """The boxes of a study in the volume; none where it has no `frames`.
+
+    Raises:
+        ValueError: lists the slice numbers that the series does not have.
+    """
+    if volume.frames is None or boxes.empty:
+        return []
+    series = list(volume.frames)
+    if unknown := sorted(set(boxes["slice_number"]) - set(series)):
+        raise ValueError(
+            f"{uid}: its boxes stand on slices that the series does not have ({len(unknown)}): "
+            f"{listing(unknown)}; found slices {min(series)} to {max(series)}. "
+            "Give the whole series that the boxes were drawn on."
+        )
+    values = boxes[list(BOX_COLUMNS[1:])].to_numpy(dtype=float)
+    frames = np.stack([volume.frames[number] for number in boxes["slice_number"]])  # (N, 3, 3)
+    x, y, width, height = values.T[:4, :, None]
+    columns, rows = x - 0.5 + width * [0, 1, 0, 1], y - 0.5 + height * [0, 0, 1, 1]  # (N, 4): the corners
+    steps = np.stack([np.ones_like(columns), columns, rows], axis=-1)  # (N, 4, 3)
+    corners = volume.indices((steps @ frames).reshape(-1, 3)).reshape(-1, 4, 3)[..., 1:]
+    corners = corners.round(6)  # less is lost on the way; boxes of sagittal slices stay without a voxel
+    z = volume.indices([frame[0] for frame in volume.frames.values()])[:, 0]  # of the series' slices
+    closest = np.abs(z - np.arange(len(volume.hu))[:, None]).argmin(axis=1)  # to each slice of the volume
+    placed = []
+    for (*edges, number), four in zip(values.tolist(), corners, strict=True):
+        name = "slice {4:g} (x {0:g}, y {1:g}, {2:g} × {3:g})".format(*edges, number)
+        own = series.index(int(number))
+        slices = frozenset({round(z[own]), *np.flatnonzero(closest == own).tolist()})
+        placed.append(_Placed(name, round(z[own]), slices, four.min(axis=0), four.max(axis=0)))
+    return placed
+
+
+def _owned(
+    boxes: list[_Placed], label_map: np.ndarray, candidates: list[str]
+) -> tuple[dict[str, list[_Placed]], list[_Placed]]:
+    """Vertebra → its boxes; and those that belong to none."""
+    owned: dict[str, list[_Placed]] = {}
+    strays = []
+    for box in boxes:
+        if vertebra := _owner(box, label_map, candidates):
+            owned.setdefault(vertebra, []).append(box)
+        else:
+            strays.append(box)
+    return owned, strays
+
+
+def _owner(box: _Placed, label_map: np.ndarray, candidates: list[str]) -> str | None:
+    if not 0 <= box.nearest < len(label_map):
+        return None
+    (top, left), (bottom, right) = (np.ceil(edge).clip(0).astype(int) for edge in (box.low, box.high))
+    inside = label_map[box.nearest, top:bottom, left:right]
+    voxels = {name: np.count_nonzero(inside == VERTEBRAE.index(name) + 1) for name in candidates}
+    best = max(voxels, key=lambda name: voxels[name], default=None)
+    return best if best and voxels[best] else None
+
+
+def _packed_edges(box: _Placed, piece: PackedVertebra) -> tuple[float, float, float, float] | None:
+    """x, y, width and height in the packed picture, as far as they lie in it; None where they do not."""
+    crop = np.array([piece.rows, piece.columns], dtype=float)  # (2, 2): first and stop of y and x
+    size = np.array(piece.array.shape[1:3])
+    scale = size / (crop[:, 1] - crop[:, 0])
+    ends = (np.array([box.low, box.high]) + 0.5 - crop[:, 0]) * scale
+    (top, left), (bottom, right) = ends.clip(0, size).tolist()
+    return (left, top, right - left, bottom - top) if left < right and top < bottom else None
+
+
+def _warning(what: str, boxes: list[_Placed]) -> list[str]:
+    """One sentence that names the boxes, if there are any."""
+    return [f"{what} ({len(boxes)}): {', '.join(box.name for box in boxes)}"] if boxes else []
+
+
+def write_packed_boxes(table: pd.DataFrame, path: str | Path) -> None:
+    """Check a table of packed boxes and put it in place in one step, with its SHA-256 beside it."""
+    write_table(_validate(table, Path(path).name), path, sealed=True)
+
+
+def read_packed_boxes(path: str | Path) -> pd.DataFrame:
+    """Packed boxes of a file, `packed/boxes.csv`: `PACKED_BOX_COLUMNS`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the table breaks the schema, or is not the one that was written; every offender is named.
+    """
+    source = "Packing a cohort of CT that has fracture boxes makes it."
+    text = (UID, "vertebra")
+    table = read_table(path, PACKED_BOX_COLUMNS, what="table of packed boxes", source=source, text=text)
+    return _validate(table, Path(path).name)
+
+
+def _validate(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    require_columns(table, PACKED_BOX_COLUMNS, what=what)
+    values = table[list(PACKED_BOX_COLUMNS[2:])].apply(numbers).astype(float)
+    refuse(_problems(table, values), what=what)
+    checked = values.astype({"slice": "int64"})
+    checked.insert(0, UID, table[UID].astype("str"))
+    checked.insert(1, "vertebra", table["vertebra"].astype("str"))
+    return checked.reset_index(drop=True)
+
+
+def _problems(table: pd.DataFrame, values: pd.DataFrame) -> Iterator[str]:
+    yield from uid_problems(table[UID].drop_duplicates())
+    for what, bad in (
+        ("vertebrae that are none of C1 … C7", ~table["vertebra"].isin(VERTEBRAE)),
+        ("numbers that are missing or infinite", ~np.isfinite(values).all(axis=1)),
+        ("edges and slices below 0", (values[["slice", "x", "y"]] < 0).any(axis=1)),
+        ("sizes that are not above 0", (values[["width", "height"]] <= 0).any(axis=1)),
+        ("slices that are not whole numbers", values["slice"] % 1 > 0),
+    ):
+        if bad.any():
+            rows = table[bad]
+            pairs = dict.fromkeys(zip(rows[UID], rows["vertebra"], strict=True))
+            names = (f"{uid} {level}" for uid, level in pairs)
+            yield f"{what} ({bad.sum()}): {listing(names)}"

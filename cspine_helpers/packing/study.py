@@ -1,0 +1,239 @@
+"""One CT study, from its files to its packed sequences and the record that lets them stay.
+
+The record, `packed/studies/<StudyInstanceUID>.json`, is written after the sequences. It holds the SHA-256 of
+all that they depend on: the CT's files, the mask, labels, boxes, options and this code. While that is the
+same, and the sequences are as they were written, the study is not packed again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cspine_helpers.ct.masks import read_label_map
+from cspine_helpers.ct.reading import read_ct
+from cspine_helpers.ct.vertebrae import find_vertebrae
+from cspine_helpers.figures.scans import contact_sheet
+from cspine_helpers.figures.style import write_figure
+from cspine_helpers.files import paths
+from cspine_helpers.files.records import read_sealed, write_sealed
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.packed import PROVENANCE_COLUMNS, PackedVertebra, write_sequence
+from cspine_helpers.packing.crop import PackConfig, manifest_row, pack_vertebra
+from cspine_helpers.packing.slice_truth import packed_truth
+
+FORMAT = 1
+ASIDE = "aside"
+PACKING_VERSION = 1  # raised by hand when the same study would be packed to other arrays
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """What one study is packed from.
+
+    Attributes:
+        uid: StudyInstanceUID.
+        ct: folder of a DICOM series, or a NIfTI file.
+        mask: see `masks.read_label_map`, as for `scheme`.
+        series: SeriesInstanceUID, where the folder holds several.
+        fractured: vertebra → 0 or 1; None: unknown.
+        boxes: its fracture boxes, `labels.BOX_COLUMNS`.
+    """
+
+    uid: str
+    ct: Path
+    mask: Path
+    scheme: str | Mapping[int, str]
+    series: str | None
+    fractured: Mapping[str, int] | None
+    boxes: pd.DataFrame
+
+
+def pack_study(
+    study: StudyFiles, packed: Path, config: PackConfig, *, sheet: Path | None = None
+) -> dict[str, Any]:
+    """Pack a study, unless that is done.
+
+    Args:
+        study: what from.
+        packed: the cohort's `packed` folder.
+        config: how vertebrae are cut out.
+        sheet: PNG file for its contact sheet; None draws none.
+
+    Returns:
+        Its record: `rows` of the manifest, packed `boxes`, `files` with their SHA-256, `problems` (vertebra →
+        why it is not packed), `notes` on the study, and `grid` and `crops`, which lead back to the CT.
+
+    Raises:
+        ValueError, OSError: it cannot be packed; says why.
+    """
+    paths.check_uids([study.uid])
+    hashes = {"source_sha256": hash_of(study.ct), "mask_sha256": hash_of(study.mask, named=True)}
+    key = _key(study, config, hashes)
+    done = read_study(packed, study.uid)
+    if done and done["key"] == key and _stands(done, packed) and (sheet is None or sheet.is_file()):
+        return done
+    forget(packed, study.uid)
+    record = {"format": FORMAT, "key": key} | _pack(study, packed, config, hashes, sheet)
+    path = write_sealed(_record_path(packed, study.uid), record)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_study(packed: Path, uid: str) -> dict[str, Any]:
+    """The record of a packed study; {} where there is none that is whole, as after a stop."""
+    try:
+        return read_sealed(
+            _record_path(packed, uid),
+            version=FORMAT,
+            missing="",
+            again="pack again",
+            writer="packer.pack_study",
+        )
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def forget(packed: Path, uid: str) -> None:
+    """Remove a study's record and sequences: its files are others now."""
+    _record_path(packed, uid).unlink(missing_ok=True)
+    for name in _sequence_names(uid):
+        (packed / name).unlink(missing_ok=True)
+        (packed / ASIDE / name).unlink(missing_ok=True)
+
+
+def set_aside(packed: Path, uid: str) -> None:
+    """Move a study's sequences to `packed/aside`: nobody trains on them; they come back with its files."""
+    for name in _sequence_names(uid):
+        if (packed / name).exists():
+            (packed / ASIDE).mkdir(exist_ok=True)
+            (packed / name).replace(packed / ASIDE / name)
+
+
+def _sequence_names(uid: str) -> list[str]:
+    return [f"{uid}_{number}.npy" for number in range(1, len(VERTEBRAE) + 1)]
+
+
+def hash_of(path: Path, *, named: bool = False) -> str:
+    """SHA-256 of a file; of a folder, that of its files' and of those below it, in order of their values.
+
+    Args:
+        path: the file or folder.
+        named: whether names matter, as of masks that say in them which vertebra they are.
+    """
+    if path.is_file():
+        return paths.sha256_of(path)
+    there = ((file, file.relative_to(path).parts) for file in path.rglob("*"))
+    files = (file for file, parts in there if file.is_file() and not any(p.startswith(".") for p in parts))
+    sums = sorted(paths.sha256_of(file) + (f"  {file.name}\n" if named else "") for file in files)
+    return hashlib.sha256(os.fsencode("".join(sums))).hexdigest()
+
+
+def packer_version() -> str:
+    """`PACKING_VERSION`, as manifests and reports name it: what an earlier packing is compared by."""
+    return f"packing {PACKING_VERSION}"
+
+
+def sentence(problems: Mapping[str, str]) -> str:
+    """Vertebrae by what is wrong with them: "C1, C2: not in the mask; C7: …"."""
+    by_reason: dict[str, list[str]] = {}
+    for level, why in problems.items():
+        by_reason.setdefault(why, []).append(level)
+    return "; ".join(f"{', '.join(levels)}: {why}" for why, levels in by_reason.items())
+
+
+def _pack(
+    study: StudyFiles, packed: Path, config: PackConfig, hashes: Mapping[str, str], sheet: Path | None
+) -> dict[str, Any]:
+    """Read, check, cut and write."""
+    volume = read_ct(study.ct, series=study.series)
+    label_map = read_label_map(study.mask, volume, scheme=study.scheme)
+    try:
+        found = find_vertebrae(label_map, volume)
+    except ValueError as error:
+        raise ValueError(f"{study.mask.name}: {error}") from None
+    problems = {level: "not in the mask" for level in VERTEBRAE if level not in found}
+    problems |= {level: vertebra.problem for level, vertebra in found.items() if vertebra.problem}
+    pieces = {
+        level: pack_vertebra(volume.hu, label_map.array, volume.spacing_mm, level, config, box=vertebra.box)
+        for level, vertebra in found.items()
+        if not vertebra.problem
+    }
+    if not pieces:
+        raise ValueError(f"{study.mask.name}: no vertebra can be packed ({sentence(problems)}).")
+    truth = packed_truth(
+        study.boxes, volume, label_map.array, pieces, uid=study.uid, fractured=study.fractured
+    )
+    rows, files = [], {}
+    for level, piece in pieces.items():
+        path = write_sequence(packed, study.uid, level, piece.array)
+        files[path.name] = paths.sha256_of(path)
+        row = manifest_row(
+            study.uid, level, piece, volume.spacing_mm, config, truth.slices.get(level) or None
+        )
+        warnings = "; ".join((*volume.warnings, *found[level].warnings))
+        origin = {"completeness": found[level].completeness, "mask": study.mask.name, **hashes}
+        origin |= {"packer": packer_version(), "warnings": warnings}
+        rows.append(row | {column: origin[column] for column in PROVENANCE_COLUMNS})
+    notes = [*volume.warnings, *truth.warnings]
+    if sheet is not None:
+        odd = [f"{level}: {text}" for level, vertebra in found.items() for text in vertebra.warnings]
+        odd += [f"{level}: {why}" for level, why in problems.items()]
+        picture = contact_sheet(volume, label_map.array, pieces, title=study.uid, notes=[*notes, *odd])
+        write_figure(picture, sheet)
+    return {
+        "uid": study.uid,
+        "rows": rows,
+        "boxes": truth.boxes.to_dict("records"),
+        "files": files,
+        "problems": problems,
+        "notes": notes,
+        "grid": {
+            "spacing_mm": list(volume.spacing_mm),
+            "origin_mm": volume.origin_mm.tolist(),
+            "direction": volume.direction.tolist(),
+        },
+        "crops": {level: _crop(piece) for level, piece in pieces.items()},
+    }
+
+
+def _crop(piece: PackedVertebra) -> dict[str, list[int]]:
+    """Where in the volume a sequence comes from, in voxels."""
+    return {"slices": piece.slice_indices.tolist(), "rows": list(piece.rows), "columns": list(piece.columns)}
+
+
+def _record_path(packed: Path, uid: str) -> Path:
+    return packed / "studies" / f"{uid}.json"
+
+
+def _key(study: StudyFiles, config: PackConfig, hashes: Mapping[str, str]) -> str:
+    """SHA-256 of all that a study's sequences depend on."""
+    parts = {
+        **hashes,
+        "mask": study.mask.name,
+        "scheme": study.scheme if isinstance(study.scheme, str) else str(sorted(study.scheme.items())),
+        "series": study.series,
+        "config": asdict(config),
+        "fractured": study.fractured and dict(study.fractured),
+        "boxes": study.boxes.to_numpy().tolist(),
+        "packer": packer_version(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _stands(record: Mapping[str, Any], packed: Path) -> bool:
+    """Whether a record's sequences are there as they were written; brings back those set aside."""
+    moved = {}
+    for name, sha256 in record["files"].items():
+        path = paths.inside(packed / name)
+        found = path if path.is_file() else packed / ASIDE / name
+        if not found.is_file() or paths.sha256_of(found) != sha256:
+            return False
+        moved[found] = path
+    for found, path in moved.items():
+        found.replace(path)
+    return True

@@ -1,0 +1,281 @@
+"""One synthetic CT of the cervical spine in Hounsfield units, drawn from (cohort seed, study index) alone."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.phantom.anatomy import DIMENSIONS, Array, LocalGrid, bounds, vertebra_distance
+from cspine_helpers.phantom.fractures import (
+    Fracture,
+    add_mimics,
+    break_bone,
+    displace,
+    draw_fractures,
+    draw_mimics,
+)
+
+LEVELS = (*VERTEBRAE, "T1")
+# The field of view around the bodies' middles: above C1, below T1, in front, behind, and its whole width.
+_ABOVE_MM, _BELOW_MM, _FRONT_MM, _BACK_MM, _WIDTH_MM = 26.0, 24.0, 36.0, 64.0, 106.0
+
+
+@dataclass(frozen=True)
+class Study:
+    """One phantom.
+
+    Attributes:
+        uid: StudyInstanceUID in the form of RSNA 2022.
+        volume_hu: float32 (Z, Y, X), cranial to caudal, front to back, right to left.
+        label_map: uint8, same shape; 1–7 mark C1–C7.
+        fracture_map: uint8, same shape; the vertebra's number where its bone is broken.
+        spacing_mm: (z, y, x).
+        window_hu: the window this study is packed with.
+        labels: 0 or 1 for each of C1–C7.
+    """
+
+    uid: str
+    volume_hu: Array
+    label_map: Array
+    fracture_map: Array
+    spacing_mm: tuple[float, float, float]
+    window_hu: tuple[float, float]
+    labels: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Patient:
+    """What differs from patient to patient beside the findings."""
+
+    scale: float
+    density: float
+    lordosis: float  # rad between C2 and C7
+    tilt: float  # rad, of C7
+    yaw: float
+    roll: float
+    disc_mm: float
+    noise_hu: float
+    blur_mm: float
+    spacing_mm: tuple[float, float, float]
+    window_hu: tuple[float, float]
+
+
+def study_uid(seed: int, index: int) -> str:
+    """A UID under the root that RSNA 2022 uses, with cohort seed and study index behind it."""
+    return f"1.2.826.0.1.3680043.{seed}.{index + 1}"
+
+
+def generator(seed: int, index: int, stream: int) -> np.random.Generator:
+    """The random stream of one study: the same on every machine and in every process."""
+    return np.random.default_rng(np.random.SeedSequence([seed, index, stream]))
+
+
+def render_study(seed: int, index: int, fractured: dict[str, int]) -> Study:
+    """Render one study in Hounsfield units.
+
+    Args:
+        seed: cohort seed.
+        index: study index within the cohort.
+        fractured: 0 or 1 for each of C1–C7.
+    """
+    rng = generator(seed, index, 1)
+    patient = _draw_patient(rng)
+    poses = _poses(patient, rng)
+    spine = np.array([middle for middle, _ in poses.values()])
+    height, depth, _ = np.ptp(spine, axis=0)
+    height += (_ABOVE_MM + _BELOW_MM) * patient.scale
+    depth += (_FRONT_MM + _BACK_MM) * patient.scale
+    field = (height, depth, _WIDTH_MM * patient.scale)
+    shape = tuple(round(f / s) for f, s in zip(field, patient.spacing_mm, strict=True))
+    tissue = _soft_tissue(shape, poses, patient, rng)
+    label_map, fracture_map = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    texture = 75 * _smooth_noise(shape, 3, rng)
+    grids = {level: _local(level, *poses[level], shape, patient) for level in LEVELS}
+    for level in LEVELS:
+        _fill_between(level, *grids[level], tissue, patient)
+    for level in LEVELS:
+        broken = draw_fractures(level, rng) if fractured.get(level) else []
+        block, grid = grids[level]
+        free = label_map[block] == 0  # where vertebrae touch, the upper one keeps the voxel
+        arguments = (tissue[block], texture[block], free, patient, rng)
+        inside, truth = _render_vertebra(level, broken, grid, *arguments)
+        if level in VERTEBRAE:
+            number = VERTEBRAE.index(level) + 1
+            label_map[block][inside & free] = number
+            fracture_map[block][truth & free] = number
+    volume = _scan(tissue, patient, rng)
+    uid = study_uid(seed, index)
+    return Study(uid, volume, label_map, fracture_map, patient.spacing_mm, patient.window_hu, dict(fractured))
+
+
+def _draw_patient(rng: np.random.Generator) -> _Patient:
+    level, width = rng.normal(400, 60), rng.normal(1800, 150)
+    pixel = rng.uniform(0.68, 0.85)
+    return _Patient(
+        scale=float(np.clip(rng.normal(1.0, 0.07), 0.85, 1.18)),
+        density=float(np.clip(rng.normal(1.0, 0.15), 0.6, 1.4)),
+        lordosis=np.deg2rad(rng.normal(22, 10)),
+        tilt=np.deg2rad(rng.normal(20, 6)),
+        yaw=np.deg2rad(rng.normal(0, 6)),
+        roll=np.deg2rad(rng.normal(0, 3)),
+        disc_mm=float(np.clip(rng.normal(4.8, 0.8), 2.5, 6.5)),
+        noise_hu=rng.uniform(18, 50),
+        blur_mm=rng.uniform(0.25, 0.6),
+        spacing_mm=(float(rng.choice([1.0, 1.0, 1.25])), float(pixel), float(pixel)),
+        window_hu=(float(level - width / 2), float(level + width / 2)),
+    )
+
+
+def _poses(patient: _Patient, rng: np.random.Generator) -> dict[str, tuple[Array, Array]]:
+    """By level: middle (z, y, x in mm from the field's middle) and rotation (patient axes x, y, z to own)."""
+    order = ["C7", "C6", "C5", "C4", "C3", "C2"]
+    pitch = patient.tilt - patient.lordosis * np.linspace(0, 1, len(order))
+    point = np.array([0.0, 0.0, 0.0])
+    middles, angles = {"C7": point}, dict(zip(order, pitch, strict=True))
+    for below, above in itertools.pairwise(order):
+        step = DIMENSIONS[below].body[2] + DIMENSIONS[above].body[2] + patient.disc_mm
+        lean = (angles[below] + angles[above]) / 2
+        point = point + step * np.array([-np.cos(lean), -np.sin(lean), 0.0])
+        middles[above] = point
+    lean = angles["C2"]
+    middles["C1"] = middles["C2"] + 18.0 * np.array([-np.cos(lean), -np.sin(lean), 0.0])
+    lean = angles["T1"] = patient.tilt + 0.12
+    middles["T1"] = (DIMENSIONS["C7"].body[2] + DIMENSIONS["T1"].body[2] + patient.disc_mm) * np.array(
+        [np.cos(lean), np.sin(lean), 0.0]
+    )
+    angles["C1"] = angles["C2"] + rng.normal(0, 0.06)
+    spine = np.array(list(middles.values()))
+    middle = (spine.max(axis=0) + spine.min(axis=0)) / 2
+    middle += np.array([_BELOW_MM - _ABOVE_MM, _BACK_MM - _FRONT_MM, 0.0]) / 2
+    turn = patient.yaw + np.deg2rad(rng.normal(0, 1.5, len(LEVELS)))
+    tip = patient.roll + np.deg2rad(rng.normal(0, 1.0, len(LEVELS)))
+    return {
+        level: ((middles[level] - middle) * patient.scale, _rotation(angles[level], turn[i], tip[i]))
+        for i, level in enumerate(LEVELS)
+    }
+
+
+def _rotation(pitch: float, yaw: float, roll: float) -> Array:
+    """Rotation that takes patient axes (x, y, z) into a vertebra's own."""
+    cp, sp, cy, sy, cr, sr = (
+        np.cos(pitch),
+        np.sin(pitch),
+        np.cos(yaw),
+        np.sin(yaw),
+        np.cos(roll),
+        np.sin(roll),
+    )
+    about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    about_z = np.array([[cy, sy, 0], [-sy, cy, 0], [0, 0, 1]])
+    about_y = np.array([[cr, 0, -sr], [0, 1, 0], [sr, 0, cr]])
+    return about_x @ about_z @ about_y
+
+
+def _axes(shape: tuple[int, ...], patient: _Patient) -> list[Array]:
+    """Voxel positions in mm from the field's middle, along z, y and x."""
+    return [
+        ((np.arange(n) - (n - 1) / 2) * s).astype(np.float32)
+        for n, s in zip(shape, patient.spacing_mm, strict=True)
+    ]
+
+
+def _smooth_noise(shape: tuple[int, ...], step: int, rng: np.random.Generator) -> Array:
+    """Standard normal values every `step` voxels, linear between: two taps an axis, the same anywhere."""
+    noise = rng.standard_normal([(n - 1) // step + 2 for n in shape], dtype=np.float32)
+    for axis, n in enumerate(shape):
+        left, rest = np.divmod(np.arange(n), step)
+        share = (rest / step).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
+        noise = noise.take(left, axis) * (1 - share) + noise.take(left + 1, axis) * share
+    return noise
+
+
+def _soft_tissue(
+    shape: tuple[int, ...], poses: dict[str, tuple[Array, Array]], patient: _Patient, rng: np.random.Generator
+) -> Array:
+    """Neck without bone: muscle with fat planes, fat under the skin, air around and in the airway."""
+    z, y, x = _axes(shape, patient)
+    tissue = 55 - 130 * np.clip(_smooth_noise(shape, 8, rng) - 0.7, 0, 1)
+    radius = np.hypot(x[None, :] / (64 * patient.scale), y[:, None] / (1.07 * y.max()))
+    tissue[:, radius > 0.93] = -95
+    tissue[:, radius > 1.0] = -1000
+    depths, fronts = zip(*sorted((pose[0][0], pose[0][1]) for pose in poses.values()), strict=True)
+    front = np.interp(z, depths, fronts) - (24.0 + 3.0 * np.sin(z / 31.0)) * patient.scale
+    wide = (5.5 + 2.0 * np.sin(z / 23.0 + rng.uniform(0, 6)))[:, None, None] * patient.scale
+    airway = np.hypot(
+        (x[None, None, :] - rng.normal(0, 2)) / (1.3 * wide), (y[None, :, None] - front[:, None, None]) / wide
+    )
+    tissue[airway < 1] = -1000
+    return tissue
+
+
+def _local(
+    level: str, centre: Array, rotation: Array, shape: tuple[int, ...], patient: _Patient
+) -> tuple[tuple[slice, ...], LocalGrid]:
+    """The block of the volume that a vertebra can reach, and its grid in its own frame and scale."""
+    low, high = bounds(level)
+    middle, half = np.add(low, high) / 2, np.subtract(high, low) / 2
+    middle, half = (rotation.T @ middle)[::-1], (np.abs(rotation.T) @ half)[::-1]  # in z, y, x now
+    axes = _axes(shape, patient)
+    block = tuple(
+        slice(*np.searchsorted(axis, (c + patient.scale * (m - r), c + patient.scale * (m + r))))
+        for axis, c, m, r in zip(axes, centre, middle, half, strict=True)
+    )
+    size = tuple(b.stop - b.start for b in block)
+    origin = np.array([axis[b.start] - c for axis, b, c in zip(axes, block, centre, strict=True)])
+    spacing = np.array(patient.spacing_mm)
+    return block, LocalGrid(origin / patient.scale, size, spacing / patient.scale, rotation)
+
+
+def _fill_between(
+    level: str, block: tuple[slice, ...], grid: LocalGrid, tissue: Array, patient: _Patient
+) -> None:
+    """Disc above a body, and the canal with its cord behind it, in place."""
+    d = DIMENSIONS["C2" if level == "C1" else level]
+    a, b, h = d.body
+    canal_y = 14.0 if level == "C1" else d.canal_y
+    within = np.abs(grid.z) < h + patient.disc_mm + 4
+    part = tissue[block]
+    part[within & (np.hypot(grid.x / d.canal[0], (grid.y - canal_y) / d.canal[1]) < 1)] = 12.0
+    part[within & (np.hypot(grid.x / 6.5, (grid.y - canal_y) / 4.0) < 1)] = 42.0
+    if level not in ("C1", "C2"):
+        disc = (np.hypot(grid.x / (a * 0.95), grid.y / (b * 0.95)) < 1) & (grid.z < 0)
+        part[disc & (grid.z > -h - patient.disc_mm - 3)] = 90.0
+
+
+def _render_vertebra(
+    level: str,
+    broken: list[Fracture],
+    grid: LocalGrid,
+    tissue: Array,
+    texture: Array,
+    free: Array,
+    patient: _Patient,
+    rng: np.random.Generator,
+) -> tuple[Array, Array]:
+    """Draw one vertebra over its block of the tissue, in place; return its voxels and its fracture voxels."""
+    mimics = draw_mimics(level, rng)
+    distance = vertebra_distance(level, displace(broken, level, grid))
+    in_body = grid.y < (DIMENSIONS[level].body[1] + 1.5 if level in DIMENSIONS else -np.inf)
+    marrow = np.where(in_body, np.float32(235), np.float32(390)) * patient.density + texture
+    shell = np.where(in_body, np.float32(0.9), np.float32(1.5))
+    cortex = np.clip((distance + 1.5 * shell) / shell, 0, 1)
+    hu = marrow + cortex * (np.float32(830 * (0.4 + 0.6 * patient.density)) - marrow)
+    add_mimics(mimics, grid, distance, hu)
+    truth = break_bone(broken, level, grid, distance, hu)
+    share = np.clip(0.5 - distance / np.float32(patient.spacing_mm[1] / patient.scale), 0, 1)
+    tissue += share * free * (hu - tissue)
+    return distance < 0, truth
+
+
+def _scan(tissue: Array, patient: _Patient, rng: np.random.Generator) -> Array:
+    """Reconstruction kernel and noise; across the shoulders noise grows and streaks from side to side."""
+    sigma = [0.25 / patient.spacing_mm[0]] + [patient.blur_mm / s for s in patient.spacing_mm[1:]]
+    volume = ndimage.gaussian_filter(tissue, sigma, truncate=3.0)
+    noise = ndimage.gaussian_filter(rng.standard_normal(tissue.shape, dtype=np.float32), sigma, truncate=3.0)
+    noise *= np.float32(patient.noise_hu) / noise.std()
+    streak = rng.standard_normal(tissue.shape[:2], dtype=np.float32)[:, :, None]
+    shoulders = np.clip(np.linspace(-1.2, 1.0, tissue.shape[0], dtype=np.float32), 0, 1)[:, None, None]
+    volume += noise * (1 + shoulders) + streak * shoulders * np.float32(0.7 * patient.noise_hu)
+    return np.clip(volume, -1024, 3071)

@@ -1,0 +1,504 @@
+"""The threshold slider: every number that moves when the threshold moves, while it moves.
+
+Freezing to try something out: in a copy of the built-in run, and with a way back.
+
+What the built-in run says is committed, for others to hold theirs against. A threshold that was set by hand
+on it is frozen in `checkpoints/practice` instead. Its `practice_of.sha256` says which predictions were copied
+there, the latest last: by that it is known from a run that only has the same name.
+
+A button that asks before it acts.
+"""
+
+from base64 import b64encode
+from collections.abc import Callable, Iterable
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import pandas as pd
+
+from cspine_helpers.decisions.guarantees import Guarantee
+from cspine_helpers.decisions.test_split import DECISION, OPENINGS, freeze, read_openings
+from cspine_helpers.decisions.thresholds import Decision
+from cspine_helpers.evaluation.clinical_utility import SCREENING_PREVALENCE, check_prevalence
+from cspine_helpers.figures.curves import LEVEL_NAMES
+from cspine_helpers.files.paths import atomic_path, inside, listing, seal_of, sha256_of
+from cspine_helpers.predictions import read_predictions, validate_predictions
+from cspine_helpers.runs import RECORD
+from cspine_helpers.slider.operating_point import DECIMALS, Marks, Operating, Point, digits, weigh
+from cspine_helpers.slider.picture import BARS, Panels, written
+
+_COLOUR = "var(--jp-content-font-color1, inherit)"  # of text, in the light and the dark theme
+
+
+def paragraph(words: str, *, role: str = "note") -> str:
+    """Words as HTML in the theme's colour; with the role `status` screen readers say what changes."""
+    return f'<div role="{role}" style="color: {_COLOUR}; line-height: 1.5">{escape(words)}</div>'
+
+
+class ConfirmedButton:
+    """A button, then a question with a second button, then what came of it.
+
+    Args:
+        label: of the first button.
+        confirm: of the second.
+        question: what is asked; a `ValueError` or `OSError` is shown in its place, and nothing is offered.
+        act: what is done, returns what to say then; a `ValueError` or `OSError` is shown in its place.
+        undo: undoes it, returns what to say then; has a button once something was done.
+
+    Attributes:
+        widget: to be shown.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        confirm: str,
+        *,
+        question: Callable[[], str],
+        act: Callable[[], str],
+        undo: Callable[[], str] | None = None,
+    ) -> None:
+        self._question, self._act, self._undo = question, act, undo
+        self._done = False  # something that can be undone
+        self._ask = ipywidgets.Button(description=label, layout={"width": "auto"})
+        bold = {"font_weight": "bold"}  # in the theme's own colours, which are readable in each
+        self._confirm = ipywidgets.Button(description=confirm, style=bold, layout={"width": "auto"})
+        self._cancel = ipywidgets.Button(description="No", layout={"width": "auto"})
+        self._back = ipywidgets.Button(description="Undo", layout={"width": "auto"})
+        self._words = ipywidgets.HTML(layout={"flex": "1 1 300px"})
+        self.widget = ipywidgets.HBox(layout={"flex_flow": "row wrap", "align_items": "center"})
+        self._ask.on_click(lambda _: self.ask())
+        self._confirm.on_click(lambda _: self.confirm())
+        self._cancel.on_click(lambda _: self.withdraw())
+        self._back.on_click(lambda _: self.undo())
+        self._show("")
+
+    @property
+    def words(self) -> str:
+        """The question, or what came of it; empty where nothing was asked."""
+        return self._shown
+
+    def ask(self) -> None:
+        """Press the first button."""
+        try:
+            self._show(self._question(), asking=True)
+        except (ValueError, OSError) as error:
+            self._show(str(error))
+
+    def confirm(self) -> None:
+        """Press the second button; does nothing unless something was asked."""
+        if self._confirm not in self.widget.children:
+            return
+        self._do(self._act, done=True)
+
+    def undo(self) -> None:
+        """Press the button that undoes; does nothing unless something was done."""
+        if self._done and self._undo is not None:
+            self._do(self._undo, done=False)
+
+    def _do(self, what: Callable[[], str], *, done: bool) -> None:
+        try:
+            words = what()
+        except (ValueError, OSError) as error:
+            words = str(error)
+        else:
+            self._done = done and self._undo is not None
+        self._show(words)
+
+    def withdraw(self) -> None:
+        """Take back the question, as what it was about has changed."""
+        if self._shown:
+            self._show("")
+
+    def _show(self, words: str, *, asking: bool = False) -> None:
+        self._shown = words
+        self._words.value = paragraph(words, role="status") if words else ""
+        buttons = [self._words, self._confirm, self._cancel] if asking else [self._ask, self._words]
+        self.widget.children = buttons + [self._back] * (self._done and not asking)
+
+
+BUILTIN, PRACTICE = "builtin", "practice"  # the run that comes with the project, and its copy to freeze in
+PREDICTIONS = "predictions.csv"
+MARKER = "practice_of.sha256"
+_COPIED = (DECISION, OPENINGS, RECORD, seal_of(PREDICTIONS).name, PREDICTIONS)  # what counts comes last
+
+
+def practice_folder(run_folder: str | Path) -> Path:
+    """Where a threshold that was set by hand is frozen: in the run, but of the built-in run in a copy."""
+    folder = Path(run_folder).resolve()
+    return folder.with_name(PRACTICE) if folder.name == BUILTIN else Path(run_folder)
+
+
+def frozen_upon(run_folder: str | Path) -> Path:
+    """Folder whose decision, and openings, freezing would go on from; writes nothing.
+
+    It is the `practice_folder`, but the run where a copy is still to be made, or made anew as the run has
+    other predictions since.
+
+    Raises:
+        FileNotFoundError: the built-in run has no predictions.
+        ValueError: what stands in the copy's place is no folder, or none of ours: it may not be written over.
+    """
+    folder, copy = Path(run_folder), practice_folder(run_folder)
+    if copy == folder:
+        return folder
+    predictions, mine, marker = folder / PREDICTIONS, copy / PREDICTIONS, copy / MARKER
+    if not predictions.is_file():
+        raise FileNotFoundError(f"{predictions} is missing. Predict with the run (notebook 03), then freeze.")
+    if copy.resolve() != copy or (copy.exists() and not copy.is_dir()):
+        raise ValueError(
+            f"Decisions that try out the built-in run are frozen in a copy of it, and {copy} is no folder of "
+            "its own, but a link or a file. Rename it, and freeze again."
+        )
+    held = {path.name for path in copy.glob("[!.]*")}
+    own = sorted(held - {*_COPIED, MARKER})
+    known = inside(marker).read_text(encoding="utf-8").split() if marker.is_file() else []
+    stands = inside(mine).is_file()
+    ours = bool(known) and (not stands or sha256_of(mine) in known)
+    if stands and mine.read_bytes() == predictions.read_bytes() and (ours or not own):
+        return copy
+    if not held or (ours and not own):
+        return folder
+    found = listing(own or sorted(held))
+    raise ValueError(
+        f"{PRACTICE!r} is where decisions that try out the built-in run are frozen, and {copy} is no copy "
+        f"that may be written over: it holds {found}. Rename that folder, and freeze again."
+    )
+
+
+def practise(run_folder: str | Path) -> Path:
+    """The `practice_folder`, with what a decision rests on: predictions, record, what is frozen, openings.
+
+    A copy stays as it is, with what was frozen there, while its predictions are those of the run; else it is
+    made anew.
+
+    Raises:
+        FileNotFoundError, ValueError: see `frozen_upon`.
+        OSError: the copy cannot be written.
+    """
+    folder, copy = Path(run_folder), practice_folder(run_folder)
+    if frozen_upon(folder) == copy:
+        return copy
+    marker = copy / MARKER  # written first: stopped at any moment, the copy is known as ours
+    known = marker.read_text(encoding="utf-8") if marker.is_file() else ""
+    with atomic_path(marker) as temporary:
+        temporary.write_text(f"{known}{sha256_of(folder / PREDICTIONS)}\n", encoding="utf-8")
+    for name in _COPIED:
+        source, place = folder / name, inside(copy / name)
+        if source.is_file():
+            with atomic_path(place) as temporary:
+                temporary.write_bytes(source.read_bytes())
+        else:
+            place.unlink(missing_ok=True)
+    return copy
+
+
+def put_back(run_folder: str | Path, before: bytes | None, *, after: bytes, openings: int) -> None:
+    """Undo a freezing: `decision.json` as it was, unless something was done with the run since.
+
+    Args:
+        run_folder: `checkpoints/<run>`.
+        before: what `decision.json` held; None: there was none.
+        after: what it holds since the freezing.
+        openings: how often the test split had been opened.
+
+    Raises:
+        ValueError: it was opened since, or `decision.json` is gone or was changed since.
+        OSError: the file cannot be written.
+    """
+    path = inside(Path(run_folder) / DECISION)
+    named = f"{path.parent.name}/{DECISION}"
+    if not path.is_file():
+        raise ValueError(f"{named} is gone, so there is nothing to undo.")
+    if (now := len(read_openings(path.parent))) > openings:
+        raise ValueError(
+            f"The test split was opened since, {now} time(s) by now, and what it was opened with stays on "
+            "record. Freeze another decision; the record says that it came after."
+        )
+    if path.read_bytes() != after:
+        raise ValueError(f"{named} was changed since. Freeze what you want it to say.")
+    if before is None:
+        path.unlink()
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(before)
+
+
+STEP = 0.001  # of one press of an arrow key; Page Up and Down move five
+_WRAP = {"flex_flow": "row wrap", "align_items": "center"}  # rows break where the window is narrow
+
+
+class ThresholdExplorer:
+    """A threshold slider over a predictions table, for all vertebrae, one of them, or patients.
+
+    With the threshold move the confusion matrix, recall, precision, specificity, negative predictive value
+    and F1 with 95 % intervals (patients resampled), the point on the precision–recall curve, the recall of
+    each vertebra, how many of 1,000 patients are missed and how many are called back without a fracture, and
+    whether the threshold is a guaranteed one. Rates and patients can be restated for another share of
+    fractured patients; the curve stays as observed. Where no kernel runs, the notebook shows the picture of
+    the state it was saved in.
+
+    Args:
+        predictions: predictions table, of one split as a rule.
+        decision: where the slider starts, at its level, marked as chosen there.
+        threshold: where it starts without a decision; None: at the highest F1 of these data, and it says so.
+        guarantees: of `guarantees.guarantee_on_validation`, or of a frozen decision; marked at their levels.
+        freeze: run folder in which a button freezes what the slider shows (for the built-in run in a copy,
+            `practice.practise`), with a second one to undo it; or what the button calls instead:
+            `freeze(decision, guarantees=...)`, with the guarantee that holds there, if one does.
+
+    Raises:
+        ValueError: the table breaks its schema, holds one class only or one study; the decision has no
+            threshold; the threshold is not in [0, 1], or stands beside a decision; or a guarantee is of other
+            predictions or another aggregation.
+    """
+
+    def __init__(
+        self,
+        predictions: pd.DataFrame,
+        decision: Decision | None = None,
+        *,
+        threshold: float | None = None,
+        guarantees: Guarantee | Iterable[Guarantee] = (),
+        freeze: str | Path | Callable[..., object] | None = None,
+    ) -> None:
+        self._predictions, self._freeze = validate_predictions(predictions), freeze
+        self._marks = Marks(self._predictions, decision, threshold, guarantees)
+        self._threshold = self._marks.start
+        self._weights = weigh(self._predictions)
+        self._operating: dict[str, Operating] = {}
+        self._undo: Callable[[], None] = lambda: None
+        self._panels: dict[str, Panels] = {}
+        self._make_controls()
+        share = ipywidgets.Label("% of patients fractured")
+        rows = [[self._slider, self._box, self._levels], [self._other, self._percent, share]]
+        rows[1] += self._jumps.values()
+        rows += [[self._freezer.widget]] if freeze is not None else []
+        controls = [ipywidgets.HBox(row, layout=_WRAP) for row in rows]
+        note = ipywidgets.HTML(paragraph(self._marks.note))
+        self.widget = ipywidgets.VBox([*controls, note, self._image, self._numbers])
+        self.widget.add_class("cspine-explorer")
+        self._redraw()
+
+    def _make_controls(self) -> None:
+        style = {"description_width": "auto"}
+        self._slider = ipywidgets.FloatSlider(
+            value=_nearest_step(self._threshold), min=0, max=1, step=STEP, readout=False,
+            description="Threshold", layout={"flex": "1 1 360px"},
+        )  # fmt: skip
+        self._box = ipywidgets.BoundedFloatText(
+            value=self._threshold, min=0, max=1, step=10**-DECIMALS,
+            description="exactly", style=style, layout={"width": "190px"},
+        )  # fmt: skip
+        self._levels = ipywidgets.Dropdown(
+            options=[(LEVEL_NAMES[level], level) for level in self._marks.levels], value=self._marks.level,
+            description="Level", style=style, layout={"width": "200px"},
+        )  # fmt: skip
+        self._other = ipywidgets.Checkbox(
+            description="Another prevalence:", indent=False, layout={"width": "auto"}
+        )
+        self._percent = ipywidgets.BoundedFloatText(
+            value=round(100 * SCREENING_PREVALENCE, 1), min=0.1, max=99.9, step=0.1, layout={"width": "80px"}
+        )
+        self._jumps = {
+            name: ipywidgets.Button(layout={"width": "auto"}) for name in ("start", "chosen", "guaranteed")
+        }
+        self._freezer = ConfirmedButton(
+            "Freeze this decision …",
+            "Really freeze",
+            question=self._question,
+            act=self._act,
+            undo=None if self._run() is None else self._put_back,
+        )
+        self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        self._numbers = ipywidgets.HTML()
+        parts = {"threshold": self._box, "level": self._levels, "other": self._other}
+        for name, part in (parts | {"numbers": self._numbers}).items():
+            part.add_class(f"cspine-{name}")  # by which it is found on the page
+        self._slider.observe(lambda change: self._slide(change["new"]), names="value")
+        self._box.observe(lambda change: self._move(change["new"]), names="value")
+        for control in (self._levels, self._other, self._percent):
+            control.observe(lambda _: self._redraw(), names="value")
+        for name, button in self._jumps.items():
+            button.on_click(lambda _, name=name: self._move(self._marks.at(self.level)[name]))
+
+    @property
+    def threshold(self) -> float:
+        """Where the slider stands; set it to move the slider (to the fewest decimals that change no call)."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self._move(self._marks.readable(value))
+
+    @property
+    def level(self) -> str:
+        """One of `metrics.LEVELS`; set it to change the level."""
+        return self._levels.value
+
+    @level.setter
+    def level(self, value: str) -> None:
+        if value not in self._marks.levels:
+            offered = ", ".join(self._marks.levels)
+            raise ValueError(f"Level {value!r} is not offered: these data allow {offered}.")
+        self._levels.value = value
+
+    @property
+    def prevalence(self) -> float | None:
+        """Share of fractured patients that the rates are restated for; None: as observed."""
+        return self._percent.value / 100 if self._other.value and self._both_kinds() else None
+
+    @prevalence.setter
+    def prevalence(self, value: float | None) -> None:
+        if value is not None:
+            self._percent.value = 100 * float(check_prevalence(value))
+        self._other.value = value is not None
+
+    @property
+    def decision(self) -> Decision:
+        """What the slider shows: the decision it was given, or where it was moved, a stated one.
+
+        Raises:
+            ValueError: the level is a single vertebra.
+        """
+        return self._marks.decision(self.level, self.threshold)
+
+    def summary(self) -> dict[str, Any]:
+        """What the picture shows, NaN where undefined.
+
+        Level, threshold, prevalence (None: as observed), counts, and each rate, `missed_per_1000`,
+        `called_back_per_1000` and the recall of each vertebra (`recall_C1` …) with `_low` and `_high`.
+        """
+        point = self._point()
+        shown: dict[str, Any] = {"level": self.level, "threshold": self.threshold}
+        shown |= {"prevalence": self.prevalence, **point.counts}
+        recalls = {f"recall_{name}": found for name, found in point.recalls.items()}
+        patients = {"missed_per_1000": point.missed, "called_back_per_1000": point.called_back}
+        for name, (value, low, high) in (point.rates | patients | recalls).items():
+            shown |= {name: value, f"{name}_low": low, f"{name}_high": high}
+        return shown
+
+    def _slide(self, value: float) -> None:
+        """Follow the slider, which stands on its steps only, and says so of itself when it is shown."""
+        if _nearest_step(value) != _nearest_step(self._threshold):
+            self._move(_nearest_step(value))
+
+    def _move(self, threshold: float) -> None:
+        if threshold == self._threshold:
+            return
+        self._threshold = threshold
+        if _nearest_step(self._slider.value) != _nearest_step(threshold):  # else it would tug at the hand
+            self._slider.value = _nearest_step(threshold)
+        self._box.value = threshold
+        self._redraw()
+
+    def _at_level(self) -> Operating:
+        if self.level not in self._operating:
+            self._operating[self.level] = Operating(
+                self._predictions, self.level, self._weights, aggregation=self._marks.aggregation
+            )
+        return self._operating[self.level]
+
+    def _both_kinds(self) -> bool:
+        return 0 < self._at_level().prevalence < 1
+
+    def _point(self) -> Point:
+        return self._at_level().at(self.threshold, self.prevalence)
+
+    def _place(self) -> str:
+        if self.prevalence is None:
+            return f"as observed: {self._at_level().prevalence:.1%} of patients fractured"
+        return f"restated: {100 * self.prevalence:.4g}% of patients fractured"
+
+    def _redraw(self) -> None:
+        level, marks = self.level, self._marks.at(self.level)
+        if level not in self._panels:
+            self._panels[level] = Panels(self._at_level(), marks)
+        self._other.disabled = not self._both_kinds()
+        for name, button in self._jumps.items():
+            button.layout.display = None if name in marks else "none"
+            button.description = f"{name} {digits(marks[name])}" if name in marks else ""
+        point, restated = self._point(), self.prevalence is not None
+        self._image.value = self._panels[level].png(point, self._place(), restated=restated)
+        self._numbers.value = paragraph(self._words(point), role="status")
+        self._freezer.withdraw()
+
+    def _words(self, point: Point) -> str:
+        """The picture in words."""
+        by = f", by {self._marks.aggregation.phrase}," if self.level == "patient" else ""
+        counts = ", ".join(f"{name} {count:,}" for name, count in point.counts.items())
+        rates = ", ".join(f"{label} {written(point.rates[name])}" for name, (label, _) in BARS.items())
+        words = (
+            f"{LEVEL_NAMES[self.level]}{by} at threshold {digits(point.threshold)}: {counts}. "
+            f"{self._place().capitalize()}: {rates}; of 1,000 patients missed {written(point.missed, 1)}, "
+            f"called back without fracture {written(point.called_back, 1)}."
+        )
+        return f"{words} {self._marks.standing(self.level, self.threshold)}".rstrip()
+
+    def _question(self) -> str:
+        """What the freezing button asks."""
+        level, run = self.decision.level, self._run()
+        words = [f"Freeze threshold {digits(self.threshold)} at {level} level?"]
+        if self._marks.guarantee(self.level, self.threshold):
+            words.append("The guarantee holds for it.")
+        if run is None:
+            return " ".join([*words, "The test split is then opened with it; choose no other after that."])
+        if run != Path(str(self._freeze)):
+            words.append(
+                f'The built-in run stays as it is: this goes to a copy, the run "{run.name}". Set RUN = '
+                f'"{run.name}" to go on with that one.'
+            )
+        there = frozen_upon(str(self._freeze))  # the copy is made when it is needed
+        if there != run and (run / PREDICTIONS).is_file():
+            words.append(
+                "The copy there is of earlier predictions: it is made anew, and what was done there goes."
+            )
+        if (there / DECISION).is_file():
+            words.append(f"What {run.name}/{DECISION} says of that level gives way to it.")
+        opened = len(read_openings(there))
+        times = {0: "was never opened so far", 1: "was opened once already"}
+        words.append(f"The test split {times.get(opened, f'was opened {opened} times already')}.")
+        return " ".join([*words, "It is then opened with this one; choose no other after that."])
+
+    def _run(self) -> Path | None:
+        """Run folder that is frozen in; None: something else is called."""
+        return practice_folder(self._freeze) if isinstance(self._freeze, str | Path) else None
+
+    def _act(self) -> str:
+        """What it does then."""
+        decision, promise = self.decision, self._marks.guarantee(self.level, self.threshold)
+        guarantees = [promise] if promise else []
+        if not isinstance(self._freeze, str | Path):
+            assert self._freeze is not None, "without it there is no button"
+            self._freeze(decision, guarantees=guarantees)
+            return f"Frozen: threshold {digits(self.threshold)} at {decision.level} level."
+        folder = practise(self._freeze)
+        predictions = read_predictions(folder / PREDICTIONS)
+        path = folder / DECISION
+        before, opened = path.read_bytes() if path.is_file() else None, len(read_openings(folder))
+        freeze(folder, decision, predictions, guarantees=guarantees, replace=True)
+        after = path.read_bytes()
+        self._undo = partial(put_back, folder, before, after=after, openings=opened)
+        where = "" if folder == Path(self._freeze) else f" in the copy {folder.name!r}"
+        return f"Frozen{where}: threshold {digits(self.threshold)} at {decision.level} level."
+
+    def _put_back(self) -> str:
+        """What undoes that."""
+        self._undo()
+        return f"Undone: {DECISION} is as it was before."
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict[str, Any]:
+        """The live widget for front ends with a kernel, its picture as PNG for all others."""
+        return {
+            **self.widget._repr_mimebundle_(),
+            "image/png": b64encode(self._image.value).decode(),
+            "text/plain": self._words(self._point()),
+        }
+
+
+def _nearest_step(threshold: float) -> float:
+    """Where the slider stands for a threshold; its own steps add up to 0.41600000000000004."""
+    return round(round(threshold / STEP) * STEP, DECIMALS)

@@ -1,0 +1,203 @@
+"""The recipe of a training: its settings, its loss, its learning rate, and which epoch it keeps."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import pandas as pd
+import torch
+from torch import nn
+
+from cspine_helpers.dataset.augment import AugmentConfig
+from cspine_helpers.dataset.sequence import Sampling
+from cspine_helpers.files.records import parse_json
+from cspine_helpers.model.classifier import ModelConfig
+
+Schedule = Literal["cosine", "plateau"]
+Precision = Literal["no", "bf16", "fp16", "auto"]
+_PLATEAU_EPOCHS = 3  # epochs without a better average precision before the plateau schedule halves the rate
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run is trained; the defaults are for RSNA-size data on one GPU.
+
+    Attributes:
+        epochs: most passes over the training split.
+        batch_size: sequences in a batch of each process.
+        learning_rate: of AdamW, after the warm-up.
+        weight_decay: of AdamW, on weight matrices and kernels (not on biases and norms).
+        warmup_epochs: epochs in which the rate rises from 0; may be a fraction.
+        schedule: after the warm-up: "cosine" falls to 0 at the last epoch, "plateau" halves after 3 epochs
+            without a better validation average precision.
+        accumulate: batches of each process whose gradients make one step, in both stages.
+        clip_norm: largest norm of the gradient.
+        mixed_precision: "auto" is bf16 on a GPU that has it, else float32 (a CPU without units for bf16 takes
+            ten times as long with it, see benchmarks/RESULTS.md).
+        gradient_checkpointing: the backbone's inner values are computed again for the gradients instead of
+            kept: less memory, more time, the same result.
+        patience: epochs without a new best epoch before training stops.
+        precision_floor: least validation precision at the threshold that the run decides with.
+        slice_weight: weight of the slice-level term of the loss; 0 turns it off.
+        slice_epochs: epochs of slice-level pretraining, see `pretraining`; 0 leaves it out.
+        slice_batch_size: slices in a batch of the pretraining.
+        slice_learning_rate: highest learning rate of the pretraining.
+        vertebra_weighting: rare fractures weigh more, see `losses.vertebra_weights`.
+        sampling: order of the training samples, see `batches.epoch_order`.
+        seed: of weights, order, augmentation and dropout.
+        workers: processes that load training data; 0 loads in the training process.
+        augment: how training sequences are varied; None leaves them as they are.
+    """
+
+    epochs: int = 20
+    batch_size: int = 8
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.02
+    warmup_epochs: float = 1.0
+    schedule: Schedule = "cosine"
+    accumulate: int = 2
+    clip_norm: float = 1.0
+    mixed_precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    patience: int = 6
+    precision_floor: float = 0.5
+    slice_weight: float = 0.5
+    slice_epochs: int = 0
+    slice_batch_size: int = 32
+    slice_learning_rate: float = 5e-3
+    vertebra_weighting: bool = True
+    sampling: Sampling = "shuffle"
+    seed: int = 0
+    workers: int = 8
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+            **dict.fromkeys(
+                ("epochs", "batch_size", "accumulate", "patience", "slice_batch_size"),
+                (lambda n: isinstance(n, int) and n >= 1, "a whole number, 1 or more"),
+            ),
+            **dict.fromkeys(
+                ("slice_epochs", "workers"),
+                (lambda n: isinstance(n, int) and n >= 0, "a whole number, 0 or more"),
+            ),
+            "seed": (lambda n: isinstance(n, int) and 0 <= n < 2**63, "a whole number, 0 to 2^63 - 1"),
+            **dict.fromkeys(
+                ("learning_rate", "slice_learning_rate", "clip_norm"),
+                (lambda x: 0 < x < math.inf, "above 0, finite"),
+            ),
+            **dict.fromkeys(
+                ("weight_decay", "slice_weight"), (lambda x: 0 <= x < math.inf, "0 or more, finite")
+            ),
+            "warmup_epochs": (lambda x: 0 <= x < self.epochs, "0 or more, fewer than epochs"),
+            "precision_floor": (lambda x: 0 < x <= 1, "in (0, 1]"),
+            "schedule": (get_args(Schedule).__contains__, f"one of {get_args(Schedule)}"),
+            "mixed_precision": (
+                get_args(Precision).__contains__,
+                f"one of {get_args(Precision)}",
+            ),
+            "gradient_checkpointing": (lambda on: isinstance(on, bool), "true or false"),
+            "sampling": (get_args(Sampling).__contains__, f"one of {get_args(Sampling)}"),
+        }
+        wrong = [
+            f"{name} = {getattr(self, name)!r} ({rule})"
+            for name, (holds, rule) in rules.items()
+            if not _holds(holds, getattr(self, name))
+        ]
+        if wrong:
+            raise ValueError(f"TrainConfig cannot have {'; '.join(wrong)}. Correct them.")
+
+    @classmethod
+    def small(cls) -> Self:
+        """For the built-in cohort on a laptop's CPU."""
+        return cls(
+            epochs=8,
+            batch_size=16,
+            learning_rate=1e-3,
+            accumulate=1,
+            slice_weight=1.0,
+            slice_epochs=80,  # without them, eight epochs of sequences teach it next to nothing
+            workers=0,  # loading takes a few ms a sequence; a second process would only take a core away
+        )
+
+
+def _holds(rule: Callable[[Any], bool], value: object) -> bool:
+    try:
+        return bool(rule(value))
+    except TypeError:  # of another kind altogether
+        return False
+
+
+def preset(cohort: str) -> tuple[ModelConfig, TrainConfig]:
+    """Model and training for a cohort: small for "builtin", one epoch of that for "quick", else RSNA-size."""
+    if cohort == "builtin":
+        return ModelConfig.small(), TrainConfig.small()
+    if cohort == "quick":  # 30 studies: too few for a weight of every vertebra, or for a real decision
+        one_epoch = replace(TrainConfig.small(), epochs=1, slice_epochs=1, warmup_epochs=0.5)
+        return ModelConfig.small(), replace(one_epoch, vertebra_weighting=False, precision_floor=0.01)
+    return ModelConfig(), TrainConfig()
+
+
+def best_epoch(history: pd.DataFrame) -> int:
+    """The epoch whose weights are kept.
+
+    It has the highest validation recall at the threshold that keeps precision at the floor (an epoch
+    without such a threshold has recall 0); ties: the higher average precision, then the earlier epoch. Where
+    no epoch has a threshold, average precision alone decides.
+    """
+    keys = ["validation_recall", "validation_average_precision", "epoch"]
+    ranked = history.sort_values(keys, ascending=[False, False, True], kind="stable")
+    return int(ranked["epoch"].iloc[0])
+
+
+def adamw(parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays weight matrices and kernels only, not biases and norms."""
+    kept = list(parameters)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in kept if p.ndim > 1]},
+        {"params": [p for p in kept if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=weight_decay, fused=True)
+
+
+def learning_rate(config: TrainConfig, position: float, history: pd.DataFrame) -> float:
+    """Learning rate at a position in training.
+
+    Args:
+        config: of the training.
+        position: epochs done, with fraction.
+        history: rows of the complete epochs; the plateau schedule looks at them.
+    """
+    rate = config.learning_rate
+    if position < config.warmup_epochs:
+        return rate * position / config.warmup_epochs
+    if config.schedule == "cosine":
+        share = (position - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+        return rate * (1 + math.cos(math.pi * share)) / 2
+    best, waited = -math.inf, 0
+    for score in history["validation_average_precision"]:
+        waited = 0 if score > best else waited + 1
+        best = max(best, score)
+        if waited == _PLATEAU_EPOCHS:
+            rate, waited = rate / 2, 0
+    return rate
+
+
+def settings_of(path: Path) -> tuple[ModelConfig, TrainConfig]:
+    """Model and training of a JSON file with "model" and "train", such as a run's `run.json`.
+
+    Raises:
+        ValueError: it is no JSON, or has other settings than this version.
+    """
+    try:
+        found = parse_json(path.read_bytes(), path.name)
+        train_settings = dict(found["train"])
+        if train_settings.get("augment") is not None:
+            train_settings["augment"] = AugmentConfig(**train_settings["augment"])
+        return ModelConfig(**found["model"]), TrainConfig(**train_settings)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f'{path} holds no "model" and "train" as run.json has them: {error}. Correct it.'
+        ) from error
