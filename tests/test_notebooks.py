@@ -14,7 +14,7 @@ import pytest
 import run as runner
 from conftest import RSNA, needs_rsna
 from nbformat import NotebookNode
-from test_aggregation import toy, with_own
+from test_evaluation_cases import toy, with_own
 
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze
 from cspine_helpers.decisions.thresholds import choose_decision

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_aggregation import toy
+from test_evaluation_cases import toy
 from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers.checkpoints import Run, load_run, save_weights

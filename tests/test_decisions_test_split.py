@@ -7,7 +7,7 @@ import pytest
 from conftest import RSNA, needs_rsna
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_aggregation import toy
+from test_evaluation_cases import toy
 
 from cspine_helpers.decisions import test_split as frozen
 from cspine_helpers.decisions import test_split as held_out

@@ -9,7 +9,7 @@ from conftest import RSNA, needs_rsna
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
-from test_aggregation import toy
+from test_evaluation_cases import toy
 
 from cspine_helpers.decisions.guarantees import (
     Guarantee,

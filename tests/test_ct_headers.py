@@ -28,7 +28,7 @@ from pydicom.uid import (
     RLELossless,
 )
 from scans import affine_of, edit, positions, refusal, write_dicom
-from test_dicom import SPACING, body
+from test_ct_dicom import SPACING, body
 
 from cspine_helpers.ct.dicom import read_header, read_series, shown
 from cspine_helpers.packed import read_manifest

@@ -10,7 +10,7 @@ import pytest
 from conftest import RSNA, needs_rsna
 from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
 from PIL import Image, ImageFilter
-from test_aggregation import toy, with_own
+from test_evaluation_cases import toy, with_own
 
 from cspine_helpers.decisions.guarantees import guarantee_on_validation
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_decision

@@ -368,7 +368,7 @@ from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, {tests!r})
-import test_resume
+import test_training_resume
 
 def stop():
     while not test_resume.interrupted(Path({staged!r})):

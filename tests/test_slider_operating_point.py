@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_widgets import made_table
+from test_slider_widget import made_table
 
 from cspine_helpers.evaluation.cases import LEVELS, Aggregation, aggregate, at_level
 from cspine_helpers.evaluation.clinical_utility import predictive_curve, predictive_values

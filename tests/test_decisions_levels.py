@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_aggregation import toy
+from test_evaluation_cases import toy
 
 from cspine_helpers.decisions.thresholds import (
     apply_decision,
