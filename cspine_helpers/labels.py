@@ -1,5 +1,6 @@
 """The label table and the fracture boxes, in the schema of RSNA 2022: read, check, count, expand."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -7,15 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cspine_helpers.files.paths import check_uids, cohort_remedy, listing
-from cspine_helpers.files.tables import (
-    is_binary,
-    numbers,
-    read_table,
-    refuse,
-    require_columns,
-    uid_problems,
-    write_table,
-)
+from cspine_helpers.files.tables import Column, checked, read_table, write_table
 
 UID = "StudyInstanceUID"
 PATIENT = "patient_overall"
@@ -23,6 +16,14 @@ VERTEBRAE = ("C1", "C2", "C3", "C4", "C5", "C6", "C7")
 TARGETS = (PATIENT, *VERTEBRAE)
 COLUMNS = (UID, *TARGETS)
 BOX_COLUMNS = (UID, "x", "y", "width", "height", "slice_number")
+_BINARY = "labels that are neither 0 nor 1"
+_LABELS = (Column(UID, "id"), *(Column(name, "whole", among=(0, 1), wrong=_BINARY) for name in TARGETS))
+_BOXES = (
+    Column(UID, "id"),
+    *(Column(name, "number") for name in ("x", "y")),
+    *(Column(name, "number", above=0) for name in ("width", "height")),
+    Column("slice_number", "whole", low=0),
+)
 _Z_95 = 1.959963984540054  # 97.5th percentile of the standard normal distribution
 
 
@@ -47,33 +48,14 @@ def validate_labels(table: pd.DataFrame, *, what: str = "The label table") -> pd
     Raises:
         ValueError: lists all broken rules at once, each with its offenders.
     """
-    require_columns(table, COLUMNS, what=what)
-    if table.empty:
-        raise ValueError(f"{what} has no rows. It needs one row for each study.")
-    refuse(_label_problems(table), what=what)
-    return table[list(COLUMNS)].astype(dict.fromkeys(TARGETS, "int64")).reset_index(drop=True)
+    return checked(table, _LABELS, what=what, key=(UID,), rules=_patient_rule)
 
 
-def _label_problems(table: pd.DataFrame) -> Iterator[str]:
-    yield from uid_problems(table[UID])
-    yield from _duplicates(table[UID])
-    labels = table[list(TARGETS)]
-    good = np.column_stack([is_binary(labels[target]) for target in TARGETS])
-    if not good.all():
-        cells = (f"{table[UID].iloc[r]} {TARGETS[c]}: {labels.iloc[r, c]}" for r, c in np.argwhere(~good))
-        yield f"labels that are neither 0 nor 1 ({(~good).sum()}): {listing(cells)}"
-    whole = table[good.all(axis=1)]
-    values = whole[list(TARGETS)].to_numpy(dtype=float)
-    wrong = pd.Series(values[:, 0] != values[:, 1:].max(axis=1), index=whole.index)
-    if wrong.any():
-        names = listing(whole[UID][wrong])
-        yield f"studies whose {PATIENT} is not the maximum of C1 … C7 ({wrong.sum()}): {names}"
-
-
-def _duplicates(uids: pd.Series) -> Iterator[str]:
-    if uids.duplicated().any():
-        names = uids[uids.duplicated()].drop_duplicates()
-        yield f"studies that stand there more than once ({len(names)}): {listing(names)}"
+def _patient_rule(values: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    """The patient's label, in studies without another fault, is the highest of the vertebrae's."""
+    highest = values[list(VERTEBRAE)].max(axis=1)
+    whole = values[list(TARGETS)].notna().all(axis=1)
+    yield f"studies whose {PATIENT} is not the maximum of C1 … C7", whole & (values[PATIENT] != highest)
 
 
 def write_labels(table: pd.DataFrame, path: str | Path) -> None:
@@ -99,21 +81,7 @@ def validate_boxes(table: pd.DataFrame, *, what: str = "The table of boxes") -> 
     Raises:
         ValueError: lists all broken rules at once, each with its offenders.
     """
-    require_columns(table, BOX_COLUMNS, what=what)
-    values = table[list(BOX_COLUMNS[1:])].apply(numbers).astype(float)
-    bad = ~(values.abs() < np.inf).all(axis=1)  # also NaN
-    bad |= (values[["width", "height"]] <= 0).any(axis=1)
-    bad |= (values["slice_number"] < 0) | (values["slice_number"] % 1 != 0)
-    problems = list(uid_problems(table[UID].drop_duplicates()))
-    if bad.any():
-        problems.append(
-            "boxes need finite numbers, sizes above 0 and whole slice numbers from 0; these do not have them "
-            f"({bad.sum()}), in the studies {listing(table[UID][bad].drop_duplicates())}"
-        )
-    refuse(problems, what=what)
-    boxes = values.astype({"slice_number": "int64"})
-    boxes.insert(0, UID, table[UID])
-    return boxes.reset_index(drop=True)
+    return checked(table, _BOXES, what=what, key=(UID,), unique=False, may_be_empty=True)
 
 
 def write_boxes(table: pd.DataFrame, path: str | Path) -> None:
@@ -215,7 +183,11 @@ def expand(table: pd.DataFrame, studies: Sequence[str]) -> pd.DataFrame:
         ValueError: names studies that are unknown, or asked for twice.
     """
     asked = _known(table, studies)
-    refuse(_duplicates(pd.Series(asked, dtype=object)), what="The list of studies")
+    if len(set(asked)) < len(asked):
+        twice = [uid for uid, times in Counter(asked).items() if times > 1]
+        raise ValueError(
+            f"The list of studies has some more than once ({len(twice)}): {listing(twice)}. Name each once."
+        )
     labels = table.set_index(UID)[list(VERTEBRAE)].loc[asked].to_numpy(dtype="int64")  # (N, 7)
     names = pd.array(VERTEBRAE, dtype="str")
     samples = {

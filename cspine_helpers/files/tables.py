@@ -3,9 +3,11 @@
 import codecs
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -197,6 +199,142 @@ def require_columns(table: pd.DataFrame, columns: Sequence[str], *, what: str) -
     # pandas renames a second 'C1' in a file to 'C1.1'
     if twice := [column for column in columns if found.count(column) > 1 or f"{column}.1" in found]:
         raise ValueError(f"{what} holds the column(s) {listing(twice)} twice. Keep one of each.")
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one column of a table may hold.
+
+    Attributes:
+        name: its header.
+        kind: "id" (a study's, see `paths.check_uids`), "text", "number" (finite), or "whole" (number).
+        low, high: the smallest and the largest number allowed.
+        above: a number that all are larger than.
+        among: the only values allowed.
+        pattern: regular expression that text matches from end to end.
+        optional: whether a table may lack the column.
+        empty: whether cells may be empty.
+        wrong: what an error calls cells that break this; made from the above where it is not given. Columns
+            of the same `wrong` are named together.
+    """
+
+    name: str
+    kind: Literal["id", "text", "number", "whole"] = "text"
+    low: float = -np.inf
+    high: float = np.inf
+    above: float = -np.inf
+    among: Sequence[object] = ()
+    pattern: str = ""
+    optional: bool = False
+    empty: bool = False
+    wrong: str = ""
+
+    @property
+    def _broken(self) -> str:
+        """What an error calls cells that break the rule."""
+        limits = (("above", self.above), ("from", self.low), ("to", self.high))
+        if self.wrong:
+            return self.wrong
+        if self.among:
+            return f"values that are none of {', '.join(map(str, self.among))}"
+        if self.kind in ("number", "whole"):
+            kind = "whole" if self.kind == "whole" else "finite"
+            range_ = "".join(f" {word} {limit:g}" for word, limit in limits if np.isfinite(limit))
+            return f"values that are not {kind} numbers{range_}"
+        return f"values that are not like {self.pattern}" if self.pattern else "cells without text"
+
+    def _read(self, cells: pd.Series) -> tuple[pd.Series, pd.Series]:
+        """The cells, numbers as floats, missing where they break the rule; and which cells do."""
+        values, text = cells, cells.astype(str)
+        if self.kind in ("number", "whole"):
+            values = numbers(cells).astype(float)
+            good = values.between(self.low, self.high) & (values > self.above) & (values < np.inf)
+            good &= (values % 1 == 0) | (self.kind == "number")
+        elif self.pattern:
+            good = text.str.fullmatch(self.pattern).astype(bool)
+        else:
+            good = cells.notna() & (text.str.strip() != "")
+        if self.among:
+            good &= values.isin(self.among)
+        if self.empty:
+            good |= cells.isna()
+        return values.where(good), ~good
+
+
+def checked(
+    table: pd.DataFrame,
+    columns: Sequence[Column],
+    *,
+    what: str,
+    key: Sequence[str],
+    unique: bool = True,
+    may_be_empty: bool = False,
+    rules: Callable[[pd.DataFrame], Iterable[str | tuple[str, pd.Series]]] = lambda values: (),
+) -> pd.DataFrame:
+    """The table's `columns`, in their order and types, where every cell and row keeps the rules.
+
+    Args:
+        table: from a file or made in memory; other columns than these are dropped.
+        columns: what each may hold.
+        what: what the table is, for the error.
+        key: columns that name a row.
+        unique: whether no two rows may have the same key.
+        may_be_empty: whether a table without rows passes.
+        rules: about several columns or rows. Gets the table, with numbers as floats and missing values where
+            a cell broke its column's rule; returns sentences, or pairs of what is wrong and in which rows.
+
+    Returns:
+        Text as str, "number" as float64, "whole" as int64 (float64 where cells may be empty), new index.
+
+    Raises:
+        ValueError: lists all broken rules at once, each with its number of offenders and the first ten.
+    """
+    # 1. The columns and rows are there.
+    columns = [column for column in columns if not column.optional or column.name in table.columns]
+    names = [column.name for column in columns]
+    require_columns(table, names, what=what)
+    if table.empty and not may_be_empty:
+        raise ValueError(f"{what} has no rows. It needs one or more.")
+    table = table[names].reset_index(drop=True)
+
+    def named(rows: np.ndarray | pd.Series) -> list[str]:
+        return [" ".join(map(str, row)) for row in table[list(key)].to_numpy(dtype=object)[rows]]
+
+    # 2. Each cell by itself; columns that break the same rule are named together.
+    problems: list[str] = []
+    values = table.copy()
+    broken: dict[str, pd.DataFrame] = {}
+    for column in columns:
+        if column.kind == "id":
+            problems += uid_problems(table[column.name].drop_duplicates())
+            continue
+        values[column.name], bad = column._read(table[column.name])
+        broken.setdefault(column._broken, pd.DataFrame(index=table.index))[column.name] = bad
+    for wrong, cells in broken.items():
+        rows, places = np.nonzero(cells.to_numpy(dtype=bool))
+        offenders = named(rows)
+        for n, name in enumerate(cells.columns[places]):
+            shown = f" {name}" if cells.shape[1] > 1 else ""
+            offenders[n] += "" if name in key else f"{shown}: {table[name].iloc[rows[n]]}"
+        if offenders:
+            problems.append(f"{wrong} ({len(offenders)}): {listing(offenders)}")
+
+    # 3. Rows beside each other.
+    again = ("rows that repeat " + " and ".join(key), table.duplicated(list(key)) & unique)
+    for rule in (again, *rules(values)):
+        if isinstance(rule, str):
+            problems.append(rule)
+        elif rule[1].any():
+            problems.append(f"{rule[0]} ({rule[1].sum()}): {listing(dict.fromkeys(named(rule[1])))}")
+    refuse(problems, what=what)
+
+    # 4. Types.
+    for column in columns:
+        if column.kind in ("id", "text"):
+            values[column.name] = table[column.name].astype("str")
+        elif column.kind == "whole" and not column.empty:
+            values[column.name] = values[column.name].astype("int64")
+    return values
 
 
 def refuse(problems: Iterable[str], *, what: str) -> None:
