@@ -14,6 +14,7 @@ from cspine_helpers.evaluation.calibration import apply, cross_fitted, fit_calib
 from cspine_helpers.evaluation.cases import (
     MIN_PATIENTS,
     Aggregation,
+    Cases,
     aggregate,
     cleared_by_vertebrae,
     compare_aggregations,
@@ -341,3 +342,83 @@ def test_a_patient_decision_takes_the_own_score_where_nothing_is_said_and_keeps_
     with pytest.raises(ValueError, match="no patient score of the model's own"):
         apply_decision(decision, toy(), level="patient")
     assert Decision(**json.loads(json.dumps(asdict(decision)))) == decision
+
+
+def test_cases_are_the_vertebrae_of_one_split_and_the_patients_made_of_them():
+    test = with_own(toy(20, split="test"), "min")
+    cases = Cases.of(pd.concat([toy(30).iloc[0:0], with_own(toy(30), "max"), test]), split="test")
+    assert (len(cases), cases.n_patients, cases.n_studies, cases.level, cases.name) == (
+        140, 20, 20, "vertebra", "all",
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(cases.table(), toy(20, split="test"))
+    patients = cases.patients()
+    assert (len(patients), patients.aggregation, patients.name) == (20, Aggregation("own"), "patient")
+    assert set(patients.unit) == {"patient"}
+    expected = test[test["vertebra"] == PATIENT].set_index(UID)
+    assert patients.probability.tolist() == expected["probability"].tolist()
+    assert patients.label.tolist() == expected["label"].tolist()
+    assert patients.study.tolist() == expected.index.tolist()
+    highest = cases.patients(Aggregation("max"))
+    assert highest.probability.tolist() == toy(20).groupby(UID, sort=False)["probability"].max().tolist()
+    again = Cases.of(test, level="patient", aggregation=Aggregation("max"))
+    pd.testing.assert_frame_equal(again.table(), highest.table())
+
+
+def test_cases_of_a_unit():
+    cases = Cases.of(toy(20).drop(index=1))
+    assert cases.of_unit("all") is cases
+    assert cases.of_unit("patient").level == "patient"
+    second = cases.of_unit("C2")
+    assert (len(second), second.name, second.level, set(second.unit)) == (19, "C2", "vertebra", {"C2"})
+    assert len(second.studies) == 20
+    assert cases.patients().missing.tolist() == [1] + [0] * 19
+    assert np.isnan(cases.wide()).sum() == np.isnan(cases.wide()[0, 1]) == 1
+    with pytest.raises(ValueError, match=r"Unknown level 'C8'\. Choose one of all, C1"):
+        cases.of_unit("C8")
+    with pytest.raises(ValueError, match="no row at level 'C1'"):
+        second.where(second.unit == "C2").of_unit("C1")
+    with pytest.raises(ValueError, match="These cases are patients; 'C2' is of vertebrae"):
+        cases.patients().of_unit("C2")
+    with pytest.raises(ValueError, match=r"patients are by .*'max'.*, not by .*noisy_or"):
+        cases.patients().patients(Aggregation("noisy_or"))
+
+
+def test_cases_know_whom_a_resample_draws():
+    once = toy(5)
+    table = pd.concat([once, once.assign(**{UID: once[UID] + ".9"})], ignore_index=True)
+    table["patient"] = "p" + table[UID].str.removesuffix(".9")
+    cases = Cases.of(table)
+    assert (cases.n_patients, cases.n_studies, cases.patients().n_patients) == (5, 10, 5)
+    assert cases.patient.tolist() == table["patient"].tolist()
+    pd.testing.assert_frame_equal(cases.table(), table)
+
+
+def test_cases_with_other_probabilities_make_other_patients():
+    cases = Cases.of(toy(20))
+    assert set(cases.with_probability(0.3).patients().probability) == {0.3}
+    with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
+        cases.with_probability(1.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test"}, "no row of the split 'test'; found 'validation'"),
+        ({"level": "C2"}, "Unknown level 'C2'. Choose one of vertebra, patient"),
+        ({"aggregation": Aggregation("max")}, "An aggregation belongs to the patient level"),
+        ({"level": "patient", "aggregation": Aggregation("own")}, "no patient score of the model's own"),
+    ],
+)
+def test_cases_that_are_not_there_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Cases.of(toy(20), **options)
+
+
+def test_a_table_of_patients_alone_has_cases_at_their_level():
+    table = with_own(toy(20), "min")
+    alone = table[table["vertebra"] == PATIENT]
+    assert len(Cases.of(alone, level="patient")) == 20
+    with pytest.raises(ValueError, match="no row of a vertebra, only patients: use level='patient'"):
+        Cases.of(alone)
+    with pytest.raises(ValueError, match="20 patients have no vertebra to make a probability of"):
+        Cases.of(alone, level="patient", aggregation=Aggregation("max"))

@@ -2,6 +2,7 @@
 
 from cspine_helpers.evaluation.calibration import choose_calibrator, cross_fitted
 from cspine_helpers.evaluation.cases import (
+    Cases,
     at_level,
     cleared_by_vertebrae,
     compare_aggregations,

@@ -1,7 +1,7 @@
 """From vertebrae to the patient: four ways to make one probability of seven, and the model's own."""
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,19 @@ from cspine_helpers.metrics import auroc, average_precision, check_scores
 from cspine_helpers.predictions import validate_predictions, validation_rows
 
 LEVELS = ("all", *VERTEBRAE, "patient")  # all vertebrae pooled, one of them, or whole patients
+
+
+Level = Literal["vertebra", "patient"]
+
+
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        ValueError: names them.
+    """
+    if value not in choices:
+        raise ValueError(f"Unknown {what} {value!r}. Choose one of {', '.join(choices)}.")
 
 
 def resampled_units(predictions: pd.DataFrame) -> pd.Series:
@@ -172,6 +185,203 @@ class Aggregation:
     def phrase(self) -> str:
         """What a patient's probability is: the max of the vertebrae, the model's own score."""
         return "the model's own score" if self.method == "own" else f"the {self.name} of the vertebrae"
+
+
+@dataclass(frozen=True, eq=False)
+class Cases:
+    """The rows that are judged, checked once: vertebrae, or the patients made of them.
+
+    `Cases.of` makes them of a predictions table. A patient is one study's row, labelled 1 where any row of
+    the study is; `patient` says which of them belong to one person.
+
+    Attributes:
+        patient: (n,) who is resampled: the column `patient` where the table has it, else the study.
+        study: (n,) `StudyInstanceUID`.
+        unit: (n,) C1 … C7, or "patient".
+        label: (n,) 0/1.
+        probability: (n,) in [0, 1].
+        split: (n,) its name.
+        level: "vertebra" or "patient".
+        aggregation: at patient level, how vertebrae were combined, or that the score is the model's own.
+        name: one of `LEVELS`, as `of_unit` takes it.
+        studies: by study, in order of first appearance, of all splits and vertebrae that the table gave:
+            `patient, split, label`, `own` (the model's own score, or NaN), `vertebrae` (how many it has).
+    """
+
+    patient: NDArray[np.str_]
+    study: NDArray[np.str_]
+    unit: NDArray[np.str_]
+    label: NDArray[np.int_]
+    probability: NDArray[np.float64]
+    split: NDArray[np.str_]
+    level: Level
+    studies: pd.DataFrame = field(repr=False)
+    aggregation: Aggregation | None = None
+    name: str = "all"
+
+    @classmethod
+    def of(
+        cls,
+        predictions: pd.DataFrame,
+        *,
+        split: str | None = None,
+        level: Level = "vertebra",
+        aggregation: Aggregation | None = None,
+    ) -> Self:
+        """The cases of a predictions table, of one split where it is named.
+
+        Raises:
+            ValueError: the table breaks the schema, or has no row of that split or level; an unknown level;
+                an aggregation at vertebra level; see `patients`.
+
+        Example:
+            >>> cases = Cases.of(predictions, split="validation")
+            >>> len(cases), len(cases.patients()), cases.patients().aggregation.name
+            (140, 20, 'max')
+        """
+        check_choice("level", level, get_args(Level))
+        if aggregation is not None and level == "vertebra":
+            raise ValueError(
+                "An aggregation belongs to the patient level. Leave it out, or choose that level."
+            )
+        table = validate_predictions(predictions)
+        if split is not None:
+            found = table["split"].unique()
+            table = table[table["split"] == split]
+            if table.empty:
+                raise ValueError(
+                    f"The predictions have no row of the split {split!r}; found {listing(sorted(found))}. "
+                    "Predict it, or name the split of these patients so."
+                )
+        own = table["vertebra"] == PATIENT
+        whose = (table["patient"] if "patient" in table.columns else table[UID]).astype(str)
+        marked = table.assign(patient=whose, vertebrae=~own, own=table["probability"].where(own))
+        by_study = marked.groupby(UID, sort=False)
+        studies = by_study.agg({"patient": "first", "split": "first", "label": "max", "own": "max"})
+        studies["vertebrae"] = by_study["vertebrae"].sum()
+        rows = table[~own]
+        if rows.empty and level == "vertebra":
+            raise ValueError("The predictions have no row of a vertebra, only patients: use level='patient'.")
+        cases = cls(
+            patient=whose[~own].to_numpy(dtype=np.str_),
+            study=rows[UID].to_numpy(dtype=np.str_),
+            unit=rows["vertebra"].to_numpy(dtype=np.str_),
+            label=rows["label"].to_numpy(),
+            probability=rows["probability"].to_numpy(),
+            split=rows["split"].to_numpy(dtype=np.str_),
+            level="vertebra",
+            studies=studies,
+        )
+        return cases.patients(aggregation) if level == "patient" else cases
+
+    def patients(self, aggregation: Aggregation | None = None) -> Self:
+        """One case for each study, in order of first appearance.
+
+        Args:
+            aggregation: how the probabilities of vertebrae become one. Where not given, the model's own score
+                of the patient (rows `patient_overall`) if the table has it, else the highest vertebra's.
+
+        Raises:
+            ValueError: the aggregation is the own score, and there is none; it needs vertebrae, and a study
+                has none; these are patients already, by another.
+        """
+        if self.level == "patient":
+            if aggregation not in (None, self.aggregation):
+                raise ValueError(
+                    f"These patients are by {self.aggregation}, not by {aggregation}. Start from vertebrae."
+                )
+            return self
+        has_own = self.studies["own"].notna().any()
+        aggregation = aggregation or Aggregation("own" if has_own else "max")
+        if aggregation.method == "own" and not has_own:
+            raise ValueError(
+                f"The predictions hold no patient score of the model's own (rows with vertebra {PATIENT}). "
+                "Choose another aggregation, or add that row for each study."
+            )
+        if aggregation.method == "own":
+            score = self.studies["own"].to_numpy()
+        else:
+            score = _combine(self.wide(), aggregation)
+        return replace(
+            self,
+            patient=self.studies["patient"].to_numpy(dtype=np.str_),
+            study=self.studies.index.to_numpy(dtype=np.str_),
+            unit=np.full(len(self.studies), "patient"),
+            label=self.studies["label"].to_numpy(),
+            probability=score,
+            split=self.studies["split"].to_numpy(dtype=np.str_),
+            level="patient",
+            aggregation=aggregation,
+            name="patient",
+        )
+
+    def of_unit(self, unit: str) -> Self:
+        """The cases of one vertebra; of all vertebrae ("all"); or the patients ("patient").
+
+        Raises:
+            ValueError: an unknown unit, or one of which there is no case.
+        """
+        check_choice("level", unit, LEVELS)
+        if unit == "patient":
+            return self.patients()
+        if self.level == "patient":
+            raise ValueError(f"These cases are patients; {unit!r} is of vertebrae. Start from those.")
+        if unit == "all":
+            return self
+        if not (kept := self.unit == unit).any():
+            raise ValueError(f"The predictions have no row at level {unit!r}. Predict it, or choose another.")
+        return replace(self.where(kept), name=unit)
+
+    def where(self, kept: NDArray[np.bool_]) -> Self:
+        """The cases of a mask (n,); `studies` and whom a resample draws from stay the same."""
+        names = ("patient", "study", "unit", "label", "probability", "split")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
+
+    def with_probability(self, probability: ArrayLike) -> Self:
+        """The same cases with other probabilities: one for all, or (n,)."""
+        _, checked = check_scores(self.label, np.broadcast_to(probability, len(self)))
+        return replace(self, probability=checked)
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def n_patients(self) -> int:
+        """How many patients these cases are of."""
+        return len(np.unique(self.patient))
+
+    @property
+    def n_studies(self) -> int:
+        """How many studies these cases are of."""
+        return len(np.unique(self.study))
+
+    @property
+    def missing(self) -> NDArray[np.int_]:
+        """How many of C1 … C7 the study of each case lacks, (n,)."""
+        return len(VERTEBRAE) - self.studies["vertebrae"].to_numpy()[self._place()]
+
+    def wide(self) -> NDArray[np.float64]:
+        """Probabilities of C1 … C7 of each of `studies`, (studies, 7); NaN where a vertebra is missing."""
+        found = np.full((len(self.studies), len(VERTEBRAE)), np.nan)
+        found[self._place(), pd.Index(VERTEBRAE).get_indexer(pd.Index(self.unit))] = self.probability
+        return found
+
+    def _place(self) -> NDArray[np.intp]:
+        """Of each case in `studies`, (n,)."""
+        return self.studies.index.get_indexer(pd.Index(self.study))
+
+    def table(self) -> pd.DataFrame:
+        """Columns `StudyInstanceUID, vertebra, split, label, probability`; of patients without `vertebra`.
+
+        `patient` follows where one has several studies, and at patient level `missing`.
+        """
+        columns = {UID: self.study, "vertebra": self.unit, "split": self.split, "label": self.label}
+        found = pd.DataFrame(columns | {"probability": self.probability})
+        if (self.studies["patient"] != self.studies.index).any():
+            found["patient"] = self.patient
+        return (
+            found if self.level == "vertebra" else found.drop(columns="vertebra").assign(missing=self.missing)
+        )
 
 
 def default_aggregation(predictions: pd.DataFrame) -> Aggregation:
@@ -395,19 +605,6 @@ def scored_rows(predictions: pd.DataFrame, level: str, *, one_split: bool = True
     if one_split and len(splits) > 1:
         raise ValueError(f"The table holds the splits {listing(splits)}. Pass the rows of one of them.")
     return rows
-
-
-def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is none of the choices.
-
-    Raises:
-        ValueError: names them.
-    """
-    if value not in choices:
-        raise ValueError(f"Unknown {what} {value!r}. Choose one of {', '.join(choices)}.")
-
-
-Level = Literal["vertebra", "patient"]
 
 
 def rows_at(table: pd.DataFrame, level: str, aggregation: Aggregation | None) -> pd.DataFrame:
