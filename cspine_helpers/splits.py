@@ -1,7 +1,7 @@
 """Patients into train, validation and test, so that every vertebra is as common in each of them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,18 +10,22 @@ import pandas as pd
 
 from cspine_helpers.files.paths import listing, seal_of
 from cspine_helpers.files.tables import (
-    numbers,
+    Column,
+    checked,
     read_columns,
     read_table,
-    refuse,
     seal_table,
     through_numbers,
-    uid_problems,
     write_table,
 )
 from cspine_helpers.labels import SPLITS, UID, VERTEBRAE, prevalence, validate_labels
 
 OPTIONAL = ("patient",)  # whose study it is, where patients have several
+_CALLED = f"splits not called {', '.join(SPLITS)} (numbered folds belong in a column 'fold')"
+_COLUMNS = {
+    "split": Column("split", among=SPLITS, wrong=_CALLED),
+    "fold": Column("fold", "whole", low=0),
+}
 _ADOPT = "If it is yours and whole, take it with splits.adopt(path, table)"
 
 
@@ -217,8 +221,8 @@ def split_hash(split: pd.DataFrame) -> str:
     return hashlib.sha256(rows.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
-def validate_split(split: pd.DataFrame, *, table: pd.DataFrame | None = None) -> None:
-    """Refuse a split with bad UIDs, unknown names or leaks, or (given labels) other studies than `table`.
+def validate_split(split: pd.DataFrame, *, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The split, refused for bad UIDs, unknown names, leaks, and (given labels) other studies than theirs.
 
     Splits are called train, validation and test; folds are numbered from 0, without a gap.
 
@@ -227,31 +231,23 @@ def validate_split(split: pd.DataFrame, *, table: pd.DataFrame | None = None) ->
     """
     check_leakage(split)
     column = _column(split)
-    problems = list(uid_problems(split[UID]))
-    if column == "split":
-        rule = f"splits are called {', '.join(SPLITS)} (numbered folds belong in a column 'fold')"
-        odd = ~split[column].isin(SPLITS)
-    else:
-        rule, odd = "folds are 0 … k - 1, two or more, without a gap", _outside_folds(split[column])
-    if "patient" in split.columns and (nameless := split["patient"].isna()).any():
-        problems.append(f"studies without a patient ({nameless.sum()}): {listing(split[UID][nameless])}")
-    if odd.any():
-        named = (f"{uid}: {name}" for uid, name in zip(split[UID][odd], split[column][odd], strict=True))
-        problems.append(f"{rule}; others ({odd.sum()}): {listing(named)}")
-    if table is not None:
+
+    def rules(values: pd.DataFrame) -> Iterator[str]:
+        if column == "fold":
+            found = split["fold"].unique()
+            gaps = sorted(values["fold"].unique()) != list(range(len(found)))
+            if gaps or len(found) < 2 or found.dtype == bool:
+                yield f"folds are 0 … k - 1, two or more, without a gap; found {listing(found)}"
+        if table is None:
+            return
         for name, here, there in (("label table", split, table), ("split", table, split)):
             gone = here[UID][~here[UID].isin(there[UID])]
             if len(gone):
                 hint = through_numbers(gone, table[UID]) if name == "label table" else ""
-                problems.append(f"studies that are not in the {name} ({len(gone)}): {listing(gone)}{hint}")
-    refuse(problems, what="The split")
+                yield f"studies that are not in the {name} ({len(gone)}): {listing(gone)}{hint}"
 
-
-def _outside_folds(folds: pd.Series) -> pd.Series:
-    """Which values are none of 0 … k - 1, k being how many different values there are (2 at least)."""
-    whole = folds.map(lambda fold: isinstance(fold, int | np.integer) and not isinstance(fold, bool))
-    inside = numbers(folds).between(0, folds.nunique() - 1)
-    return ~(inside & whole.astype(bool)) | (folds.nunique() < 2)
+    columns = (Column(UID, "id"), _COLUMNS[column], Column("patient", optional=True))
+    return checked(split, columns, what="The split", key=(UID,), rules=rules)
 
 
 def write_split(split: pd.DataFrame, path: str | Path, *, replace: bool = False) -> None:
@@ -269,9 +265,7 @@ def write_split(split: pd.DataFrame, path: str | Path, *, replace: bool = False)
         FileExistsError: another file stands there, and `replace` is not set.
         ValueError: see `validate_split`.
     """
-    validate_split(split)
-    path, columns = Path(path), [UID, _column(split), *(name for name in OPTIONAL if name in split.columns)]
-    table = split[columns].sort_values(UID, kind="stable")
+    path, table = Path(path), validate_split(split).sort_values(UID, kind="stable")
     same = table.to_csv(index=False, lineterminator="\n").encode()
     if path.exists() and not replace and path.read_bytes() != same:
         own = (
@@ -309,7 +303,7 @@ def adopt(path: str | Path, table: pd.DataFrame | None = None) -> pd.DataFrame:
     what, source = "split", "Put it there, or make one with notebook 02."
     columns = read_columns(path, what=what, source=source, text=(UID, *OPTIONAL)).columns
     split = _read(path, "fold" if "split" not in columns and "fold" in columns else "split")
-    validate_split(split, table=table)
+    split = validate_split(split, table=table)
     if not seal_of(path).is_file():
         seal_table(path)
     return split
@@ -336,5 +330,4 @@ def read_split(
             f"No {seal.name} beside {path}, so that nobody knows whether it is whole. {_ADOPT}, or make the "
             "split again with notebook 02."
         )
-    validate_split(split, table=table)
-    return split
+    return validate_split(split, table=table)

@@ -469,7 +469,7 @@ def test_studies_that_the_cohort_does_not_have_are_all_named(cohort, tmp_path):
     known = uids(BROKEN)[0]
     with pytest.raises(ValueError, match=r"not in the table \(2\): '1\.2', '1\.3'"):
         export.export_cohort(cohort, tmp_path / "ct", ["1.2", known, "1.3"])
-    with pytest.raises(ValueError, match=f"rows that repeat.*{known}"):
+    with pytest.raises(ValueError, match=f"more than once.*{known}"):
         export.export_cohort(cohort, tmp_path / "ct", [known, known])
     with pytest.raises(ValueError, match="The list of studies has no rows"):
         export.export_cohort(cohort, tmp_path / "ct", [])
