@@ -8,9 +8,10 @@ from typing import Any, Self
 import pandas as pd
 
 from cspine_helpers.files.paths import sha256_of
-from cspine_helpers.labels import SPLITS, UID, exclusions, expand, read_labels, without
+from cspine_helpers.files.records import parse_json
+from cspine_helpers.labels import SPLITS, UID, VERTEBRAE, exclusions, expand, read_labels, without
 from cspine_helpers.packed import check_sequences, read_manifest, unusable_sequences
-from cspine_helpers.splits import read_split, split_hash, studies_of, validate_split
+from cspine_helpers.splits import read_split, split_hash, split_settings, studies_of, validate_split
 
 LeftOut = dict[str, dict[str, list[str]]]
 
@@ -46,6 +47,40 @@ class Cohort:
             "labels_sha256": sha256_of(self.folder / "train.csv"),
             "split_sha256": split_hash(self.split),
             "manifest_sha256": None if self.manifest is None else sha256_of(manifest),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What a record says of the cohort beside its hashes; None where nobody noted it.
+
+        Returns:
+            `counts`: split → studies, patients, sequences and, at each level, how many are fractured;
+            `split`: settings of `split_patients`; `packing`: of `packed/packing.json`; `phantom`: of a cohort
+            of phantoms, its seed and its packing, by `cohort.json`.
+        """
+        found = {"packing": self.packed / "packing.json", "phantom": self.folder / "cohort.json"}
+        return {
+            "counts": {name: self._counts(samples) for name, samples in self.samples.items()},
+            "split": split_settings(self.folder / "split.csv"),
+            **{
+                name: parse_json(path.read_bytes(), str(path)) if path.is_file() else None
+                for name, path in found.items()
+            },
+        }
+
+    def _counts(self, samples: pd.DataFrame) -> dict[str, Any]:
+        owner = "patient" if "patient" in self.split else UID
+        patients = samples[UID].map(self.split.set_index(UID, drop=False)[owner])
+        fractured = samples[samples["label"] == 1]
+        by_vertebra = fractured["vertebra"].value_counts().reindex(list(VERTEBRAE), fill_value=0)
+        return {
+            "studies": samples[UID].nunique(),
+            "patients": patients.nunique(),
+            "sequences": len(samples),
+            "fractured": {
+                "patient": patients[fractured.index].nunique(),
+                "vertebra": len(fractured),
+                **by_vertebra.to_dict(),
+            },
         }
 
     def usable(

@@ -1,14 +1,15 @@
 """Patients into train, validation and test, so that every vertebra is as common in each of them."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from cspine_helpers.files.paths import listing, seal_of
+from cspine_helpers.files.records import read_sealed, write_sealed
 from cspine_helpers.files.tables import (
     Column,
     checked,
@@ -250,7 +251,13 @@ def validate_split(split: pd.DataFrame, *, table: pd.DataFrame | None = None) ->
     return checked(split, columns, what="The split", key=(UID,), rules=rules)
 
 
-def write_split(split: pd.DataFrame, path: str | Path, *, replace: bool = False) -> None:
+def write_split(
+    split: pd.DataFrame,
+    path: str | Path,
+    *,
+    replace: bool = False,
+    made_with: Mapping[str, Any] | None = None,
+) -> None:
     """Check the split (or folds) and write it, with its SHA-256 beside it as `sha256sum --check` reads it.
 
     A split that stands there already is not written over unasked: runs were trained on it, or somebody made
@@ -260,6 +267,7 @@ def write_split(split: pd.DataFrame, path: str | Path, *, replace: bool = False)
         split: split table, or table of folds.
         path: `data/<cohort>/split.csv` as a rule.
         replace: put it in the place of another one.
+        made_with: settings of `split_patients`, noted in `split.json` beside it for the records of runs.
 
     Raises:
         FileExistsError: another file stands there, and `replace` is not set.
@@ -278,6 +286,23 @@ def write_split(split: pd.DataFrame, path: str | Path, *, replace: bool = False)
             "runs that were trained on the other one are then of no use."
         )
     write_table(table, path, sealed=True)
+    if made_with is not None:
+        note = {"format": 1, "split_sha256": split_hash(split), "made_with": dict(made_with)}
+        write_sealed(path.with_suffix(".json"), note)
+
+
+def split_settings(path: str | Path) -> dict[str, Any] | None:
+    """The settings that `write_split` noted for the split of a file; None where it noted none for this one.
+
+    Raises:
+        ValueError: the note was changed after it was written.
+    """
+    note = Path(path).with_suffix(".json")
+    if not note.is_file():
+        return None
+    again, writer = "make the split again with notebook 02", "splits.write_split(...)"
+    found = read_sealed(note, version=1, missing="", again=again, writer=writer)
+    return found["made_with"] if found["split_sha256"] == split_hash(read_split(path)) else None
 
 
 def adopt(path: str | Path, table: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -80,6 +83,41 @@ def test_a_run_of_another_split_or_other_labels_is_refused(folder):
     write_split(split_patients(cohort.labels, seed=5), folder / "split.csv", replace=True)
     with pytest.raises(ValueError, match="split_sha256 differ"):
         read_cohort(folder).check_run(record)
+
+
+def test_its_facts_are_counts_of_each_split_and_the_settings_that_are_noted(folder):
+    cohort = read_cohort(folder)
+    facts = cohort.facts()
+    assert facts["split"] is facts["packing"] is facts["phantom"] is None
+    for name, samples in cohort.samples.items():
+        of_patients = cohort.labels[cohort.labels[UID].isin(samples[UID])]
+        counted = facts["counts"][name]
+        assert counted["studies"] == counted["patients"] == len(of_patients)
+        assert counted["sequences"] == 7 * len(of_patients)
+        fractured = of_patients[list(VERTEBRAE)].sum()
+        levels = {"patient": of_patients["patient_overall"].sum(), "vertebra": fractured.sum()}
+        assert counted["fractured"] == levels | fractured.to_dict()
+    noted = {"packing": {"config": {"size": 32}}, "phantom": {"made_by": "somebody"}}
+    (folder / "packed" / "packing.json").write_text(json.dumps(noted["packing"]))
+    (folder / "cohort.json").write_text(json.dumps(noted["phantom"]))
+    settings = {"fractions": (0.6, 0.2, 0.2), "seed": 0}
+    split = split_patients(cohort.labels, **settings)
+    write_split(split, folder / "split.csv", replace=True, made_with=settings)
+    facts = read_cohort(folder).facts()
+    assert facts["split"] == {"fractions": [0.6, 0.2, 0.2], "seed": 0}
+    assert {name: facts[name] for name in noted} == noted
+    write_split(split_patients(cohort.labels, seed=5), folder / "split.csv", replace=True)
+    assert read_cohort(folder).facts()["split"] is None  # the settings are another split's
+
+
+def test_two_studies_of_a_patient_count_as_one_patient(folder):
+    cohort = read_cohort(folder)
+    uids = cohort.samples["train"][UID].unique()
+    owners = cohort.split[UID].where(cohort.split[UID] != uids[0], uids[1])
+    counted = replace(cohort, split=cohort.split.assign(patient=owners)).facts()["counts"]["train"]
+    assert (counted["studies"], counted["patients"]) == (len(uids), len(uids) - 1)
+    ill = set(cohort.samples["train"].query("label == 1")[UID].replace(uids[0], uids[1]))
+    assert counted["fractured"]["patient"] == len(ill)
 
 
 def test_studies_to_leave_out_that_the_labels_do_not_have_are_named(tmp_path):

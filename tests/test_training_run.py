@@ -88,6 +88,9 @@ def test_the_record_says_what_the_run_was_made_of(run, cohort):
     assert record["train"]["augment"]["flip"] == 0.5
     assert record["data"]["cohort"] == "toy"
     assert record["data"] == read_cohort(cohort).fingerprint()
+    assert record["cohort"] == read_cohort(cohort).facts()
+    learned = sum(parameter.numel() for parameter in load_run(folder).model.parameters())
+    assert record["parameters"] == learned
     assert {"torch", "timm", "cspine_helpers", "python"} <= set(record["versions"])
     assert record["seconds"] == pytest.approx(sum(record["epoch_seconds"]))
     assert min(record["epoch_seconds"]) > 0

@@ -58,25 +58,24 @@ def write_card(run_folder: str | Path) -> Path:
 
 def render(run: Dossier) -> str:
     """The card's Markdown."""
-    labels = run.phantom_labels()
     found = {
         name: find(rows, run.decisions)
         for name, rows in run.splits.items()
         if len(rows[UID].unique()) > 1 and (name != "test" or run.opened)
     }
-    parts = [_title(run, synthetic=labels is not None), _model(run), _USE, _data(run, labels)]
+    parts = [_title(run), _model(run), _USE, _data(run)]
     parts += [_decision(run), *(_results(run, *each) for each in found.items() if each[0] != "test")]
     parts += [_openings(run), *(_results(run, *each) for each in found.items() if each[0] == "test")]
     parts += ["## Limits\n\n" + "\n".join(f"- {line}" for line in limits_of(run, found)), _reproduce(run)]
     return "\n\n".join(parts) + "\n"
 
 
-def _title(run: Dossier, *, synthetic: bool) -> str:
+def _title(run: Dossier) -> str:
     whose = (
         "The record does not say where the CT came from. Where they are the RSNA 2022 data, they are for "
         f"non-commercial use, and to be cited: {_CITATION}."
     )
-    if synthetic:
+    if run.synthetic:
         whose = (
             "Its data are synthetic CT phantoms: what stands here says that the method works, and nothing "
             "about patients. Which vertebrae break together was drawn as in RSNA 2022 "
@@ -111,8 +110,8 @@ def _model(run: Dossier) -> str:
             "one probability of fracture. It is "
             f"{'' if run.said('model', 'vertebra_embedding') else 'not '}told which vertebra it sees."
         )
-    if run.parameters is not None:
-        lines.append(f"It has {run.parameters:,} parameters.")
+    if (parameters := run.said("parameters")) is not None:
+        lines.append(f"It has {parameters:,} parameters.")
     if run.said("train"):
         told = partial(run.told, "train")
         first = f"after {told('slice_epochs')} epochs of the CNN on single slices, "
@@ -146,13 +145,11 @@ predictions, so that how they matter is not known; whoever studies patients has 
 and a false alarm do different harm, so that both are counted, and no single score stands for them."""
 
 
-def _data(run: Dossier, labels: pd.DataFrame | None) -> str:
+def _data(run: Dossier) -> str:
     rows = [[name, *_counted(part)] for name, part in run.splits.items()]
     notes = ["Each patient belongs to one split; in parentheses, shares."]
     if run.record and "train" not in run.splits:
-        train, alpha = run.training_labels(labels), run.said("loss", "alpha")
-        share_only = UNKNOWN if alpha is None else f"{UNKNOWN} ({number(1 - alpha)})"
-        rows.insert(0, ["train", *([UNKNOWN] * 3 + [share_only] if train is None else _counted(train))])
+        rows.insert(0, ["train", *_on_record(run)])
     if run.record:
         notes.append(f"Cohort `{run.told('data', 'cohort')}`; its hashes stand at the end.")
     else:
@@ -167,6 +164,16 @@ def _data(run: Dossier, labels: pd.DataFrame | None) -> str:
         )
     table = markdown(["split", "patients", "fractured patients", "vertebrae", "fractured vertebrae"], rows)
     return f"## Data\n\n{' '.join(notes)}\n\n{table}"
+
+
+def _on_record(run: Dossier) -> list[str]:
+    """What the record counts in the training split; of older runs, only the share in the loss is known."""
+    if counts := run.said("cohort", "counts", "train"):
+        patients, vertebrae = counts["patients"], counts["sequences"]
+        ill, fractured = (counts["fractured"][level] for level in ("patient", "vertebra"))
+        return [f"{patients:,}", share(ill, patients), f"{vertebrae:,}", share(fractured, vertebrae)]
+    alpha = run.said("loss", "alpha")
+    return [UNKNOWN] * 3 + [UNKNOWN if alpha is None else f"{UNKNOWN} ({number(1 - alpha)})"]
 
 
 def _counted(rows: pd.DataFrame) -> list[str]:

@@ -3,8 +3,6 @@
 All that a run folder holds, read as one: nothing damaged, nothing that belongs to another run.
 """
 
-import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +22,14 @@ from cspine_helpers.decisions.thresholds import MIN_POSITIVES, Decision
 from cspine_helpers.evaluation.cases import aggregate, at_level
 from cspine_helpers.evaluation.intervals import MOST_UNDEFINED
 from cspine_helpers.files.paths import inside, sha256_of
-from cspine_helpers.files.records import parse_json
 from cspine_helpers.files.tables import read_table
-from cspine_helpers.labels import UID, expand, validate_labels
+from cspine_helpers.labels import UID
 from cspine_helpers.model_card.results import Findings, cell, number
-from cspine_helpers.phantom.cohort import COHORTS, draw_labels
 from cspine_helpers.predictions import predictions_sha256, read_predictions
 from cspine_helpers.runs import RECORD, other_runs, read_record
 
 _WEIGHTS, _HISTORY, _PREDICTIONS = "model.safetensors", "history.csv", "predictions.csv"
 UNKNOWN = "not on record"
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm; not learned
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class Dossier:
         name: of the folder.
         record: the whole of `run.json`; empty where there is none, as for predictions made elsewhere.
         epochs: how many were trained, by `history.csv`; None where it is missing.
-        parameters: learned numbers of the model, by the weights' header; None without weights.
+        weights: whether `model.safetensors` is there.
         predictions: predictions table; None where it is missing.
         decisions: level → the frozen decision; where none is frozen, the one that training chose, if there is
             one.
@@ -56,7 +51,7 @@ class Dossier:
     name: str
     record: dict[str, Any]
     epochs: int | None
-    parameters: int | None
+    weights: bool
     predictions: pd.DataFrame | None
     decisions: dict[str, Decision]
     frozen: Frozen | None
@@ -95,35 +90,10 @@ class Dossier:
         """Of the predictions table, as a frozen decision names it."""
         return None if self.predictions is None else predictions_sha256(self.predictions)
 
-    def phantom_labels(self) -> pd.DataFrame | None:
-        """The label table of the run's cohort, if it is one of this package's synthetic ones.
-
-        It is drawn anew, and is the cohort's where it has the SHA-256 that the record says. None: the record
-        does not tell where the labels come from.
-        """
-        config = COHORTS.get(self.said("data", "cohort"))
-        if config is None:
-            return None
-        labels = validate_labels(draw_labels(config))
-        text = labels.to_csv(index=False, lineterminator="\n")
-        same = hashlib.sha256(text.encode()).hexdigest() == self.said("data", "labels_sha256")
-        return labels if same else None
-
-    def training_labels(self, labels: pd.DataFrame | None) -> pd.DataFrame | None:
-        """The training samples: the labels' patients who are not in the predictions, nor left out.
-
-        Args:
-            labels: of the cohort; None where they are not known.
-
-        Returns:
-            StudyInstanceUID, vertebra, label; None where they are not known, by the prevalence in the loss.
-        """
-        if labels is None or self.predictions is None:
-            return None
-        elsewhere = set(self.predictions[UID]).union(*(self.said("left_out") or {}).values())
-        rest = expand(labels, [uid for uid in labels[UID] if uid not in elsewhere])
-        alpha = self.said("loss", "alpha")
-        return rest if alpha is not None and math.isclose(1 - rest["label"].mean(), alpha) else None
+    @property
+    def synthetic(self) -> bool:
+        """Whether the run was trained on phantoms of this package, by its record."""
+        return self.said("cohort", "phantom", "made_by") == "cspine_helpers.phantom"
 
 
 def read_dossier(run_folder: str | Path) -> Dossier:
@@ -151,7 +121,7 @@ def read_dossier(run_folder: str | Path) -> Dossier:
         name=folder.resolve().name,
         record=record,
         epochs=len(read_table(history, ("epoch",), what="history", source="", text=())) if history else None,
-        parameters=_parameters(weights) if weights else None,
+        weights=weights is not None,
         predictions=predictions,
         decisions=frozen.decisions if frozen else _decisions(record, folder),
         frozen=frozen,
@@ -170,26 +140,6 @@ def _described(path: Path, record: Mapping[str, Any], key: str) -> Path | None:
             f"{record.get(key) or 'nothing'} ({key}). Put back the two files of one run, or train again."
         )
     return path
-
-
-def _parameters(weights: Path) -> int:
-    """Learned numbers, from the header of a safetensors file: 8 bytes with its length, then JSON."""
-    with open(weights, "rb") as file:
-        length = min(int.from_bytes(file.read(8), "little"), weights.stat().st_size)
-        header = file.read(length)
-    try:
-        tensors = {
-            name: tensor
-            for name, tensor in parse_json(header, str(weights)).items()
-            if name != "__metadata__"
-        }
-        return sum(
-            math.prod(each["shape"]) for name, each in tensors.items() if not name.endswith(_STATISTICS)
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{weights} is no whole safetensors file ({error}). Restore it, or train again."
-        ) from error
 
 
 def _decisions(record: Mapping[str, Any], folder: Path) -> dict[str, Decision]:
@@ -231,7 +181,7 @@ def _of_record(run: Dossier) -> Iterator[str]:
         if run.epochs is not None and run.said("best_epoch") == run.epochs:
             yield "The best epoch was the last one, so that a longer training might have found a better one."
         yield _left_out(run.said("left_out"))
-        if run.parameters is None:
+        if not run.weights:
             yield "The weights (`model.safetensors`) are not in the folder."
         if run.predictions is not None:
             yield "`predictions.csv` does not say with which weights it was made."

@@ -123,7 +123,7 @@ def _make(folder: Path, config: CohortConfig, record: dict, workers: int | None)
         (new / "cohort.json").write_text(json.dumps(record, indent=2) + "\n")
         if folder.exists():
             if (folder / "train.csv").read_bytes() == (new / "train.csv").read_bytes():
-                for split in folder.glob("split.csv*"):  # the same patients: their split stays
+                for split in folder.glob("split.*"):  # the same patients: their split stays
                     shutil.copy2(split, new)
             folder.rename(Path(temporary) / "old")
         new.rename(folder)
@@ -131,7 +131,8 @@ def _make(folder: Path, config: CohortConfig, record: dict, workers: int | None)
 
 def _check_ours(folder: Path) -> None:
     """Refuse to replace a folder that this module did not make, or that holds more than it made."""
-    made = {"cohort.json", "train.csv", "train_bounding_boxes.csv", "packed", "split.csv", "split.csv.sha256"}
+    made = {"cohort.json", "train.csv", "train_bounding_boxes.csv", "packed"}
+    made |= {"split.csv", "split.csv.sha256", "split.json"}
     if not (folder / "cohort.json").is_file() or _read_record(folder).get("made_by") != MADE_BY:
         raise FileExistsError(
             f"{folder} exists and is no phantom cohort. Choose another cohort name, or move it."

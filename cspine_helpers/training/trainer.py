@@ -96,6 +96,7 @@ class Training:
             )
             for name, augment in (("train", config.augment), ("validation", None))
         )
+        self.facts = cohort.facts()
         self.loss = Loss.of(cohort.samples["train"], self.seen.slice_truth, config)
         self.validation = make_loader(
             self.held_out, batch_size=config.batch_size, workers=config.workers, **self._shares()
@@ -298,6 +299,8 @@ class Training:
         packages = ("torch", "timm", "accelerate", "albumentations", "numpy")
         return {
             **self.state.setting,
+            "cohort": self.facts,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "loss": asdict(self.loss),
             "classes": list(VERTEBRAE),
             "versions": {
