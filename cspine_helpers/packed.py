@@ -1,20 +1,14 @@
 """Packed sequences: one `(T, H, W, 6)` array a vertebra on disk, and the manifest that describes them.
 
-Channels 0–4 hold five neighbouring slices' intensity, channel 5 the vertebra mask. Written as uint8
-(mask 0/255); a float file in [0, 1], or a mask of 0 and 1, is converted when it is opened. Files are plain
-`.npy`.
-
-`manifest.csv` of a `packed` folder: where each sequence came from, which slices are fractured.
+Channels 0–4 hold five neighbouring slices' intensity, channel 5 the vertebra mask. Files are plain `.npy` of
+uint8 (mask 0/255); floats in [0, 1] and masks of 0 and 1 are converted when they are opened.
 """
 
-import ast
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +28,7 @@ from cspine_helpers.labels import UID, VERTEBRAE
 CHANNELS = 6
 MASK = 5  # the mask's channel; a pixel belongs to the vertebra where it is above 127
 _NPY_1_0 = b"\x93NUMPY\x01\x00"
-_DTYPES = ("|u1", "<f2", "<f4", "<f8")
+_DTYPES = tuple(map(np.dtype, ("|u1", "<f2", "<f4", "<f8")))
 _REMEDY = "Make them anew (the built-in cohort: make cohort), or drop the studies with labels.without(...)."
 
 
@@ -169,10 +163,16 @@ def _open(path: Path, slices: int | None, size: int | None) -> np.ndarray:
     if not inside(path).is_file():  # neither a folder nor a pipe is opened
         raise FileNotFoundError(path)
     with open(path, "rb") as file:
-        start = file.read(len(_NPY_1_0) + 2)
-        if not start.startswith(_NPY_1_0):
+        if file.read(len(_NPY_1_0)) != _NPY_1_0:
             raise ValueError("not a .npy file of version 1.0")
-        shape, dtype = _parse_header(file.read(int.from_bytes(start[-2:], "little")))
+        try:
+            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        except Exception as error:  # of many kinds: NumPy lets through what Python's parser raises
+            raise ValueError(f"its .npy header cannot be read ({error!r:.100})") from None
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype {dtype.str!r}, expected uint8 or little-endian float in [0, 1]")
+        if is_fortran:
+            raise ValueError("Fortran order, expected C order (numpy.ascontiguousarray before numpy.save)")
         _check_shape(shape, slices, size)
         offset, found = file.tell(), os.fstat(file.fileno()).st_size
         expected = offset + math.prod(shape) * dtype.itemsize
@@ -180,23 +180,6 @@ def _open(path: Path, slices: int | None, size: int | None) -> np.ndarray:
             kind = "truncated" if found < expected else "trailing bytes"
             raise ValueError(f"{kind}: {found} bytes, where its header declares {expected}")
         return _as_uint8(np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=shape))
-
-
-@lru_cache(maxsize=16)  # the files of a cohort have one header
-def _parse_header(text: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of an array in C order, from at most 64 KiB. Source: numpy.lib.format, version 1.0."""
-    try:
-        header = ast.literal_eval(text.decode("latin1").strip())
-        descr, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
-    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
-        raise ValueError("its .npy header cannot be read") from None
-    if descr not in _DTYPES:
-        raise ValueError(f"dtype {descr!r}, expected uint8 or little-endian float in [0, 1]")
-    if fortran is not False:
-        raise ValueError("Fortran order, expected C order (numpy.ascontiguousarray before numpy.save)")
-    if not isinstance(shape, tuple) or any(type(length) is not int for length in shape):
-        raise ValueError(f"shape {shape!r} in its header is no tuple of whole numbers")
-    return shape, np.dtype(descr)
 
 
 def _check_shape(shape: tuple[int, ...], slices: int | None, size: int | None) -> None:
