@@ -111,7 +111,7 @@ CORRUPTIONS = {
     "trailing bytes": (lambda a: npy(a) + b"\0", "trailing bytes: "),
     "negative lengths": (lambda a: header(HUGE.replace("9, 6)", "9, -6)")), "shape"),
     "lengths that are no numbers": (lambda a: header(HUGE.replace("6)", "True)")), "shape"),
-    "shape that is no tuple": (lambda a: header(HUGE.split("(")[0] + "6}"), "cannot be read .*shape is not valid"),
+    "shape that is no tuple": (lambda a: header(HUGE.split("(")[0] + "6}"), "shape is not valid"),
     "header that calls a function": (lambda a: header("__import__('os').getcwd()"), "cannot be read"),
     "header nested deeply": (lambda a: header("(" * 60000), "cannot be read"),
     "header without shape": (lambda a: header("{'descr': '|u1'}"), "cannot be read"),
@@ -236,14 +236,14 @@ def test_the_manifest_comes_back_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"vertebra": "C9"}, "vertebrae that are none of C1"),
+        ({"vertebra": "C9"}, "none of C1, C2"),
         ({UID: "../x"}, "cannot be file names"),
-        ({UID: "1.1", "vertebra": "C1"}, r"stand there twice \(1\): '1\.1 C1'"),
-        ({"pixel_mm": "wide"}, "text in the number columns 'pixel_mm'"),
-        ({"z_first_mm": np.nan}, r"missing or infinite \(2\): '1\.2\.3 C1', '1\.20 C2'"),
-        ({"window_low_hu": -np.inf}, r"missing or infinite \(2\)"),
-        ({"pixel_mm": 0.0}, r"not above 0 \(2\)"),
-        ({"slice_truth": "..o.."}, r"slice truths .*: '1\.2\.3 C1', '1\.20 C2'"),
+        ({UID: "1.1", "vertebra": "C1"}, r"repeat StudyInstanceUID and vertebra \(1\): '1\.1 C1'"),
+        ({"pixel_mm": "wide"}, r"not finite numbers above 0 \(2\): '1\.2\.3 C1 pixel_mm: wide'"),
+        ({"z_first_mm": np.nan}, r"not finite numbers \(2\): '1\.2\.3 C1 z_first_mm: nan', '1\.20 C2 "),
+        ({"window_low_hu": -np.inf}, r"not finite numbers \(2\)"),
+        ({"pixel_mm": 0.0}, r"not finite numbers above 0 \(2\)"),
+        ({"slice_truth": "..o.."}, r"slice truths .*: '1\.2\.3 C1: \.\.o\.\.', '1\.20 C2"),
     ],
 )
 def test_a_manifest_that_breaks_the_schema_is_refused(tmp_path, change, reason):
@@ -334,7 +334,7 @@ def test_only_an_empty_slice_truth_means_unknown(tmp_path, text):
     (tmp_path / "manifest.csv.sha256").unlink()
     path = tmp_path / "manifest.csv"
     path.write_text(path.read_text().replace("..x..", text))
-    with pytest.raises(ValueError, match=r"slice truths .*'1\.2\.3 C1'"):
+    with pytest.raises(ValueError, match=r"slice truths .*'1\.2\.3 C1"):
         read_manifest(tmp_path)
 
 
@@ -386,14 +386,15 @@ def test_a_manifest_says_all_about_where_sequences_come_from_or_nothing(tmp_path
 @pytest.mark.parametrize(
     ("column", "value", "reason"),
     [
-        ("completeness", 1.01, r"a completeness that is not in \[0, 1\] \(1\): '1\.20 C2'"),
-        ("completeness", -0.01, r"a completeness that is not in \[0, 1\] \(1\): '1\.20 C2'"),
-        ("completeness", np.nan, r"missing or infinite \(1\): '1\.20 C2'"),
-        ("source_sha256", "f" * 63, r"no SHA-256 \(1\): '1\.20 C2'"),
-        ("source_sha256", "f" * 65, r"no SHA-256 \(1\): '1\.20 C2'"),
-        ("mask_sha256", "F" * 64, r"no SHA-256 \(1\): '1\.20 C2'"),
-        ("mask_sha256", "g" * 64, r"no SHA-256 \(1\): '1\.20 C2'"),
-        ("mask_sha256", None, r"no SHA-256 \(1\): '1\.20 C2'"),
+        ("completeness", 1.01, r"not finite numbers from 0 to 1 \(1\): '1\.20 C2"),
+        ("completeness", -0.01, r"not finite numbers from 0 to 1 \(1\): '1\.20 C2"),
+        ("completeness", "whole", r"not finite numbers from 0 to 1 \(1\): '1\.20 C2: whole'"),
+        ("completeness", np.nan, r"not finite numbers from 0 to 1 \(1\): '1\.20 C2"),
+        ("source_sha256", "f" * 63, r"no SHA-256 \(1\): '1\.20 C2"),
+        ("source_sha256", "f" * 65, r"no SHA-256 \(1\): '1\.20 C2"),
+        ("mask_sha256", "F" * 64, r"no SHA-256 \(1\): '1\.20 C2"),
+        ("mask_sha256", "g" * 64, r"no SHA-256 \(1\): '1\.20 C2"),
+        ("mask_sha256", None, r"no SHA-256 \(1\): '1\.20 C2"),
     ],
 )
 def test_what_cannot_be_said_of_an_origin_is_refused(tmp_path, column, value, reason):
@@ -410,11 +411,6 @@ def test_what_cannot_be_said_of_an_origin_is_refused(tmp_path, column, value, re
 def test_the_ends_of_a_completeness_are_taken(tmp_path, completeness):
     write_manifest(manifest_of_ct().assign(completeness=completeness), tmp_path)
     assert read_manifest(tmp_path)["completeness"].tolist() == completeness
-
-
-def test_text_as_a_completeness_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="text in the number columns 'completeness'"):
-        write_manifest(manifest_of_ct().assign(completeness="whole"), tmp_path)
 
 
 def test_a_manifest_without_a_row_is_read_as_one(tmp_path):

@@ -18,7 +18,7 @@ Boxes of RSNA 2022 name a slice of the series by its InstanceNumber and hold pix
 Readers drew boxes on slices where they saw a fracture. A slice that they skipped counts as intact.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,18 +27,18 @@ import pandas as pd
 
 from cspine_helpers.ct.volume import Volume
 from cspine_helpers.files.paths import listing
-from cspine_helpers.files.tables import (
-    numbers,
-    read_table,
-    refuse,
-    require_columns,
-    uid_problems,
-    write_table,
-)
+from cspine_helpers.files.tables import Column, checked, read_columns, require_columns, write_table
 from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, validate_boxes
 from cspine_helpers.packed import PackedVertebra
 
-PACKED_BOX_COLUMNS = (UID, "vertebra", "slice", "x", "y", "width", "height")
+_PACKED_BOXES = (
+    Column(UID, "id"),
+    Column("vertebra", among=VERTEBRAE),
+    Column("slice", "whole", low=0),
+    *(Column(name, "number", low=0) for name in ("x", "y")),
+    *(Column(name, "number", above=0) for name in ("width", "height")),
+)
+PACKED_BOX_COLUMNS = tuple(column.name for column in _PACKED_BOXES)
 
 
 @dataclass(frozen=True)
@@ -221,31 +221,10 @@ def read_packed_boxes(path: str | Path) -> pd.DataFrame:
     """
     source = "Packing a cohort of CT that has fracture boxes makes it."
     text = (UID, "vertebra")
-    table = read_table(path, PACKED_BOX_COLUMNS, what="table of packed boxes", source=source, text=text)
+    table = read_columns(path, what="table of packed boxes", source=source, text=text)
     return _validate(table, Path(path).name)
 
 
 def _validate(table: pd.DataFrame, what: str) -> pd.DataFrame:
-    require_columns(table, PACKED_BOX_COLUMNS, what=what)
-    values = table[list(PACKED_BOX_COLUMNS[2:])].apply(numbers).astype(float)
-    refuse(_problems(table, values), what=what)
-    checked = values.astype({"slice": "int64"})
-    checked.insert(0, UID, table[UID].astype("str"))
-    checked.insert(1, "vertebra", table["vertebra"].astype("str"))
-    return checked.reset_index(drop=True)
-
-
-def _problems(table: pd.DataFrame, values: pd.DataFrame) -> Iterator[str]:
-    yield from uid_problems(table[UID].drop_duplicates())
-    for what, bad in (
-        ("vertebrae that are none of C1 … C7", ~table["vertebra"].isin(VERTEBRAE)),
-        ("numbers that are missing or infinite", ~np.isfinite(values).all(axis=1)),
-        ("edges and slices below 0", (values[["slice", "x", "y"]] < 0).any(axis=1)),
-        ("sizes that are not above 0", (values[["width", "height"]] <= 0).any(axis=1)),
-        ("slices that are not whole numbers", values["slice"] % 1 > 0),
-    ):
-        if bad.any():
-            rows = table[bad]
-            pairs = dict.fromkeys(zip(rows[UID], rows["vertebra"], strict=True))
-            names = (f"{uid} {level}" for uid, level in pairs)
-            yield f"{what} ({bad.sum()}): {listing(names)}"
+    key = (UID, "vertebra")
+    return checked(table, _PACKED_BOXES, what=what, key=key, unique=False, may_be_empty=True)
