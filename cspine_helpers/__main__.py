@@ -1,25 +1,295 @@
-"""The command line: `python -m cspine_helpers phantom | pack | train | predict | card`."""
+"""The one command line: `python -m cspine_helpers phantom | pack | train | predict | card`.
+
+A command's options and imports are loaded when it is asked for, so that `--help` loads no torch.
+"""
 
 import sys
-from importlib import import_module
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cspine_helpers.files import paths
+
+_DOES = "Synthetic CT, packing, training, prediction and model card, each a command with its own --help."
+_FAILED, _REFUSED, _STOPPED = 99, 100, 130
+_STATUS = """
+exit status:
+  0    done
+  1-99 pack: number of studies that failed (99: or more)
+  2    wrong arguments, with the usage
+  100  refused, with the reason in a sentence
+  130  stopped with Ctrl-C"""
+
+
+class _Parser(ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+
+def _phantom_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--cohort", default="builtin", help="folder of data/ (default: builtin)")
+    parser.add_argument("--studies", type=int, help="number of studies (default: the cohort's, else 100)")
+    parser.add_argument("--seed", type=int, help="seed of the studies (default: the cohort's, else 1)")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+
+
+def _phantom(options: Namespace) -> int:
+    from cspine_helpers.phantom.cohort import COHORTS, CohortConfig, make_cohort
+
+    config = COHORTS.get(options.cohort, CohortConfig(studies=100, seed=1))
+    given = {k: getattr(options, k) for k in ("studies", "seed") if getattr(options, k) is not None}
+    make_cohort(paths.cohort_dir(options.cohort), replace(config, **given), workers=options.workers)
+    return 0
+
+
+def _pack_options(parser: ArgumentParser) -> None:
+    from cspine_helpers.ct.masks import SCHEMES
+    from cspine_helpers.packing.crop import PackConfig
+
+    default = PackConfig()
+    low, high = default.window_hu
+    parser.add_argument("--cohort", required=True, help="folder of data/")
+    parser.add_argument("--images", type=Path, help="folder of studies (default: the cohort's train_images)")
+    parser.add_argument("--masks", type=Path, help="folder of masks (default: the cohort's segmentations)")
+    meanings = parser.add_mutually_exclusive_group()
+    meanings.add_argument(
+        "--scheme",
+        default="rsna",
+        choices=sorted(SCHEMES),
+        help="what the masks' labels mean (default: rsna)",
+    )
+    meanings.add_argument("--labels", type=Path, help='the same as JSON: {"41": "C1", "40": "C2", …}')
+    parser.add_argument(
+        "--series", nargs="+", default=[], metavar="UID", help="which series, for studies that hold several"
+    )
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument("--only", type=int, metavar="N", help="pack the first N studies; names their sheets")
+    some.add_argument("--study", action="append", metavar="ID", help="pack this study; may be repeated")
+    parser.add_argument("--exclude", type=Path, help="studies to exclude (default: the cohort's exclude.txt)")
+    for name, kind, meaning in (
+        ("--slices", int, f"slice positions a vertebra (default: {default.slices})"),
+        ("--size", int, f"pixels, height and width (default: {default.size})"),
+        ("--margin-mm", float, f"free around a vertebra (default: {default.margin_mm})"),
+        ("--neighbour-mm", float, f"between channels (default: {default.neighbour_mm})"),
+    ):
+        parser.add_argument(name, type=kind, default=SUPPRESS, help=meaning)
+    parser.add_argument(
+        "--window-hu",
+        type=float,
+        nargs=2,
+        default=SUPPRESS,
+        metavar=("LOW", "HIGH"),
+        help=f"HU that become 0 and 255 (default: {low:g} {high:g})",
+    )
+    parser.add_argument(
+        "--soft-mask", action="store_true", default=SUPPRESS, help="keep how much of a pixel is vertebra"
+    )
+    parser.add_argument("--workers", type=int, default=-1, help="processes (default: one a core)")
+    parser.add_argument("--no-sheets", action="store_true", help="draw no contact sheets")
+
+
+def _pack(options: Namespace) -> int:
+    from cspine_helpers.ct.masks import read_scheme
+    from cspine_helpers.labels import UID, read_exclusions
+    from cspine_helpers.packing.cohort import PackSource, choose_series, pack_cohort, sheets_dir, summary
+    from cspine_helpers.packing.crop import PackConfig
+
+    # 1. What is packed, and how.
+    folder = paths.cohort_dir(options.cohort)
+    source = PackSource.of(folder, scheme=read_scheme(options.labels) if options.labels else options.scheme)
+    given = {name: value for name in ("images", "masks") if (value := getattr(options, name))}
+    if options.exclude:
+        given["exclude"] = tuple(read_exclusions(options.exclude))
+    source = replace(source, **given)
+    if options.only is not None and options.only < 1:
+        raise ValueError(f"--only is a number of studies from 1; found {options.only}.")
+    only = options.study or (options.only and [*source.studies()][: options.only])
+    if options.series:
+        source = replace(source, series=choose_series(source.studies(only), options.series))
+    names = ("slices", "size", "margin_mm", "neighbour_mm", "window_hu", "soft_mask")
+    settings = {name: getattr(options, name) for name in names if name in options}
+    if "window_hu" in settings:
+        settings["window_hu"] = tuple(settings["window_hu"])
+    sheets = None if options.no_sheets else sheets_dir(options.cohort)
+
+    # 2. Pack it.
+    report = pack_cohort(
+        folder,
+        source=source,
+        config=PackConfig(**settings),
+        sheets=sheets,
+        workers=options.workers,
+        only=only,
+    )
+    print(summary(report))
+    for sheet in (sheets / f"{uid}.png" for uid in report[UID] if only and sheets):
+        if sheet.is_file():
+            print(f"Contact sheet: {sheet}")
+    return min(int((report["status"] == "failed").sum()), _FAILED)
+
+
+def _run_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--cohort", default="builtin", help="folder of data/ (default: builtin)")
+    parser.add_argument("--run", help="folder of checkpoints/ (default: the cohort's name)")
+    parser.add_argument(
+        "--skip-unusable", action="store_true", help="skip studies that cannot be read, and name them"
+    )
+
+
+def _train_options(parser: ArgumentParser) -> None:
+    _run_options(parser)
+    parser.add_argument(
+        "--settings", type=Path, help='JSON with "model" and "train", such as another run\'s run.json'
+    )
+    parser.add_argument("--resume", action="store_true", help="continue a training that was stopped")
+
+
+def _train(options: Namespace) -> int:
+    from accelerate import PartialState
+
+    from cspine_helpers.training.config import preset, settings_of
+    from cspine_helpers.training.run import train
+
+    model, config = settings_of(options.settings) if options.settings else preset(options.cohort)
+    history = train(
+        paths.cohort_dir(options.cohort),
+        paths.run_dir(options.run or options.cohort),
+        model=model,
+        config=config,
+        resume=options.resume,
+        leave_out_unusable=options.skip_unusable,
+    )
+    if PartialState().is_main_process:
+        print(history.to_string(index=False))
+    return 0
+
+
+def _predict_options(parser: ArgumentParser) -> None:
+    _run_options(parser)
+    parser.add_argument("--batch-size", type=int, default=16, help="sequences computed at once (default: 16)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load (default: this one)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--replace", action="store_true", help="predict again where there is a table already")
+    parser.add_argument(
+        "--calibrated", action="store_true", help="also write calibrated.csv, by the frozen calibrators"
+    )
+
+
+def _predict(options: Namespace) -> int:
+    import torch
+
+    from cspine_helpers.checkpoints import load_run
+    from cspine_helpers.cohort import read_cohort
+    from cspine_helpers.inference.prediction import PREDICTIONS, predict_cohort, write_calibrated
+    from cspine_helpers.labels import UID
+
+    folder = paths.run_dir(options.run or options.cohort)
+    path = folder / PREDICTIONS
+    if options.calibrated and path.is_file() and not options.replace:
+        print(f"{write_calibrated(folder)}: calibrated probabilities beside those of {path.name}.")
+        return 0
+    run, cohort = load_run(folder), read_cohort(paths.cohort_dir(options.cohort))
+    cohort.check_run(run.record)
+    run.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    table = predict_cohort(
+        run,
+        cohort,
+        path,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        leave_out_unusable=options.skip_unusable,
+        replace=options.replace,
+    )
+    if options.calibrated:
+        write_calibrated(folder)
+    print(f"{path}: {len(table)} sequences of {table[UID].nunique()} studies.")
+    return 0
+
+
+def _card_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--run", default="builtin", help="folder of checkpoints/ (default: builtin)")
+
+
+def _card(options: Namespace) -> int:
+    from cspine_helpers.model_card.card import write_card
+
+    print(write_card(paths.run_dir(options.run)))
+    return 0
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A command: what it does, an example, what a stop with Ctrl-C leaves, its options, and its work."""
+
+    does: str
+    example: str
+    stopped: str
+    add_options: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int]
+
 
 _COMMANDS = {
-    "phantom": "phantom.cohort",
-    "pack": "packing.cohort",
-    "train": "training.run",
-    "predict": "inference.prediction",
-    "card": "model_card.card",
+    "phantom": _Command(
+        "Make a cohort of synthetic cervical-spine CT under data/.",
+        "phantom --cohort mine --studies 60 --seed 5",
+        "Nothing was changed; the same command begins again.",
+        _phantom_options,
+        _phantom,
+    ),
+    "pack": _Command(
+        "Pack a cohort's CT into sequences, under data/<cohort>/packed.",
+        "pack --cohort rsna2022 --only 1",
+        "Studies that are packed are kept; the same command continues.",
+        _pack_options,
+        _pack,
+    ),
+    "train": _Command(
+        "Train a run of a cohort, on one process or, through `accelerate launch -m`, on many.",
+        "train --cohort rsna2022 --run mine --resume",
+        "Whole epochs are kept; --resume continues.",
+        _train_options,
+        _train,
+    ),
+    "predict": _Command(
+        "Predict a cohort's validation and test patients: checkpoints/<run>/predictions.csv.",
+        "predict --cohort rsna2022 --run mine",
+        "Whole batches are kept; the same command continues.",
+        _predict_options,
+        _predict,
+    ),
+    "card": _Command(
+        "Write checkpoints/<run>/MODEL_CARD.md from what that folder holds.",
+        "card --run mine",
+        "The card that was there is unchanged.",
+        _card_options,
+        _card,
+    ),
 }
 
 
-def main(arguments: list[str]) -> int:
-    """Hand the arguments to the command they begin with."""
-    if not arguments or arguments[0] not in _COMMANDS:
-        print(f"Commands: {', '.join(_COMMANDS)}.", file=sys.stderr)
-        return 2
-    command = import_module(f"cspine_helpers.{_COMMANDS[arguments[0]]}")
-    return command.main(arguments[1:]) or 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name; returns the exit status, see `--help`."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _Parser(prog="python -m cspine_helpers", description=_DOES, epilog=_STATUS)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, command in _COMMANDS.items():
+        epilog = f"example:\n  python -m cspine_helpers {command.example}\n{_STATUS}"
+        own = commands.add_parser(name, help=command.does, description=command.does, epilog=epilog)
+        if name in arguments:
+            command.add_options(own)
+    options = parser.parse_args(arguments)
+    command = _COMMANDS[options.command]
+    try:
+        return command.run(options)
+    except KeyboardInterrupt:
+        print(f"Stopped. {command.stopped}", file=sys.stderr)
+        return _STOPPED
+    except (ValueError, OSError, ImportError) as error:
+        print(error, file=sys.stderr)
+        return _REFUSED
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

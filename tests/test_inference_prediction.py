@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from test_evaluation_cases import toy
 from toy_cohort import make_toy_cohort, tiny_model
 
-from cspine_helpers.checkpoints import Run, load_run, save_weights
+from cspine_helpers.__main__ import main
+from cspine_helpers.checkpoints import Run, save_weights
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.decisions.test_split import freeze
 from cspine_helpers.decisions.thresholds import choose_decision
@@ -227,7 +228,8 @@ def project(tmp_path, cohort, monkeypatch):
 
 KILLED = """
 import os, pathlib, signal, sys
-from cspine_helpers import inference, journal
+from cspine_helpers.__main__ import main
+from cspine_helpers.files import records as journal
 
 folder = pathlib.Path(os.environ["CSPINE_ROOT"], "checkpoints", "toy")
 table, partial, line = folder / "predictions.csv", folder / "predictions.csv.partial", journal._line
@@ -248,7 +250,7 @@ def killed_in_line(moment):
 def predict(prepare=lambda: None):
     if not (child := os.fork()):  # torch is imported once, and has computed nothing yet
         prepare()
-        inference.main(["--cohort", "toy", "--batch-size", "3", "--device", "cpu"])
+        main(["predict", "--cohort", "toy", "--batch-size", "3", "--device", "cpu"])
         os._exit(0)
     return os.waitpid(child, 0)[1]
 
@@ -268,24 +270,6 @@ assert not partial.exists()
 @pytest.mark.slow
 def test_a_killed_process_goes_on_and_writes_the_same_bytes(project):
     subprocess.run([sys.executable, "-c", KILLED], check=True)
-
-
-def test_command_line_says_what_it_wrote_and_refuses_in_one_sentence(project, cohort, capsys, monkeypatch):
-    inference.main(["--cohort", "toy", "--device", "cpu"])
-    assert capsys.readouterr().out == f"{project / 'predictions.csv'}: 28 sequences of 4 studies.\n"
-    table = read_predictions(project / "predictions.csv")
-    assert table["split"].unique().tolist() == ["validation", "test"]
-    again = predict(load_run(project), cohort.samples["test"], cohort.packed, split="test")
-    found = table.loc[table["split"] == "test", "probability"]
-    np.testing.assert_allclose(found, again["probability"], rtol=0, atol=1e-6)
-    with pytest.raises(SystemExit, match=r"^No run at .*none: run\.json is missing"):
-        inference.main(["--cohort", "toy", "--run", "none"])
-    with pytest.raises(SystemExit, match=r"A run name is up to 64 letters"):
-        inference.main(["--cohort", "toy", "--run", "../toy"])
-    record = load_run(project).record
-    write_record(project, {**record, "data": {**record["data"], "split_sha256": "0"}})
-    with pytest.raises(SystemExit, match="trained on other data"):
-        inference.main(["--cohort", "toy"])
 
 
 def test_a_study_is_answered_for_each_vertebra(run, cohort):
@@ -419,7 +403,7 @@ def test_the_command_line_writes_calibrated_probabilities_beside_the_predictions
     run, (vertebrae, _) = calibrating
     monkeypatch.setenv("CSPINE_ROOT", str(run.folder.parents[1]))
     before = (run.folder / "predictions.csv").read_bytes()
-    inference.main(["--run", "toy", "--calibrated"])
+    assert main(["predict", "--run", "toy", "--calibrated"]) == 0
     assert "calibrated.csv: calibrated probabilities beside" in capsys.readouterr().out
     table = pd.read_csv(run.folder / "calibrated.csv", dtype={UID: str})
     rows = table[table["vertebra"] != "patient_overall"]
@@ -427,18 +411,5 @@ def test_the_command_line_writes_calibrated_probabilities_beside_the_predictions
     assert len(table) - len(rows) == 150
     assert (run.folder / "predictions.csv").read_bytes() == before
     (run.folder / "decision.json").unlink()
-    with pytest.raises(SystemExit, match=r"decision\.json is missing"):
-        inference.main(["--run", "toy", "--calibrated"])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--device", "nonsense"], "no device that torch can use here"),
-        (["--batch-size", "0"], "found a batch size of 0"),
-        (["--workers", "-1"], "and -1 workers"),
-    ],
-)
-def test_options_that_cannot_be_are_one_sentence(project, options, message):
-    with pytest.raises(SystemExit, match=message):
-        inference.main(["--cohort", "toy", "--replace", *options])
+    assert main(["predict", "--run", "toy", "--calibrated"]) == 100
+    assert "decision.json is missing" in capsys.readouterr().err

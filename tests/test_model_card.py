@@ -29,7 +29,6 @@ from cspine_helpers.files.paths import sha256_of
 from cspine_helpers.files.records import write_sealed
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import auroc, confusion
-from cspine_helpers.model_card import card
 from cspine_helpers.model_card import results as findings
 from cspine_helpers.model_card.card import write_card
 from cspine_helpers.model_card.results import TITLES, number
@@ -545,18 +544,6 @@ def test_a_single_patient_has_no_results(tmp_path):
 def test_small_numbers_are_not_hidden():
     found = [number(value) for value in (0.0, 0.0004, -0.0004, -0.25, 0.99951, 1.0, np.nan)]
     assert found == ["0.000", "0.0004", "−0.0004", "−0.250", "1.000", "1.000", "undefined"]
-
-
-def test_the_command_line_writes_the_card_or_says_why_not(run, monkeypatch, capsys):
-    monkeypatch.setenv("CSPINE_ROOT", str(run.parent))
-    (run.parent / "checkpoints").mkdir()
-    shutil.move(run, run.parent / "checkpoints" / "toy")
-    card.main(["--run", "toy"])
-    assert Path(capsys.readouterr().out.strip()).read_text(encoding="utf-8").startswith("# Model card: `toy`")
-    with pytest.raises(SystemExit, match=r"Nothing is known of a run at .*absent"):
-        card.main(["--run", "absent"])
-    with pytest.raises(SystemExit, match="A run name is"):
-        card.main(["--run", "../toy"])
 
 
 @pytest.mark.skipif(

@@ -125,14 +125,6 @@ def test_boxes_hold_the_broken_voxels_of_their_slice():
     assert missed <= set(boxes["slice_number"])
 
 
-def test_command_line_makes_a_named_cohort(tmp_path, monkeypatch):
-    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
-    phantom.main(["--cohort", "tiny", "--studies", "1", "--seed", "4", "--workers", "1"])
-    assert len(labels.read_labels(tmp_path / "data" / "tiny" / "train.csv")) == 1
-    with pytest.raises(SystemExit, match="cohort name"):
-        phantom.main(["--cohort", "../outside"])
-
-
 def test_a_study_of_a_cohort_can_be_rendered_again(cohort, tmp_path):
     table = labels.read_labels(cohort / "train.csv")
     study = phantom.study_of(cohort, table[UID][2])
@@ -167,11 +159,3 @@ def test_a_cohort_is_sealed_file_by_file(cohort):
     assert len(sums) == len(list((cohort / "packed").glob("[!.]*"))) - 1
     name = next(iter(sums))
     assert sums[name] == paths.sha256_of(cohort / "packed" / name)
-
-
-@pytest.mark.parametrize("options", [["--studies", "0"], ["--seed", "-1"], ["--seed", str(10**40)]])
-def test_a_cohort_that_cannot_be_is_one_sentence_on_the_command_line(options, tmp_path, monkeypatch):
-    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
-    with pytest.raises(SystemExit, match="A cohort has 1 study or more and a seed from 0 to"):
-        phantom.main(["--cohort", "mine", *options])
-    assert list(tmp_path.iterdir()) == []

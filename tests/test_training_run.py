@@ -21,7 +21,7 @@ from cspine_helpers.packed import sequence_path
 from cspine_helpers.runs import read_record
 from cspine_helpers.training import trainer as stages
 from cspine_helpers.training.config import TrainConfig
-from cspine_helpers.training.run import beside, interrupted, main, set_aside, train
+from cspine_helpers.training.run import beside, interrupted, set_aside, train
 from cspine_helpers.training.trainer import Training
 
 CONFIG = TrainConfig(
@@ -289,20 +289,6 @@ def test_gradient_checkpointing_changes_nothing_but_memory_and_time(run, cohort,
         cohort, tmp_path / "run", model=tiny_model(), config=replace(CONFIG, gradient_checkpointing=True)
     )
     pd.testing.assert_frame_equal(again, history, rtol=1e-5)
-
-
-def test_the_command_line_trains_with_the_settings_of_a_record(run, cohort, tmp_path, monkeypatch, capsys):
-    folder, _ = run
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "toy").symlink_to(cohort)
-    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
-    main(["--cohort", "toy", "--run", "again", "--settings", str(folder / "run.json")])
-    again = tmp_path / "checkpoints" / "again"
-    assert (again / "history.csv").read_bytes() == (folder / "history.csv").read_bytes()
-    assert "validation_recall" in capsys.readouterr().out
-    (tmp_path / "bad.json").write_text('{"model": {"sizes": 3}, "train": {}}')
-    with pytest.raises(SystemExit, match=r"bad\.json holds no .*unexpected keyword argument 'sizes'"):
-        main(["--cohort", "toy", "--settings", str(tmp_path / "bad.json")])
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ With `--calibrated`, the calibrators that are frozen in the run folder are appli
 `calibrated.csv` beside it holds the calibrated probabilities next to those that the model gave.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -20,11 +19,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from cspine_helpers.checkpoints import Run, load_run
-from cspine_helpers.cohort import Cohort, read_cohort
+from cspine_helpers.checkpoints import Run
+from cspine_helpers.cohort import Cohort
 from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
 from cspine_helpers.decisions.test_split import Frozen, check_belongs, read_decision
-from cspine_helpers.files.paths import cohort_dir, exclusive, inside, listing, remove_unfinished, run_dir
+from cspine_helpers.files.paths import exclusive, inside, listing, remove_unfinished
 from cspine_helpers.files.records import append, whole_records
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.labels import UID, VERTEBRAE
@@ -271,55 +270,8 @@ def predict_study(
     )
 
 
-def _write_calibrated(folder: Path) -> Path:
+def write_calibrated(folder: Path) -> Path:
     """Write `calibrated.csv` of a run's predictions, with its SHA-256 beside it."""
     path = inside(folder / CALIBRATED)
     write_table(_calibrating(folder).calibrate(read_predictions(folder / PREDICTIONS)), path, sealed=True)
     return path
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Predict a cohort's validation and test patients from the command line."""
-    parser = argparse.ArgumentParser(
-        description="Write checkpoints/<run>/predictions.csv; a stopped one goes on."
-    )
-    parser.add_argument("--cohort", default="builtin", help="folder of data/ (default: builtin)")
-    parser.add_argument("--run", help="folder of checkpoints/ (default: named like the cohort)")
-    parser.add_argument("--batch-size", type=int, default=16, help="sequences computed at once (default: 16)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load (default: none but this)")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"
-    )
-    parser.add_argument(
-        "--leave-out-unusable", action="store_true", help="predict without studies that cannot be read"
-    )
-    parser.add_argument("--replace", action="store_true", help="also where there is a table already")
-    parser.add_argument(
-        "--calibrated", action="store_true", help="apply the frozen calibrators to the run's table, as well"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        folder = run_dir(options.run or options.cohort)
-        path = folder / PREDICTIONS
-        if options.calibrated and path.is_file() and not options.replace:
-            print(f"{_write_calibrated(folder)}: calibrated probabilities beside those of {path.name}.")
-            return
-        run, cohort = load_run(folder), read_cohort(cohort_dir(options.cohort))
-        cohort.check_run(run.record)
-        run.to(options.device)
-        table = predict_cohort(
-            run,
-            cohort,
-            path,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            leave_out_unusable=options.leave_out_unusable,
-            replace=options.replace,
-        )
-        if options.calibrated:
-            _write_calibrated(folder)
-    except KeyboardInterrupt:
-        raise SystemExit("Stopped. Whole batches are kept; the same command goes on with them.") from None
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
-    print(f"{path}: {len(table)} sequences of {table[UID].nunique()} studies.")

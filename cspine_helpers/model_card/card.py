@@ -7,8 +7,6 @@ Every number comes from the files of the run folder, and the same files give the
 Source: Mitchell et al., Model cards for model reporting, FAT* (2019) 220-229, for the sections.
 """
 
-import argparse
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -19,7 +17,7 @@ from cspine_helpers import __version__
 from cspine_helpers.decisions.test_split import Frozen
 from cspine_helpers.decisions.thresholds import Decision
 from cspine_helpers.evaluation.cases import at_level, patients_in_words, resampled_units
-from cspine_helpers.files.paths import atomic_path, inside, run_dir
+from cspine_helpers.files.paths import atomic_path, inside
 from cspine_helpers.labels import UID
 from cspine_helpers.model_card.results import (
     BINS,
@@ -302,17 +300,3 @@ def _reproduce(run: Dossier) -> str:
     hashes |= {"predictions": run.predictions_sha256, "frozen decision": run.frozen and run.frozen.sha256}
     rows = [[what, f"`{found}`" if found else "none"] for what, found in hashes.items()]
     return "\n\n".join([*lines, markdown(["SHA-256 of", "is"], rows)])
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write a run's card from the command line."""
-    parser = argparse.ArgumentParser(
-        description="Write checkpoints/<run>/MODEL_CARD.md from what lies there."
-    )
-    parser.add_argument("--run", default="builtin", help="folder of checkpoints/ (default: builtin)")
-    options = parser.parse_args(arguments)
-    try:
-        path = write_card(run_dir(options.run))
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
-    print(path)

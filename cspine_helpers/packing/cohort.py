@@ -5,9 +5,7 @@ python -m cspine_helpers pack --cohort rsna2022
 Where a cohort's CT, masks, labels and boxes lie, study by study.
 """
 
-import argparse
 import re
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +19,7 @@ from tqdm.auto import tqdm
 
 from cspine_helpers.ct.dicom import series_in
 from cspine_helpers.ct.libraries import LIBRARIES, optional
-from cspine_helpers.ct.masks import SCHEMES, find_mask, read_scheme
+from cspine_helpers.ct.masks import find_mask
 from cspine_helpers.ct.nifti import NIFTI
 from cspine_helpers.files import paths
 from cspine_helpers.files.paths import cohort_remedy, listing
@@ -33,7 +31,6 @@ from cspine_helpers.labels import (
     VERTEBRAE,
     exclusions,
     read_boxes,
-    read_exclusions,
     read_labels,
 )
 from cspine_helpers.packed import MANIFEST_COLUMNS, PROVENANCE_COLUMNS, write_manifest
@@ -191,7 +188,6 @@ _FORMULA = r"^[=+\-@\t\r']"  # what makes a cell one, and what says that it is n
 SETTINGS = "packing.json"
 _UNFINISHED = re.compile(r"\..+(\.\w+)\.\w{8}\1")  # by paths.atomic_path: .1.2.3_1.npy.a1b2c3d4.npy
 DIED = "its process was killed, often for want of memory; try it alone, or with fewer workers"
-_MAX_STATUS, _REFUSED = 99, 100  # exit statuses beyond 125 have meanings of their own
 
 
 def pack_cohort(
@@ -429,79 +425,6 @@ def summary(report: pd.DataFrame) -> str:
         lines.append(f"To be left out, but not there: {paths.listing(unknown)}. Check the list.")
     lines += [f"- {uid}: {message}" for uid, message in zip(odd[UID], odd["message"], strict=True)]
     return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Pack a cohort from the command line.
-
-    The exit status is the number of studies that failed, 99 at most, and 100 where nothing could be begun.
-    """
-    default = PackConfig()
-    parser = argparse.ArgumentParser(
-        description="Pack a cohort's CT into sequences, under data/<cohort>/packed."
-    )
-    parser.add_argument("--cohort", required=True, help="folder of data/")
-    parser.add_argument(
-        "--images", type=Path, help="folder of studies (default: train_images in the cohort's)"
-    )
-    parser.add_argument("--masks", type=Path, help="folder of masks (default: segmentations in the cohort's)")
-    meanings = parser.add_mutually_exclusive_group()
-    meanings.add_argument(
-        "--scheme", default="rsna", choices=sorted(SCHEMES), help="what the masks' labels mean"
-    )
-    parser.add_argument(
-        "--series", nargs="+", default=[], metavar="UID", help="which series, for studies that hold several"
-    )
-    meanings.add_argument("--labels", type=Path, help='the same as JSON: {"41": "C1", "40": "C2", …}')
-    some = parser.add_mutually_exclusive_group()
-    some.add_argument(
-        "--only", type=int, metavar="N", help="pack the first N studies; says where their sheets are"
-    )
-    some.add_argument("--study", action="append", metavar="ID", help="pack this one; may be repeated")
-    parser.add_argument(
-        "--exclude", type=Path, help="list of studies to leave out (default: exclude.txt in the cohort's)"
-    )
-    parser.add_argument("--slices", type=int, default=default.slices, help="slice positions a vertebra")
-    parser.add_argument("--size", type=int, default=default.size, help="pixels, height and width")
-    parser.add_argument("--margin-mm", type=float, default=default.margin_mm, help="free around a vertebra")
-    parser.add_argument("--neighbour-mm", type=float, default=default.neighbour_mm, help="between channels")
-    parser.add_argument(
-        "--window-hu", type=float, nargs=2, default=default.window_hu, metavar=("LOW", "HIGH")
-    )
-    parser.add_argument("--soft-mask", action="store_true", help="keep how much of a pixel is vertebra")
-    parser.add_argument("--workers", type=int, default=-1, help="processes (default: one a core)")
-    parser.add_argument("--no-sheets", action="store_true", help="draw no contact sheets")
-    options = parser.parse_args(arguments)
-    names = ("slices", "size", "margin_mm", "neighbour_mm", "soft_mask")
-    try:
-        folder = paths.cohort_dir(options.cohort)
-        source = PackSource.of(
-            folder, scheme=read_scheme(options.labels) if options.labels else options.scheme
-        )
-        given = {name: value for name in ("images", "masks") if (value := getattr(options, name))}
-        if options.exclude:
-            given["exclude"] = tuple(read_exclusions(options.exclude))
-        source = replace(source, **given)
-        if options.only is not None and options.only < 1:
-            raise ValueError(f"--only is a number of studies from 1; found {options.only}.")
-        only = options.study or (options.only and [*source.studies()][: options.only])
-        if options.series:
-            source = replace(source, series=choose_series(source.studies(only), options.series))
-        config = PackConfig(
-            window_hu=tuple(options.window_hu), **{name: getattr(options, name) for name in names}
-        )
-        sheets = None if options.no_sheets else sheets_dir(options.cohort)
-        report = pack_cohort(
-            folder, source=source, config=config, sheets=sheets, workers=options.workers, only=only
-        )
-    except (ValueError, OSError, ImportError) as error:
-        print(error, file=sys.stderr)
-        return _REFUSED
-    print(summary(report))
-    for sheet in (sheets / f"{uid}.png" for uid in report[UID] if only and sheets):
-        if sheet.is_file():
-            print(f"Contact sheet: {sheet}")
-    return min(int((report["status"] == "failed").sum()), _MAX_STATUS)
 
 
 def sheets_dir(cohort: str) -> Path:

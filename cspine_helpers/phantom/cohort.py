@@ -6,7 +6,6 @@ workers. It stands in for real data where there is none; it is no evidence about
     python -m cspine_helpers phantom --cohort builtin
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -216,21 +215,3 @@ def fracture_boxes(study: Study) -> list[dict]:
                 values = (study.uid, x, y, float(np.ptp(xs) + 1), float(np.ptp(ys) + 1), index)
                 boxes.append(dict(zip(labels.BOX_COLUMNS, values, strict=True)))
     return boxes
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Make a cohort from the command line."""
-    parser = argparse.ArgumentParser(description="Make a cohort of synthetic cervical-spine CT under data/.")
-    parser.add_argument(
-        "--cohort", default="builtin", help="its name; builtin and quick have settings of their own"
-    )
-    parser.add_argument("--studies", type=int, help="number of studies")
-    parser.add_argument("--seed", type=int, help="seed the studies are drawn from")
-    parser.add_argument("--workers", type=int, help="processes; default one a core")
-    options = parser.parse_args(arguments)
-    config = COHORTS.get(options.cohort, CohortConfig(studies=100, seed=1))
-    given = {k: getattr(options, k) for k in ("studies", "seed") if getattr(options, k) is not None}
-    try:
-        make_cohort(paths.cohort_dir(options.cohort), replace(config, **given), workers=options.workers)
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error

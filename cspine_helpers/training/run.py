@@ -4,9 +4,8 @@ python -m cspine_helpers train --cohort builtin --run mine
 accelerate launch --num_processes 4 -m cspine_helpers train --cohort rsna2022 --run mine --resume
 """
 
-import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 
@@ -23,7 +22,7 @@ from cspine_helpers.files import paths
 from cspine_helpers.files.paths import listing
 from cspine_helpers.model.classifier import ModelConfig
 from cspine_helpers.runs import HISTORY, RECORD, WEIGHTS, read_history, read_record
-from cspine_helpers.training.config import TrainConfig, preset, settings_of
+from cspine_helpers.training.config import TrainConfig
 from cspine_helpers.training.loop import STATE, TrainingState, read_state
 from cspine_helpers.training.trainer import Training
 
@@ -250,34 +249,3 @@ def _pairs(ours: Any, theirs: Any, place: str = "") -> list[tuple[str, Any, Any]
         for name in {**theirs, **ours}
         for pair in _pairs(ours.get(name), theirs.get(name), f"{place}.{name}".lstrip("."))
     ]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train from the command line, on one process or, through `accelerate launch`, on many."""
-    parser = argparse.ArgumentParser(description="Train a run of a cohort.")
-    parser.add_argument("--cohort", default="builtin", help="data/<cohort>")
-    parser.add_argument("--run", help="checkpoints/<run>; default: the cohort's name")
-    parser.add_argument(
-        "--settings", type=Path, help='JSON with "model" and "train", such as another run\'s run.json'
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
-    parser.add_argument(
-        "--leave-out-unusable", action="store_true", help="train without studies that cannot be read"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        model, config = settings_of(options.settings) if options.settings else preset(options.cohort)
-        history = train(
-            paths.cohort_dir(options.cohort),
-            paths.run_dir(options.run or options.cohort),
-            model=model,
-            config=config,
-            resume=options.resume,
-            leave_out_unusable=options.leave_out_unusable,
-        )
-    except KeyboardInterrupt:
-        raise SystemExit("Stopped. Whole epochs are kept; --resume goes on with them.") from None
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
-    if PartialState().is_main_process:
-        print(history.to_string(index=False))

@@ -1,0 +1,191 @@
+"""The command line, in this process; the options and statuses of `pack` are tested with the packing."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_cohort import make_toy_cohort, tiny_model
+
+from cspine_helpers import __main__ as cli
+from cspine_helpers.checkpoints import load_run
+from cspine_helpers.cohort import read_cohort
+from cspine_helpers.inference.prediction import predict
+from cspine_helpers.labels import read_labels
+from cspine_helpers.packing.crop import PackConfig
+from cspine_helpers.predictions import read_predictions
+from cspine_helpers.runs import write_record
+from cspine_helpers.training.config import TrainConfig
+
+CONFIG = TrainConfig(
+    epochs=2, batch_size=8, accumulate=1, workers=0, precision_floor=0.3, vertebra_weighting=False
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """The command line in a project folder: exit status, output, errors."""
+
+    def run(root: Path, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("CSPINE_ROOT", str(root))
+        capsys.readouterr()
+        try:
+            status = cli.main(arguments)
+        except SystemExit as error:
+            status = error.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A project with the toy cohort, trained by the command line with settings of a JSON file."""
+    root = tmp_path_factory.mktemp("project")
+    make_toy_cohort(root / "data" / "toy")
+    settings = {"model": asdict(tiny_model()), "train": asdict(CONFIG)}
+    (root / "settings.json").write_text(json.dumps(settings))
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CSPINE_ROOT", str(root))
+        assert cli.main(["train", "--cohort", "toy", "--settings", str(root / "settings.json")]) == 0
+    return root
+
+
+def test_a_run_is_trained_again_with_the_settings_of_its_record(root, command):
+    folder = root / "checkpoints" / "toy"
+    options = ("--cohort", "toy", "--run", "again", "--skip-unusable")
+    status, out, _ = command(root, "train", *options, "--settings", str(folder / "run.json"))
+    assert status == 0
+    assert "validation_recall" in out
+    assert (root / "checkpoints" / "again" / "history.csv").read_bytes() == (
+        folder / "history.csv"
+    ).read_bytes()
+
+
+def test_a_run_is_predicted_and_its_card_written(root, command):
+    folder = root / "checkpoints" / "toy"
+    status, out, _ = command(root, "predict", "--cohort", "toy", "--device", "cpu", "--replace")
+    assert (status, out) == (0, f"{folder / 'predictions.csv'}: 28 sequences of 4 studies.\n")
+    table, cohort = read_predictions(folder / "predictions.csv"), read_cohort(root / "data" / "toy")
+    assert table["split"].unique().tolist() == ["validation", "test"]
+    again = predict(load_run(folder), cohort.samples["test"], cohort.packed, split="test")
+    found = table.loc[table["split"] == "test", "probability"]
+    np.testing.assert_allclose(found, again["probability"], rtol=0, atol=1e-6)
+    status, out, _ = command(root, "card", "--run", "toy")
+    assert status == 0
+    assert Path(out.strip()).read_text(encoding="utf-8").startswith("# Model card: `toy`")
+
+
+def test_a_cohort_of_phantoms_is_made(tmp_path, command):
+    options = ("--cohort", "tiny", "--studies", "1", "--seed", "4", "--workers", "1")
+    assert command(tmp_path, "phantom", *options)[0] == 0
+    assert len(read_labels(tmp_path / "data" / "tiny" / "train.csv")) == 1
+
+
+def test_a_run_of_other_data_is_not_predicted(root, command):
+    folder = root / "checkpoints" / "toy"
+    run = load_run(folder)
+    before = (folder / "run.json").read_bytes()
+    write_record(folder, {**run.record, "data": {**run.record["data"], "split_sha256": "0"}})
+    status, _, err = command(root, "predict", "--cohort", "toy")
+    assert status == 100
+    assert "trained on other data" in err
+    (folder / "run.json").write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("train --cohort toy --settings bad.json", "unexpected keyword argument 'sizes'"),
+        ("train --cohort none", "No label table at"),
+        ("predict --cohort toy --run none", "none: run.json is missing"),
+        ("predict --cohort toy --run ../toy", "A run name is up to 64 letters"),
+        ("predict --cohort toy --replace --device nonsense", "no device that torch can use here"),
+        ("predict --cohort toy --replace --batch-size 0", "found a batch size of 0"),
+        ("predict --cohort toy --replace --workers -1", "and -1 workers"),
+        ("card --run absent", "Nothing is known of a run at"),
+        ("card --run ../toy", "A run name is"),
+        ("phantom --cohort ../outside", "A cohort name is"),
+        ("phantom --cohort mine --studies 0", "A cohort has 1 study or more and a seed from 0 to"),
+        ("phantom --cohort mine --seed -1", "A cohort has 1 study or more and a seed from 0 to"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(root, command, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(root)
+    (root / "bad.json").write_text('{"model": {"sizes": 3}, "train": {}}')
+    status, out, err = command(root, *arguments.split())
+    assert (status, out) == (100, "")
+    assert sentence in err
+    assert "Traceback" not in err
+    assert sorted(path.name for path in (root / "data").iterdir()) == ["toy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("", "the following arguments are required: command"),
+        ("dance", "invalid choice: 'dance'"),
+        ("card --colour red", "unrecognized arguments: --colour red"),
+        ("train --skip", "unrecognized arguments: --skip"),
+        ("phantom --studies many", "invalid int value: 'many'"),
+    ],
+)
+def test_arguments_that_are_not_known_are_named_with_the_usage(tmp_path, command, arguments, sentence):
+    status, out, err = command(tmp_path, *arguments.split())
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: python -m cspine_helpers")
+    assert sentence in err
+
+
+@pytest.mark.parametrize("name", cli._COMMANDS)
+def test_ctrl_c_ends_a_command_with_what_is_kept(tmp_path, command, monkeypatch, name):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._COMMANDS, name, replace(cli._COMMANDS[name], run=stop))
+    arguments = ("--cohort", "toy") if name == "pack" else ()
+    assert command(tmp_path, name, *arguments) == (130, "", f"Stopped. {cli._COMMANDS[name].stopped}\n")
+
+
+HELP = """
+import runpy, sys
+
+for command in sys.argv[1:]:
+    sys.argv = ["cspine_helpers", *command.split(), "--help"]
+    try:
+        runpy.run_module("cspine_helpers", run_name="__main__")
+    except SystemExit as end:
+        assert end.code == 0
+    print("=" * 9)
+assert not {"torch", "timm", "accelerate", "albumentations", "SimpleITK"} & set(sys.modules)
+"""
+
+
+def test_help_states_an_example_the_statuses_and_the_defaults_without_torch():
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, "", *cli._COMMANDS], check=True, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    whole, *each = done.stdout.split("=" * 9)[:-1]
+    for (name, command), text in zip(cli._COMMANDS.items(), each, strict=True):
+        assert f"python -m cspine_helpers {command.example}\n" in text
+        assert "100  refused" in text
+        assert name in whole
+    packing = " ".join(each[list(cli._COMMANDS).index("pack")].split())
+    default = PackConfig()
+    window = " ".join(f"{edge:g}" for edge in default.window_hu)
+    for value in (default.slices, default.size, default.margin_mm, default.neighbour_mm, window):
+        assert f"(default: {value})" in packing
