@@ -28,7 +28,7 @@ from cspine_helpers import labels, packed, predictions, runs, splits
 from cspine_helpers.decisions import test_split as frozen
 from cspine_helpers.decisions import test_split as openings
 from cspine_helpers.decisions.test_split import evaluate_on_test
-from cspine_helpers.decisions.thresholds import choose_decision
+from cspine_helpers.decisions.thresholds import Rule, choose_decision
 from cspine_helpers.files import paths
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE
@@ -142,7 +142,7 @@ def artefacts(tmp_path_factory) -> dict[str, Artefact]:
     paths.seal_of(bare / "manifest.csv").unlink()
     save_a_state(run)
     chosen = made.assign(split=["validation"] * 14 + ["test"] * 7, label=[0, 1, 0] * 7)
-    decision = choose_decision(chosen, level="vertebra", objective="max_youden")
+    decision = choose_decision(chosen, Rule("max_youden"))
     frozen.freeze(run, decision, chosen)
     evaluate_on_test(run, chosen)
     sequence = packed.sequence_path(folder / "packed", "1.2.826.0", "C1")

@@ -15,6 +15,7 @@ from cspine_helpers.decisions import test_split as openings
 from cspine_helpers.decisions.guarantees import guarantee_on_validation, guarantee_recall
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_decision, read_openings
 from cspine_helpers.decisions.thresholds import (
+    Rule,
     choose_decision,
     choose_per_vertebra,
     choose_threshold,
@@ -31,8 +32,8 @@ from cspine_helpers.predictions import from_wide, predictions_sha256, read_predi
 from cspine_helpers.splits import split_hash, split_patients
 
 WHOLE = pd.concat([toy(150), toy(80, seed=7, split="test")], ignore_index=True)
-VERTEBRA = choose_decision(WHOLE, level="vertebra", precision_floor=0.5)
-PATIENT = choose_decision(WHOLE, level="patient", aggregation=Aggregation("noisy_or"), objective="max_youden")
+VERTEBRA = choose_decision(WHOLE, Rule(precision_floor=0.5))
+PATIENT = choose_decision(WHOLE, Rule("max_youden", level="patient", aggregation=Aggregation("noisy_or")))
 BOTH = [VERTEBRA, PATIENT]
 SPLIT = WHOLE[[UID, "split"]].drop_duplicates()
 NOISY_OR, MAX = Aggregation("noisy_or"), Aggregation("max")
@@ -67,8 +68,8 @@ def change(folder, **changes):
     [
         VERTEBRA,
         PATIENT,
-        choose_per_vertebra(WHOLE, min_positives=5, objective="max_f1"),
-        choose_decision(WHOLE, level="patient", aggregation=fit_logistic(WHOLE), objective="max_f1"),
+        choose_per_vertebra(WHOLE, Rule("max_f1"), min_positives=5),
+        choose_decision(WHOLE, Rule("max_f1", level="patient", aggregation=fit_logistic(WHOLE))),
     ],
     ids=["vertebra", "patient", "each vertebra", "learned"],
 )
@@ -77,25 +78,25 @@ def test_a_frozen_decision_comes_back(tmp_path, decision):
     made = freeze(run, decision, WHOLE)
     found = read_decision(run)
     assert made == found
-    assert (found.decisions, found.guarantees, found.folder) == ({decision.level: decision}, (), run)
+    assert (found.decisions, found.guarantees, found.folder) == ({decision.rule.level: decision}, (), run)
     assert found.record["predictions_sha256"] == predictions_sha256(WHOLE)
     assert found.record["split_sha256"] == split_hash(SPLIT)
     assert found.record["chosen_on"] == {"split": "validation", "patients": 150, "vertebrae": 1050}
-    assert found.said(decision.level, "test_openings_before") == 0
-    freeze(run, next(each for each in BOTH if each.level != decision.level), WHOLE)
+    assert found.said(decision.rule.level, "test_openings_before") == 0
+    freeze(run, next(each for each in BOTH if each.rule.level != decision.rule.level), WHOLE)
     results = evaluate_on_test(run, WHOLE)
     assert results["level"].tolist() == ["all", *VERTEBRAE, "patient"]
 
 
 def test_both_levels_are_chosen_before_the_test_split_is_opened(tmp_path):
     for first, second in (BOTH, BOTH[::-1]):
-        folder = tmp_path / first.level
+        folder = tmp_path / first.rule.level
         freeze(folder, first, WHOLE)
-        with pytest.raises(ValueError, match=rf"No decision at {second.level} level is frozen.*freeze that"):
+        with pytest.raises(ValueError, match=f"No decision at {second.rule.level} level .*freeze that"):
             evaluate_on_test(folder, WHOLE)
         assert read_openings(folder).empty
         freeze(folder, second, WHOLE)  # beside the other, which stays
-        assert read_decision(folder).decisions == {each.level: each for each in BOTH}
+        assert read_decision(folder).decisions == {each.rule.level: each for each in BOTH}
         evaluate_on_test(folder, WHOLE)
         assert read_openings(folder)[["level", "objective"]].to_numpy().tolist() == [
             ["vertebra and patient", "max_recall and max_youden"]
@@ -109,7 +110,7 @@ def test_both_levels_are_chosen_before_the_test_split_is_opened(tmp_path):
 def test_a_level_that_validation_cannot_choose_at_needs_no_decision(tmp_path):
     patients = WHOLE.groupby(UID)["label"].transform("max")
     table = WHOLE[(patients == 1) | (WHOLE["split"] == "test")]
-    freeze(tmp_path, choose_decision(table, level="vertebra", objective="max_f1"), table)
+    freeze(tmp_path, choose_decision(table, Rule("max_f1")), table)
     assert evaluate_on_test(tmp_path, table)["level"].tolist() == ["all", *VERTEBRAE]
 
 
@@ -123,8 +124,8 @@ def test_two_scans_of_each_patient_are_counted_as_studies_of_half_as_many_patien
     table = WHOLE.assign(patient=WHOLE[UID])
     table = pd.concat([table, table.assign(**{UID: table[UID] + ".9"})], ignore_index=True)
     chosen = [
-        choose_decision(table, level="vertebra", objective="max_f1"),
-        choose_decision(table, level="patient", aggregation=MAX, objective="max_f1"),
+        choose_decision(table, Rule("max_f1")),
+        choose_decision(table, Rule("max_f1", level="patient", aggregation=MAX)),
     ]
     found = freeze(tmp_path, chosen, table).record["chosen_on"]
     assert found == {"split": "validation", "patients": 150, "vertebrae": 2100}
@@ -139,7 +140,7 @@ def test_results_on_the_test_split_are_those_of_its_rows_alone(tmp_path):
     table = table.assign(
         label=table["label"].where((table["split"] != "test") | (table["vertebra"] != "C2"), 0)
     )
-    patient = choose_decision(table, level="patient", aggregation=Aggregation(), objective="max_youden")
+    patient = choose_decision(table, Rule("max_youden", level="patient", aggregation=Aggregation()))
     freeze(tmp_path, [VERTEBRA, patient], table)
     found = evaluate_on_test(tmp_path, table).set_index("level")
     ill = aggregate(table[table["split"] == "test"], Aggregation())
@@ -179,7 +180,7 @@ def test_each_decision_that_opened_the_test_split_stays_on_record(tmp_path, cloc
     evaluate_on_test(tmp_path, WHOLE)
     opened = read_decision(tmp_path)
     assert opened.sha256 == first.sha256
-    other = choose_decision(WHOLE, level="vertebra", objective="max_f1")
+    other = choose_decision(WHOLE, Rule("max_f1"))
     with pytest.raises(
         FileExistsError,
         match=r"holds another decision: Highest recall .*vertebra level.*opened 1 time.*replace",
@@ -219,7 +220,7 @@ def opened(tmp_path, clock):
     freeze(tmp_path, BOTH, WHOLE)
     evaluate_on_test(tmp_path, WHOLE)
     older = (tmp_path / "test_openings.csv").read_bytes()
-    freeze(tmp_path, choose_decision(WHOLE, level="vertebra", objective="max_f1"), WHOLE, replace=True)
+    freeze(tmp_path, choose_decision(WHOLE, Rule("max_f1")), WHOLE, replace=True)
     evaluate_on_test(tmp_path, WHOLE)
     return tmp_path, older
 
@@ -318,9 +319,9 @@ def test_a_calibrator_for_patients_needs_their_decision(tmp_path):
 
 def test_a_patient_decision_by_another_aggregation_takes_its_calibrator_with_it(tmp_path):
     freeze(tmp_path, BOTH, WHOLE, calibrators=FITTED)
-    again = choose_decision(WHOLE, level="patient", aggregation=NOISY_OR, objective="max_f1")
+    again = choose_decision(WHOLE, Rule("max_f1", level="patient", aggregation=NOISY_OR))
     assert set(freeze(tmp_path, again, WHOLE, replace=True).calibrators) == {"all", "patient"}
-    other = choose_decision(WHOLE, level="patient", aggregation=MAX, objective="max_f1")
+    other = choose_decision(WHOLE, Rule("max_f1", level="patient", aggregation=MAX))
     with pytest.raises(FileExistsError, match=r"another decision: .* \(patient level\)"):
         freeze(tmp_path, other, WHOLE)
     with pytest.raises(ValueError, match="patients by the aggregation of their decision"):
@@ -360,7 +361,7 @@ def test_a_stop_between_the_opening_and_its_memory_blocks_nothing(tmp_path, monk
 
 def of_format_1(folder, *, threshold=None):
     """A run folder as the version before left it: one decision, and openings with their hash beside them."""
-    part = asdict(VERTEBRA) | ({} if threshold is None else {"threshold": threshold})
+    part = VERTEBRA.record() | ({} if threshold is None else {"threshold": threshold})
     record = {
         "format": 1, "decision": part, "guarantee": {"threshold": 0.9, "level": "patient", "recall": 0.9},
         "split_sha256": split_hash(SPLIT), "predictions_sha256": predictions_sha256(WHOLE),
@@ -490,7 +491,7 @@ def test_a_run_that_was_trained_on_another_split_since_does_not_open_it(tmp_path
 
 def test_a_decision_made_on_test_patients_is_not_frozen(tmp_path):
     test = WHOLE[WHOLE["split"] == "test"]
-    peeked = choose_threshold(test["label"], test["probability"], precision_floor=0.5)
+    peeked = choose_threshold(test["label"], test["probability"], Rule(precision_floor=0.5))
     with pytest.raises(
         ValueError, match=r"not made on the validation split .*recall is .*cases is 1050, the dec"
     ):
@@ -501,13 +502,13 @@ def test_a_decision_made_on_test_patients_is_not_frozen(tmp_path):
 
 
 def test_no_threshold_no_validation_rows_and_no_aggregation_are_not_frozen(tmp_path):
-    nothing = choose_threshold([0, 1, 0], [0.9, 0.5, 0.2], precision_floor=0.6)
+    nothing = choose_threshold([0, 1, 0], [0.9, 0.5, 0.2], Rule(precision_floor=0.6))
     with pytest.raises(ValueError, match="No threshold keeps precision"):
         freeze(tmp_path, nothing, WHOLE)
     with pytest.raises(ValueError, match="no row of the split 'validation'"):
         freeze(tmp_path, VERTEBRA, WHOLE[WHOLE["split"] == "test"])
     with pytest.raises(ValueError, match="say how the vertebrae of a patient become one probability"):
-        freeze(tmp_path, replace(PATIENT, aggregation=None), WHOLE)
+        freeze(tmp_path, replace(PATIENT, rule=Rule("max_youden", level="patient")), WHOLE)
 
 
 def promise(table=WHOLE, **options):
@@ -520,7 +521,9 @@ def stated(threshold, aggregation=None, table=WHOLE):
     level = {}
     if aggregation is not None:
         rows, level = aggregate(rows, aggregation), {"level": "patient", "aggregation": aggregation}
-    return state_threshold(rows["label"], rows["probability"], threshold, reason="By hand.", **level)
+    return state_threshold(
+        rows["label"], rows["probability"], threshold, Rule("stated", **level), reason="By hand."
+    )
 
 
 def test_a_guarantee_that_covers_the_threshold_is_kept(tmp_path):
@@ -534,7 +537,7 @@ def test_a_guarantee_that_covers_the_threshold_is_kept(tmp_path):
 
 
 def test_each_vertebra_has_its_own_guarantee(tmp_path):
-    each = choose_per_vertebra(WHOLE, min_positives=5, objective="max_precision", recall_floor=1.0)
+    each = choose_per_vertebra(WHOLE, Rule("max_precision", recall_floor=1.0), min_positives=5)
     promises = [promise(level=name, recall=0.3, delta=0.3) for name in each.thresholds]
     assert freeze(tmp_path, each, WHOLE, guarantees=promises).guarantees == tuple(promises)
     with pytest.raises(ValueError, match=r"guarantees are for 'C1', 'C2', 'C4'.*'C3', 'C4'.*one for each"):
@@ -575,7 +578,7 @@ def test_a_guarantee_of_something_else_is_refused(tmp_path, decision, guarantee,
 
 def test_decisions_and_calibrators_that_are_no_list_of_them_are_named(tmp_path):
     with pytest.raises(ValueError, match="Hand in a Decision for each level; found dict"):
-        freeze(tmp_path, asdict(VERTEBRA), WHOLE)
+        freeze(tmp_path, VERTEBRA.record(), WHOLE)
     with pytest.raises(ValueError, match="Hand in a Calibrator for each level; found dict"):
         freeze(tmp_path, VERTEBRA, WHOLE, calibrators=FITTED[0].record())
     assert freeze(tmp_path, VERTEBRA, WHOLE, calibrators=FITTED[0]).calibrators == {"all": FITTED[0]}
@@ -595,7 +598,7 @@ def test_a_guarantee_for_noisy_or_is_not_frozen_with_the_highest_on_real_predict
 
 
 def part(**changes):
-    return {"decisions": {"patient": {"decision": asdict(PATIENT), "guarantees": []} | changes}}
+    return {"decisions": {"patient": {"decision": PATIENT.record(), "guarantees": []} | changes}}
 
 
 @pytest.mark.parametrize(
@@ -604,14 +607,14 @@ def part(**changes):
         ({"format": 3}, "of format 3; this version reads format 2. It was written by"),
         (part(decision=None), "its decision is no object"),
         (part(decision={"threshold": 0.5}), "decision.objective is missing"),
-        (part(decision={**asdict(PATIENT), "colour": 1}), "decision.colour is unknown"),
+        (part(decision={**PATIENT.record(), "colour": 1}), "decision.colour is unknown"),
         (
-            part(decision={**asdict(PATIENT), "threshold": 1.5}),
+            part(decision={**PATIENT.record(), "threshold": 1.5}),
             r"decision\.json: A threshold lies in \[0, 1\]",
         ),
-        (part(decision={**asdict(PATIENT), "threshold": "0.5"}), r"decision\.json: "),
-        (part(decision={**asdict(PATIENT), "aggregation": {"method": "median"}}), "Unknown aggregation"),
-        (part(decision={**asdict(PATIENT), "aggregation": {"way": "max"}}), r"decision\.json: "),
+        (part(decision={**PATIENT.record(), "threshold": "0.5"}), r"decision\.json: "),
+        (part(decision={**PATIENT.record(), "aggregation": {"method": "median"}}), "Unknown aggregation"),
+        (part(decision={**PATIENT.record(), "aggregation": {"way": "max"}}), r"decision\.json: "),
         (part(guarantees=[{"threshold": 0.5}]), r"decision\.json: "),
         ({"decisions": []}, r"decision\.json: "),
         ({"calibrators": {"all": {"calibrator": {"kind": "platt"}}}}, "A calibrator's record has the fields"),
@@ -679,16 +682,12 @@ def test_a_decision_on_real_predictions_opens_their_test_split_once(tmp_path):
     labels = read_labels(RSNA / "train.csv")
     wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
     real = from_wide(wide, labels, split_patients(labels), missing="drop")
-    each = choose_per_vertebra(real, min_positives=10, objective="max_f1")
+    each = choose_per_vertebra(real, Rule("max_f1"), min_positives=10)
     assert len(each.thresholds) == 7
     decision = choose_decision(
-        real,
-        level="patient",
-        aggregation=Aggregation("noisy_or"),
-        objective="max_recall",
-        specificity_floor=0.5,
+        real, Rule("max_recall", level="patient", aggregation=Aggregation("noisy_or"), specificity_floor=0.5)
     )
-    vertebra = choose_decision(real, level="vertebra", objective="max_f1")
+    vertebra = choose_decision(real, Rule("max_f1"))
     freeze(tmp_path, [vertebra, decision], real)
     found = evaluate_on_test(tmp_path, real).set_index("level").loc["patient"]
     assert (found["patients"], found["incomplete"], found["undefined"]) == (403, 0, 0)

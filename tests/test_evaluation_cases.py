@@ -9,7 +9,13 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from cspine_helpers.decisions.simulation import Population
-from cspine_helpers.decisions.thresholds import Decision, apply_decision, choose_decision, choose_per_vertebra
+from cspine_helpers.decisions.thresholds import (
+    Decision,
+    Rule,
+    apply_decision,
+    choose_decision,
+    choose_per_vertebra,
+)
 from cspine_helpers.evaluation.calibration import apply, cross_fitted, fit_calibrator
 from cspine_helpers.evaluation.cases import (
     MIN_PATIENTS,
@@ -278,10 +284,8 @@ VERTEBRA_NUMBERS = {
     "calibrator": lambda table: pd.Series(fit_calibrator(table, kind="platt").record()),
     "cross-fitted": lambda table: cross_fitted(table, kind="platt"),
     "decision curve": lambda table: decision_curve(table, level="all", resamples=50),
-    "decision": lambda table: pd.Series(asdict(choose_decision(table, level="vertebra", objective="max_f1"))),
-    "of each": lambda table: pd.Series(
-        asdict(choose_per_vertebra(table, objective="max_f1", min_positives=5))
-    ),
+    "decision": lambda table: pd.Series(choose_decision(table, Rule("max_f1")).record()),
+    "of each": lambda table: pd.Series(choose_per_vertebra(table, Rule("max_f1"), min_positives=5).record()),
     "cleared": lambda table: pd.Series(np.concatenate(cleared_by_vertebrae(table, 0.3))),
     "levels": lambda table: pd.Series(defined_levels(table)),
     "slider": lambda table: pd.Series(
@@ -335,13 +339,13 @@ def test_a_calibrator_of_patients_says_that_it_is_of_the_own_score():
 
 def test_a_patient_decision_takes_the_own_score_where_nothing_is_said_and_keeps_it():
     own = with_own(toy(), "min")
-    decision = choose_decision(own, level="patient", objective="max_f1")
-    assert decision.aggregation == Aggregation("own")
+    decision = choose_decision(own, Rule("max_f1", level="patient"))
+    assert decision.rule.aggregation == Aggregation("own")
     called = apply_decision(decision, own, level="patient")
     assert called["probability"].tolist() == own[own["vertebra"] == PATIENT]["probability"].tolist()
     with pytest.raises(ValueError, match="no patient score of the model's own"):
         apply_decision(decision, toy(), level="patient")
-    assert Decision(**json.loads(json.dumps(asdict(decision)))) == decision
+    assert Decision.from_record(json.loads(json.dumps(decision.record()))) == decision
 
 
 def test_cases_are_the_vertebrae_of_one_split_and_the_patients_made_of_them():

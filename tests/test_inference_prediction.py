@@ -16,7 +16,7 @@ from cspine_helpers.__main__ import main
 from cspine_helpers.checkpoints import Run, save_weights
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.decisions.test_split import freeze
-from cspine_helpers.decisions.thresholds import choose_decision
+from cspine_helpers.decisions.thresholds import Rule, choose_decision
 from cspine_helpers.evaluation.calibration import calibrated, fit_calibrator
 from cspine_helpers.evaluation.cases import Aggregation
 from cspine_helpers.inference import prediction as inference
@@ -352,8 +352,8 @@ def calibrating(run, tmp_path):
     folder.mkdir(parents=True)
     write_predictions(table, folder / "predictions.csv")
     decisions = [
-        choose_decision(table, level="vertebra", objective="max_f1"),
-        choose_decision(table, level="patient", aggregation=Aggregation("max"), objective="max_f1"),
+        choose_decision(table, Rule("max_f1")),
+        choose_decision(table, Rule("max_f1", level="patient", aggregation=Aggregation("max"))),
     ]
     fitted = [fit_calibrator(table, kind="platt", level=level) for level in ("all", "patient")]
     freeze(folder, decisions, table, calibrators=fitted)
@@ -392,7 +392,7 @@ def test_calibrators_of_other_predictions_or_none_are_not_applied(calibrating, c
     (run.folder / "decision.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"decision\.json is missing"):
         predict_study(run, cohort.packed, cohort.samples["test"][UID].iloc[0], calibrate=True)
-    freeze(run.folder, choose_decision(toy(150), level="vertebra", objective="max_f1"), toy(150))
+    freeze(run.folder, choose_decision(toy(150), Rule("max_f1")), toy(150))
     with pytest.raises(ValueError, match="No calibrator is frozen"):
         predict(run, cohort.samples["test"], cohort.packed, split="test", calibrate=True)
 

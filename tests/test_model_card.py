@@ -1,7 +1,7 @@
 import json
 import re
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from cspine_helpers.decisions.guarantees import guarantee_on_validation
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_openings
 from cspine_helpers.decisions.thresholds import (
     Decision,
+    Rule,
     choose_decision,
     choose_per_vertebra,
     state_threshold,
@@ -40,8 +41,8 @@ VALIDATION = cohort(1, 60)
 TEST = cohort(2, 40).assign(split="test")
 VALIDATION[UID], TEST[UID] = "9.8.7." + VALIDATION[UID], "9.8.6." + TEST[UID]
 WHOLE = pd.concat([VALIDATION, TEST], ignore_index=True)
-CHOSEN = choose_decision(WHOLE, level="vertebra", precision_floor=0.3)
-PATIENT = choose_decision(WHOLE, level="patient", aggregation=Aggregation("noisy_or"), objective="max_youden")
+CHOSEN = choose_decision(WHOLE, Rule(precision_floor=0.3))
+PATIENT = choose_decision(WHOLE, Rule("max_youden", level="patient", aggregation=Aggregation("noisy_or")))
 RECORD = {
     "format": 1,
     "record_sha256": "",
@@ -62,7 +63,7 @@ RECORD = {
     "loss": {"alpha": 0.875},
     "data": {"cohort": "hospital", "labels_sha256": "a" * 64, "split_sha256": "b" * 64},
     "versions": {"torch": "2.9.1"},
-    "decision": asdict(CHOSEN),
+    "decision": CHOSEN.record(),
     "metrics": {"validation": {"auroc": 0.8125}},
     "best_epoch": 2,
     "left_out": {"train": {"1.2.3": ["C1: missing"], "1.2.4": ["C1: missing"]}},
@@ -386,7 +387,7 @@ def test_a_decision_of_other_predictions_or_another_split_is_refused(run):
     [
         pytest.param(CHOSEN, id="vertebra"),
         pytest.param(
-            choose_per_vertebra(WHOLE, min_positives=1, objective="max_f1"), id="each", marks=pytest.mark.slow
+            choose_per_vertebra(WHOLE, Rule("max_f1"), min_positives=1), id="each", marks=pytest.mark.slow
         ),
     ],
 )
@@ -414,14 +415,14 @@ def test_test_results_appear_once_the_split_was_opened_with_the_frozen_decisions
     assert opening["decision"] == f"{openings['decision_sha256'].iloc[0][:12]}, those above"
     area = {(row["level"], row["metric"]): row[VALUE] for row in tables[section, "level", "metric"]}
     assert area["vertebrae", "AUROC"].startswith(number(auroc(TEST["label"], TEST["probability"])))
-    patients = aggregate(TEST, PATIENT.aggregation)
+    patients = aggregate(TEST, PATIENT.rule.aggregation)
     assert area["patients", "AUROC"].startswith(number(auroc(patients["label"], patients["probability"])))
 
 
 def test_an_opening_with_another_decision_shows_no_results(run):
     freeze(run, [CHOSEN, PATIENT], WHOLE)
     evaluate_on_test(run, WHOLE)
-    other = choose_decision(WHOLE, level="patient", aggregation=Aggregation("max"), objective="max_f1")
+    other = choose_decision(WHOLE, Rule("max_f1", level="patient", aggregation=Aggregation("max")))
     freeze(run, other, WHOLE, replace=True)
     text = text_of(run)
     assert "Results on test" not in text
@@ -467,7 +468,11 @@ def test_predictions_without_a_run_have_test_results_on_the_same_terms(tmp_path)
 def test_a_guarantee_stands_with_its_premise(run):
     promise = guarantee_on_validation(WHOLE, recall=0.3, level="vertebra")
     decision = state_threshold(
-        VALIDATION["label"], VALIDATION["probability"], promise.require(), reason="a | b\nc <i>"
+        VALIDATION["label"],
+        VALIDATION["probability"],
+        promise.require(),
+        Rule("stated"),
+        reason="a | b\nc <i>",
     )
     freeze(run, [decision, PATIENT], WHOLE, guarantees=promise)
     text = text_of(run)
@@ -483,7 +488,11 @@ def test_a_guarantee_stands_with_its_premise(run):
 def test_a_guarantee_that_these_predictions_do_not_give_is_not_printed(run):
     promise = guarantee_on_validation(WHOLE, recall=0.3, level="vertebra")
     decision = state_threshold(
-        VALIDATION["label"], VALIDATION["probability"], promise.require(), reason="Guaranteed."
+        VALIDATION["label"],
+        VALIDATION["probability"],
+        promise.require(),
+        Rule("stated"),
+        reason="Guaranteed.",
     )
     freeze(run, decision, WHOLE, guarantees=promise)
     assert promise.reason in text_of(run)
@@ -499,8 +508,8 @@ def test_a_guarantee_that_these_predictions_do_not_give_is_not_printed(run):
 
 def test_a_run_whose_training_found_no_threshold_has_no_rates(run):
     reason = "No threshold keeps precision at 0.990 or above: the best reachable is 0.500."
-    none = Decision(None, "max_recall", "vertebra", 0.99, 0.0, 0.0, reason)
-    text = text_of(write_run(run, decision=asdict(none)))
+    none = Decision(Rule(precision_floor=0.99), None, 0.0, 0.0, reason)
+    text = text_of(write_run(run, decision=none.record()))
     assert reason in text
     assert "| threshold | none;" in text
     assert ("Results on validation", "vertebrae at the threshold", VALUE) not in tables_of(text)
@@ -510,7 +519,7 @@ def test_undefined_numbers_are_words(tmp_path):
     table = VALIDATION.assign(label=VALIDATION["label"].where(VALIDATION["vertebra"] != "C3", 0))
     table = table.drop(index=table.index[-2:])
     decision = replace(CHOSEN, threshold=1.0)
-    folder = write_run(tmp_path / "toy", table=table, decision=asdict(decision))
+    folder = write_run(tmp_path / "toy", table=table, decision=decision.record())
     text = text_of(folder)
     rows = {row["vertebra"]: row for row in tables_of(text)["Results on validation", "vertebra", "studies"]}
     assert (rows["C3"]["recall"], rows["C3"]["AUROC"]) == ("undefined", "undefined")

@@ -18,7 +18,7 @@ from nbformat import NotebookNode
 from test_evaluation_cases import toy, with_own
 
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze
-from cspine_helpers.decisions.thresholds import choose_decision
+from cspine_helpers.decisions.thresholds import Rule, choose_decision
 from cspine_helpers.evaluation.cases import Aggregation
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels, write_labels
 from cspine_helpers.predictions import read_predictions, write_predictions
@@ -214,9 +214,7 @@ def test_04_leaves_a_run_as_it_is_and_says_so(state, sentence, project, capsys):
     predictions_of(folder, table)
     if state != "no test split":
         patient = {"level": "patient", "aggregation": Aggregation("noisy_or")}
-        chosen = [
-            choose_decision(table, objective="max_f1", **where) for where in (patient, {"level": "vertebra"})
-        ]
+        chosen = [choose_decision(table, Rule("max_f1", **where)) for where in (patient, {})]
         freeze(folder, chosen, table)
         evaluate_on_test(folder, table)
     if state == "other predictions":

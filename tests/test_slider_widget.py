@@ -14,7 +14,7 @@ from test_evaluation_cases import toy, with_own
 
 from cspine_helpers.decisions.guarantees import guarantee_on_validation
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_decision
-from cspine_helpers.decisions.thresholds import choose_decision, choose_per_vertebra, choose_threshold
+from cspine_helpers.decisions.thresholds import Rule, choose_decision, choose_per_vertebra, choose_threshold
 from cspine_helpers.evaluation.cases import LEVELS, Aggregation, aggregate, at_level
 from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
@@ -100,7 +100,7 @@ def test_the_intervals_are_those_of_the_bootstrap():
 def test_real_predictions_with_the_decision_that_was_made_on_them():
     wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
     table = from_wide(wide, read_labels(RSNA / "train.csv"), "validation", missing="drop")
-    decision = choose_decision(table, level="vertebra", precision_floor=0.3)
+    decision = choose_decision(table, Rule(precision_floor=0.3))
     explorer = ThresholdExplorer(table, decision)
     assert explorer.decision == decision
     assert explorer.summary()["recall"] == decision.recall
@@ -165,14 +165,14 @@ def test_slider_and_number_box_move_each_other_and_draw_once():
 def test_without_a_threshold_starts_at_the_highest_f1_and_says_so():
     table = made_table()
     explorer = ThresholdExplorer(table)
-    best = choose_threshold(table["label"], table["probability"], objective="max_f1")
+    best = choose_threshold(table["label"], table["probability"], Rule("max_f1"))
     assert explorer.summary()["f1"] == pytest.approx(2 / (1 / best.recall + 1 / best.precision))
     assert "No threshold is chosen. Starts at the highest F1 of all vertebrae" in note(explorer)
 
 
 def test_starts_at_a_decision_and_marks_it_and_the_guarantee_at_their_level():
     table = made_table(studies=100)
-    decision, promise = choose_decision(table, level="vertebra", objective="max_f1"), promised(table)
+    decision, promise = choose_decision(table, Rule("max_f1")), promised(table)
     explorer = ThresholdExplorer(table, decision, guarantees=promise)
     assert explorer.level == "all"
     assert promise.reason in note(explorer)
@@ -191,7 +191,7 @@ def test_starts_at_a_decision_and_marks_it_and_the_guarantee_at_their_level():
 
 def test_patients_are_those_of_the_decision_and_its_guarantee_is_marked_there():
     table, mean = made_table(studies=100), Aggregation("top_k", k=3)
-    decision = choose_decision(table, level="patient", aggregation=mean, objective="max_youden")
+    decision = choose_decision(table, Rule("max_youden", level="patient", aggregation=mean))
     explorer = ThresholdExplorer(table, decision, guarantees=promised(table, level="patient", by=mean))
     assert explorer.level == "patient"
     assert explorer.decision == decision
@@ -202,7 +202,7 @@ def test_patients_are_those_of_the_decision_and_its_guarantee_is_marked_there():
 @pytest.mark.slow
 def test_thresholds_of_single_vertebrae_are_marked_at_theirs():
     table = made_table(studies=150)
-    decision = choose_per_vertebra(table, objective="max_f1", min_positives=5)
+    decision = choose_per_vertebra(table, Rule("max_f1"), min_positives=5)
     promises = [promised(table, 0.3, name) for name in VERTEBRAE]
     explorer = ThresholdExplorer(table, decision, guarantees=promises)
     assert explorer.level == "C1"
@@ -219,7 +219,7 @@ def test_thresholds_of_single_vertebrae_are_marked_at_theirs():
 
 def test_a_guarantee_of_other_patients_is_not_shown():
     table = made_table(studies=100)
-    decision = choose_decision(table, level="patient", aggregation=Aggregation("max"), objective="max_youden")
+    decision = choose_decision(table, Rule("max_youden", level="patient", aggregation=Aggregation("max")))
     noisy = promised(table, level="patient", by=Aggregation("noisy_or"))
     for given, message in (
         (noisy, "for patients by noisy or, those here are by max"),
@@ -237,7 +237,7 @@ def test_a_guarantee_of_other_patients_is_not_shown():
 def test_what_is_guaranteed_is_said_apart_from_where_the_slider_stands():
     table = made_table(studies=100)
     decision, promise = (
-        choose_decision(table, level="patient", aggregation=Aggregation("max"), objective="max_f1"),
+        choose_decision(table, Rule("max_f1", level="patient", aggregation=Aggregation("max"))),
         promised(table, level="patient"),
     )
     explorer = ThresholdExplorer(table, decision, guarantees=promise)
@@ -366,7 +366,7 @@ def test_what_a_notebook_stores_shows_without_a_kernel(standing):
 def test_a_button_freezes_the_decision_in_the_run_folder_but_asks_first(tmp_path):
     table = made_table(studies=100)
     write_predictions(table, tmp_path / "predictions.csv")
-    decision = choose_decision(table, level="vertebra", objective="max_f1")
+    decision = choose_decision(table, Rule("max_f1"))
     explorer = ThresholdExplorer(table, decision, guarantees=promised(table), freeze=tmp_path)
     freezer = explorer._freezer
     freezer.confirm()
@@ -384,7 +384,7 @@ def test_a_button_freezes_the_decision_in_the_run_folder_but_asks_first(tmp_path
     assert f"What {tmp_path.name}/decision.json says of that level gives way to it." in freezer.words
     freezer.confirm()
     assert read_decision(tmp_path).decisions == {"vertebra": explorer.decision}
-    assert explorer.decision.objective == "stated"
+    assert explorer.decision.rule.objective == "stated"
     assert read_decision(tmp_path).guarantees == (promised(table),)
 
 
@@ -403,8 +403,8 @@ def shipped(tmp_path):
     table["split"] = np.where(table[UID].str.slice(2).astype(int) < 40, "validation", "test")
     write_predictions(table, run / "predictions.csv")
     chosen = [
-        choose_decision(table, level="vertebra", objective="max_f1"),
-        choose_decision(table, level="patient", aggregation=Aggregation("max"), objective="max_f1"),
+        choose_decision(table, Rule("max_f1")),
+        choose_decision(table, Rule("max_f1", level="patient", aggregation=Aggregation("max"))),
     ]
     freeze(run, chosen, table)
     evaluate_on_test(run, table)
@@ -491,8 +491,8 @@ def own_run(shipped):
     table["probability"] = table["probability"] ** 2
     write_predictions(table, run / "predictions.csv")
     chosen = [
-        choose_decision(table, level="vertebra", objective="max_youden"),
-        choose_decision(table, level="patient", aggregation=Aggregation("max"), objective="max_youden"),
+        choose_decision(table, Rule("max_youden")),
+        choose_decision(table, Rule("max_youden", level="patient", aggregation=Aggregation("max"))),
     ]
     freeze(run, chosen, table)
     evaluate_on_test(run, table)
@@ -677,8 +677,8 @@ def test_the_button_calls_what_it_was_given_and_says_what_is_wrong():
     explorer._freezer.ask()
     explorer._freezer.confirm()
     ((decision,), options) = calls[0]
-    assert (decision.threshold, decision.level, decision.objective) == (0.2, "patient", "stated")
-    assert decision.aggregation == Aggregation("max")
+    assert (decision.threshold, decision.rule.level, decision.rule.objective) == (0.2, "patient", "stated")
+    assert decision.rule.aggregation == Aggregation("max")
     assert options == {"guarantees": []}
     explorer.level = "C2"
     explorer._freezer.ask()
@@ -737,7 +737,7 @@ def test_a_threshold_outside_0_to_1_is_refused(threshold, standing):
 
 def test_a_decision_without_threshold_or_beside_one_is_refused():
     table = made_table()
-    decision = choose_decision(table, level="vertebra", precision_floor=1.0, recall_floor=1.0)
+    decision = choose_decision(table, Rule(precision_floor=1.0, recall_floor=1.0))
     with pytest.raises(ValueError, match="No threshold keeps precision"):
         ThresholdExplorer(table, decision)
     with pytest.raises(ValueError, match="A decision has its threshold"):
@@ -746,7 +746,7 @@ def test_a_decision_without_threshold_or_beside_one_is_refused():
 
 def test_a_decision_about_patients_needs_both_kinds_of_them():
     table = made_table()
-    decision = choose_decision(table, level="patient", aggregation=Aggregation("max"), objective="max_f1")
+    decision = choose_decision(table, Rule("max_f1", level="patient", aggregation=Aggregation("max")))
     with pytest.raises(ValueError, match="The decision is of patient level, where all labels are alike"):
         ThresholdExplorer(table[table.groupby(UID)["label"].transform("max") == 1], decision)
 

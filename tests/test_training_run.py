@@ -12,7 +12,7 @@ from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers.checkpoints import load_run
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.decisions.thresholds import choose_threshold
+from cspine_helpers.decisions.thresholds import Rule, choose_threshold
 from cspine_helpers.files import paths
 from cspine_helpers.inference.prediction import predict
 from cspine_helpers.labels import UID, read_labels, write_labels
@@ -107,7 +107,7 @@ def test_the_reloaded_best_epoch_gives_the_stored_metrics_again(run, cohort):
     loaded, data = load_run(folder), read_cohort(cohort)
     table = predict(loaded, data.samples["validation"], data.packed, split="validation", batch_size=5)
     stored = loaded.record["metrics"]["validation"]
-    found = choose_threshold(table["label"], table["probability"], precision_floor=0.3)
+    found = choose_threshold(table["label"], table["probability"], Rule(precision_floor=0.3))
     assert found.threshold == pytest.approx(loaded.threshold, abs=1e-4)
     assert found.recall == pytest.approx(stored["recall"], abs=1e-4)
     assert found.precision == pytest.approx(stored["precision"], abs=1e-4)
@@ -199,7 +199,7 @@ def fake_epochs(monkeypatch, recalls, average_precisions=None, losses=None):
 
     def validate(*_):
         recall, score, _ = now["row"]
-        decision = choose_threshold([0, 1], [0.2, 0.7], precision_floor=0.5)
+        decision = choose_threshold([0, 1], [0.2, 0.7], Rule(precision_floor=0.5))
         decision = replace(decision, recall=recall, threshold=0.7 if recall else None)
         values = {"loss": 1.0, "recall": recall, "precision": 0.5, "average_precision": score, "auroc": 0.5}
         return values, decision
@@ -297,7 +297,9 @@ def test_the_stored_decision_holds_for_inference_after_training_in_bf16(cohort, 
     train(cohort, tmp_path / "run", model=tiny_model(), config=config)
     run, known = load_run(tmp_path / "run"), read_cohort(cohort)
     again = predict(run, known.samples["validation"], known.packed, split="validation", batch_size=8)
-    decision = choose_threshold(again["label"], again["probability"], precision_floor=config.precision_floor)
+    decision = choose_threshold(
+        again["label"], again["probability"], Rule(precision_floor=config.precision_floor)
+    )
     assert (run.threshold is None) == (decision.threshold is None)
     if run.threshold is not None:
         assert run.threshold == pytest.approx(decision.threshold, abs=1e-6)

@@ -11,6 +11,7 @@ from cspine_helpers.decisions.test_split import (
 )
 from cspine_helpers.decisions.thresholds import (
     Decision,
+    Rule,
     apply_decision,
     choose_decision,
     choose_per_vertebra,

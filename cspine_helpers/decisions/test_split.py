@@ -23,7 +23,7 @@ no trace in the folder; version control keeps one.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -33,7 +33,7 @@ import pandas as pd
 
 from cspine_helpers import __version__
 from cspine_helpers.decisions.guarantees import Guarantee, checked_guarantees, one_or_several
-from cspine_helpers.decisions.thresholds import Decision, apply_decision, levels_to_decide
+from cspine_helpers.decisions.thresholds import Decision, Rule, apply_decision, levels_to_decide
 from cspine_helpers.evaluation.calibration import Calibrator, calibrated, fit_calibrator
 from cspine_helpers.evaluation.cases import Level, resampled_units, rows_at
 from cspine_helpers.files.paths import atomic_path, inside, listing, seal_of
@@ -225,7 +225,7 @@ class Frozen:
             rows = rows_at(table, "vertebra", None)
             parts.append(rows.assign(calibrated=calibrated(found, rows["probability"])))
         if (found := self.calibrators.get("patient")) is not None:
-            rows = rows_at(table, "patient", self.decisions["patient"].aggregation)
+            rows = rows_at(table, "patient", self.decisions["patient"].rule.aggregation)
             rows = rows.assign(vertebra=PATIENT, calibrated=calibrated(found, rows["probability"]))
             parts.append(rows[[*table.columns, "calibrated"]])
         return pd.concat(parts, ignore_index=True)
@@ -282,7 +282,7 @@ def freeze(
     new: Parts = {"decisions": {}, "calibrators": {}}
     for level, decision in chosen.items():
         kept = [asdict(each) for each in promised if _owner(each) == level]
-        new["decisions"][level] = {"decision": asdict(decision), "guarantees": kept}
+        new["decisions"][level] = {"decision": decision.record(), "guarantees": kept}
     for level, calibrator in fitted.items():
         new["calibrators"][level] = {"calibrator": calibrator.record()}
 
@@ -298,7 +298,7 @@ def freeze(
         _check_free(old, new, opened, stands=stands)
     parts: Parts = {kind: dict(old.record[kind]) if old and stands else {} for kind in new}
     was, now = old.decisions.get("patient") if old else None, chosen.get("patient")
-    if was and now and was.aggregation != now.aggregation:
+    if was and now and was.rule.aggregation != now.rule.aggregation:
         parts["calibrators"].pop("patient", None)  # it was fitted to probabilities by the other aggregation
     created = {"frozen_utc": now_utc(), "test_openings_before": opened}
     for kind, levels in new.items():
@@ -349,9 +349,10 @@ def _by_level(given: object, kind: type[Any]) -> dict[str, Any]:
     for each in one_or_several(given):
         if not isinstance(each, kind):
             raise ValueError(f"Hand in a {kind.__name__} for each level; found {type(each).__name__}.")
-        if each.level in found:
-            raise ValueError(f"Each level has one {kind.__name__}; found several for {each.level!r}.")
-        found[each.level] = each
+        level = each.rule.level if isinstance(each, Decision) else each.level
+        if level in found:
+            raise ValueError(f"Each level has one {kind.__name__}; found several for {level!r}.")
+        found[level] = each
     return found
 
 
@@ -382,7 +383,7 @@ def _check_free(old: Frozen, new: Parts, opened: int, *, stands: bool) -> None:
         return
     decided = [old.decisions[level] for kind, level in others if kind == "decisions"]
     decided = decided or ([] if stands else list(old.decisions.values()))
-    found = " ".join(f"{each.reason} ({each.level} level)" for each in decided)
+    found = " ".join(f"{each.reason} ({each.rule.level} level)" for each in decided)
     found = f"another decision: {found}" if found else f"another calibrator ({others[0][1]!r})."
     raise FileExistsError(
         f"{old.folder / DECISION} holds {found} The test split was opened {opened} time(s). Go on with it "
@@ -411,7 +412,7 @@ def _split_sha256(folder: Path, predictions: pd.DataFrame) -> str:
 
 def _check_reached(decision: Decision, rows: pd.DataFrame) -> None:
     """Refuse a decision that was made on other cases than these."""
-    called = apply_decision(decision, rows, level=decision.level)
+    called = apply_decision(decision, rows, level=decision.rule.level)
     found = rates(confusion(called["label"], called["positive"], 0.5)).fillna({"precision": 0.0})
     found = found.assign(cases=len(called), positives=called["label"].sum())
     differ = []
@@ -442,15 +443,15 @@ def _check_covered(decisions: Mapping[str, Decision], guarantees: tuple[Guarante
             if _owner(each) != owner:
                 continue
             threshold = thresholds[each.level]
-            if not each.covers(threshold, level=each.level, aggregation=decision.aggregation):
+            if not each.covers(threshold, level=each.level, aggregation=decision.rule.aggregation):
                 raise ValueError(
                     f"The guarantee is for thresholds up to {each.threshold} at level {_named(each)}; "
-                    f"the decision has {threshold} at level {_named(decision)}. Freeze a threshold that it "
-                    "covers."
+                    f"the decision has {threshold} at level {_named(decision.rule)}. Freeze a "
+                    "threshold that it covers."
                 )
 
 
-def _named(what: Decision | Guarantee) -> str:
+def _named(what: Rule | Guarantee) -> str:
     """Level and aggregation in words."""
     return repr(what.level) + (f" by {what.aggregation.name}" if what.aggregation else "")
 
@@ -468,7 +469,7 @@ def _check_fitted(parts: Parts, rows: pd.DataFrame) -> None:
                     f"A calibrator is frozen for level 'all', and for 'patient' with a decision there; found "
                     f"one for {level!r} without. Hand in that decision as well."
                 )
-            by = Decision(**decided["decision"]).aggregation
+            by = Decision.from_record(decided["decision"]).rule.aggregation
             assert by is not None, "without it the decision was not frozen"
             again = fit_calibrator(
                 rows_at(rows, "patient", by), kind=given.kind, level="patient", aggregation=by.name
@@ -521,10 +522,12 @@ def read_decision(run_folder: str | Path) -> Frozen:
     try:
         record = record if problems or record["format"] == FORMAT else _of_format_1(record)
         parts = {} if problems else record["decisions"]
-        problems += [line for part in parts.values() for line in _incomplete(part["decision"])]
+        decisions = {level: Decision.from_record(part["decision"]) for level, part in parts.items()}
+        for level, part in parts.items():
+            lacking = decisions[level].record().keys() - part["decision"].keys()
+            problems += [f"decision.{name} is missing" for name in sorted(lacking)]
         if problems:
             raise ValueError(f"it is no whole decision: {'; '.join(problems)}. {written_by(record)}")
-        decisions = {level: Decision(**part["decision"]) for level, part in parts.items()}
         promised = tuple(Guarantee(**each) for part in parts.values() for each in part["guarantees"])
         fitted = {
             level: Calibrator.from_record(part["calibrator"]) for level, part in record["calibrators"].items()
@@ -532,15 +535,6 @@ def read_decision(run_folder: str | Path) -> Frozen:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error} Choose and freeze a decision again.") from error
     return Frozen(folder, decisions, promised, fitted, record)
-
-
-def _incomplete(decision: object) -> list[str]:
-    """What a decision's record has too little or too much."""
-    if not isinstance(decision, dict):
-        return ["its decision is no object"]
-    known = [field.name for field in fields(Decision)]
-    lacks = [f"decision.{name} is missing" for name in known if name not in decision]
-    return lacks + [f"decision.{name} is unknown" for name in decision if name not in known]
 
 
 def _of_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -625,17 +619,17 @@ def evaluate_on_test(run_folder: str | Path, predictions: pd.DataFrame) -> pd.Da
         frozen.folder,
         decision_sha256=frozen.sha256,
         predictions_sha256=frozen.record["predictions_sha256"],
-        level=" and ".join(each.level for each in decisions),
-        objective=" and ".join(each.objective for each in decisions),
+        level=" and ".join(each.rule.level for each in decisions),
+        objective=" and ".join(each.rule.objective for each in decisions),
     )
     remember_openings(frozen)
     return results
 
 
 def _results(decision: Decision, test: pd.DataFrame) -> pd.DataFrame:
-    called = apply_decision(decision, test, level=decision.level)
+    called = apply_decision(decision, test, level=decision.rule.level)
     parts = {"patient": called}
-    if decision.level == "vertebra":
+    if decision.rule.level == "vertebra":
         parts = {"all": called} | {str(name): part for name, part in called.groupby("vertebra")}
     seen = test["vertebra"].isin(VERTEBRAE).groupby(test[UID]).sum()
     rows = []

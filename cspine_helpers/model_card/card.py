@@ -207,9 +207,10 @@ def _chosen(decision: Decision) -> dict[str, Any]:
     threshold = "none" if decision.threshold is None else f"{decision.threshold:.4g}"
     if decision.thresholds is not None:
         threshold = ", ".join(f"{name} {value:.4g}" for name, value in decision.thresholds.items())
-    level: str = decision.level
-    if decision.aggregation is not None:
-        level += f", by {decision.aggregation.phrase}"
+    rule = decision.rule
+    level: str = rule.level
+    if rule.aggregation is not None:
+        level += f", by {rule.aggregation.phrase}"
     size = "" if decision.cases is None else f", {decision.positives:,} fractured of {decision.cases:,}"
     return {
         "level": f"{level}; it holds at no other",

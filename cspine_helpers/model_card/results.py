@@ -195,7 +195,7 @@ def find(rows: pd.DataFrame, decisions: Mapping[str, Decision]) -> Findings:
         ValueError: see `intervals.bootstrap`.
     """
     patient = decisions.get("patient")
-    aggregation = (patient and patient.aggregation) or default_aggregation(rows)
+    aggregation = (patient and patient.rule.aggregation) or default_aggregation(rows)
     decisions = {
         level: each for level, each in decisions.items() if each.threshold is not None or each.thresholds
     }
@@ -214,9 +214,9 @@ def find(rows: pd.DataFrame, decisions: Mapping[str, Decision]) -> Findings:
 
 
 def _reached(rows: pd.DataFrame, decision: Decision) -> Reached:
-    called = apply_decision(decision, rows, level=decision.level)
+    called = apply_decision(decision, rows, level=decision.rule.level)
     called = called.assign(probability=called["positive"].astype(float))
-    called = called if decision.level == "vertebra" else called.assign(vertebra=VERTEBRAE[0])
+    called = called if decision.rule.level == "vertebra" else called.assign(vertebra=VERTEBRAE[0])
     counted = confusion(called["label"], called["probability"], 0.5).iloc[0]
     counts = {name: int(counted[name]) for name in ("tp", "fp", "fn", "tn")}
     return Reached(counts, _bootstrap(called, threshold=0.5).loc[[*RATES]])

@@ -147,12 +147,12 @@ def _decisions(record: Mapping[str, Any], folder: Path) -> dict[str, Decision]:
     if (found := record.get("decision")) is None:
         return {}
     try:
-        decision = Decision(**found)
+        decision = Decision.from_record(found)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{folder / RECORD} holds no whole decision: {error}. Restore it, or train again."
+            f"{folder / RECORD} holds no whole decision: {error} Restore it, or train again."
         ) from error
-    return {decision.level: decision}
+    return {decision.rule.level: decision}
 
 
 def limits_of(run: Dossier, found: Mapping[str, Findings]) -> list[str]:
@@ -194,8 +194,8 @@ def _of_record(run: Dossier) -> Iterator[str]:
             "A guarantee is for patients drawn as those it was made on, whom training has not used; here "
             "they have also chosen the epoch, so that it holds less strictly than it says."
         )
-    aggregations = [each.aggregation for each in run.decisions.values() if each.aggregation is not None]
-    if any(each.fitted_on for each in aggregations):
+    aggregations = [each.rule.aggregation for each in run.decisions.values()]
+    if any(each and each.fitted_on for each in aggregations):
         yield "The aggregation was fitted on validation patients, whose results look the better for it."
     if run.frozen is not None and run.frozen.calibrators:
         yield "The calibrators were fitted on validation, where calibrated probabilities would look too good."

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from cspine_helpers.decisions.guarantees import Guarantee, checked_guarantees
-from cspine_helpers.decisions.thresholds import Decision, choose_threshold, few_called, state_threshold
+from cspine_helpers.decisions.thresholds import Decision, Rule, choose_threshold, few_called, state_threshold
 from cspine_helpers.evaluation.cases import (
     Aggregation,
     aggregate,
@@ -86,7 +86,7 @@ class Marks:
             raise ValueError(
                 f"All {len(predictions)} labels are alike, so no threshold can be judged. Use more studies."
             )
-        chosen = decision.aggregation if decision else None
+        chosen = decision.rule.aggregation if decision else None
         self.aggregation = chosen or default_aggregation(predictions)
         patients = aggregate(predictions, self.aggregation)["probability"]
         self._scores = np.sort(np.concatenate([predictions["probability"], patients]))
@@ -123,7 +123,7 @@ class Marks:
             return first, threshold, "Starts at the threshold it was given"
         if given is None:
             rows = at_level(self._predictions, first)
-            best = choose_threshold(rows["label"], rows["probability"], objective="max_f1").require()
+            best = choose_threshold(rows["label"], rows["probability"], Rule("max_f1")).require()
             return (
                 first,
                 best,
@@ -132,10 +132,11 @@ class Marks:
         if given.thresholds is not None:
             level = next(level for level in self.levels if level in VERTEBRAE)
             return level, given.thresholds[level], f"Starts at the threshold chosen for {level}"
-        level = _shown(given.level)
+        level = _shown(given.rule.level)
         if level not in self.levels:
             raise ValueError(
-                f"The decision is of {given.level} level, where all labels are alike here. Use more studies."
+                f"The decision is of {given.rule.level} level, where all labels are alike here. "
+                "Use more studies."
             )
         return level, given.require(), "Starts at the chosen threshold"
 
@@ -159,7 +160,7 @@ class Marks:
         marks: dict[str, float | None] = {}
         if self._given is None:
             marks["start"] = self.start
-        elif (self._given.level == "patient") == (level == "patient"):
+        elif (self._given.rule.level == "patient") == (level == "patient"):
             marks["chosen"] = (self._given.thresholds or {}).get(level, self._given.threshold)
         if promise := self._promise(level):
             marks["guaranteed"] = promise.threshold
@@ -201,7 +202,9 @@ class Marks:
         if level == "patient":
             options = {"level": "patient", "aggregation": self.aggregation}
         reason = "Set by hand on the slider."
-        return state_threshold(rows["label"], rows["probability"], threshold, reason=reason, **options)
+        return state_threshold(
+            rows["label"], rows["probability"], threshold, Rule("stated", **options), reason=reason
+        )
 
     def _promise(self, level: str) -> Guarantee | None:
         return next((each for each in self._guarantees if _shown(each.level) == level), None)

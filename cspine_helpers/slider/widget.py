@@ -440,7 +440,7 @@ class ThresholdExplorer:
 
     def _question(self) -> str:
         """What the freezing button asks."""
-        level, run = self.decision.level, self._run()
+        level, run = self.decision.rule.level, self._run()
         words = [f"Freeze threshold {digits(self.threshold)} at {level} level?"]
         if self._marks.guarantee(self.level, self.threshold):
             words.append("The guarantee holds for it.")
@@ -474,7 +474,7 @@ class ThresholdExplorer:
         if not isinstance(self._freeze, str | Path):
             assert self._freeze is not None, "without it there is no button"
             self._freeze(decision, guarantees=guarantees)
-            return f"Frozen: threshold {digits(self.threshold)} at {decision.level} level."
+            return f"Frozen: threshold {digits(self.threshold)} at {decision.rule.level} level."
         folder = practise(self._freeze)
         predictions = read_predictions(folder / PREDICTIONS)
         path = folder / DECISION
@@ -483,7 +483,7 @@ class ThresholdExplorer:
         after = path.read_bytes()
         self._undo = partial(put_back, folder, before, after=after, openings=opened)
         where = "" if folder == Path(self._freeze) else f" in the copy {folder.name!r}"
-        return f"Frozen{where}: threshold {digits(self.threshold)} at {decision.level} level."
+        return f"Frozen{where}: threshold {digits(self.threshold)} at {decision.rule.level} level."
 
     def _put_back(self) -> str:
         """What undoes that."""

@@ -21,7 +21,7 @@ from cspine_helpers import __version__
 from cspine_helpers.checkpoints import save_weights
 from cspine_helpers.cohort import Cohort
 from cspine_helpers.dataset.sequence import EpochBatches, SequenceDataset, load_batches, make_loader
-from cspine_helpers.decisions.thresholds import Decision, choose_threshold
+from cspine_helpers.decisions.thresholds import Decision, Rule, choose_threshold
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import auroc, average_precision
@@ -254,7 +254,7 @@ class Training:
             }
         )
         if best_epoch(self.state.history) == epoch:
-            kept = {"decision": asdict(decision), "metrics": {"validation": metrics}}
+            kept = {"decision": decision.record(), "metrics": {"validation": metrics}}
             self.state.best = {"best_epoch": epoch, **kept}
         return {name: metrics[name] for name in ("recall", "average_precision")}
 
@@ -274,7 +274,7 @@ class Training:
             "vertebra": torch.tensor(held_out.vertebrae),
             "slice_truth": torch.tensor(held_out.slice_truth),
         }
-        decision = choose_threshold(labels, probabilities, precision_floor=self.config.precision_floor)
+        decision = choose_threshold(labels, probabilities, Rule(precision_floor=self.config.precision_floor))
         metrics = {
             "loss": float(self.loss(output, whole)),
             "recall": decision.recall,
