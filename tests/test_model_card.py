@@ -248,9 +248,9 @@ def test_model_training_and_inputs_are_those_of_the_record(run):
     for words in (
         "5 axial slices of 32 × 32 pixels", "timm's pretrained weights b0.safetensors)", "has 11 parameters",
         "3 of at most 7 epochs, seed 3. Kept: epoch 2", "a precision of 0.300 or more",
-        "not told which vertebra",
+        "does not know which vertebra",
         "Cohort `hospital`", "does not say where the CT came from", "AUROC of 0.812 here", "torch 2.9.1",
-        "left out, as their files could not be used (2 of train)", "one seed (3)",
+        "skipped, as their files could not be used (2 of train)", "one seed (3)",
         "Trained with torch 2.9.1.", f"with cspine_helpers {__version__}",
         "--cohort hospital --run toy-again --settings checkpoints/toy/run.json",
     ):  # fmt: skip
@@ -443,7 +443,7 @@ def test_frozen_calibrators_stand_beside_their_decisions(run):
     rows = {row["what"]: row for row in tables_of(text)["Decision", "what", "vertebrae"]}
     assert rows["calibrator"]["vertebrae"].startswith("platt, fitted on 60 patients of validation; frozen 20")
     assert rows["calibrator"]["patients"] == "none"
-    assert "calibrators are frozen, which `inference --calibrated` applies." in text
+    assert "calibrators are frozen, and `predict --calibrated` applies them." in text
     assert "The calibrators were fitted on validation" in text
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cspine_helpers.decisions.thresholds import Decision, apply_decision
+from cspine_helpers.decisions.thresholds import MIN_POSITIVES, Decision, apply_decision
 from cspine_helpers.evaluation.cases import Aggregation, aggregate, at_level, default_aggregation
 from cspine_helpers.evaluation.competition import rsna_weighted_log_loss
 from cspine_helpers.evaluation.intervals import MOST_UNDEFINED, bootstrap, per_vertebra
@@ -171,6 +171,22 @@ class Findings:
             constant = number(rsna_weighted_log_loss(said, patient=patients, per_patient=each))
             rows.append([TITLES[name], _estimate(self.scores["vertebrae"], name), constant])
         return markdown(["loss", "value (95 % interval)", "always saying the share of fractures"], rows)
+
+    def prevalence(self) -> dict[str, float]:
+        """Shares of vertebrae and of patients that are fractured."""
+        tables = {"vertebrae": at_level(self.rows, "all"), "patients": aggregate(self.rows, self.aggregation)}
+        return {level: float(table["label"].mean()) for level, table in tables.items()}
+
+    def incomplete(self) -> tuple[int, int] | None:
+        """How many patients lack a vertebra, of how many; None where nobody does."""
+        missing = aggregate(self.rows, self.aggregation)["missing"] > 0
+        return (int(missing.sum()), len(missing)) if missing.any() else None
+
+    def rare(self) -> list[str]:
+        """Vertebrae with few fractures, each with their number."""
+        counts = self.vertebrae.drop_duplicates("vertebra")
+        few = counts[counts["positives"] < MIN_POSITIVES]
+        return [f"{row.vertebra} {row.positives}" for row in few.itertuples()]
 
     def lacking(self) -> list[str]:
         """Metrics that are undefined, or too often so in resamples for an interval, in words."""

@@ -1,30 +1,23 @@
-"""What a run's record says against its results: the limits in a model card, each from numbers on record.
+"""All that a run folder holds, read as one: nothing damaged, nothing that belongs to another run."""
 
-All that a run folder holds, read as one: nothing damaged, nothing that belongs to another run.
-"""
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pandas as pd
 
 from cspine_helpers.decisions.test_split import (
     DECISION,
-    MEMORY,
     Frozen,
     check_belongs,
     read_decision,
     read_openings,
 )
-from cspine_helpers.decisions.thresholds import MIN_POSITIVES, Decision
-from cspine_helpers.evaluation.cases import aggregate, at_level
-from cspine_helpers.evaluation.intervals import MOST_UNDEFINED
+from cspine_helpers.decisions.thresholds import Decision
 from cspine_helpers.files.paths import inside, sha256_of
 from cspine_helpers.files.tables import read_table
-from cspine_helpers.labels import UID
-from cspine_helpers.model_card.results import Findings, cell, number
 from cspine_helpers.predictions import predictions_sha256, read_predictions
 from cspine_helpers.runs import RECORD, other_runs, read_record
 
@@ -68,6 +61,23 @@ class Dossier:
         """The same in words, for a text."""
         found = self.said(*keys)
         return UNKNOWN if found is None else " ".join(str(found).split())
+
+    def words(self, key: str) -> Callable[[str], str]:
+        """`told` of one part of the record: `words("model")("size")`."""
+        return partial(self.told, key)
+
+    @property
+    def pretrained_file(self) -> str:
+        """Name of the file that pretrained weights came from; empty where they came by name."""
+        return PureWindowsPath(self.said("model", "pretrained_file") or "").name
+
+    def guaranteed(self, level: str) -> str:
+        """What is guaranteed of the frozen decision at a level; empty where nothing is."""
+        every = self.frozen.guarantees if self.frozen is not None else ()
+        reasons = [each.reason for each in every if (each.level == "patient") == (level == "patient")]
+        if reasons and self.predictions is None:
+            return "not shown: without `predictions.csv` it cannot be checked"
+        return " ".join(reasons)
 
     @property
     def splits(self) -> dict[str, pd.DataFrame]:
@@ -153,91 +163,3 @@ def _decisions(record: Mapping[str, Any], folder: Path) -> dict[str, Decision]:
             f"{folder / RECORD} holds no whole decision: {error} Restore it, or train again."
         ) from error
     return {decision.rule.level: decision}
-
-
-def limits_of(run: Dossier, found: Mapping[str, Findings]) -> list[str]:
-    """One sentence or two for each limit.
-
-    Args:
-        run: of `dossier.read_dossier`.
-        found: split → its findings.
-    """
-    lines = [*_of_record(run), *(line for split, one in found.items() for line in _of_split(split, one))]
-    single = [split for split, rows in run.splits.items() if len(rows[UID].unique()) == 1]
-    return [*lines, *(f"On {cell(split)} there is one patient only: no results." for split in single)]
-
-
-def _of_record(run: Dossier) -> Iterator[str]:
-    """Limits of the run, whatever its results."""
-    if run.record:
-        yield (
-            "Validation chose the epoch and the threshold, so that results on validation look better than "
-            "those of new patients will."
-        )
-        yield (
-            f"It is one training with one seed ({run.told('train', 'seed')}): another one would end "
-            "elsewhere, and no interval here counts that."
-        )
-        if run.epochs is not None and run.said("best_epoch") == run.epochs:
-            yield "The best epoch was the last one, so that a longer training might have found a better one."
-        yield _left_out(run.said("left_out"))
-        if not run.weights:
-            yield "The weights (`model.safetensors`) are not in the folder."
-        if run.predictions is not None:
-            yield "`predictions.csv` does not say with which weights it was made."
-    else:
-        yield "The predictions came without a run, so that model, training data and training are not known."
-        if run.decisions:
-            yield "Validation chose the threshold, so that rates on validation look better than others will."
-    if run.frozen is not None and run.frozen.guarantees and run.record:
-        yield (
-            "A guarantee is for patients drawn as those it was made on, whom training has not used; here "
-            "they have also chosen the epoch, so that it holds less strictly than it says."
-        )
-    aggregations = [each.rule.aggregation for each in run.decisions.values()]
-    if any(each and each.fitted_on for each in aggregations):
-        yield "The aggregation was fitted on validation patients, whose results look the better for it."
-    if run.frozen is not None and run.frozen.calibrators:
-        yield "The calibrators were fitted on validation, where calibrated probabilities would look too good."
-    if run.frozen is not None and (lost := run.frozen.record[MEMORY]["lost"]):
-        yield f"The record of {lost} opening(s) of the test split was lost."
-    if len(run.openings) > 1:
-        many = len(run.openings)
-        yield f"The test split was opened {many} times; results on it are less new with each."
-
-
-def _left_out(left_out: Mapping[str, Mapping[str, list[str]]] | None) -> str:
-    if left_out is None:
-        return "The record does not say whether studies were left out of training."
-    if not any(left_out.values()):
-        return "No study was left out of training."
-    counts = ", ".join(f"{len(studies):,} of {split}" for split, studies in left_out.items() if studies)
-    return (
-        f"Studies were left out, as their files could not be used ({counts}); nothing is known of such ones."
-    )
-
-
-def _of_split(split: str, found: Findings) -> Iterator[str]:
-    """Limits of the results on one split."""
-    where = f"On {cell(split)}"
-    counts = found.vertebrae.drop_duplicates("vertebra")
-    few = counts[counts["positives"] < MIN_POSITIVES]
-    if len(few):
-        named = ", ".join(f"{row.vertebra} {row.positives}" for row in few.itertuples())
-        yield (
-            f"{where}, few are fractured: {named}. With fewer than {MIN_POSITIVES}, the numbers of a single "
-            "vertebra say little."
-        )
-    if lacking := found.lacking():
-        yield (
-            f"{where}, too few cases leave undefined, or without an interval: {'; '.join(lacking)}. A number "
-            f"has no interval where more than {100 * MOST_UNDEFINED:.0f} % of the resamples do not define it."
-        )
-    patients = aggregate(found.rows, found.aggregation)
-    if incomplete := int((patients["missing"] > 0).sum()):
-        yield f"{where}, {incomplete:,} of {len(patients):,} patients lack a vertebra; nothing is said of it."
-    yield (
-        f"{where}, {number(at_level(found.rows, 'all')['label'].mean())} of the vertebrae and "
-        f"{number(patients['label'].mean())} of the patients are fractured. Precision, negative predictive "
-        "value, F1, accuracy, average precision and all losses change with these shares."
-    )
