@@ -38,7 +38,7 @@ def ends(axes):
 
 def test_reliability_diagrams_draw_the_bins_of_each_level(table):
     figure = evidence.reliability_diagrams(table, bins=6)
-    assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["All vertebrae", "Patients"]
+    assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["All vertebrae", "Patients by max"]
     for axes, level in zip(figure.axes[:2], ("all", "patient"), strict=True):
         found = reliability.reliability_table(table, level=level, bins=6)
         points = axes.lines[1].get_xydata()
@@ -89,8 +89,8 @@ def test_decision_curves_are_those_of_benefit(table, mended, elsewhere):
     for name, rows in tables.items():
         found = benefit.decision_curve(rows, prevalence=elsewhere)
         np.testing.assert_array_equal(line(axes, name).get_ydata(), found["net_benefit"])
-        np.testing.assert_array_equal(line(axes, "act on all").get_ydata(), found["treat_all"])
-    assert line(axes, "act on none").get_ydata() == [0, 0]
+        np.testing.assert_array_equal(line(axes, "treat all").get_ydata(), found["treat_all"])
+    assert line(axes, "treat none").get_ydata() == [0, 0]
     assert len(axes.collections) == 2
     assert ("7.0%" in axes.get_title(loc="left")) == (elsewhere is not None)
 
@@ -110,7 +110,7 @@ def test_predictive_values_are_written_where_marked(table):
         assert f"{row.npv:.2f}" in texts(axes)
     assert "screening\n7.0%" in texts(axes)
     assert "competition\n47.6%" in texts(axes)
-    drawn = line(axes, "fractured, if called so")
+    drawn = line(axes, "positive (fractured)")
     expected = prevalence.predictive_curve(table, 0.3, drawn.get_xdata())
     np.testing.assert_allclose(drawn.get_ydata(), expected["ppv"])
 

@@ -2,7 +2,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import table_to_draw, texts
+from drawn import line, table_to_draw, texts
 from matplotlib.figure import Figure
 
 from cspine_helpers import metrics
@@ -36,17 +36,17 @@ def test_every_panel_shows_the_curve_and_the_area_of_its_rows(table):
     rows |= {"patients": evaluation_cases.patient_level(table), "all": table}
     drawn = dict(zip(VERTEBRAE, single.lines[::2], strict=True))  # and a point between each two
     drawn |= {"patients": patients.lines[0], "all": pooled.lines[0]}
-    for name, line in drawn.items():
+    for name, drawn_line in drawn.items():
         expected = metrics.pr_curve(rows[name]["label"], rows[name]["probability"])
-        np.testing.assert_array_equal(line.get_xdata(), expected["recall"])
-        np.testing.assert_array_equal(line.get_ydata(), expected["precision"])
-        assert line.get_drawstyle() == "steps-post"
+        np.testing.assert_array_equal(drawn_line.get_xdata(), expected["recall"])
+        np.testing.assert_array_equal(drawn_line.get_ydata(), expected["precision"])
+        assert drawn_line.get_drawstyle() == "steps-post"
     areas = {name: metrics.average_precision(its["label"], its["probability"]) for name, its in rows.items()}
     listed = [text.get_text() for text in single.get_legend().get_texts()]
     assert listed == [f"{name}  {areas[name]:.2f}" for name in VERTEBRAE]
     assert [drawn[name].get_color() for name in VERTEBRAE] == list(VERTEBRA_COLOURS.values())
     assert pooled.get_title(loc="left") == f"All vertebrae: average precision {areas['all']:.2f}"
-    assert patients.get_title(loc="left") == f"Patients: average precision {areas['patients']:.2f}"
+    assert patients.get_title(loc="left") == f"Patients by max: average precision {areas['patients']:.2f}"
     for axes, name in ((pooled, "all"), (patients, "patients")):
         prevalence = rows[name]["label"].mean()
         assert set(axes.lines[1].get_ydata()) == {prevalence}
@@ -134,7 +134,7 @@ def test_roc_curves_are_those_of_metrics(table):
     np.testing.assert_array_equal(pooled.lines[0].get_ydata(), expected["recall"])
     rows = evaluation_cases.patient_level(table)
     area = metrics.auroc(rows["label"], rows["probability"])
-    assert patients.get_title(loc="left") == f"Patients: AUROC {area:.2f}"
+    assert patients.get_title(loc="left") == f"Patients by max: AUROC {area:.2f}"
     expected = metrics.roc_curve(rows["label"], rows["probability"])
     np.testing.assert_array_equal(patients.lines[0].get_xdata(), expected["false_positive_rate"])
     np.testing.assert_array_equal(patients.lines[0].get_ydata(), expected["recall"])
@@ -165,3 +165,23 @@ def test_pictures_leave_global_settings_alone(table):
     curves.pr_curves(table)
     curves.roc_curves(table)
     assert settings() == before
+
+
+def test_histograms_scale_each_class_to_one(table):
+    for axes in curves.score_histograms(table).axes:
+        heights = np.array([patch.get_height() for patch in axes.patches])
+        np.testing.assert_allclose(heights.reshape(2, -1).sum(axis=1), 1)
+
+
+def test_vertebra_against_patient_shows_the_rates_of_each(table):
+    left, right = curves.vertebra_against_patient(table, threshold=0.3, patient_threshold=0.5).axes
+    np.testing.assert_array_equal(
+        line(left, "observed").get_ydata(), evaluation_cases.cleared_by_vertebrae(table, 0.3)[0]
+    )
+    patients = evaluation_cases.patient_level(table)
+    row = metrics.rates(metrics.confusion(patients["label"], patients["probability"], 0.3)).iloc[0]
+    bars = right.containers[1]
+    assert bars.get_label() == "patients at 0.3000"
+    assert [bar.get_height() for bar in bars] == row[["recall", "precision", "specificity"]].tolist()
+    assert len(right.containers) == 3
+    assert len(curves.vertebra_against_patient(table, threshold=0.3).axes[1].containers) == 2

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,16 +17,17 @@ from cspine_helpers.evaluation.clinical_utility import (
     predictive_curve,
 )
 from cspine_helpers.evaluation.reliability import Bins, calibration_scores, reliability_table, written_scores
-from cspine_helpers.figures.curves import LEVEL_NAMES, unit_square
-from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, STYLE, Picture
+from cspine_helpers.figures import style
+from cspine_helpers.figures.curves import level_title
+from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style
 from cspine_helpers.metrics import clip_note
 
 _SCORE_NAMES = {"log_loss": "log loss", "brier": "Brier", "slope": "slope", "ece": "ECE"}
 # One look for each table of a comparison, colour and line together, so that none rests on colour alone.
-_LOOKS = (("#D55E00", "-"), ("#0072B2", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
+_LOOKS = ((style.VERMILION, "-"), (style.BLUE, "--"), (style.GREEN, "-."), (style.PINK, ":"))
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def reliability_diagrams(
     predictions: pd.DataFrame,
     *,
@@ -35,7 +35,7 @@ def reliability_diagrams(
     bins: int = 10,
     strategy: Bins = "quantile",
 ) -> Picture:
-    """What was said against what was found, a panel for each level, over the histogram of the scores.
+    """Reliability: predicted vs observed, a panel for each level, over the histogram of the probabilities.
 
     Whiskers are 95 % intervals with patients as units (`reliability.reliability_table`); beside them the
     scores of `reliability.calibration_scores`. Bins without a case are left out.
@@ -43,11 +43,11 @@ def reliability_diagrams(
     Raises:
         ValueError: nothing to draw; see `reliability.scored_rows`.
     """
-    panels = {LEVEL_NAMES.get(level, level): (predictions, level) for level in levels}
+    panels = {level_title(predictions, level): (predictions, level) for level in levels}
     return _diagrams(panels, bins, strategy)
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def calibration_comparison(
     tables: Mapping[str, pd.DataFrame],
     *,
@@ -72,8 +72,8 @@ def calibration_comparison(
 def _diagrams(panels: Mapping[str, tuple[pd.DataFrame, str]], bins: int, strategy: Bins) -> Picture:
     if not panels:
         raise ValueError("There is nothing to draw: give at least one level, or one table.")
-    figure = Picture(figsize=(1.2 + 3.8 * len(panels), 5.3))
-    grid = figure.subplots(2, len(panels), height_ratios=[3.4, 1], sharex=True, squeeze=False)
+    shape: dict = {"height_ratios": [3.4, 1], "sharex": True, "squeeze": False}
+    figure, grid = canvas(1.2 + 3.8 * len(panels), 5.3, 2, len(panels), **shape)
     for (upper, lower), (title, (table, level)) in zip(grid.T, panels.items(), strict=True):
         found = reliability_table(table, level=level, bins=bins, strategy=strategy)
         _reliability_panel(upper, found[~found["undefined"]])
@@ -92,7 +92,7 @@ def _diagrams(panels: Mapping[str, tuple[pd.DataFrame, str]], bins: int, strateg
         axes.set_xlabel("")
     for axes in grid[:, 1:].flat:
         axes.set_ylabel("")
-    grid[1, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, handlelength=1)
+    style.legend_beside(grid[1, -1], fontsize=9, handlelength=1)
     return figure
 
 
@@ -102,7 +102,7 @@ def _reliability_panel(axes: Axes, bins: pd.DataFrame) -> None:
     errors = [y - bins["low"], bins["high"] - y]
     axes.plot(x, y, color=INTACT, linewidth=1, alpha=0.5)
     axes.errorbar(x, y, yerr=errors, fmt="o", color=INTACT, ms=5.5, elinewidth=1.4, capsize=2.5, mec="white")
-    unit_square(axes, "probability", "share that is fractured")
+    style.unit_square(axes, "predicted probability", "observed share of fractures")
 
 
 def _score_panel(axes: Axes, rows: pd.DataFrame) -> None:
@@ -114,7 +114,7 @@ def _score_panel(axes: Axes, rows: pd.DataFrame) -> None:
     axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def decision_curves(
     tables: Mapping[str, pd.DataFrame],
     *,
@@ -122,7 +122,7 @@ def decision_curves(
     prevalence: float | None = None,
     thresholds: ArrayLike = THRESHOLDS,
 ) -> Picture:
-    """Net benefit of acting on each table's probabilities, against acting on all and on none.
+    """Net benefit of treating by each table's probabilities, against treating all and none.
 
     Bands are 95 % intervals with patients as units, each threshold by itself; of three tables or more they
     would hide each other, and are left out.
@@ -145,10 +145,9 @@ def decision_curves(
     first = next(iter(found.values()))
     if any(not np.allclose(curve["treat_all"], first["treat_all"]) for curve in found.values()):
         raise ValueError("The tables differ in their share of fractures: they are not of the same cases.")
-    figure = Picture(figsize=(9, 4.6))
-    axes = figure.subplots()
-    axes.plot(first["threshold"], first["treat_all"], color=GREY, linewidth=1.4, label="act on all")
-    axes.axhline(0, color=INK, linewidth=1, label="act on none")
+    figure, axes = canvas(9, 4.6)
+    axes.plot(first["threshold"], first["treat_all"], color=GREY, linewidth=1.4, label="treat all")
+    axes.axhline(0, color=INK, linewidth=1, label="treat none")
     for (name, curve), (colour, line) in zip(found.items(), _LOOKS, strict=False):
         t = curve["threshold"]
         if len(found) <= 2:
@@ -158,16 +157,15 @@ def decision_curves(
     if len(found) <= 2:
         top = max(top, *(curve["high"].max() for curve in found.values()))
     axes.set(ylim=(-0.25 * top, 1.05 * top), xlim=(0, first["threshold"].max()))
-    axes.set(xlabel="threshold: probability from which one acts", ylabel="net benefit per case")
-    axes.grid(True)
-    axes.set_axisbelow(True)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set(xlabel="threshold probability", ylabel="net benefit per case")
+    style.grid_behind(axes)
+    style.legend_beside(axes)
     where = "" if prevalence is None else f" at a prevalence of {prevalence:.1%}"
-    axes.set_title(f"{LEVEL_NAMES[level]}: is acting on the model worth it{where}?")
+    axes.set_title(f"{level_title(next(iter(tables.values())), level)}: net benefit{where}")
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def predictive_value_curves(
     predictions: pd.DataFrame,
     threshold: float,
@@ -175,9 +173,9 @@ def predictive_value_curves(
     level: str = "patient",
     marks: Mapping[str, float] | None = None,
 ) -> Picture:
-    """What an alarm, and no alarm, mean wherever fractures are rarer or more common.
+    """Positive and negative predictive value of a threshold at other prevalences.
 
-    Bands are 95 % intervals with patients as units. All of it takes sensitivity and specificity to be the
+    Bands are 95 % intervals, patients as units. All of it takes sensitivity and specificity to be the
     same everywhere, which external tests have not borne out: read it as the better case.
 
     Args:
@@ -195,11 +193,10 @@ def predictive_value_curves(
         shown = {"screening": SCREENING_PREVALENCE, "competition": COMPETITION_PREVALENCE}
         marks = shown if level == "patient" else own
     curve = predictive_curve(predictions, threshold, np.geomspace(0.005, 0.9, 120), level=level)
-    figure = Picture(figsize=(9, 4.6))
-    axes = figure.subplots()
+    figure, axes = canvas(9, 4.6)
     names = {
-        "ppv": ("fractured, if called so", FRACTURED, "-"),
-        "npv": ("intact, if called so", INTACT, "--"),
+        "ppv": ("positive (fractured)", FRACTURED, "-"),
+        "npv": ("negative (intact)", INTACT, "--"),
     }
     x = curve["prevalence"]
     for key, (name, colour, line) in names.items():
@@ -215,10 +212,9 @@ def predictive_value_curves(
     axes.set_xticks([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
-    axes.grid(True)
-    axes.set_axisbelow(True)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    axes.set_title(f"{LEVEL_NAMES[level]} at threshold {threshold:.4f}: the share that is …")
+    style.grid_behind(axes)
+    style.legend_beside(axes)
+    axes.set_title(f"{level_title(predictions, level)} at threshold {threshold:.4f}: predictive values")
     return figure
 
 

@@ -1,22 +1,28 @@
 """Pictures of labels and splits: prevalence, imbalance, co-occurrence, leakage."""
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, PALE, SPLIT_COLOURS, STYLE, Picture
+from cspine_helpers.figures import style
+from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style
 from cspine_helpers.labels import PATIENT, SPLITS, TARGETS, UID, VERTEBRAE
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def prevalence_bars(
     prevalence: pd.DataFrame, *, published: dict[str, float] | None = None, title: str = ""
 ) -> Picture:
-    """Bars of `labels.prevalence` with their intervals; `published` shares (0 … 1) as hollow diamonds."""
-    figure = Picture(figsize=(8, 4.2))
-    axes = figure.subplots()
+    """Bars of `labels.prevalence` with their intervals; `published` shares (0 … 1) as hollow diamonds.
+
+    Example:
+        >>> from cspine_helpers.labels import prevalence
+        >>> figure = prevalence_bars(prevalence(labels))
+    """
+    figure, axes = canvas(8, 4.2)
     rows = range(len(TARGETS))
     p, low, high = prevalence[["prevalence", "low", "high"]].to_numpy().T
     axes.barh(rows, p, color=[GREY] + [INTACT] * len(VERTEBRAE), height=0.66)
@@ -41,11 +47,15 @@ def _targets_from_top(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def imbalance_bars(table: pd.DataFrame, samples: pd.DataFrame, *, title: str = "") -> Picture:
-    """Fractured against intact, as shares: patients of the label table above, expanded vertebrae below."""
-    figure = Picture(figsize=(8, 2.6))
-    axes = figure.subplots()
+    """Fractured against intact, as shares: patients of the label table above, expanded vertebrae below.
+
+    Example:
+        >>> from cspine_helpers.labels import expand
+        >>> figure = imbalance_bars(labels, expand(labels, labels[UID]))
+    """
+    figure, axes = canvas(8, 2.6)
     for row, (name, labels) in enumerate((("patients", table[PATIENT]), ("vertebrae", samples["label"]))):
         positives, total = int(labels.sum()), len(labels)
         share = positives / total
@@ -62,32 +72,25 @@ def imbalance_bars(table: pd.DataFrame, samples: pd.DataFrame, *, title: str = "
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def cooccurrence_heatmap(counts: pd.DataFrame, *, title: str = "") -> Picture:
-    """Of the studies with the row's vertebra fractured, the share that has the column's fractured, too."""
+    """Of the studies with the row's vertebra fractured, the share in which the column's is fractured, too.
+
+    Example:
+        >>> from cspine_helpers.labels import cooccurrence
+        >>> figure = cooccurrence_heatmap(cooccurrence(labels))
+    """
     import seaborn  # here alone, so that a second of importing is spent only where it is drawn
 
-    figure = Picture(figsize=(6.6, 5.6))
-    axes = figure.subplots()
+    figure, axes = canvas(6.6, 5.6)
     values = counts.to_numpy()
     share = values / np.maximum(np.diag(values), 1)[:, None]
     itself = np.eye(len(values), dtype=bool)
-    written = np.array(
-        [[f"{s:.0%}\n{n:,}" for s, n in zip(*row, strict=True)] for row in zip(share, values, strict=True)]
-    )
-    top = max(share[~itself].max(), 0.01)
-    seaborn.heatmap(
-        share,
-        mask=itself,
-        annot=written,
-        fmt="",
-        cmap="Blues",
-        vmin=0,
-        vmax=top,
-        cbar=False,
-        square=True,
-        ax=axes,
-    )
+    written = [
+        [f"{s:.0%}\n{n:,}" for s, n in zip(*row, strict=True)] for row in zip(share, values, strict=True)
+    ]
+    shades = {"cmap": "Blues", "vmin": 0, "vmax": max(share[~itself].max(), 0.01), "cbar": False}
+    seaborn.heatmap(share, mask=itself, annot=np.array(written), fmt="", square=True, ax=axes, **shades)
     for i, n in enumerate(np.diag(values)):
         axes.text(i + 0.5, i + 0.5, f"{n:,}", ha="center", va="center", color=GREY, fontsize=9)
     axes.set_xticklabels(counts.columns)
@@ -98,11 +101,14 @@ def cooccurrence_heatmap(counts: pd.DataFrame, *, title: str = "") -> Picture:
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def fractures_per_patient(table: pd.DataFrame, *, title: str = "") -> Picture:
-    """How many patients have 0, 1 … 7 fractured vertebrae."""
-    figure = Picture(figsize=(8, 3.6))
-    axes = figure.subplots()
+    """How many patients have 0, 1 … 7 fractured vertebrae.
+
+    Example:
+        >>> figure = fractures_per_patient(labels)
+    """
+    figure, axes = canvas(8, 3.6)
     counts = np.bincount(table[list(VERTEBRAE)].sum(axis=1), minlength=len(VERTEBRAE) + 1)
     axes.bar(range(len(counts)), counts, color=[INTACT] + [FRACTURED] * len(VERTEBRAE), width=0.72)
     for number, count in enumerate(counts.tolist()):
@@ -114,38 +120,45 @@ def fractures_per_patient(table: pd.DataFrame, *, title: str = "") -> Picture:
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def split_comparison(by_split: pd.DataFrame, *, title: str = "") -> Picture:
-    """Prevalence of every target in each split with 95 % intervals, from `splits.split_prevalence`."""
-    figure = Picture(figsize=(8, 4.6))
-    axes = figure.subplots()
+    """Prevalence of every target in each split with 95 % intervals, from `splits.split_prevalence`.
+
+    Example:
+        >>> from cspine_helpers.splits import split_patients, split_prevalence
+        >>> figure = split_comparison(split_prevalence(labels, split_patients(labels)))
+    """
+    figure, axes = canvas(8, 4.6)
     for place, name in enumerate(SPLITS):
         part = by_split[by_split["split"] == name]
         rows = np.arange(len(TARGETS)) + (place - 1) * 0.24
-        p = part["prevalence"].to_numpy()
-        errors = [p - part["low"].to_numpy(), part["high"].to_numpy() - p]
+        p, low, high = part[["prevalence", "low", "high"]].to_numpy().T
         label = f"{name}, {part['total'].iloc[0]:,} patients"
-        axes.errorbar(p, rows, xerr=errors, fmt="o", color=SPLIT_COLOURS[name], ms=5.5, label=label)
+        axes.errorbar(
+            p, rows, xerr=[p - low, high - p], fmt="o", color=style.SPLIT_COLOURS[name], ms=5.5, label=label
+        )
     for row in range(1, len(TARGETS)):
-        axes.axhline(row - 0.5, color=PALE, linewidth=0.8, zorder=0)
+        axes.axhline(row - 0.5, color=style.PALE, linewidth=0.8, zorder=0)
     axes.set(title=title, xlim=(0, None))
     _targets_from_top(axes)
     axes.legend(loc="lower right", labelcolor="linecolor")
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def leak_picture(rows_split: pd.DataFrame, patients_split: pd.DataFrame, *, patients: int = 16) -> Picture:
-    """Which split each vertebra lands in, for the first patients: rows dealt out, and patients dealt out.
+    """Which split each vertebra of the first patients is in, split by rows and split by patients.
 
     Both tables are samples (StudyInstanceUID, vertebra) with a column `split`.
+
+    Example:
+        >>> figure = leak_picture(predictions, predictions, patients=4)
     """
-    figure = Picture(figsize=(8, 5))
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = canvas(8, 5, 1, 2)
     _split_grid(left, rows_split, patients, "Expand first, then split")
     _split_grid(right, patients_split, patients, "Split patients, then expand")
     left.set_ylabel("the first patients")
-    handles = [matplotlib.patches.Patch(color=colour, label=name) for name, colour in SPLIT_COLOURS.items()]
+    handles = [Patch(color=colour, label=name) for name, colour in style.SPLIT_COLOURS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
@@ -155,7 +168,7 @@ def _split_grid(axes: Axes, samples: pd.DataFrame, patients: int, title: str) ->
     leaking = int((places > 1).sum())
     grid = samples.assign(code=samples["split"].map(SPLITS.index)).pivot_table("code", UID, "vertebra")
     cells = grid.loc[places.index[:patients], list(VERTEBRAE)].to_numpy()
-    colours = matplotlib.colors.ListedColormap(list(SPLIT_COLOURS.values()))
+    colours = ListedColormap(list(style.SPLIT_COLOURS.values()))
     axes.pcolormesh(cells, cmap=colours, vmin=0, vmax=2, edgecolors="white", linewidth=2)
     axes.set_title(f"{title}\n{leaking:,} of {len(places):,} patients in several splits")
     axes.set_xticks(np.arange(len(VERTEBRAE)) + 0.5, VERTEBRAE)

@@ -1,69 +1,340 @@
-"""Pictures of predictions at every threshold: precision–recall and ROC curves with their bands.
-
-Pictures of what a threshold calls: sweeps, confusion matrices, scores, vertebrae against patients.
-"""
+"""Pictures of predictions at every threshold, of what one threshold does, and of how a run learned."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
+from cspine_helpers import metrics
 from cspine_helpers.decisions.simulation import _TARGETS, METHODS
-from cspine_helpers.evaluation.cases import at_level, cleared_by_vertebrae, defined_levels, patient_level
+from cspine_helpers.evaluation.cases import (
+    at_level,
+    cleared_by_vertebrae,
+    default_aggregation,
+    defined_levels,
+)
 from cspine_helpers.evaluation.intervals import curve_bands
-from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, STYLE, VERTEBRA_COLOURS, Picture
+from cspine_helpers.figures import style
+from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style
 from cspine_helpers.files.paths import listing
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.metrics import (
-    auroc,
-    average_precision,
-    confusion,
-    pr_curve,
-    rates,
-    roc_curve,
-    threshold_counts,
-)
 
-_COLOURS = dict(zip(METHODS, (INTACT, GREY, FRACTURED), strict=True))
+LEVEL_NAMES = {"all": "All vertebrae", **{name: name for name in VERTEBRAE}, "patient": "Patients"}
+RATE_NAMES = {"recall": "recall", "precision": "precision", "specificity": "specificity", "f1": "F1"}
+RATE_STYLES: dict[str, dict[str, Any]] = {
+    "recall": {"color": FRACTURED, "linestyle": "-"},
+    "precision": {"color": INTACT, "linestyle": "-"},
+    "specificity": {"color": style.GREEN, "linestyle": "--"},
+    "f1": {"color": INK, "linestyle": ":"},
+}
+UNDER = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}  # behind words over curves
+_METHOD_COLOURS = dict(zip(METHODS, (INTACT, GREY, FRACTURED), strict=True))
+_CURVES: dict[str, tuple[Any, str, str, Any, str]] = {  # function, its columns x and y, area and its name
+    "pr": (metrics.pr_curve, "recall", "precision", metrics.average_precision, "average precision"),
+    "roc": (metrics.roc_curve, "false_positive_rate", "recall", metrics.auroc, "AUROC"),
+}
+_AXES = {"false_positive_rate": "false positive rate (1 − specificity)"}
 
 
-@matplotlib.rc_context(STYLE)
+def level_title(predictions: pd.DataFrame, level: str) -> str:
+    """A level's name; of patients with their aggregation, where the table holds vertebrae."""
+    if level == "patient" and "vertebra" in predictions:
+        return f"Patients by {default_aggregation(predictions).name}"
+    return LEVEL_NAMES.get(level, level)
+
+
+def draw_pr(axes: Axes, predictions: pd.DataFrame, level: str, *, colour: str = INTACT) -> pd.DataFrame:
+    """Draw the precision–recall curve of one level over its chance line; returns the level's rows."""
+    rows = at_level(predictions, level)
+    prevalence = rows["label"].mean()
+    _steps(axes, rows, "pr", color=colour)
+    style.reference(axes, prevalence, "y", colour=GREY)
+    axes.text(0.01, prevalence - 0.01, f"chance {prevalence:.2f}", color=GREY, va="top", fontsize=9)
+    return rows
+
+
+def _steps(axes: Axes, rows: pd.DataFrame, kind: str, **line: Any) -> float:
+    """Draw the curve of these cases; returns the area under it."""
+    curve_of, x, y, area_of, _ = _CURVES[kind]
+    curve = curve_of(rows["label"], rows["probability"])
+    axes.step(curve[x], curve[y], where="post", **line)
+    style.unit_square(axes, _AXES.get(x, x), y)
+    return area_of(rows["label"], rows["probability"])
+
+
+def _panel(axes: Axes, predictions: pd.DataFrame, level: str, kind: Literal["pr", "roc"]) -> None:
+    """The curve of one level with chance, band and area; words where it has one class only."""
+    _, x, y, _, name = _CURVES[kind]
+    title = level_title(predictions, level)
+    if level == "patient" and level not in defined_levels(predictions):
+        axes.set_title(f"{title}: one class only, no curve")
+        style.unit_square(axes, _AXES.get(x, x), y)
+        return
+    rows = at_level(predictions, level)
+    if kind == "pr":
+        draw_pr(axes, predictions, level)
+    else:
+        _steps(axes, rows, kind, color=INTACT)
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+        axes.text(0.56, 0.53, "chance", color=GREY, va="top", fontsize=9)
+    try:
+        band = curve_bands(predictions, kind=kind, level=level)
+        axes.fill_between(band[x], band["low"], band["high"], color=INTACT, alpha=0.15, linewidth=0)
+    except ValueError:  # too many resamples of one class only
+        axes.text(0.99, 0.01, "no band: too few patients", color=GREY, ha="right", va="bottom", fontsize=9)
+    area = _CURVES[kind][3](rows["label"], rows["probability"])
+    axes.set_title(f"{title}: {name} {area:.2f}")
+
+
+@in_style
+def pr_curves(
+    predictions: pd.DataFrame, *, threshold: float | None = None, patient_threshold: float | None = None
+) -> Picture:
+    """Precision–recall curves of all vertebrae, of each vertebra, and of patients, with operating points.
+
+    Bands are pointwise 95 % bootstrap intervals, resampling patients; those of single vertebrae would hide
+    each other, and are left out.
+
+    Args:
+        predictions: predictions table of one split.
+        threshold: vertebra threshold to mark on the curves of vertebrae.
+        patient_threshold: patient threshold to mark on the curve of patients.
+
+    Raises:
+        ValueError: the table holds one class only.
+
+    Example:
+        >>> figure = pr_curves(predictions[predictions["split"] == "validation"], threshold=0.5)
+    """
+    figure, (pooled, single, patients) = canvas(13.6, 4.3, 1, 3)
+    _panel(pooled, predictions, "all", "pr")
+    levels = defined_levels(predictions)
+    for name in [level for level in VERTEBRAE if level in levels]:
+        rows, colour = at_level(predictions, name), style.VERTEBRA_COLOURS[name]
+        area = _steps(single, rows, "pr", color=colour, linewidth=1.4)
+        single.lines[-1].set_label(f"{name}  {area:.2f}")
+        _operating_point(single, rows, threshold, colour=colour)
+    style.unit_square(single, "recall", "precision")
+    style.legend_beside(single, title="average\nprecision", fontsize=9, title_fontsize=9)
+    single.set_title("One vertebra at a time")
+    _panel(patients, predictions, "patient", "pr")
+    for axes, level, mark in ((pooled, "all", threshold), (patients, "patient", patient_threshold)):
+        if level in levels:
+            _operating_point(axes, at_level(predictions, level), mark, named=True)
+    return figure
+
+
+@in_style
+def roc_curves(predictions: pd.DataFrame) -> Picture:
+    """ROC curves of all vertebrae and of patients over the chance line, with bands as in `pr_curves`.
+
+    Raises:
+        ValueError: the table holds one class only.
+
+    Example:
+        >>> figure = roc_curves(predictions[predictions["split"] == "validation"])
+    """
+    figure, panels = canvas(9.2, 4.3, 1, 2)
+    for axes, level in zip(panels, ("all", "patient"), strict=True):
+        _panel(axes, predictions, level, "roc")
+    return figure
+
+
+def _operating_point(
+    axes: Axes, rows: pd.DataFrame, threshold: float | None, *, colour: str = INK, named: bool = False
+) -> None:
+    if threshold is None:
+        return
+    rates = metrics.rates(metrics.confusion(rows["label"], rows["probability"], threshold))
+    x, y = rates[["recall", "precision"]].iloc[0]
+    axes.plot(x, y, "o", color=colour, markersize=8, mec="white", zorder=4)
+    if named and not np.isnan(y):
+        words = f"threshold {threshold:.4f}\nrecall {x:.2f}\nprecision {y:.2f}"
+        below = x > 0.5 and y > 0.35  # the empty side of the curve
+        offset, across, up = ((-8, -8), "right", "top") if below else ((8, 8), "left", "bottom")
+        axes.annotate(words, (x, y), offset, textcoords="offset points", ha=across, va=up, fontsize=9)
+
+
+@in_style
+def threshold_sweep(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    threshold: float | None = None,
+    precision_floor: float | None = None,
+) -> Picture:
+    """Recall, precision, specificity and F1 against the threshold, the chosen one marked.
+
+    Raises:
+        ValueError: see `metrics.check_scores`.
+
+    Example:
+        >>> figure = threshold_sweep([0, 1, 1], [0.2, 0.4, 0.9], threshold=0.4)
+    """
+    table = metrics.rates(metrics.threshold_counts(labels, probabilities))
+    figure, axes = canvas(9, 4.4)
+    for name, line in RATE_STYLES.items():
+        axes.step(table["threshold"], table[name], where="post", label=RATE_NAMES[name], **line)
+    style.unit_square(axes, "threshold", "rate")
+    if precision_floor is not None:
+        style.reference(axes, precision_floor, "y", colour=INTACT)
+        text = f"floor {precision_floor:.2f}"
+        axes.text(1.0, precision_floor, text, color=INTACT, ha="right", va="bottom", bbox=UNDER)
+    if threshold is not None:
+        axes.axvline(threshold, color=INK, linewidth=1.2)
+        side, gap = ("right", -0.01) if threshold > 0.8 else ("left", 0.01)
+        axes.text(threshold + gap, 0.99, f"threshold {threshold:.4f}", transform=axes.get_xaxis_transform(),
+                  ha=side, va="top", fontsize=9, bbox=UNDER)  # fmt: skip
+        row = metrics.rates(metrics.confusion(labels, probabilities, threshold)).iloc[0]
+        for name, line in RATE_STYLES.items():
+            axes.plot(threshold, row[name], "o", color=line["color"], mec="white", markersize=8, zorder=4)
+    style.legend_beside(axes)
+    axes.set_title("Rates at every threshold")
+    return figure
+
+
+def ink_over(share: float) -> str:
+    """Colour of figures that stay readable over a cell shaded `Blues(share / 1.2)`."""
+    return "white" if share > 0.72 else INK
+
+
+@in_style
+def confusions(counts: Mapping[str, pd.DataFrame]) -> Picture:
+    """Confusion matrices side by side, cells shaded by their share of the observed row.
+
+    Args:
+        counts: title → one row of `metrics.confusion`.
+
+    Example:
+        >>> figure = confusions({"Test": metrics.confusion([0, 1, 1], [0.2, 0.4, 0.9], 0.5)})
+    """
+    figure, panels = canvas(3.4 * len(counts), 3.2, 1, len(counts), squeeze=False)
+    for axes, (title, row) in zip(panels.flat, counts.items(), strict=True):
+        cells = row[["tp", "fn", "fp", "tn"]].iloc[0].to_numpy(dtype=int).reshape(2, 2)
+        totals = cells.sum(axis=1)
+        shares = cells / np.maximum(totals, 1)[:, None]
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.2)
+        for (y, x), count in np.ndenumerate(cells):
+            middle: dict[str, Any] = {"ha": "center", "va": "center", "color": ink_over(shares[y, x])}
+            axes.text(x, y - 0.08, f"{count:,}", fontsize=14, **middle)
+            axes.text(x, y + 0.17, f"{shares[y, x]:.1%}", fontsize=10, **middle)
+        axes.set_xticks([0, 1], ["predicted\nfractured", "predicted\nintact"])
+        axes.set_yticks([0, 1], [f"fractured\n{totals[0]:,}", f"intact\n{totals[1]:,}"])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_title(title)
+    return figure
+
+
+@in_style
+def score_histograms(predictions: pd.DataFrame) -> Picture:
+    """Probabilities of fractured and intact vertebrae, and of patients, each class scaled to its own size.
+
+    Example:
+        >>> figure = score_histograms(predictions)
+    """
+    figure, panels = canvas(11, 3.9, 1, 2)
+    for axes, level in zip(panels, ("all", "patient"), strict=True):
+        rows = at_level(predictions, level)
+        for truth, (name, colour) in enumerate({"intact": INTACT, "fractured": FRACTURED}.items()):
+            scores = rows.loc[rows["label"] == truth, "probability"].to_numpy()
+            share = np.full(len(scores), 1 / max(len(scores), 1))
+            label = f"{name} ({len(scores):,})"
+            axes.hist(scores, np.linspace(0, 1, 26), weights=share, color=colour, alpha=0.55, label=label)
+        axes.set(xlim=(0, 1), xlabel="probability", ylabel="share of the class")
+        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(loc="upper right", ncols=2, fontsize=9)
+        axes.set_title(level_title(predictions, level))
+    return figure
+
+
+@in_style
+def vertebra_against_patient(
+    predictions: pd.DataFrame, *, threshold: float, patient_threshold: float | None = None
+) -> Picture:
+    """Why a vertebra threshold is not a patient threshold.
+
+    Left: the share of patients without fracture who stay below the threshold as C1, then C1 and C2, and so
+    on to all seven are read. Right: the rates of vertebrae, of patients at the vertebra threshold, and of
+    patients at a threshold of their own.
+
+    Raises:
+        ValueError: every patient has a fracture.
+
+    Example:
+        >>> figure = vertebra_against_patient(predictions, threshold=0.5, patient_threshold=0.6)
+    """
+    figure, (left, right) = canvas(12, 4.4, 1, 2, width_ratios=[1, 1.25])
+    cleared, independent = cleared_by_vertebrae(predictions, threshold)
+    places = np.arange(1, len(VERTEBRAE) + 1)
+    left.plot(places, independent, color=GREY, linestyle="--", label="if vertebrae erred independently")
+    left.plot(places, cleared, "o-", color=INTACT, label="observed")
+    share = f"{cleared[-1]:.0%}"
+    left.annotate(share, (7, cleared[-1]), xytext=(8, 0), textcoords="offset points", va="center")
+    left.set(
+        xlim=(0.7, 7.8), ylim=(0, 1.04), xlabel="vertebrae read", ylabel="share of patients without fracture"
+    )
+    left.set_xticks(places, ["C1", *(f"C1–{name}" for name in VERTEBRAE[1:])])
+    left.grid(True, axis="y")
+    left.legend(loc="lower left")
+    left.set_title("Still below the threshold")
+    patients, vertebrae = at_level(predictions, "patient"), at_level(predictions, "all")
+    groups = [("vertebrae", vertebrae, threshold, GREY), ("patients", patients, threshold, FRACTURED)]
+    if patient_threshold is not None:
+        groups.append(("patients, own", patients, patient_threshold, INTACT))
+    names, width = ["recall", "precision", "specificity"], 0.8 / len(groups)
+    for place, (name, rows, mark, colour) in enumerate(groups):
+        row = metrics.rates(metrics.confusion(rows["label"], rows["probability"], mark)).iloc[0]
+        x = np.arange(3) + (place - (len(groups) - 1) / 2) * width
+        bars = right.bar(x, row[names], width * 0.94, color=colour, label=f"{name} at {mark:.4f}")
+        right.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
+    right.set_xticks(range(3), names)
+    right.tick_params(axis="x", length=0)
+    right.set(ylim=(0, 1.12))
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(groups), fontsize=9)
+    right.set_title(f"Vertebrae and {level_title(predictions, 'patient').lower()}")
+    return figure
+
+
+@in_style
 def guarantee_picture(table: pd.DataFrame, *, recall: float, delta: float) -> Picture:
-    """True recall of the thresholds of `simulate_guarantee`, and how often it is below what was asked for.
+    """True recall of the thresholds of `simulate_guarantee`, and how often it violates the guarantee.
 
     Raises:
         ValueError: a method never found a threshold, so that there is nothing to draw.
+
+    Example:
+        >>> from cspine_helpers.decisions.simulation import simulate_guarantee
+        >>> figure = guarantee_picture(simulate_guarantee(redraws=20), recall=0.9, delta=0.1)
     """
     never = table[table["unpromised"] == table["redraws"]]
     if len(never):
         names = listing(f"{row.target}: {row.method}" for row in never.itertuples())
         raise ValueError(f"No redraw gave a threshold for {names}. Simulate with more patients in each.")
-    figure = Picture(figsize=(11, 0.55 * len(table) + 1.3))
-    left, right = figure.subplots(1, 2, sharey=True)
-    low, middle, high = table[["recall_5", "recall_50", "recall_95"]].to_numpy().T
-    share, least, most = table[["share", "low", "high"]].to_numpy().T
-    for row, method in enumerate(table["method"]):
-        mark = {"color": _COLOURS[method], "fmt": "o", "ms": 6, "elinewidth": 2.5}
-        left.errorbar(middle[row], row, xerr=[[middle[row] - low[row]], [high[row] - middle[row]]], **mark)
-        right.errorbar(share[row], row, xerr=[[share[row] - least[row]], [most[row] - share[row]]], **mark)
-        text = {"va": "center", "color": _COLOURS[method], "bbox": {"color": "white", "pad": 1}}
-        right.text(most[row] + 0.015, row, f"{share[row]:.1%}", **text)
-    left.axvline(recall, color=INK, linestyle="--", linewidth=1)
-    right.axvline(delta, color=INK, linestyle="--", linewidth=1)
+    figure, (left, right) = canvas(11, 0.55 * len(table) + 1.3, 1, 2, sharey=True)
+    for row, found in enumerate(table.itertuples()):
+        mark = {"color": _METHOD_COLOURS[found.method], "fmt": "o", "ms": 6, "elinewidth": 2.5}
+        for axes, low, middle, high in (
+            (left, found.recall_5, found.recall_50, found.recall_95),
+            (right, found.low, found.share, found.high),
+        ):
+            axes.errorbar(middle, row, xerr=[[middle - low], [high - middle]], **mark)
+        text = {"va": "center", "color": mark["color"], "bbox": {"color": "white", "pad": 1}}
+        right.text(found.high + 0.015, row, f"{found.share:.1%}", **text)
+    style.reference(left, recall, "x")
+    style.reference(right, delta, "x")
     targets = table["target"].map(_TARGETS)
     left.set_yticks(range(len(table)), [f"{a}\n{b}" for a, b in zip(targets, table["method"], strict=True)])
     left.set_ylim(len(table) - 0.5, -0.5)
-    left.set(xlabel="true recall: median, 90% of redraws (dashed: asked for)")
-    left.set_title("What new patients get")
-    right.set(xlim=(0, max(most.max() * 1.25, 2 * delta)))
+    left.set_xlabel("true recall: median, 90% of redraws (dashed: guaranteed)")
+    left.set_title("Recall in new patients")
+    right.set(xlim=(0, max(table["high"].max() * 1.25, 2 * delta)))
     right.set_xlabel(f"redraws with a true recall below {recall:.0%} (dashed: allowed)")
-    right.set_title(f"How often it is less, of {table['redraws'].iloc[0]:,}")
+    right.set_title(f"Violation rate, {table['redraws'].iloc[0]:,} redraws, 95% intervals")
     for axes in (left, right):
         axes.grid(True, axis="x")
         axes.tick_params(axis="y", length=0)
@@ -71,7 +342,7 @@ def guarantee_picture(table: pd.DataFrame, *, recall: float, delta: float) -> Pi
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def learning_curves(
     history: pd.DataFrame,
     *,
@@ -82,28 +353,21 @@ def learning_curves(
     """Loss, ranking and operating point over the epochs of a run's history; a line marks the best epoch.
 
     The fourth panel shows the learning rate, or the loss of the slice-level pretraining where there was one.
+
+    Example:
+        >>> from cspine_helpers.runs import read_history
+        >>> figure = learning_curves(read_history(run_folder), best_epoch=3)
     """
-    figure = Picture(figsize=(9, 6))
-    grid = figure.subplots(2, 2)
+    figure, grid = canvas(9, 6, 2, 2)
     panels = {
         "Loss": {"train_loss": "train", "validation_loss": "validation"},
         "Ranking": {"validation_auroc": "AUROC", "validation_average_precision": "average precision"},
         "At the threshold": {"validation_recall": "recall", "validation_precision": "precision"},
         "Learning rate": {"learning_rate": ""},
     }
-    for axes, (name, lines) in zip(grid.flat, panels.items(), strict=True):
-        axes.grid(axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if name == "Learning rate" and slice_losses:
-            axes.plot(range(1, len(slice_losses) + 1), slice_losses, color=INTACT)
-            axes.axhline(np.log(2), color=GREY, linewidth=1, linestyle=":")
-            axes.text(
-                len(slice_losses), np.log(2), "guessing", color=GREY, ha="right", va="bottom", fontsize=9
-            )
-            axes.set_ylim(0, 0.8)
-            axes.set_title("Before: loss of the slice-level pretraining")
-            axes.set_xlabel("epoch of single slices")
-            continue
+    if slice_losses:
+        panels.pop("Learning rate")
+    for axes, (name, lines) in zip(grid.flat, panels.items(), strict=False):
         for (column, label), colour in zip(lines.items(), (INTACT, FRACTURED), strict=False):
             axes.plot(history["epoch"], history[column], "o-", color=colour, ms=3.5, label=label)
         if len(lines) > 1:
@@ -112,298 +376,22 @@ def learning_curves(
             axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle="--", zorder=0)
         axes.set_title(name)
         axes.set_xlabel("epoch" if best_epoch is None else f"epoch (dashed: the best, {best_epoch})")
+    last = grid[1, 1]
+    if slice_losses:
+        last.plot(range(1, len(slice_losses) + 1), slice_losses, color=INTACT)
+        last.axhline(np.log(2), color=GREY, linewidth=1, linestyle=":")
+        last.text(len(slice_losses), np.log(2), "guessing", color=GREY, ha="right", va="bottom", fontsize=9)
+        last.set(
+            ylim=(0, 0.8),
+            title="Before: loss of the slice-level pretraining",
+            xlabel="epoch of single slices",
+        )
+    else:
+        last.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
+    for axes in grid.flat:
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (grid[0, 1], grid[1, 0]):
         axes.set_ylim(0, 1.02)
-    if not slice_losses:
-        grid[1, 1].yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    figure.head(title)
     return figure
-
-
-LEVEL_NAMES = {"all": "All vertebrae", **{name: name for name in VERTEBRAE}, "patient": "Patients"}
-
-
-def draw_pr(axes: Axes, predictions: pd.DataFrame, level: str, *, colour: str = INTACT) -> pd.DataFrame:
-    """Draw the precision–recall curve of one level over its chance line; returns the level's rows."""
-    rows = at_level(predictions, level)
-    curve = pr_curve(rows["label"], rows["probability"])
-    prevalence = rows["label"].mean()
-    axes.step(curve["recall"], curve["precision"], where="post", color=colour)
-    axes.axhline(prevalence, color=GREY, linestyle="--", linewidth=1)
-    axes.text(0.01, prevalence - 0.01, f"chance {prevalence:.2f}", color=GREY, va="top", fontsize=9)
-    unit_square(axes, "recall", "precision")
-    return rows
-
-
-def unit_square(axes: Axes, x: str, y: str) -> None:
-    """Axes of two rates, both from 0 to 1, with a light grid behind."""
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y)
-    axes.grid(True)
-    axes.set_axisbelow(True)
-
-
-@matplotlib.rc_context(STYLE)
-def pr_curves(
-    predictions: pd.DataFrame, *, threshold: float | None = None, patient_threshold: float | None = None
-) -> Figure:
-    """Precision–recall curves of all vertebrae, of each vertebra, and of patients, with operating points.
-
-    Bands are 95 % intervals with patients as units, each point by itself (`bands.curve_bands`); those of
-    seven single vertebrae would hide each other, and are left out.
-
-    Args:
-        predictions: predictions table of one split.
-        threshold: vertebra threshold to mark on the curves of vertebrae.
-        patient_threshold: patient threshold to mark on the curve of patients.
-
-    Raises:
-        ValueError: the table holds one class only.
-    """
-    figure = Picture(figsize=(13.6, 4.3))
-    pooled, single, patients = figure.subplots(1, 3)
-    _pr_panel(pooled, predictions, "all", threshold)
-    levels = defined_levels(predictions)
-    for name in [level for level in VERTEBRAE if level in levels]:
-        rows = at_level(predictions, name)
-        curve = pr_curve(rows["label"], rows["probability"])
-        area = average_precision(rows["label"], rows["probability"])
-        colour, label = VERTEBRA_COLOURS[name], f"{name}  {area:.2f}"
-        single.step(
-            curve["recall"], curve["precision"], where="post", color=colour, linewidth=1.4, label=label
-        )
-        _operating_point(single, rows, threshold, colour=colour, named=False)
-    unit_square(single, "recall", "precision")
-    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-    single.legend(title="average\nprecision", fontsize=9, title_fontsize=9, **beside)
-    single.set_title("One vertebra at a time")
-    if "patient" in levels:
-        _pr_panel(patients, predictions, "patient", patient_threshold)
-    else:
-        patients.set_title("Patients: one class only, no curve")
-        unit_square(patients, "recall", "precision")
-    return figure
-
-
-def _pr_panel(axes: Axes, predictions: pd.DataFrame, level: str, threshold: float | None) -> None:
-    rows = draw_pr(axes, predictions, level)
-    _draw_band(axes, predictions, level, "pr")
-    area = average_precision(rows["label"], rows["probability"])
-    _operating_point(axes, rows, threshold, colour=INK, named=True)
-    axes.set_title(f"{LEVEL_NAMES[level]}: average precision {area:.2f}")
-
-
-def _draw_band(axes: Axes, predictions: pd.DataFrame, level: str, kind: Literal["pr", "roc"]) -> None:
-    """The band of a curve that is drawn already; words where too many resamples are of one class only."""
-    try:
-        band = curve_bands(predictions, kind=kind, level=level)
-    except ValueError:
-        axes.text(0.99, 0.01, "no band: too few patients", color=GREY, ha="right", va="bottom", fontsize=9)
-        return
-    across = band["recall" if kind == "pr" else "false_positive_rate"]
-    axes.fill_between(across, band["low"], band["high"], color=INTACT, alpha=0.15, linewidth=0)
-
-
-@matplotlib.rc_context(STYLE)
-def roc_curves(predictions: pd.DataFrame) -> Figure:
-    """ROC curves of all vertebrae and of patients over the chance line, with bands as in `pr_curves`.
-
-    Args:
-        predictions: predictions table of one split.
-
-    Raises:
-        ValueError: the table holds one class only.
-    """
-    figure = Picture(figsize=(9.2, 4.3))
-    for axes, level in zip(figure.subplots(1, 2), ("all", "patient"), strict=True):
-        unit_square(axes, "false positive rate (1 − specificity)", "recall")
-        if level == "patient" and level not in defined_levels(predictions):
-            axes.set_title("Patients: one class only, no curve")
-            continue
-        rows = at_level(predictions, level)
-        curve = roc_curve(rows["label"], rows["probability"])
-        axes.step(curve["false_positive_rate"], curve["recall"], where="post", color=INTACT)
-        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-        axes.text(0.56, 0.53, "chance", color=GREY, va="top", fontsize=9)
-        _draw_band(axes, predictions, level, "roc")
-        axes.set_title(f"{LEVEL_NAMES[level]}: AUROC {auroc(rows['label'], rows['probability']):.2f}")
-    return figure
-
-
-def _operating_point(
-    axes: Axes, rows: pd.DataFrame, threshold: float | None, *, colour: str, named: bool
-) -> None:
-    if threshold is None:
-        return
-    point = rates(confusion(rows["label"], rows["probability"], threshold)).iloc[0]
-    axes.plot(point["recall"], point["precision"], "o", color=colour, markersize=8, mec="white", zorder=4)
-    if named and not np.isnan(point["precision"]):
-        below = point["recall"] > 0.5 and point["precision"] > 0.35  # the empty side of the curve
-        axes.annotate(
-            f"threshold {threshold:.4f}\nrecall {point['recall']:.2f}\nprecision {point['precision']:.2f}",
-            (point["recall"], point["precision"]),
-            xytext=(-8, -8) if below else (8, 8),
-            textcoords="offset points",
-            ha="right" if below else "left",
-            va="top" if below else "bottom",
-            fontsize=9,
-        )
-
-
-RATE_STYLES: dict[str, dict[str, Any]] = {
-    "recall": {"color": FRACTURED, "linestyle": "-"},
-    "precision": {"color": INTACT, "linestyle": "-"},
-    "specificity": {"color": "#009E73", "linestyle": "--"},
-    "f1": {"color": INK, "linestyle": ":"},
-}
-UNDER = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}  # behind words over curves
-RATE_NAMES = {"recall": "recall", "precision": "precision", "specificity": "specificity", "f1": "F1"}
-
-
-def ink_over(share: float) -> str:
-    """Colour of figures that stay readable over a cell shaded `Blues(share / 1.2)`."""
-    return "white" if share > 0.72 else INK
-
-
-@matplotlib.rc_context(STYLE)
-def threshold_sweep(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    *,
-    threshold: float | None = None,
-    precision_floor: float | None = None,
-) -> Figure:
-    """Recall, precision, specificity and F1 against the threshold, the chosen one marked.
-
-    Raises:
-        ValueError: see `metrics.check_scores`.
-    """
-    table = rates(threshold_counts(labels, probabilities))
-    figure = Picture(figsize=(9, 4.4))
-    axes = figure.subplots()
-    for name, style in RATE_STYLES.items():
-        axes.step(table["threshold"], table[name], where="post", label=RATE_NAMES[name], **style)
-    unit_square(axes, "threshold", "rate")
-    if precision_floor is not None:
-        axes.axhline(precision_floor, color=INTACT, linewidth=1, linestyle="--")
-        text = f"floor {precision_floor:.2f}"
-        axes.text(1.0, precision_floor, text, color=INTACT, ha="right", va="bottom", bbox=UNDER)
-    if threshold is not None:
-        _mark_threshold(axes, threshold)
-        row = rates(confusion(labels, probabilities, threshold)).iloc[0]
-        for name, style in RATE_STYLES.items():
-            axes.plot(threshold, row[name], "o", color=style["color"], mec="white", markersize=8, zorder=4)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    axes.set_title("What each threshold gives and takes")
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def confusions(counts: Mapping[str, pd.DataFrame]) -> Figure:
-    """Confusion matrices side by side, cells shaded by their share of the truth's row.
-
-    Args:
-        counts: title → one row of `metrics.confusion`.
-    """
-    figure = Picture(figsize=(3.4 * len(counts), 3.2))
-    for axes, (title, row) in zip(
-        np.atleast_1d(figure.subplots(1, len(counts))), counts.items(), strict=True
-    ):
-        tp, fp, fn, tn = (int(row[name].iloc[0]) for name in ("tp", "fp", "fn", "tn"))
-        cells = np.array([[tp, fn], [fp, tn]])
-        totals = cells.sum(axis=1)
-        shares = cells / np.maximum(totals, 1)[:, None]
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.2)
-        for (y, x), count in np.ndenumerate(cells):
-            ink = ink_over(shares[y, x])
-            axes.text(x, y - 0.08, f"{count:,}", ha="center", va="center", fontsize=14, color=ink)
-            axes.text(x, y + 0.17, f"{shares[y, x]:.1%}", ha="center", va="center", fontsize=10, color=ink)
-        axes.set_xticks([0, 1], ["called\nfractured", "called\nintact"])
-        axes.set_yticks([0, 1], [f"fractured\n{totals[0]:,}", f"intact\n{totals[1]:,}"])
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        axes.set_title(title)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def score_histograms(
-    predictions: pd.DataFrame, *, threshold: float | None = None, patient_threshold: float | None = None
-) -> Figure:
-    """How probabilities are spread among fractured and intact vertebrae, and among patients.
-
-    Each class is scaled to its own size, so that the shapes can be compared.
-    """
-    figure = Picture(figsize=(11, 3.9))
-    levels = {"all": threshold, "patient": patient_threshold}
-    for axes, (level, mark) in zip(figure.subplots(1, 2), levels.items(), strict=True):
-        rows = at_level(predictions, level)
-        for truth, (name, colour) in enumerate({"intact": INTACT, "fractured": FRACTURED}.items()):
-            scores = rows.loc[rows["label"] == truth, "probability"].to_numpy()
-            share = np.full(len(scores), 1 / max(len(scores), 1))
-            label = f"{name} ({len(scores):,})"
-            axes.hist(scores, np.linspace(0, 1, 26), weights=share, color=colour, alpha=0.55, label=label)
-        if mark is not None:
-            _mark_threshold(axes, mark)
-        axes.set(xlim=(0, 1), xlabel="probability", ylabel="share of the class")
-        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
-        axes.legend(loc="upper right", ncols=2, fontsize=9)
-        axes.set_title(LEVEL_NAMES[level])
-    return figure
-
-
-def _mark_threshold(axes: Axes, threshold: float) -> None:
-    axes.axvline(threshold, color=INK, linewidth=1.2)
-    where = axes.get_xaxis_transform()
-    side, gap = ("right", -0.01) if threshold > 0.8 else ("left", 0.01)
-    text = f"threshold {threshold:.4f}"
-    axes.text(threshold + gap, 0.99, text, transform=where, ha=side, va="top", fontsize=9, bbox=UNDER)
-
-
-@matplotlib.rc_context(STYLE)
-def vertebra_against_patient(
-    predictions: pd.DataFrame, *, threshold: float, patient_threshold: float | None = None
-) -> Figure:
-    """Why a vertebra threshold is not a patient threshold.
-
-    Left: the share of patients without any fracture who stay below the threshold while C1, then C1 and C2,
-    and so on to all seven are looked at. Right: the rates of vertebrae, of patients under the vertebra
-    threshold, and of patients under a threshold of their own.
-
-    Raises:
-        ValueError: every patient has a fracture.
-    """
-    figure = Picture(figsize=(12, 4.4))
-    left, right = figure.subplots(1, 2, width_ratios=[1, 1.25])
-    _cleared_panel(left, predictions, threshold)
-    patients = patient_level(predictions)
-    vertebrae = at_level(predictions, "all")
-    groups = [("vertebrae", vertebrae, threshold, GREY), ("patients", patients, threshold, FRACTURED)]
-    if patient_threshold is not None:
-        groups.append(("patients, own", patients, patient_threshold, INTACT))
-    names, width = ["recall", "precision", "specificity"], 0.8 / len(groups)
-    for place, (name, rows, mark, colour) in enumerate(groups):
-        row = rates(confusion(rows["label"], rows["probability"], mark)).iloc[0]
-        x = np.arange(3) + (place - (len(groups) - 1) / 2) * width
-        bars = right.bar(x, row[names], width * 0.94, color=colour, label=f"{name} at {mark:.4f}")
-        right.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
-    right.set_xticks(range(3), names)
-    right.tick_params(axis="x", length=0)
-    right.set(ylim=(0, 1.12))
-    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(groups), fontsize=9)
-    right.set_title("The same threshold means something else")
-    return figure
-
-
-def _cleared_panel(axes: Axes, predictions: pd.DataFrame, threshold: float) -> None:
-    cleared, independent = cleared_by_vertebrae(predictions, threshold)
-    places = np.arange(1, len(VERTEBRAE) + 1)
-    axes.plot(places, independent, color=GREY, linestyle="--", label="if vertebrae erred independently")
-    axes.plot(places, cleared, "o-", color=INTACT, label="found")
-    share = f"{cleared[-1]:.0%}"
-    axes.annotate(share, (7, cleared[-1]), xytext=(8, 0), textcoords="offset points", va="center")
-    axes.set(xlim=(0.7, 7.8), ylim=(0, 1.04), xlabel="vertebrae looked at")
-    axes.set_ylabel("share of patients without fracture")
-    axes.set_xticks(places, ["C1", *(f"C1–{name}" for name in VERTEBRAE[1:])])
-    axes.grid(True, axis="y")
-    axes.legend(loc="lower left")
-    axes.set_title("Still cleared when one alarm is enough")

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,16 +12,27 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, PALE, STYLE, Picture
+from cspine_helpers.figures.style import (
+    FRACTURED,
+    GREY,
+    INK,
+    INTACT,
+    PALE,
+    SKY,
+    Picture,
+    canvas,
+    in_style,
+    reference,
+)
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.packed import MASK
 
 CENTRAL = MASK // 2  # the middle of the five neighbouring slices
-OUTLINE = "#56B4E9"
+OUTLINE = SKY  # of masks
 COLUMNS = 8
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def sequence_montage(array: np.ndarray, *, title: str = "", truth: ArrayLike | None = None) -> Picture:
     """All slices of one sequence, cranial first, the mask outlined; fractured slices framed.
 
@@ -30,6 +40,9 @@ def sequence_montage(array: np.ndarray, *, title: str = "", truth: ArrayLike | N
         array: `(T, H, W, 6)` uint8 as packed.
         title: above the picture.
         truth: `(T,)`, 1 where the slice shows the fracture; None or NaN where unknown.
+
+    Example:
+        >>> figure = sequence_montage(np.zeros((5, 32, 32, 6), np.uint8), truth=[0, 1, 1, 0, 0])
     """
     marks = _marks(truth, len(array))
     columns = min(5, len(array))
@@ -41,11 +54,11 @@ def sequence_montage(array: np.ndarray, *, title: str = "", truth: ArrayLike | N
     for number, axes in enumerate(grid.flat[: len(array)]):
         draw_slice(axes, array[number], fractured=bool(marks[number] == 1), number=number)
     _legend(figure, marks)
-    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
+    figure.head(title)
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def vertebra_row(
     arrays: Mapping[str, np.ndarray], *, slices: Mapping[str, int] | None = None, title: str = ""
 ) -> Picture:
@@ -58,6 +71,9 @@ def vertebra_row(
 
     Raises:
         ValueError: `slices` names a sequence or a slice that there is not; names each.
+
+    Example:
+        >>> figure = vertebra_row({"C1": np.zeros((5, 32, 32, 6), np.uint8)}, slices={"C1": 2})
     """
     slices = slices or {}
     wrong = [f"{name}: {at}" for name, at in slices.items() if not 0 <= at < len(arrays.get(name, ()))]
@@ -70,11 +86,11 @@ def vertebra_row(
         largest = int(np.argmax((array[..., MASK] > 127).sum((1, 2))))
         draw_slice(axes, array[slices.get(name, largest)])
         axes.set_title(name, loc="center", pad=4)
-    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
+    figure.head(title)
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def attention_montage(
     array: np.ndarray, attention: ArrayLike, *, truth: ArrayLike | None = None, title: str = ""
 ) -> Picture:
@@ -85,6 +101,9 @@ def attention_montage(
         attention: `(T,)`, sums to 1.
         truth: `(T,)`, 1 where the slice shows the fracture; None or NaN where unknown.
         title: above the picture.
+
+    Example:
+        >>> figure = attention_montage(np.zeros((4, 32, 32, 6), np.uint8), [0.1, 0.6, 0.2, 0.1])
     """
     weights, marks = np.asarray(attention, dtype=float), _marks(truth, len(array))
     if weights.shape != (len(array),):
@@ -99,18 +118,18 @@ def attention_montage(
         draw_slice(axes, array[number], fractured=fractured, number=number)
         bars = figure.add_subplot(grid[2 * row + 1, column])
         bars.bar(0, weights[number], width=0.9, color=FRACTURED if fractured else INTACT)
-        bars.axhline(1 / len(array), color=INK, linewidth=1, linestyle="--")
+        reference(bars, 1 / len(array), "y")
         bars.set(xlim=(-0.5, 0.5), ylim=(0, max(1.1 * weights.max(), 2 / len(array))), xticks=[], yticks=[])
         bars.spines["left"].set_visible(False)
         bars.annotate(f"{weights[number]:.0%}", (0.5, 0.02), (0, -9), "axes fraction", "offset points",
                       ha="center", size=8)  # fmt: skip
     uniform = Line2D([], [], color=INK, linewidth=1, linestyle="--", label=f"uniform, 1/{len(array)}")
     _legend(figure, marks, Patch(color=INTACT, label="attention"), uniform)
-    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
+    figure.head(title)
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def attention_by_level(table: pd.DataFrame, *, title: str = "") -> Picture:
     """Mean attention along the slices of each vertebra, fractured against intact.
 
@@ -119,10 +138,12 @@ def attention_by_level(table: pd.DataFrame, *, title: str = "") -> Picture:
     Args:
         table: of `explain.attention_table`.
         title: above the picture.
+
+    Example:
+        >>> one = {"slice": [0, 1], "attention": [0.4, 0.6], "fractured": [0, 1]}
+        >>> figure = attention_by_level(pd.DataFrame(one).assign(vertebra="C1", label=1))
     """
-    figure = Picture(figsize=(10, 4.8))
-    grid = figure.subplots(2, 4, sharex=True, sharey=True)
-    slices = int(table["slice"].max()) + 1
+    figure, grid = canvas(10, 4.8, 2, 4, sharex=True, sharey=True)
     names = {1: ("fractured", FRACTURED), 0: ("intact", INTACT)}
     for axes, vertebra in zip(grid.flat, VERTEBRAE, strict=False):
         rows = table[table["vertebra"] == vertebra]
@@ -133,14 +154,13 @@ def attention_by_level(table: pd.DataFrame, *, title: str = "") -> Picture:
         for label, (_, colour) in names.items():
             mean = rows[rows["label"] == label].groupby("slice")["attention"].mean()
             axes.plot(mean.index, mean, color=colour)
-        axes.axhline(1 / slices, color=INK, linewidth=1, linestyle="--")
+        reference(axes, 1 / (table["slice"].max() + 1), "y")
         axes.set_title(vertebra, pad=4)
         axes.text(1, 1, f"{counts.get(1, 0)} fractured, {counts.get(0, 0)} intact", transform=axes.transAxes,
                   ha="right", va="bottom", size=8, color=GREY)  # fmt: skip
     grid[0, 0].set_ylim(0)
-    for axes in grid[1, :3]:
+    for axes in (*grid[1, :3], grid[0, 3]):
         axes.set_xlabel("slice, cranial → caudal")
-    grid[0, 3].set_xlabel("slice, cranial → caudal")
     grid[0, 3].tick_params(labelbottom=True)
     for axes in grid[:, 0]:
         axes.set_ylabel("mean attention")
@@ -150,13 +170,13 @@ def attention_by_level(table: pd.DataFrame, *, title: str = "") -> Picture:
         handles.append(Patch(color=PALE, label="where the fractures are"))
     grid[1, 3].set_axis_off()
     grid[1, 3].legend(handles=handles, loc="center")
-    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
+    figure.head(title)
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def attention_vs_truth(scores: pd.DataFrame, *, title: str = "") -> Picture:
-    """How well attention finds the fractured slices, vertebra by vertebra, against uniform weights.
+    """How well attention ranks the fractured slices, vertebra by vertebra, against uniform weights.
 
     Args:
         scores: of `explain.sequence_scores`.
@@ -164,14 +184,17 @@ def attention_vs_truth(scores: pd.DataFrame, *, title: str = "") -> Picture:
 
     Raises:
         ValueError: there are no scores, because no truth is known.
+
+    Example:
+        >>> scores = {"auroc": [0.9], "share": [0.5], "uniform_share": [0.2], "top1": [1.0]}
+        >>> figure = attention_vs_truth(pd.DataFrame(scores))
     """
     if scores.empty:
         raise ValueError("There are no scores to draw: no sequence's fractured slices are known.")
-    figure = Picture(figsize=(9, 4.2))
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = canvas(9, 4.2, 1, 2)
     mean = scores["auroc"].mean()
     left.hist(scores["auroc"], bins=np.linspace(0, 1, 21).tolist(), color=INTACT, edgecolor="white")
-    left.axvline(0.5, color=INK, linewidth=1, linestyle="--", label="uniform, 0.50")
+    reference(left, 0.5, "x", label="uniform, 0.50")
     left.axvline(mean, color=FRACTURED, label=f"mean, {mean:.2f}")
     left.set(xlabel="AUROC of attention against fractured slices", ylabel="fractured vertebrae", xlim=(0, 1))
     left.set_title("Ranks fractured slices higher?")
@@ -185,7 +208,7 @@ def attention_vs_truth(scores: pd.DataFrame, *, title: str = "") -> Picture:
     right.set(xlabel="share of slices that are fractured", ylabel="share of attention on them")
     right.set(xlim=(0, 1), ylim=(0, 1.02), title="Rests on fractured slices?")
     right.legend(loc="lower right")
-    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
+    figure.head(title)
     return figure
 
 
@@ -205,9 +228,7 @@ def draw_slice(
     axes: Axes, picture: np.ndarray, *, fractured: bool = False, number: int | None = None
 ) -> None:
     """The central channel of one slice `(H, W, 6)`, the mask's outline, a frame where fractured."""
-    pixels = (
-        "nearest" if len(picture) <= 96 else "auto"
-    )  # small pictures: as the model sees them, small files
+    pixels = "nearest" if len(picture) <= 96 else "auto"  # small ones as the model sees them
     axes.imshow(picture[..., CENTRAL], cmap="gray", vmin=0, vmax=255, interpolation=pixels)
     mask = picture[..., MASK] > 127
     if mask.any():

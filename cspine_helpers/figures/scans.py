@@ -1,7 +1,4 @@
-"""Contact sheets: one picture a study that shows at a glance whether its vertebrae were packed well.
-
-Pictures of a whole CT: from the side, from the front, one axial slice a vertebra, before it is packed.
-"""
+"""Pictures of a whole CT, and the contact sheet that shows whether it was packed well."""
 
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -16,15 +13,16 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.patches import Rectangle
 
 from cspine_helpers.ct.volume import Volume, bounding_box
+from cspine_helpers.figures import style
 from cspine_helpers.figures.montages import draw_slice
-from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, PALE, STYLE, VERTEBRA_COLOURS, Picture
+from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, PALE, Picture, canvas, in_style
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.packed import PackedVertebra
 
 BONE_WINDOW_HU = (-300.0, 1200.0)
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def study_views(
     volume_hu: np.ndarray,
     label_map: np.ndarray,
@@ -43,6 +41,11 @@ def study_views(
         spacing_mm: (z, y, x).
         fracture_map: same shape, above 0 where bone is broken; drawn in colour.
         title: above the picture.
+
+    Example:
+        >>> block = np.zeros((9, 9, 9), int)
+        >>> block[3:6, 3:6, 3:6] = 2
+        >>> figure = study_views(400 * block, block, (1.0, 0.5, 0.5))
     """
     broken = np.zeros(volume_hu.shape, bool) if fracture_map is None else fracture_map > 0
     there = [n for n in range(1, 8) if (label_map == n).any()]
@@ -51,11 +54,10 @@ def study_views(
     figure = Picture(figsize=(10.5, 7.4))
     top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[2.1, 1])).flat
     z, y, x = spacing_mm
-    depth = np.arange(len(volume_hu))
-    through = body_row(label_map[:, :, middle], there)
+    through = _body_row(label_map[:, :, middle], there)
     cuts: dict[str, tuple[Any, float]] = {
         "From the side (front on the left)": (np.s_[:, :, middle], z / y),
-        "From the front, along the bodies' curve": (np.s_[depth, through, :], z / x),
+        "From the front, along the bodies' curve": (np.s_[np.arange(len(volume_hu)), through, :], z / x),
     }
     for axes, (name, (cut, aspect)) in zip(top.subplots(1, 2), cuts.items(), strict=True):
         _draw(axes, volume_hu[cut], broken[cut], aspect)
@@ -72,15 +74,13 @@ def study_views(
         index = z0 + int(shown.sum((1, 2)).argmax())
         crop = np.s_[index, max(y0 - 5, 0) : y1 + 5, max(x0 - 5, 0) : x1 + 5]
         _draw(axes, volume_hu[crop], broken[crop] & (label_map[crop] == n), y / x)
-        fractured = broken[label_map == n].any()
-        axes.set_title(
-            VERTEBRAE[n - 1] + (" fractured" if fractured else ""), color=FRACTURED if fractured else INK
-        )
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+        name, colour = (" fractured", FRACTURED) if broken[label_map == n].any() else ("", INK)
+        axes.set_title(VERTEBRAE[n - 1] + name, color=colour)
+    figure.head(title)
     return figure
 
 
-def body_row(sagittal_labels: np.ndarray, there: list[int]) -> np.ndarray:
+def _body_row(sagittal_labels: np.ndarray, there: list[int]) -> np.ndarray:
     """The row (Y) through the bodies in each slice: middles of the front parts, straight lines between."""
     middles = []
     for n in there:
@@ -101,16 +101,15 @@ def _draw(axes: Axes, plane_hu: np.ndarray, broken: np.ndarray, aspect: float) -
 
 Range = tuple[float, float]  # half-open, in voxels
 # On a dark picture ink is lost and dark blue nearly so: the palette's yellow instead, and a lighter blue.
-COLOURS = {**VERTEBRA_COLOURS, "C1": "#F0E442", "C5": "#7F9CFF"}
+COLOURS = {**style.VERTEBRA_COLOURS, "C1": "#F0E442", "C5": "#7F9CFF"}
 _TINT, _SHADE = np.array([(0, 0, 0), *map(to_rgb, COLOURS.values())], np.float32), 0.3
 _AROUND_MM, _LEVEL_MM, _EDGE_MM = 30.0, 18.0, 3.0  # shown around boxes, for a level without one, past an edge
 _PIXELS = 512  # of a cut along either axis
 _WIDTH, _VIEWS, _LINE = 10.8, 5.9, 0.165  # inches: the sheet, its pictures' height, one line of notes
 _LETTERS, _LINES = 155, 10  # that a line of notes holds; that notes may take
-_STYLE = STYLE | {"figure.constrained_layout.use": False}  # all places are known: no layout to solve
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(style.STYLE | {"figure.constrained_layout.use": False})  # all places are known
 def contact_sheet(
     volume: Volume,
     label_map: np.ndarray,
@@ -121,8 +120,8 @@ def contact_sheet(
 ) -> Picture:
     """One study's packing: the boxes on the CT from the side and from the front, and C1 … C7 as packed.
 
-    Both cuts follow the spine and are drawn in mm. Their axes count voxels, voxel i from i to i + 1: a box
-    lies where its piece's `slice_indices`, `rows` and `columns` say. What lies outside the CT is pale.
+    Both cuts follow the spine and are drawn in mm. Their axes count voxels, voxel i from i to i + 1: a box is
+    where its piece's `slice_indices`, `rows` and `columns` say. What is outside the CT is pale.
 
     Args:
         volume: the CT.
@@ -133,6 +132,10 @@ def contact_sheet(
 
     Raises:
         ValueError: label map and CT differ in shape, or a piece is named like no vertebra.
+
+    Example:
+        >>> volume = Volume(np.zeros((9, 9, 9), np.int16), (1.0, 1.0, 1.0), np.zeros(3), np.eye(3))
+        >>> figure = contact_sheet(volume, np.zeros((9, 9, 9)), {}, notes=["no vertebra"])
     """
     if label_map.shape != volume.hu.shape:
         raise ValueError(
@@ -142,6 +145,7 @@ def contact_sheet(
     if unknown := [name for name in pieces if name not in VERTEBRAE]:
         raise ValueError(f"Pieces are named {', '.join(VERTEBRAE)}; found {', '.join(map(repr, unknown))}.")
     pieces = {name: pieces[name] for name in VERTEBRAE if name in pieces}
+    # 1. The frame: title above, notes below, both in inches
     heading, lines = textwrap.wrap(title, 100, max_lines=2, placeholder=" …"), _lines(notes)
     above, below = 0.12 + 0.2 * len(heading), 0.08 + _LINE * len(lines)
     height = above + _VIEWS + below
@@ -150,10 +154,21 @@ def contact_sheet(
     figure.text(0.01, 1 - 0.06 / height, "\n".join(heading), size=11, weight="bold", **write)
     figure.text(0.01, (below - 0.04) / height, "\n".join(lines), size=8.5, linespacing=1.25, **write)
     place = {"bottom": below / height, "top": 1 - above / height}
+    # 2. The cuts, and the middle slice of each vertebra as packed
     _views(figure, volume, label_map, pieces, place)
     cells = GridSpec(4, 2, figure, left=0.73, right=0.99, wspace=0.03, hspace=0.03, **place)
     for number, name in enumerate(VERTEBRAE):
-        _piece(figure.add_subplot(cells[number]), name, pieces.get(name))
+        axes = figure.add_subplot(cells[number])
+        if name in pieces:
+            draw_slice(axes, pieces[name].array[len(pieces[name].array) // 2])
+            axes.set_anchor("N")
+            _name(axes, name, 0.04, 0.96, va="top", ha="left", transform=axes.transAxes)
+        else:
+            axes.set(xticks=[], yticks=[], facecolor=PALE, aspect=1, anchor="N")
+            axes.spines[:].set_visible(False)
+            missing = {"ha": "center", "va": "center", "color": FRACTURED, "weight": "bold"}
+            axes.text(0.5, 0.5, f"{name} missing", **missing)
+    # 3. Counts
     axes = figure.add_subplot(cells[len(VERTEBRAE)])
     axes.set_axis_off()
     colour = INK if len(pieces) == len(VERTEBRAE) else FRACTURED
@@ -164,18 +179,6 @@ def contact_sheet(
     about = f"{shape} voxels\n{spacing} mm\n(z × y × x)"
     axes.text(0.06, 0.56, about, va="top", size=7.5, color=GREY, linespacing=1.4)
     return figure
-
-
-def _piece(axes: Axes, name: str, piece: PackedVertebra | None) -> None:
-    """The middle slice as packed, or that there is none."""
-    if piece is None:
-        axes.set(xticks=[], yticks=[], facecolor=PALE, aspect=1, anchor="N")
-        axes.spines[:].set_visible(False)
-        axes.text(0.5, 0.5, f"{name} missing", ha="center", va="center", color=FRACTURED, weight="bold")
-        return
-    draw_slice(axes, piece.array[len(piece.array) // 2])
-    axes.set_anchor("N")
-    _name(axes, name, 0.04, 0.96, va="top", ha="left", transform=axes.transAxes)
 
 
 def _views(
@@ -194,7 +197,7 @@ def _views(
         across = np.interp(depth, *np.transpose(middles)).round().astype(int).clip(0, columns - 1)
     side = np.s_[depth, :, across]
     there = [n for n in range(1, len(VERTEBRAE) + 1) if (label_map[side] == n).any()]
-    along = body_row(label_map[side], there) if there else np.full(len(depth), rows // 2)
+    along = _body_row(label_map[side], there) if there else np.full(len(depth), rows // 2)
     front = np.s_[depth, along, :]
 
     spans = {n: (int(p.slice_indices.min()), int(p.slice_indices.max()) + 1) for n, p in pieces.items()}
@@ -211,9 +214,8 @@ def _views(
     for number, (field, (cut, ends, boxes, _, step)) in enumerate(zip(fields, cuts, strict=True)):
         axes = figure.add_subplot(grid[number])
         _draw_sheets(axes, volume.hu[cut], label_map[cut], ends, tall, field)
-        axes.set(
-            xlim=field, ylim=tall[::-1], aspect=z / step, anchor="N", xticks=[], yticks=[], facecolor=PALE
-        )
+        axes.set(xlim=field, ylim=tall[::-1], aspect=z / step, anchor="N")
+        axes.set(xticks=[], yticks=[], facecolor=PALE)
         axes.spines[:].set_visible(False)
         for name, (start, stop) in boxes.items():
             first, last = spans[name]
@@ -273,31 +275,37 @@ def _lines(notes: Sequence[str]) -> list[str]:
     return lines
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def heights(manifest: pd.DataFrame, slices: int, *, title: str = "") -> Picture:
-    """How high each vertebra is as its mask has it, and how many slices that is, from C1 to C7.
+    """How high each vertebra's mask is, and how many native slices that is, from C1 to C7.
 
     Args:
-        manifest: with `PROVENANCE_COLUMNS`; vertebrae that an edge of the picture cuts are drawn hollow.
+        manifest: with `PROVENANCE_COLUMNS`; vertebrae truncated by the field of view are drawn hollow.
         slices: T. Vertebrae with fewer slices show some of them twice, those with more leave some out.
         title: above the picture.
+
+    Example:
+        >>> row = {"z_first_mm": 0.0, "z_last_mm": 12.0, "spacing_z_mm": 1.0, "completeness": 1.0}
+        >>> figure = heights(pd.DataFrame([row | {"vertebra": "C2"}]), slices=15)
     """
-    figure = Picture(figsize=(9, 3.8))
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = canvas(9, 3.8, 1, 2)
     height_mm = manifest["z_last_mm"] - manifest["z_first_mm"] + manifest["spacing_z_mm"]
     each = manifest.groupby("vertebra")["vertebra"]
     places = manifest["vertebra"].map({level: float(n) for n, level in enumerate(VERTEBRAE)})
     places += 0.6 * ((each.cumcount() + 0.5) / each.transform("count") - 0.5)  # side by side
     whole = (manifest["completeness"] == 1).to_numpy()
     for axes, values in ((left, height_mm), (right, height_mm / manifest["spacing_z_mm"])):
-        for some, fill, name in ((whole, INTACT, "whole"), (~whole, "none", "cut by the picture's edge")):
+        for some, fill, name in (
+            (whole, INTACT, "whole"),
+            (~whole, "none", "truncated by the field of view"),
+        ):
             if some.any():
                 axes.plot(places[some], values[some], "o", mec=INTACT, mfc=fill, alpha=0.7, label=name)
         axes.set_xticks(range(len(VERTEBRAE)), VERTEBRAE)
         axes.set_ylim(0)
     left.set(ylabel="mm", title="Height of the mask")
     right.set(ylabel="slices", title="Native slices")
-    right.axhline(slices, color=INK, linewidth=1, linestyle="--", label=f"T = {slices} positions")
+    style.reference(right, slices, "y", label=f"T = {slices} positions")
     right.legend(loc="upper right")
-    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
+    figure.head(title)
     return figure
