@@ -29,6 +29,7 @@ from pydicom.uid import (
 from pydicom.valuerep import DSfloat
 from scipy import ndimage
 
+from cspine_helpers.ct.dicom import read_series
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.phantom.rendering import render_study
 
@@ -86,6 +87,14 @@ def phantom() -> Scan:
     scan = Scan(np.rint(study.volume_hu).astype(np.int16), study.label_map, study.spacing_mm)
     scan.hu.flags.writeable = scan.labels.flags.writeable = False
     return scan
+
+
+@cache
+def real_series() -> np.ndarray:
+    """20 slices of 512 × 512, 2 mm apart, as whole HU; only where the real CT are (`needs_ct`)."""
+    hu = read_series(REAL_CT / "totalsegmentator_example" / "dicom").hu.astype(np.int16)
+    hu.flags.writeable = False
+    return hu
 
 
 @cache

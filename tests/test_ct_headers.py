@@ -267,8 +267,6 @@ READ_TWO = """
 import sys
 from pathlib import Path
 from cspine_helpers.ct.dicom import read_series
-from cspine_helpers.ct.dicom import read_header, shown
-from cspine_helpers.packed import read_manifest
 read_series(Path(sys.argv[1]))  # another patient's pixels lie in memory
 try:
     volume = read_series(Path(sys.argv[2]))
@@ -279,7 +277,11 @@ else:
 """
 
 
-@pytest.mark.parametrize(("poison", "damaged"), [("0", (3,)), ("85", range(6))], ids=["one", "all"])
+@pytest.mark.parametrize(
+    ("poison", "damaged"),
+    [("0", (3,)), pytest.param("85", range(6), marks=pytest.mark.slow)],
+    ids=["one", "all"],
+)
 def test_what_lies_in_memory_never_gets_into_a_volume(tmp_path, poison, damaged):
     """glibc fills fresh memory with a byte of our choice, or with 0 leaves in it what was there."""
     write_dicom(tmp_path / "before", body((6, 256, 256)), SPACING)
@@ -364,9 +366,8 @@ def test_compressed_pixels_that_are_half_zeros_are_damage(tmp_path, syntax, end)
 
 
 def real_hu() -> np.ndarray:
-    """Six slices of 512 × 512, with air, bone above 1023 HU, and noise."""
-    folder = scans.REAL_CT / "totalsegmentator_example" / "dicom"
-    return read_series(folder).hu[4:10].astype(np.int16)
+    """Six slices with air, bone above 1023 HU, and noise."""
+    return scans.real_series()[4:10, 150:390, 130:370]
 
 
 # Words and values.

@@ -47,7 +47,7 @@ _TELLING = {  # tags that a series has one of
 # or lies so many HU from it and so many times nearer once it is shifted.
 JUMP_RESCALED, MIN_RESCALED_HU = 1.5, 20.0
 JUMP_SHIFTED, MIN_SHIFT_HU = 4.0, 150.0
-ALIKE, UNLIKE = 0.7, 0.1  # correlation of neighbours
+ALIKE, UNLIKE, MIN_SPREAD_HU = 0.7, 0.1, 0.01  # correlation of neighbours, of slices that are not constant
 WILD_HU, MAX_WILD = (-4096, 32000), 0.005  # beyond what CT measures; share of a slice
 FILL_AIR_HU, FILL_APART_HU = -900, 50  # what air lies below; a picture differs from its fill by
 
@@ -259,7 +259,7 @@ def _check_values(ordered: Sequence[Slice], hu: np.ndarray) -> None:
     - Fill: see `_filled`.
     """
     stride = max(1, min(hu.shape[1:]) // 128)
-    planes = hu[:, ::stride, ::stride]
+    planes = hu[:, ::stride, ::stride].astype(np.float32)
     if filled := _filled(planes):
         raise ValueError(
             f"{len(filled)} slices hold one constant value where their neighbours hold a picture, as where a "
@@ -267,11 +267,10 @@ def _check_values(ordered: Sequence[Slice], hu: np.ndarray) -> None:
         )
     rescales = [_rescale(its) for its in ordered]
     usual, odd, breaks = Counter(rescales), dict[int, None](), list[int]()
-    unlike = _unlike(planes)
+    unlike, seen = _unlike(planes), planes != AIR_HU  # what is AIR_HU may be padding
     for k, pair in enumerate(itertools.pairwise(rescales)):
-        above, below = planes[k : k + 2].astype(np.float32)
-        seen = (above != AIR_HU) & (below != AIR_HU)  # what is AIR_HU may be padding
-        if not unlike[k] and not (seen.any() and _jumps(above[seen], below[seen], *pair)):
+        both = seen[k] & seen[k + 1]
+        if not unlike[k] and not (both.any() and _jumps(planes[k][both], planes[k + 1][both], *pair)):
             continue
         if pair[0] == pair[1]:
             breaks.append(k)
@@ -303,7 +302,7 @@ def _filled(planes: np.ndarray) -> list[int]:
     some row on: by a sixteenth of the rows more than there. Air: only if this holds on both sides, and for a
     quarter of the rows, as it may lie beyond the head or the field of view.
     """
-    height, ends = planes.shape[1], planes[:, -1, -1].astype(np.float32)
+    height, ends = planes.shape[1], planes[:, -1, -1]
     same = (planes == planes[:, -1:, -1:]).all(axis=2)[:, ::-1]
     runs = np.where(same.all(axis=1), height, same.argmin(axis=1))
     is_air = ends <= FILL_AIR_HU
@@ -324,11 +323,15 @@ def _filled(planes: np.ndarray) -> list[int]:
 
 def _unlike(planes: np.ndarray) -> np.ndarray:
     """Whether each two neighbours of the slices (N, Y, X) are unlike, where a pair beside them is alike."""
+    values = np.clip(planes, AIR_HU, 3071).reshape(len(planes), -1)
+    has_body = (values > FILL_AIR_HU).mean(axis=1) > 0.02
+    values -= values.mean(axis=1, keepdims=True)
+    lengths = np.linalg.norm(values, axis=1)
+    has_body &= lengths > MIN_SPREAD_HU * np.sqrt(values.shape[1])
+    values /= np.where(has_body, lengths, 1)[:, None]
     likeness = np.full(len(planes) + 1, np.nan)  # of neighbours; at both ends there are none
-    for k, pair in enumerate(itertools.pairwise(planes), start=1):
-        one, other = (np.clip(its, AIR_HU, 3071).astype(np.float32) for its in pair)
-        if min((its > FILL_AIR_HU).mean() for its in (one, other)) > 0.02 and one.std() and other.std():
-            likeness[k] = np.corrcoef(one.ravel(), other.ravel())[0, 1]
+    products = np.einsum("ij,ij->i", values[:-1], values[1:])
+    likeness[1:-1] = np.where(has_body[:-1] & has_body[1:], products, np.nan)
     is_alike = likeness >= ALIKE
     wild = ((planes < WILD_HU[0]) | (planes > WILD_HU[1])).mean(axis=(1, 2))
     is_wild = np.diff(wild > MAX_WILD)

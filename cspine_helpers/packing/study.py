@@ -1,14 +1,15 @@
 """One CT study, from its files to its packed sequences and the record that lets them stay.
 
-The record, `packed/studies/<StudyInstanceUID>.json`, is written after the sequences. It holds the SHA-256 of
-all that they depend on: the CT's files, the mask, labels, boxes, options and this code. While that is the
-same, and the sequences are as they were written, the study is not packed again.
+The record, `packed/studies/<StudyInstanceUID>.json`, is written after the sequences. Its key is the SHA-256
+of all that they depend on: the CT's files, the mask, labels, boxes, options and `PACKING_VERSION`. While that
+is the same, and the sequences are as they were written, the study is not packed again.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from cspine_helpers.figures.style import write_figure
 from cspine_helpers.files import paths
 from cspine_helpers.files.records import read_sealed, write_sealed
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.packed import PROVENANCE_COLUMNS, PackedVertebra, write_sequence
+from cspine_helpers.packed import PROVENANCE_COLUMNS, write_sequence
 from cspine_helpers.packing.crop import PackConfig, manifest_row, pack_vertebra
 from cspine_helpers.packing.slice_truth import packed_truth
 
@@ -73,13 +74,15 @@ def pack_study(
         ValueError, OSError: it cannot be packed; says why.
     """
     paths.check_uids([study.uid])
-    hashes = {"source_sha256": hash_of(study.ct), "mask_sha256": hash_of(study.mask, named=True)}
-    key = _key(study, config, hashes)
     done = read_study(packed, study.uid)
-    if done and done["key"] == key and _stands(done, packed) and (sheet is None or sheet.is_file()):
-        return done
-    forget(packed, study.uid)
-    record = {"format": FORMAT, "key": key} | _pack(study, packed, config, hashes, sheet)
+    with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter free, and so does decoding
+        hashes = beside.submit(_hashes, study)
+        is_same = done and done["key"] == _key(study, config, hashes.result()) and _is_unchanged(done, packed)
+        if is_same and (sheet is None or sheet.is_file()):
+            return done
+        forget(packed, study.uid)
+        content = _pack(study, packed, config, hashes, sheet)
+    record = {"format": FORMAT, "key": _key(study, config, hashes.result())} | content
     path = write_sealed(_record_path(packed, study.uid), record)
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -92,7 +95,7 @@ def read_study(packed: Path, uid: str) -> dict[str, Any]:
             version=FORMAT,
             missing="",
             again="pack again",
-            writer="packer.pack_study",
+            writer="study.pack_study",
         )
     except (FileNotFoundError, ValueError):
         return {}
@@ -146,10 +149,14 @@ def sentence(problems: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(levels)}: {why}" for why, levels in by_reason.items())
 
 
+def _hashes(study: StudyFiles) -> dict[str, str]:
+    return {"source_sha256": hash_of(study.ct), "mask_sha256": hash_of(study.mask, named=True)}
+
+
 def _pack(
-    study: StudyFiles, packed: Path, config: PackConfig, hashes: Mapping[str, str], sheet: Path | None
+    study: StudyFiles, packed: Path, config: PackConfig, hashes: Future[dict[str, str]], sheet: Path | None
 ) -> dict[str, Any]:
-    """Read, check, cut and write."""
+    # 1. Read and check.
     volume = read_ct(study.ct, series=study.series)
     label_map = read_label_map(study.mask, volume, scheme=study.scheme)
     try:
@@ -158,6 +165,7 @@ def _pack(
         raise ValueError(f"{study.mask.name}: {error}") from None
     problems = {level: "not in the mask" for level in VERTEBRAE if level not in found}
     problems |= {level: vertebra.problem for level, vertebra in found.items() if vertebra.problem}
+    # 2. Cut.
     pieces = {
         level: pack_vertebra(volume.hu, label_map.array, volume.spacing_mm, level, config, box=vertebra.box)
         for level, vertebra in found.items()
@@ -168,15 +176,14 @@ def _pack(
     truth = packed_truth(
         study.boxes, volume, label_map.array, pieces, uid=study.uid, fractured=study.fractured
     )
+    # 3. Write.
     rows, files = [], {}
     for level, piece in pieces.items():
         path = write_sequence(packed, study.uid, level, piece.array)
         files[path.name] = paths.sha256_of(path)
-        row = manifest_row(
-            study.uid, level, piece, volume.spacing_mm, config, truth.slices.get(level) or None
-        )
+        row = manifest_row(study.uid, level, piece, volume.spacing_mm, config, truth.slices[level] or None)
         warnings = "; ".join((*volume.warnings, *found[level].warnings))
-        origin = {"completeness": found[level].completeness, "mask": study.mask.name, **hashes}
+        origin = {"completeness": found[level].completeness, "mask": study.mask.name, **hashes.result()}
         origin |= {"packer": packer_version(), "warnings": warnings}
         rows.append(row | {column: origin[column] for column in PROVENANCE_COLUMNS})
     notes = [*volume.warnings, *truth.warnings]
@@ -197,13 +204,15 @@ def _pack(
             "origin_mm": volume.origin_mm.tolist(),
             "direction": volume.direction.tolist(),
         },
-        "crops": {level: _crop(piece) for level, piece in pieces.items()},
+        "crops": {  # where in the volume each sequence comes from, in voxels
+            level: {
+                "slices": its.slice_indices.tolist(),
+                "rows": list(its.rows),
+                "columns": list(its.columns),
+            }
+            for level, its in pieces.items()
+        },
     }
-
-
-def _crop(piece: PackedVertebra) -> dict[str, list[int]]:
-    """Where in the volume a sequence comes from, in voxels."""
-    return {"slices": piece.slice_indices.tolist(), "rows": list(piece.rows), "columns": list(piece.columns)}
 
 
 def _record_path(packed: Path, uid: str) -> Path:
@@ -225,7 +234,7 @@ def _key(study: StudyFiles, config: PackConfig, hashes: Mapping[str, str]) -> st
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _stands(record: Mapping[str, Any], packed: Path) -> bool:
+def _is_unchanged(record: Mapping[str, Any], packed: Path) -> bool:
     """Whether a record's sequences are there as they were written; brings back those set aside."""
     moved = {}
     for name, sha256 in record["files"].items():
