@@ -316,15 +316,13 @@ def guarantee_picture(table: pd.DataFrame, *, recall: float, delta: float) -> Pi
         names = listing(f"{row.target}: {row.method}" for row in never.itertuples())
         raise ValueError(f"No redraw gave a threshold for {names}. Simulate with more patients in each.")
     figure, (left, right) = canvas(11, 0.55 * len(table) + 1.3, 1, 2, sharey=True)
-    for row, found in enumerate(table.itertuples()):
-        mark = {"color": _METHOD_COLOURS[found.method], "fmt": "o", "ms": 6, "elinewidth": 2.5}
-        for axes, low, middle, high in (
-            (left, found.recall_5, found.recall_50, found.recall_95),
-            (right, found.low, found.share, found.high),
-        ):
+    for row, found in enumerate(table.to_dict("records")):
+        mark = {"color": _METHOD_COLOURS[found["method"]], "fmt": "o", "ms": 6, "elinewidth": 2.5}
+        for axes, ends in ((left, ("recall_5", "recall_50", "recall_95")), (right, ("low", "share", "high"))):
+            low, middle, high = (found[end] for end in ends)
             axes.errorbar(middle, row, xerr=[[middle - low], [high - middle]], **mark)
         text = {"va": "center", "color": mark["color"], "bbox": {"color": "white", "pad": 1}}
-        right.text(found.high + 0.015, row, f"{found.share:.1%}", **text)
+        right.text(found["high"] + 0.015, row, f"{found['share']:.1%}", **text)
     style.reference(left, recall, "x")
     style.reference(right, delta, "x")
     targets = table["target"].map(_TARGETS)

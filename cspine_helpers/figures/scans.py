@@ -166,7 +166,7 @@ def contact_sheet(
         else:
             axes.set(xticks=[], yticks=[], facecolor=PALE, aspect=1, anchor="N")
             axes.spines[:].set_visible(False)
-            missing = {"ha": "center", "va": "center", "color": FRACTURED, "weight": "bold"}
+            missing: dict[str, Any] = {"ha": "center", "va": "center", "color": FRACTURED, "weight": "bold"}
             axes.text(0.5, 0.5, f"{name} missing", **missing)
     # 3. Counts
     axes = figure.add_subplot(cells[len(VERTEBRAE)])
