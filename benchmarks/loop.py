@@ -15,8 +15,8 @@ from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
 from cspine_helpers.packed import write_sequence
 from cspine_helpers.phantom.cohort import CohortConfig, draw_labels
 from cspine_helpers.training.config import TrainConfig, adamw
-from cspine_helpers.training.loop import train_epoch
 from cspine_helpers.training.losses import Loss
+from cspine_helpers.training.trainer import train_epoch
 
 CUDA = torch.cuda.is_available()
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Row, interleaved, milliseconds, ratio, spread
 from cspine_helpers.model.classifier import INTENSITIES, FractureClassifier, ModelConfig
+from cspine_helpers.model.forward import folded
 from cspine_helpers.training.config import adamw
-from cspine_helpers.training.loop import RunningStatistics
 from cspine_helpers.training.losses import Loss
+from cspine_helpers.training.trainer import RunningStatistics
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -122,7 +123,7 @@ def against_backbone() -> Iterator[Row]:
         )
         inputs = batch["sequence"], batch["vertebra"]
         passes = {
-            "model": forward(network.folded(), *inputs),
+            "model": forward(folded(network), *inputs),
             "as trained": forward(network.eval(), *inputs),
             "backbone": forward(bare.eval(), images, name="forward_features"),
         }

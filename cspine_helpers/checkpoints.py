@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from cspine_helpers.files.paths import atomic_path, inside, listing
-from cspine_helpers.files.records import parse_json, written_by
+from cspine_helpers.files.records import config_of, differences, parse_json, written_by
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
-from cspine_helpers.runs import RECORD, WEIGHTS, _check_described, read_record
+from cspine_helpers.runs import RECORD, WEIGHTS, check_described, read_record
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 
@@ -91,7 +91,7 @@ def load_run(folder: str | Path) -> Run:
     config, threshold = _config(record, folder), _threshold(record, folder)
     weights = inside(folder / f"{WEIGHTS}.safetensors")
     model = _load_weights(weights, config)
-    _check_described(weights, record, "weights_sha256")
+    check_described(weights, record, "weights_sha256")
     return Run(folder, model.eval(), config, threshold, record)
 
 
@@ -102,21 +102,10 @@ def _config(record: dict[str, Any], folder: Path) -> ModelConfig:
             f"The run at {folder} has classes {record.get('classes')}; this package's are {list(VERTEBRAE)}. "
             f"{written_by(record)}"
         )
-    found = record.get("model")
-    if not isinstance(found, dict):
-        raise ValueError(f"{folder / RECORD} has no model config under 'model'. Restore it, or train again.")
-    known = {field.name for field in fields(ModelConfig)}
-    problems = [f"{name} is unknown" for name in found if name not in known]
-    problems += [f"{name} is missing" for name in sorted(known - set(found))]
-    if problems:
-        raise ValueError(
-            f"The model config in {folder / RECORD} does not fit: "
-            f"{listing(problems, separator='; ', quoted=False)}. {written_by(record)}"
-        )
     try:
-        return ModelConfig(**found)
+        return config_of(ModelConfig, record.get("model"), whole=True)
     except ValueError as error:
-        raise ValueError(f"{folder / RECORD}: {error}") from error
+        raise ValueError(f"{folder / RECORD}: {error} {written_by(record)}") from error
 
 
 def _threshold(record: dict[str, Any], folder: Path) -> float | None:
@@ -187,18 +176,15 @@ def _not_finite_tensors(tensors: Mapping[str, torch.Tensor]) -> list[str]:
 
 def _config_differences(header: str | None, config: ModelConfig) -> list[str]:
     """What the config in the weights' header says otherwise than `run.json`."""
-    ours = asdict(config)
     try:
-        theirs = parse_json(header or "", "header")
+        found = parse_json(header or "", "header")
     except ValueError:
-        theirs = None
-    if not isinstance(theirs, dict):
-        return ["its header holds no model config"]
-    return [
-        f"{name} is {theirs.get(name)!r}, not {ours.get(name)!r}"
-        for name in {**ours, **theirs}
-        if theirs.get(name) != ours.get(name)
-    ]
+        found = None
+    return (
+        differences(found, asdict(config))
+        if isinstance(found, dict)
+        else ["its header holds no model config"]
+    )
 
 
 def _kind(dtype: torch.dtype, shape: torch.Size) -> str:

@@ -4,17 +4,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from cspine_helpers.files.paths import inside, listing, previous_dirs, sha256_of, staging_dir
 from cspine_helpers.files.records import SEAL, read_sealed, write_sealed
-from cspine_helpers.files.tables import read_table, refuse
+from cspine_helpers.files.tables import Column, checked, read_columns
 
 WEIGHTS = "model"  # the best epoch's weights are in model.safetensors
 HISTORY = "history.csv"
-SHARES = tuple(f"validation_{name}" for name in ("recall", "precision", "average_precision", "auroc"))
-HISTORY_COLUMNS = ("epoch", "train_loss", "validation_loss", *SHARES, "threshold", "learning_rate")
+_SHARES = ("recall", "precision", "average_precision", "auroc")
+_COLUMNS = (
+    Column("epoch", "whole"),
+    Column("train_loss", "number"),
+    Column("validation_loss", "number"),
+    *(Column(f"validation_{name}", "number", low=0, high=1) for name in _SHARES),
+    Column("threshold", "number", low=0, high=1, empty=True),
+    Column("learning_rate", "number"),
+)
+HISTORY_COLUMNS = tuple(column.name for column in _COLUMNS)
 
 
 def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
@@ -48,29 +55,24 @@ def read_history(folder: str | Path) -> pd.DataFrame:
     """
     path = inside(Path(folder) / HISTORY)
     source = "Training writes it (notebook 03)."
-    history = read_table(path, HISTORY_COLUMNS, what="history", source=source, text=())
-    refuse(_history_problems(history), what=str(path))
-    _check_described(path, read_record(folder), "history_sha256")
+    table = read_columns(path, what="history", source=source, text=())
+    history = checked(table, _COLUMNS, what=str(path), key=("epoch",), rules=_consecutive)
+    check_described(path, read_record(folder), "history_sha256")
     return history
 
 
-def _history_problems(history: pd.DataFrame) -> Iterator[str]:
-    if text := [column for column in history if history[column].dtype.kind not in "fi"]:
-        yield f"text in the number columns {listing(text)}"
-        return
-    if history["epoch"].tolist() != list(range(1, len(history) + 1)) or history.empty:
-        yield f"epochs are 1, 2, 3 and so on; found {listing(history['epoch'])}"
-    numbers = history.assign(threshold=history["threshold"].fillna(0))
-    shares = numbers[[*SHARES, "threshold"]]
-    for rule, bad in (
-        ("numbers that are missing or infinite", ~np.isfinite(numbers).all(axis=1)),
-        ("shares outside [0, 1]", ((shares < 0) | (shares > 1)).any(axis=1)),
-    ):
-        if bad.any():
-            yield f"{rule}, in the epochs {listing(history['epoch'][np.asarray(bad)])}"
+def _consecutive(history: pd.DataFrame) -> Iterator[str]:
+    if history["epoch"].tolist() != list(range(1, len(history) + 1)):
+        found = listing(map("{:g}".format, history["epoch"]), quoted=False)
+        yield f"epochs are 1, 2, 3 and so on; found {found}"
 
 
-def _check_described(path: Path, record: Mapping[str, Any], key: str) -> None:
+def check_described(path: Path, record: Mapping[str, Any], key: str) -> None:
+    """Refuse a file of a run whose SHA-256 is not the one on record.
+
+    Raises:
+        ValueError: says both.
+    """
     stored, found = record.get(key), sha256_of(path)
     if stored != found:
         raise ValueError(

@@ -176,12 +176,12 @@ def test_missing_files_say_what_makes_them(run, tmp_path):
     [
         ({"format": 2}, "is of format 2; this version reads format 1"),
         ({"classes": ["L1", "L2"]}, r"has classes \['L1', 'L2'\]"),
-        ({"model": None}, "no model config"),
+        ({"model": None}, r"run\.json: ModelConfig is made of names and values; found None"),
         ({"model": asdict(CONFIG) | {"colour": 1}}, "colour is unknown"),
-        ({"model": {"size": 32}}, "backbone is missing; dropout is missing"),
-        ({"model": asdict(CONFIG) | {"slices": 0}}, r"slices = 0 \(1 to 4096\)"),
+        ({"model": {"size": 32}}, "ModelConfig: backbone is missing; pretrained is missing"),
+        ({"model": asdict(CONFIG) | {"slices": 0}}, r"slices = 0 \(a whole number, 1 to 4096\)"),
         ({"model": asdict(CONFIG) | {"channels": 4}}, "channels is unknown"),
-        ({"model": asdict(CONFIG) | {"slices": "3"}}, r"slices = '3' \(1 to 4096\)"),
+        ({"model": asdict(CONFIG) | {"slices": "3"}}, r"slices = '3' \(a whole number, 1 to 4096\)"),
         ({"model": asdict(CONFIG) | {"slices": 5}}, "slices is 3, not 5"),
         ({"model": asdict(CONFIG) | {"lstm_hidden": 4096}}, "lstm_hidden is 4, not 4096"),
         ({"model": asdict(CONFIG) | {"backbone": "resnet18"}}, "cannot have backbone = 'resnet18'"),
@@ -290,10 +290,10 @@ def test_a_history_comes_back_and_belongs_to_its_record(run):
     ("change", "message"),
     [
         ({"epoch": [1, 2, 4]}, "epochs are 1, 2, 3 and so on; found 1, 2, 4"),
-        ({"train_loss": [0.1, np.nan, 0.1]}, "missing or infinite, in the epochs 2"),
-        ({"learning_rate": [0.1, 0.1, np.inf]}, "missing or infinite, in the epochs 3"),
-        ({"validation_auroc": [0.1, 1.1, -0.1]}, r"outside \[0, 1\], in the epochs 2, 3"),
-        ({"threshold": ["low", 0.1, 0.1]}, "text in the number columns 'threshold'"),
+        ({"train_loss": [0.1, np.nan, 0.1]}, r"not finite numbers \(1\): '2 train_loss: nan'"),
+        ({"learning_rate": [0.1, 0.1, np.inf]}, r"not finite numbers \(1\): '3 learning_rate: inf'"),
+        ({"validation_auroc": [0.1, 1.1, -0.1]}, r"from 0 to 1 \(2\): '2 validation_auroc: 1.1', '3 val"),
+        ({"threshold": ["low", 0.1, 0.1]}, r"from 0 to 1 \(1\): '1 threshold: low'"),
     ],
 )
 def test_a_history_that_breaks_a_rule_is_refused(run, change, message):

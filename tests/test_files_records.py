@@ -19,7 +19,7 @@ from cspine_helpers.phantom import cohort as phantom
 from cspine_helpers.predictions import read_predictions
 from cspine_helpers.runs import write_record
 from cspine_helpers.training.config import settings_of
-from cspine_helpers.training.loop import read_state
+from cspine_helpers.training.state import read_state
 
 
 def read(path):
@@ -148,12 +148,6 @@ def read_state_of(folder):
     read_state(folder)
 
 
-def read_dossier_of(folder):
-    (folder / "model.safetensors").write_bytes(len(DEEP).to_bytes(8, "little") + DEEP.encode())
-    write_record(folder, {})
-    read_dossier(folder)
-
-
 @pytest.mark.parametrize(
     ("name", "read_it"),
     [
@@ -163,7 +157,6 @@ def read_dossier_of(folder):
         ("decision.json", read_decision),
         ("scheme.json", lambda folder: read_scheme(folder / "scheme.json")),
         ("model.safetensors", read_header_of_weights),
-        ("model.safetensors", read_dossier_of),
         ("state.safetensors", read_state_of),
     ],
 )

@@ -109,7 +109,7 @@ def test_a_run_of_other_data_is_not_predicted(root, command):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("train --cohort toy --settings bad.json", "unexpected keyword argument 'sizes'"),
+        ("train --cohort toy --settings bad.json", "ModelConfig: sizes is unknown"),
         ("train --cohort none", "No label table at"),
         ("predict --cohort toy --run none", "none: run.json is missing"),
         ("predict --cohort toy --run ../toy", "A run name is up to 64 letters"),

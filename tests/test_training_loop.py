@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cspine_helpers.dataset.sequence import EpochBatches, load_batches
-from cspine_helpers.training.loop import RunningStatistics, train_epoch
+from cspine_helpers.training.trainer import RunningStatistics, train_epoch
 
 
 class Points(Dataset):

@@ -250,9 +250,9 @@ def test_an_interrupt_between_weights_and_record_leaves_a_usable_run(cohort, tmp
 
 def test_a_training_of_another_setting_is_not_resumed(stopped, cohort):
     other = replace(CONFIG, seed=1, learning_rate=0.1)
-    with pytest.raises(ValueError, match=r"train.learning_rate is 0.004 there, 0.1 now; train.seed is 0"):
+    with pytest.raises(ValueError, match=r"train.learning_rate is 0.004, not 0.1; train.seed is 0, not 1"):
         train(cohort, stopped, model=tiny_model(), config=other, resume=True)
-    with pytest.raises(ValueError, match=r"model.lstm_hidden is 8 there, 9 now"):
+    with pytest.raises(ValueError, match=r"model.lstm_hidden is 8, not 9"):
         train(cohort, stopped, model=replace(tiny_model(), lstm_hidden=9), config=CONFIG, resume=True)
     with pytest.raises(FileExistsError, match="resume=True"):
         train(cohort, stopped, model=tiny_model(), config=CONFIG)
@@ -271,7 +271,7 @@ def test_a_training_that_ended_is_not_trained_again(stopped, cohort):
     again = train(cohort, stopped, config=replace(CONFIG, workers=1), **options)
     pd.testing.assert_frame_equal(again, history, check_exact=True)
     assert {path.name: path.stat().st_mtime_ns for path in stopped.iterdir()} == before
-    with pytest.raises(ValueError, match=r"train.epochs is 3 there, 4 now"):
+    with pytest.raises(ValueError, match=r"train.epochs is 3, not 4"):
         train(cohort, stopped, config=replace(CONFIG, epochs=4), **options)
 
 

@@ -22,7 +22,7 @@ from cspine_helpers.runs import read_record
 from cspine_helpers.training import trainer as stages
 from cspine_helpers.training.config import TrainConfig
 from cspine_helpers.training.run import beside, interrupted, set_aside, train
-from cspine_helpers.training.trainer import Training
+from cspine_helpers.training.sequence_task import SequenceTask
 
 CONFIG = TrainConfig(
     epochs=2,
@@ -202,10 +202,12 @@ def fake_epochs(monkeypatch, recalls, average_precisions=None, losses=None):
         decision = choose_threshold([0, 1], [0.2, 0.7], Rule(precision_floor=0.5))
         decision = replace(decision, recall=recall, threshold=0.7 if recall else None)
         values = {"loss": 1.0, "recall": recall, "precision": 0.5, "average_precision": score, "auroc": 0.5}
-        return values, decision
+        row = {f"validation_{name}": value for name, value in values.items()}
+        row["threshold"] = 0.7 if recall else math.nan
+        return row, {"decision": decision.record(), "metrics": {"validation": values}}
 
     monkeypatch.setattr(stages, "train_epoch", train_epoch)
-    monkeypatch.setattr(Training, "_validate", validate)
+    monkeypatch.setattr(SequenceTask, "validate", validate)
 
 
 def test_training_stops_when_no_epoch_was_better_for_as_long_as_the_patience(cohort, tmp_path, monkeypatch):

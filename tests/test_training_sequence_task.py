@@ -12,8 +12,8 @@ from cspine_helpers.dataset.augment import AugmentConfig
 from cspine_helpers.dataset.sequence import EpochBatches, SequenceDataset, load_batches
 from cspine_helpers.model.classifier import FractureClassifier
 from cspine_helpers.training.config import TrainConfig, adamw
-from cspine_helpers.training.loop import train_epoch
 from cspine_helpers.training.sequence_task import SliceClassifier, SliceDataset, slice_entropy, slice_schedule
+from cspine_helpers.training.trainer import train_epoch
 
 CONFIG = TrainConfig(slice_epochs=4, slice_batch_size=8, workers=0)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cspine_helpers.training.loop import STATE, TrainingState, read_state, restore, save_state
+from cspine_helpers.training.state import STATE, TrainingState, read_state, restore, save_state
 
 SETTING = {"model": {"size": 32}, "train": {"seed": 0}, "data": {}, "processes": 1, "left_out": {}}
 

@@ -11,9 +11,11 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from cspine_helpers.files.records import check_settings, setting, whole, within
 from cspine_helpers.packed import MASK
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version
+_SHARE = within("[0, 1]")
 
 
 @dataclass(frozen=True)
@@ -35,32 +37,21 @@ class AugmentConfig:
         hole_size: largest side of a hole, share of the image's side.
     """
 
-    flip: float = 0.5
-    affine: float = 0.7
-    rotate_degrees: float = 10.0
-    scale: float = 0.1
-    shift: float = 0.05
-    contrast: float = 0.5
-    contrast_limit: float = 0.15
-    noise: float = 0.2
-    noise_std: float = 0.04
-    dropout: float = 0.1
-    holes: int = 3
-    hole_size: float = 0.12
+    flip: float = setting(0.5, _SHARE)
+    affine: float = setting(0.7, _SHARE)
+    rotate_degrees: float = setting(10.0, within("[0, 180]"))
+    scale: float = setting(0.1, _SHARE)
+    shift: float = setting(0.05, _SHARE)
+    contrast: float = setting(0.5, _SHARE)
+    contrast_limit: float = setting(0.15, _SHARE)
+    noise: float = setting(0.2, _SHARE)
+    noise_std: float = setting(0.04, _SHARE)
+    dropout: float = setting(0.1, _SHARE)
+    holes: int = setting(3, whole(1))
+    hole_size: float = setting(0.12, _SHARE)
 
     def __post_init__(self) -> None:
-        shares = ("flip", "affine", "scale", "shift", "contrast", "contrast_limit", "noise", "noise_std")
-        wrong = [
-            f"{name} = {getattr(self, name)!r} (in [0, 1])"
-            for name in (*shares, "dropout", "hole_size")
-            if not 0 <= getattr(self, name) <= 1
-        ]
-        if not 0 <= self.rotate_degrees <= 180:
-            wrong.append(f"rotate_degrees = {self.rotate_degrees!r} (in [0, 180])")
-        if self.holes < 1:
-            wrong.append(f"holes = {self.holes!r} (1 or more)")
-        if wrong:
-            raise ValueError(f"AugmentConfig cannot have {'; '.join(wrong)}. Correct them.")
+        check_settings(self)
 
 
 class Augment:

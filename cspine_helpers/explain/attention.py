@@ -15,6 +15,7 @@ from cspine_helpers.evaluation.resampling import mean_interval, shares_of
 from cspine_helpers.files.tables import require_columns
 from cspine_helpers.labels import UID
 from cspine_helpers.metrics import auroc
+from cspine_helpers.model.forward import forward_pass
 from cspine_helpers.packed import read_manifest
 
 COLUMNS = (UID, "vertebra", "label", "probability", "slice", "attention", "fractured")
@@ -41,19 +42,17 @@ def attention_table(
         sample's slices), fractured (1, 0, or NaN where unknown).
     """
     manifest = read_manifest(packed_dir) if (Path(packed_dir) / "manifest.csv").is_file() else None
-    slices, device = run.config.slices, next(run.model.parameters()).device
-    dataset = SequenceDataset(samples, packed_dir, slices=slices, size=run.config.size, manifest=manifest)
-    probabilities, weights = [], []
-    run.model.eval()
-    with torch.inference_mode():
-        for batch in make_loader(dataset, batch_size=batch_size):
-            output = run.model(batch["sequence"].to(device), batch["vertebra"].to(device))
-            probabilities.append(output.logit.double().sigmoid().cpu())
-            weights.append(output.attention.double().cpu())
-    each = samples[[UID, "vertebra", "label"]].assign(probability=torch.cat(probabilities).numpy())
+    slices, size = run.config.slices, run.config.size
+    dataset = SequenceDataset(samples, packed_dir, slices=slices, size=size, manifest=manifest)
+    outputs = [output for _, output in forward_pass(run.model, make_loader(dataset, batch_size=batch_size))]
+    probability, weights = (
+        torch.cat([getattr(output, name) for output in outputs]).double().cpu().numpy()
+        for name in ("probability", "attention")
+    )
+    each = samples[[UID, "vertebra", "label"]].assign(probability=probability)
     table = each.loc[each.index.repeat(slices)].reset_index(drop=True)
     table["slice"] = np.tile(np.arange(slices), len(samples))
-    table["attention"] = torch.cat(weights).flatten().numpy()
+    table["attention"] = weights.ravel()
     table["fractured"] = dataset.slice_truth.ravel()
     return table[list(COLUMNS)]
 

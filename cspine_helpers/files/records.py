@@ -1,20 +1,24 @@
 """Records: JSON files that hold their own SHA-256, so that a change by hand is noticed, as `run.json`.
 
 A file of records that grows line by line: after a stop at any moment, whole records are left.
+
+Settings of a config: held to their rules, made from JSON, and compared.
 """
 
 import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cspine_helpers import __version__
 from cspine_helpers.files.paths import atomic_path, check_own, inside, listing
 
 SEAL = "record_sha256"
+Config = TypeVar("Config")
 
 
 def write_sealed(path: str | Path, content: Mapping[str, Any]) -> Path:
@@ -176,3 +180,89 @@ def _line(number: int, record: Any) -> bytes:
 def _signed(number: int, text: bytes) -> bytes:
     """A line: its checksum, into which its number goes, and its text."""
     return b"%08x %s\n" % (zlib.crc32(text, number), text)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a setting may be: in words for an error, and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def whole(least: int, most: int | None = None) -> Check:
+    """A whole number from `least` to `most`, or any from `least`."""
+    words = f"a whole number, {least} {'or more' if most is None else f'to {most}'}"
+    return Check(words, lambda n: type(n) is int and least <= n and (most is None or n <= most))
+
+
+def within(interval: str) -> Check:
+    """A number in an interval such as "(0, 1]" or "[0, inf)"."""
+    low, high = map(float, interval[1:-1].split(","))
+
+    def holds(x: Any) -> bool:
+        ends = (interval[0] == "[" and x == low) or (interval[-1] == "]" and x == high)
+        return type(x) in (int, float) and (low < x < high or ends)
+
+    return Check(f"in {interval}", holds)
+
+
+def one_of(*choices: Any) -> Check:
+    """One of a few values."""
+    return Check(f"one of {', '.join(map(str, choices))}", choices.__contains__)
+
+
+TRUE_OR_FALSE = Check("true or false", lambda value: isinstance(value, bool))
+
+
+def setting(default: Any, check: Check) -> Any:
+    """A field of a config, with its default and the rule that `check_settings` holds it to."""
+    return field(default=default, metadata={"check": check})
+
+
+def check_settings(config: Any) -> None:
+    """Hold the settings of a config, a dataclass, to their checks.
+
+    Raises:
+        ValueError: names every setting that is not as it must be.
+    """
+    checks = {each.name: each.metadata["check"] for each in fields(config) if "check" in each.metadata}
+    wrong = [
+        f"{name} = {listing([getattr(config, name)])} ({check.words})"
+        for name, check in checks.items()
+        if not check.holds(getattr(config, name))
+    ]
+    if wrong:
+        raise ValueError(f"{type(config).__name__} cannot have {'; '.join(wrong)}. Correct them.")
+
+
+def config_of(kind: type[Config], found: Any, *, whole: bool = False) -> Config:
+    """A config from the JSON of its fields.
+
+    Args:
+        kind: its class.
+        found: name → value.
+        whole: refuse what lacks a field; else that has its default.
+
+    Raises:
+        ValueError: fields are unknown or missing, or a value is refused by the class; names each.
+    """
+    if not isinstance(found, dict):
+        raise ValueError(f"{kind.__name__} is made of names and values; found {listing([found])}.")
+    known = [each.name for each in fields(kind)]  # type: ignore[arg-type]
+    problems = [f"{name} is unknown" for name in found if name not in known]
+    problems += [f"{name} is missing" for name in known if whole and name not in found]
+    if problems:
+        raise ValueError(f"{kind.__name__}: {listing(problems, separator='; ', quoted=False)}. Correct it.")
+    return kind(**found)
+
+
+def differences(found: Any, wanted: Any, place: str = "") -> list[str]:
+    """Where two nested dicts differ: "train.seed is 0, not 1", what was found first."""
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return [] if found == wanted else [f"{place} is {found!r}, not {wanted!r}"]
+    return [
+        line
+        for name in {**wanted, **found}
+        for line in differences(found.get(name), wanted.get(name), f"{place}.{name}".lstrip("."))
+    ]

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -24,9 +23,10 @@ from cspine_helpers.cohort import Cohort
 from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
 from cspine_helpers.decisions.test_split import Frozen, check_belongs, read_decision
 from cspine_helpers.files.paths import exclusive, inside, listing, remove_unfinished
-from cspine_helpers.files.records import append, whole_records
+from cspine_helpers.files.records import append, differences, whole_records
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.model.forward import forward_pass
 from cspine_helpers.packed import check_sequences, sequence_path
 from cspine_helpers.predictions import read_predictions, validate_predictions, write_predictions
 
@@ -139,7 +139,11 @@ def predict_cohort(
     with exclusive(path.with_name(".lock"), f"writing to {path.parent}"):
         remove_unfinished(path)
         records = whole_records(partial) or [made_of]
-        _check_same(partial, records[0], made_of)
+        if differ := differences(records[0], made_of):
+            raise ValueError(
+                f"{partial} was begun otherwise: {listing(differ, separator='; ', quoted=False)}. Continue "
+                "the way it was begun, or delete it to predict from the start."
+            )
         done = sum(map(len, records[1:]))
         if done < len(table):
             for batch in _batches(run, table, cohort.packed, batch_size, workers, start=done):
@@ -151,21 +155,6 @@ def predict_cohort(
     return validate_predictions(table)
 
 
-def _check_same(partial: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Refuse to go on with predictions that were begun with other data or settings."""
-    differ = [
-        f"{name} is {theirs.get(name)!r}, not {ours.get(name)!r}"
-        for name in {**ours, **theirs}
-        if theirs.get(name) != ours.get(name)
-    ]
-    if differ:
-        raise ValueError(
-            f"{partial} was begun otherwise: {listing(differ, separator='; ', quoted=False)}. Go on the way "
-            "it was begun, or delete it to predict from the start."
-        )
-
-
-@torch.inference_mode()
 def _batches(
     run: Run, samples: pd.DataFrame, packed_dir: str | Path, batch_size: int, workers: int, *, start: int = 0
 ) -> Iterator[list[float]]:
@@ -174,17 +163,13 @@ def _batches(
     Raises:
         ValueError: packed sequences are missing or cannot be used; names them.
     """
-    slices, size = run.config.slices, run.config.size
-    rest = samples.iloc[start:]
+    slices, size, rest = run.config.slices, run.config.size, samples.iloc[start:]
     check_sequences(packed_dir, rest, slices=slices, size=size)
     dataset = SequenceDataset(rest, packed_dir, slices=slices, size=size)
     loader = make_loader(dataset, batch_size=batch_size, workers=workers)
-    model, device = run.model.folded(), next(run.model.parameters()).device
     with tqdm(desc="predict", total=len(samples), initial=start, unit="sequence", leave=False) as bar:
-        for batch in loader:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 as on a CPU
-                output = model(batch["sequence"].to(device), batch["vertebra"].to(device))
-            values = output.logit.double().sigmoid().tolist()
+        for _, output in forward_pass(run.model, loader):
+            values = output.probability.tolist()
             bar.update(len(values))
             yield values
 

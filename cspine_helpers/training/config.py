@@ -1,7 +1,7 @@
 """The recipe of a training: its settings, its loss, its learning rate, and which epoch it keeps."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -12,7 +12,16 @@ from torch import nn
 
 from cspine_helpers.dataset.augment import AugmentConfig
 from cspine_helpers.dataset.sequence import Sampling
-from cspine_helpers.files.records import parse_json
+from cspine_helpers.files.records import (
+    TRUE_OR_FALSE,
+    check_settings,
+    config_of,
+    one_of,
+    parse_json,
+    setting,
+    whole,
+    within,
+)
 from cspine_helpers.model.classifier import ModelConfig
 
 Schedule = Literal["cosine", "plateau"]
@@ -41,73 +50,45 @@ class TrainConfig:
         patience: epochs without a new best epoch before training stops.
         precision_floor: least validation precision at the threshold that the run decides with.
         slice_weight: weight of the slice-level term of the loss; 0 turns it off.
-        slice_epochs: epochs of slice-level pretraining, see `pretraining`; 0 leaves it out.
+        slice_epochs: epochs of slice-level pretraining, see `sequence_task.SliceDataset`; 0: none.
         slice_batch_size: slices in a batch of the pretraining.
         slice_learning_rate: highest learning rate of the pretraining.
         vertebra_weighting: rare fractures weigh more, see `losses.vertebra_weights`.
-        sampling: order of the training samples, see `batches.epoch_order`.
+        sampling: order of the training samples, see `dataset.epoch_order`.
         seed: of weights, order, augmentation and dropout.
         workers: processes that load training data; 0 loads in the training process.
         augment: how training sequences are varied; None leaves them as they are.
     """
 
-    epochs: int = 20
-    batch_size: int = 8
-    learning_rate: float = 3e-4
-    weight_decay: float = 0.02
-    warmup_epochs: float = 1.0
-    schedule: Schedule = "cosine"
-    accumulate: int = 2
-    clip_norm: float = 1.0
-    mixed_precision: Precision = "auto"
-    gradient_checkpointing: bool = False
-    patience: int = 6
-    precision_floor: float = 0.5
-    slice_weight: float = 0.5
-    slice_epochs: int = 0
-    slice_batch_size: int = 32
-    slice_learning_rate: float = 5e-3
-    vertebra_weighting: bool = True
-    sampling: Sampling = "shuffle"
-    seed: int = 0
-    workers: int = 8
+    epochs: int = setting(20, whole(1))
+    batch_size: int = setting(8, whole(1))
+    learning_rate: float = setting(3e-4, within("(0, inf)"))
+    weight_decay: float = setting(0.02, within("[0, inf)"))
+    warmup_epochs: float = setting(1.0, within("[0, inf)"))
+    schedule: Schedule = setting("cosine", one_of(*get_args(Schedule)))
+    accumulate: int = setting(2, whole(1))
+    clip_norm: float = setting(1.0, within("(0, inf)"))
+    mixed_precision: Precision = setting("auto", one_of(*get_args(Precision)))
+    gradient_checkpointing: bool = setting(False, TRUE_OR_FALSE)
+    patience: int = setting(6, whole(1))
+    precision_floor: float = setting(0.5, within("(0, 1]"))
+    slice_weight: float = setting(0.5, within("[0, inf)"))
+    slice_epochs: int = setting(0, whole(0))
+    slice_batch_size: int = setting(32, whole(1))
+    slice_learning_rate: float = setting(5e-3, within("(0, inf)"))
+    vertebra_weighting: bool = setting(True, TRUE_OR_FALSE)
+    sampling: Sampling = setting("shuffle", one_of(*get_args(Sampling)))
+    seed: int = setting(0, whole(0, 2**63 - 1))
+    workers: int = setting(8, whole(0))
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        rules: dict[str, tuple[Callable[[Any], bool], str]] = {
-            **dict.fromkeys(
-                ("epochs", "batch_size", "accumulate", "patience", "slice_batch_size"),
-                (lambda n: isinstance(n, int) and n >= 1, "a whole number, 1 or more"),
-            ),
-            **dict.fromkeys(
-                ("slice_epochs", "workers"),
-                (lambda n: isinstance(n, int) and n >= 0, "a whole number, 0 or more"),
-            ),
-            "seed": (lambda n: isinstance(n, int) and 0 <= n < 2**63, "a whole number, 0 to 2^63 - 1"),
-            **dict.fromkeys(
-                ("learning_rate", "slice_learning_rate", "clip_norm"),
-                (lambda x: 0 < x < math.inf, "above 0, finite"),
-            ),
-            **dict.fromkeys(
-                ("weight_decay", "slice_weight"), (lambda x: 0 <= x < math.inf, "0 or more, finite")
-            ),
-            "warmup_epochs": (lambda x: 0 <= x < self.epochs, "0 or more, fewer than epochs"),
-            "precision_floor": (lambda x: 0 < x <= 1, "in (0, 1]"),
-            "schedule": (get_args(Schedule).__contains__, f"one of {get_args(Schedule)}"),
-            "mixed_precision": (
-                get_args(Precision).__contains__,
-                f"one of {get_args(Precision)}",
-            ),
-            "gradient_checkpointing": (lambda on: isinstance(on, bool), "true or false"),
-            "sampling": (get_args(Sampling).__contains__, f"one of {get_args(Sampling)}"),
-        }
-        wrong = [
-            f"{name} = {getattr(self, name)!r} ({rule})"
-            for name, (holds, rule) in rules.items()
-            if not _holds(holds, getattr(self, name))
-        ]
-        if wrong:
-            raise ValueError(f"TrainConfig cannot have {'; '.join(wrong)}. Correct them.")
+        check_settings(self)
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"TrainConfig cannot have warmup_epochs = {self.warmup_epochs} in {self.epochs} epochs. "
+                "Warm up for fewer."
+            )
 
     @classmethod
     def small(cls) -> Self:
@@ -123,21 +104,23 @@ class TrainConfig:
         )
 
 
-def _holds(rule: Callable[[Any], bool], value: object) -> bool:
-    try:
-        return bool(rule(value))
-    except TypeError:  # of another kind altogether
-        return False
-
-
 def preset(cohort: str) -> tuple[ModelConfig, TrainConfig]:
-    """Model and training for a cohort: small for "builtin", one epoch of that for "quick", else RSNA-size."""
+    """Model and training for a cohort: small for "builtin", one epoch of that for "quick", else RSNA-size.
+
+    Example:
+        >>> model, config = preset("rsna2022")
+        >>> model.size, config.batch_size
+        (224, 8)
+    """
     if cohort == "builtin":
         return ModelConfig.small(), TrainConfig.small()
     if cohort == "quick":  # 30 studies: too few for a weight of every vertebra, or for a real decision
         one_epoch = replace(TrainConfig.small(), epochs=1, slice_epochs=1, warmup_epochs=0.5)
         return ModelConfig.small(), replace(one_epoch, vertebra_weighting=False, precision_floor=0.01)
     return ModelConfig(), TrainConfig()
+
+
+CHOSEN_BY = ("validation_recall", "validation_average_precision")  # what the best epoch has the most of
 
 
 def best_epoch(history: pd.DataFrame) -> int:
@@ -147,8 +130,7 @@ def best_epoch(history: pd.DataFrame) -> int:
     without such a threshold has recall 0); ties: the higher average precision, then the earlier epoch. Where
     no epoch has a threshold, average precision alone decides.
     """
-    keys = ["validation_recall", "validation_average_precision", "epoch"]
-    ranked = history.sort_values(keys, ascending=[False, False, True], kind="stable")
+    ranked = history.sort_values([*CHOSEN_BY, "epoch"], ascending=[False, False, True], kind="stable")
     return int(ranked["epoch"].iloc[0])
 
 
@@ -190,14 +172,19 @@ def settings_of(path: Path) -> tuple[ModelConfig, TrainConfig]:
 
     Raises:
         ValueError: it is no JSON, or has other settings than this version.
+
+    Example:
+        >>> model, config = settings_of(run_folder / "run.json")
+        >>> model.backbone, config.epochs
+        ('tf_efficientnetv2_b0', 8)
     """
+    found = parse_json(path.read_bytes(), str(path))
+    if not (isinstance(found, dict) and {"model", "train"} <= found.keys()):
+        raise ValueError(f'{path} holds no "model" and "train", as a run.json does. Name another file.')
     try:
-        found = parse_json(path.read_bytes(), path.name)
-        train_settings = dict(found["train"])
-        if train_settings.get("augment") is not None:
-            train_settings["augment"] = AugmentConfig(**train_settings["augment"])
-        return ModelConfig(**found["model"]), TrainConfig(**train_settings)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f'{path} holds no "model" and "train" as run.json has them: {error}. Correct it.'
-        ) from error
+        train = found["train"]
+        if isinstance(train, dict) and train.get("augment") is not None:
+            train = train | {"augment": config_of(AugmentConfig, train["augment"])}
+        return config_of(ModelConfig, found["model"]), config_of(TrainConfig, train)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -20,10 +20,12 @@ from accelerate.utils import parse_flag_from_env
 from cspine_helpers.cohort import Cohort, read_cohort
 from cspine_helpers.files import paths
 from cspine_helpers.files.paths import listing
+from cspine_helpers.files.records import differences
 from cspine_helpers.model.classifier import ModelConfig
 from cspine_helpers.runs import HISTORY, RECORD, WEIGHTS, read_history, read_record
 from cspine_helpers.training.config import TrainConfig
-from cspine_helpers.training.loop import STATE, TrainingState, read_state
+from cspine_helpers.training.sequence_task import SequenceTask
+from cspine_helpers.training.state import STATE, TrainingState, read_state
 from cspine_helpers.training.trainer import Training
 
 TRAINING_SPLITS = ("train", "validation")  # the only ones a training looks at
@@ -202,7 +204,8 @@ def train(
             return ended
         for name in _FILES if writes else ():
             paths.remove_unfinished(folder / name)
-        return Training(accelerator, cohort, folder, model, config, state).run(tensors)
+        task = SequenceTask(cohort, model, config, accelerator)
+        return Training(accelerator, task, folder, state).run(tensors)
 
 
 def _check_classes(cohort: Cohort) -> None:
@@ -227,25 +230,10 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 
 
 def _check_same(setting: dict[str, Any], stored: dict[str, Any], folder: Path) -> None:
-    """Refuse to go on with a training of another setting; the number of workers may differ."""
-    differ = [
-        f"{place} is {theirs!r} there, {ours!r} now"
-        for place, ours, theirs in _pairs(setting, {name: stored.get(name) for name in setting})
-        if ours != theirs and place != "train.workers"
-    ]
-    if differ:
+    """Refuse to resume a training of another setting; the number of workers may differ."""
+    found = differences({name: stored.get(name) for name in setting}, setting)
+    if differ := [line for line in found if not line.startswith("train.workers ")]:
         raise ValueError(
             f"The training in {folder} has another setting: {listing(differ, separator='; ', quoted=False)}. "
             "Resume it with its own, or move it aside with training.set_aside(...)."
         )
-
-
-def _pairs(ours: Any, theirs: Any, place: str = "") -> list[tuple[str, Any, Any]]:
-    """What stands at each place of two nested dicts."""
-    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
-        return [(place, ours, theirs)]
-    return [
-        pair
-        for name in {**theirs, **ours}
-        for pair in _pairs(ours.get(name), theirs.get(name), f"{place}.{name}".lstrip("."))
-    ]

@@ -1,20 +1,161 @@
-"""Slice-level pretraining: the slice encoder learns from single slices before it learns from sequences.
+"""The task of sequences: a fracture of each vertebra, its encoders taught by single slices first.
 
-A sequence holds fifteen pictures of one vertebra that tell the encoder almost the same, and most of them show
-no fracture. Batches of single slices from many patients, as many fractured as intact, teach it more an hour.
+A sequence holds fifteen slices of one vertebra that look almost the same, and most of them show no fracture.
+Batches of single slices from many patients, as many fractured as intact, teach the encoders more an hour.
 """
 
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from cspine_helpers.dataset.sequence import Key, SequenceDataset
-from cspine_helpers.model.classifier import FractureClassifier
+from cspine_helpers.cohort import Cohort
+from cspine_helpers.dataset.augment import AugmentConfig
+from cspine_helpers.dataset.sequence import EpochBatches, Key, SequenceDataset, load_batches, make_loader
+from cspine_helpers.decisions.thresholds import Rule, choose_threshold
+from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.metrics import auroc, average_precision
+from cspine_helpers.model.classifier import ClassifierOutput, FractureClassifier, ModelConfig
+from cspine_helpers.model.forward import forward_pass
 from cspine_helpers.training.config import TrainConfig
+from cspine_helpers.training.losses import Loss
+from cspine_helpers.training.trainer import Advance, Stage
+
+# What an image costs in a batch of sequences, trained on and only looked at, by one trained on by itself:
+# measured in seconds on the built-in run. Only the progress bar uses it.
+_IN_SEQUENCE, _VALIDATED = 0.6, 0.2
+
+
+class SequenceTask:
+    """A `trainer.Task`: the classifier, a cohort's training and validation split, and the losses.
+
+    Seeds torch's global generator.
+
+    Args:
+        cohort: with usable sequences only.
+        model: what to train.
+        config: how.
+        accelerator: devices and processes.
+    """
+
+    def __init__(
+        self, cohort: Cohort, model: ModelConfig, config: TrainConfig, accelerator: Accelerator
+    ) -> None:
+        torch.manual_seed(config.seed)
+        self.model = FractureClassifier(model)
+        if config.gradient_checkpointing:
+            self.model.backbone.set_grad_checkpointing(True)
+        self._cohort, self._config, self._accelerator = cohort, config, accelerator
+        self._shares = {"process": accelerator.process_index, "processes": accelerator.num_processes}
+        self._seen, self._held_out = self._data("train", config.augment), self._data("validation")
+        self._loaders: dict[str, DataLoader[Any]] = {}
+        self._loss = Loss.of(cohort.samples["train"], self._seen.slice_truth, config)
+        self.stages: Sequence[Stage] = list(self._stages())
+        self.record = {
+            "cohort": cohort.facts(),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "loss": asdict(self._loss),
+            "classes": list(VERTEBRAE),
+        }
+
+    def _data(self, split: str, augment: AugmentConfig | None = None) -> SequenceDataset:
+        config = self.model.config
+        return SequenceDataset(
+            self._cohort.samples[split],
+            self._cohort.packed,
+            slices=config.slices,
+            size=config.size,
+            augment=augment,
+            seed=self._config.seed,
+            manifest=self._cohort.manifest,
+        )
+
+    def _stages(self) -> Iterator[Stage]:
+        config, slices = self._config, self.model.config.slices
+        options = {"workers": config.workers, "seed": config.seed}
+        if config.slice_epochs:
+            data, schedule = SliceDataset(self._seen), slice_schedule(config)
+            batches = EpochBatches(
+                partial(data.order, seed=config.seed),
+                batch_size=schedule.batch_size,
+                accumulate=schedule.accumulate,
+                **self._shares,
+            )
+            yield Stage(
+                name="slices",
+                network=SliceClassifier(self.model),
+                loader=lambda: load_batches(data, batches, **options),
+                loss=slice_entropy,
+                config=schedule,
+                seed=(config.seed, 0),
+                work=len(data.order(0, seed=0)),
+            )
+
+        def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            return self._loss(network(batch["sequence"], batch["vertebra"]), batch)
+
+        yield Stage(
+            name="sequences",
+            network=self.model,
+            loader=lambda: make_loader(
+                self._seen,
+                batch_size=config.batch_size,
+                sampling=config.sampling,
+                accumulate=config.accumulate,
+                **options,
+                **self._shares,
+            ),
+            loss=loss,
+            config=config,
+            seed=(config.seed, 1),
+            work=_IN_SEQUENCE * slices * len(self._seen),
+            validation_work=_VALIDATED * slices * len(self._held_out),
+        )
+
+    def validate(
+        self, network: nn.Module, advance: Advance = lambda share: None
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Metrics of the validation split at the threshold chosen there: for the history, and the record."""
+        data, output = self._held_out, self.predict(network, "validation", advance)
+        labels, probabilities = data.labels, output.probability.numpy()
+        truth = {"label": labels, "vertebra": data.vertebrae, "slice_truth": data.slice_truth}
+        decision = choose_threshold(labels, probabilities, Rule(precision_floor=self._config.precision_floor))
+        metrics = {
+            "loss": float(self._loss(output, {name: torch.tensor(value) for name, value in truth.items()})),
+            "recall": decision.recall,
+            "precision": decision.precision,
+            "average_precision": average_precision(labels, probabilities),
+            "auroc": auroc(labels, probabilities),
+        }
+        threshold = np.nan if decision.threshold is None else decision.threshold
+        row = {f"validation_{name}": value for name, value in metrics.items()} | {"threshold": threshold}
+        return row, {"decision": decision.record(), "metrics": {"validation": metrics}}
+
+    def predict(
+        self, network: nn.Module, split: str, advance: Advance = lambda share: None
+    ) -> ClassifierOutput:
+        """Output for a split's samples in their order, each computed once, by one process."""
+        if split not in self._loaders:
+            data = self._held_out if split == "validation" else self._data(split)
+            self._loaders[split] = make_loader(
+                data, batch_size=self._config.batch_size, workers=self._config.workers, **self._shares
+            )
+        loader, slices, accelerator = self._loaders[split], self.model.config.slices, self._accelerator
+        samples = len(self._cohort.samples[split])
+        whole = torch.zeros(samples, 1 + 2 * slices, device=accelerator.device)
+        for index, output in forward_pass(accelerator.unwrap_model(network), loader):
+            columns = torch.cat([output.logit[:, None], output.attention, output.slice_logit], dim=1)
+            whole[index.to(accelerator.device)] = columns
+            advance(1 / len(loader))
+        whole = accelerator.reduce(whole, reduction="sum").cpu()  # each row is zero in all processes but one
+        return ClassifierOutput(whole[:, 0], *whole[:, 1:].split(slices, dim=1))
 
 
 class SliceDataset(Dataset[tuple[Tensor, Tensor]]):

@@ -1,106 +1,193 @@
-"""The two stages of a training, single slices and sequences, epoch by epoch; each epoch can be the last."""
+"""The trainer: stage after stage, epoch after epoch, on any devices, each epoch resumable.
+
+It knows no anatomy, no data set and no threshold: a `Task` does.
+"""
 
 import math
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import find_batch_size, send_to_device
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from cspine_helpers import __version__
 from cspine_helpers.checkpoints import save_weights
-from cspine_helpers.cohort import Cohort
-from cspine_helpers.dataset.sequence import EpochBatches, SequenceDataset, load_batches, make_loader
-from cspine_helpers.decisions.thresholds import Decision, Rule, choose_threshold
 from cspine_helpers.files.tables import write_table
-from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.metrics import auroc, average_precision
-from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
 from cspine_helpers.runs import HISTORY, write_record
-from cspine_helpers.training.config import TrainConfig, adamw, best_epoch, learning_rate
-from cspine_helpers.training.loop import (
-    STATE,
-    TrainingState,
-    evaluate,
-    read_state,
-    restore,
-    save_state,
-    train_epoch,
-)
-from cspine_helpers.training.losses import Loss
-from cspine_helpers.training.sequence_task import SliceClassifier, SliceDataset, slice_entropy, slice_schedule
+from cspine_helpers.training.config import CHOSEN_BY, TrainConfig, adamw, best_epoch, learning_rate
+from cspine_helpers.training.state import STATE, TrainingState, read_state, restore, save_state
 
-STAGES = ("slices", "sequences")
-# What an image costs in a batch of sequences, trained on and only looked at, by one trained on by itself:
-# measured in seconds on the built-in run. Only the progress bar uses it.
-_IN_SEQUENCE, _VALIDATED = 0.6, 0.2
+Advance = Callable[[float], object]  # is given the share of an epoch that has just been done
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, about {remaining} left{postfix}"
+_PACKAGES = ("torch", "timm", "accelerate", "albumentations", "numpy")  # whose versions are on record
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage trains, on what, and by which schedule."""
+    """One stage of a training.
+
+    Attributes:
+        name: "sequences".
+        network: the model, or a part of it that shares its weights.
+        loader: makes its batches when the stage begins. Their sampler is like `dataset.EpochBatches`.
+        loss: (network, batch on the device) → mean over the batch's samples.
+        config: epochs, learning rate, weight decay, clipping and patience.
+        seed: of dropout.
+        work, validation_work: cost of an epoch in any unit, for the progress bar; without validation, 0.
+    """
 
     name: str
     network: nn.Module
-    loader: DataLoader[Any]
+    loader: Callable[[], DataLoader[Any]]
     loss: Callable[[Any, Any], Tensor]
     config: TrainConfig
+    seed: tuple[int, ...]
+    work: float
+    validation_work: float = 0.0
+
+
+class Task(Protocol):
+    """What is trained: a model, on which data, for which aim. `sequence_task.SequenceTask` is one.
+
+    Attributes:
+        model: what is saved.
+        stages: in their order; the last one validates.
+        record: what `run.json` says of the task.
+    """
+
+    model: Any
+    stages: Sequence[Stage]
+    record: dict[str, Any]
+
+    def validate(self, network: nn.Module, advance: Advance) -> tuple[dict[str, float], dict[str, Any]]:
+        """A row's columns of the history, and what the record says should this be the best epoch."""
+
+    def predict(self, network: nn.Module, split: str, advance: Advance) -> Any:
+        """What the network says of every sample of a split, the same as after it is saved and loaded."""
+
+
+class RunningStatistics:
+    """Running means and variances of all BatchNorm layers, advanced once a step by the mean of its batches.
+
+    Left to itself each layer would advance with every batch, in every process on its own, and twice where
+    gradient checkpointing computes a batch again; validation would then depend on all of that.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        pairs = [(layer.running_mean, layer.running_var) for layer in layers]
+        self._buffers = [buffer for pair in pairs for buffer in pair if buffer is not None]
+        self._before = [buffer.clone() for buffer in self._buffers]
+        self._sum = [torch.zeros_like(buffer) for buffer in self._buffers]
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Around the forward pass of each batch."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._before)
+        yield
+        if self._buffers:
+            torch._foreach_add_(self._sum, self._buffers)
+
+    def advance(self, accelerator: Accelerator, batches: int) -> None:
+        """After the step's last batch of this process, which had `batches` of them."""
+        if not self._buffers:
+            return
+        flat = torch.cat([part.flatten() for part in self._sum]) / batches
+        flat = accelerator.reduce(flat, reduction="mean")
+        sizes = [buffer.numel() for buffer in self._buffers]
+        parts = [part.view_as(b) for part, b in zip(flat.split(sizes), self._buffers, strict=True)]
+        for kept in (self._buffers, self._before):
+            torch._foreach_copy_(kept, parts)
+        torch._foreach_zero_(self._sum)
+
+
+def train_epoch(
+    accelerator: Accelerator,
+    network: nn.Module,
+    optimizer: Any,
+    loader: DataLoader[Any],
+    loss: Callable[[Any, Any], Tensor],
+    *,
+    rates: list[float],
+    clip_norm: float,
+    seed: tuple[int, ...],
+    advance: Advance = lambda share: None,
+) -> float:
+    """One pass over the training samples.
+
+    Dropout is drawn from (seed, epoch, step, batch), so it does not depend on which process has the batch.
+
+    Args:
+        accelerator: that prepared network and optimizer.
+        network: what is trained.
+        optimizer: of its parameters.
+        loader: its batch sampler is like `dataset.EpochBatches`, and knows the epoch.
+        loss: (network, batch on the device) → mean over the batch's samples.
+        rates: learning rate of each step.
+        clip_norm: largest norm of the gradient.
+        seed: of this stage of the training.
+        advance: called after each step.
+
+    Returns:
+        Mean loss over the epoch's samples, of all processes.
+    """
+    network.train()
+    batches: Any = loader.batch_sampler
+    statistics, total = RunningStatistics(network), torch.zeros((), device=accelerator.device)
+    samples = sum(batches.step_sizes)
+    loaded = iter(loader)
+    for step, (rate, size) in enumerate(zip(rates, batches.step_sizes, strict=True)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for turn in range(batches.accumulate):
+            batch = send_to_device(next(loaded), accelerator.device, non_blocking=True)
+            count = find_batch_size(batch)
+            number = turn * accelerator.num_processes + accelerator.process_index
+            torch.manual_seed(_draw(*seed, batches.epoch, step, number))
+            alone = turn < batches.accumulate - 1  # gradients are exchanged with the step's last batch
+            with accelerator.no_sync(network) if alone else nullcontext():
+                with statistics.batch():
+                    value = loss(network, batch)
+                accelerator.backward(value * (count * accelerator.num_processes / size))
+            total += value.detach() * count
+        statistics.advance(accelerator, batches.accumulate)
+        accelerator.clip_grad_norm_(network.parameters(), clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        advance(size / samples)
+    return float(accelerator.reduce(total, reduction="sum")) / samples
+
+
+def _draw(*words: int) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class Training:
-    """A training: what it works on, and where it stands.
+    """A training: its task, and how far it has come.
 
     Args:
         accelerator: devices and processes.
-        cohort: with usable sequences only.
+        task: what is trained.
         folder: of the run.
-        model: what to train.
-        config: how.
-        state: where it stands; a fresh one at the beginning.
+        state: how far it has come; a fresh one at the beginning.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        cohort: Cohort,
-        folder: Path,
-        model: ModelConfig,
-        config: TrainConfig,
-        state: TrainingState,
-    ) -> None:
-        self.accelerator, self.folder, self.config, self.state = accelerator, folder, config, state
-        torch.manual_seed(config.seed)
-        self.model = FractureClassifier(model)
-        if config.gradient_checkpointing:
-            self.model.backbone.set_grad_checkpointing(True)
-        self.seen, self.held_out = (
-            SequenceDataset(
-                cohort.samples[name],
-                cohort.packed,
-                slices=model.slices,
-                size=model.size,
-                augment=augment,
-                seed=config.seed,
-                manifest=cohort.manifest,
-            )
-            for name, augment in (("train", config.augment), ("validation", None))
-        )
-        self.facts = cohort.facts()
-        self.loss = Loss.of(cohort.samples["train"], self.seen.slice_truth, config)
-        self.validation = make_loader(
-            self.held_out, batch_size=config.batch_size, workers=config.workers, **self._shares()
-        )
+    def __init__(self, accelerator: Accelerator, task: Task, folder: Path, state: TrainingState) -> None:
+        self.accelerator, self.task, self.folder, self.state = accelerator, task, folder, state
 
     def run(self, tensors: dict[str, Tensor] | None) -> pd.DataFrame:
         """All epochs that are left; returns the history.
@@ -108,18 +195,20 @@ class Training:
         Args:
             tensors: of the state that is resumed; None at the beginning.
         """
+        stages = self.task.stages
+        names = [stage.name for stage in stages]
+        first = names.index(self.state.stage) if self.state.stage in names else 0
         try:
             if tensors is not None:
-                restore(tensors, self.model)
+                restore(tensors, self.task.model)
                 self._publish()  # the stop may have come before that
-            with self._progress() as self._bar:
-                if self.config.slice_epochs and self.state.stage == "slices":
-                    self._train(self._slices(), tensors)
-                self._train(self._sequences(), tensors)
+            with self._progress(first) as self._bar:
+                for stage in stages[first:]:
+                    self._train(stage, tensors)
         except KeyboardInterrupt:
             if (self.folder / STATE).is_file():
                 self.state, tensors = read_state(self.folder)
-                restore(tensors, self.model)
+                restore(tensors, self.task.model)
                 self._publish(wait=False)  # the other processes may wait elsewhere
             raise
         if self.accelerator.is_main_process:
@@ -127,55 +216,19 @@ class Training:
         self.accelerator.wait_for_everyone()
         return self.state.history
 
-    def _progress(self) -> Any:
-        """A bar of the whole training, whose unit is what one image costs in the pretraining of slices."""
-        config, truth, slices = self.config, self.seen.slice_truth, self.seen.slices
-        fractured, intact = int((truth == 1).sum()), int((truth == 0).sum())
-        self._training_work = {
-            "slices": fractured + min(fractured, intact),
-            "sequences": _IN_SEQUENCE * slices * len(self.seen),
-        }
-        self._validation_work = _VALIDATED * slices * len(self.held_out)
-        epoch = {**self._training_work, "sequences": self._training_work["sequences"] + self._validation_work}
-        pretraining = config.slice_epochs * epoch["slices"]
-        done = self.state.epoch * epoch[self.state.stage]
+    def _progress(self, first: int) -> Any:
+        """A bar of the whole training, where the stage of this number is the one that is resumed."""
+        each = [stage.work + stage.validation_work for stage in self.task.stages]
+        whole = [stage.config.epochs * work for stage, work in zip(self.task.stages, each, strict=True)]
         return tqdm(
-            total=pretraining + config.epochs * epoch["sequences"],
-            initial=done + (pretraining if self.state.stage == "sequences" else 0),
+            total=sum(whole),
+            initial=sum(whole[:first]) + self.state.epoch * each[first],
             bar_format=_BAR,
             smoothing=0,
             mininterval=0.5,
             leave=False,
             disable=not self.accelerator.is_main_process,
         )
-
-    def _slices(self) -> Stage:
-        data, schedule = SliceDataset(self.seen), slice_schedule(self.config)
-        order = partial(data.order, seed=self.config.seed)
-        batches = EpochBatches(
-            order, batch_size=schedule.batch_size, accumulate=schedule.accumulate, **self._shares()
-        )
-        loader = load_batches(data, batches, workers=self.config.workers, seed=self.config.seed)
-        return Stage("slices", SliceClassifier(self.model), loader, slice_entropy, schedule)
-
-    def _sequences(self) -> Stage:
-        loader = make_loader(
-            self.seen,
-            batch_size=self.config.batch_size,
-            sampling=self.config.sampling,
-            workers=self.config.workers,
-            seed=self.config.seed,
-            accumulate=self.config.accumulate,
-            **self._shares(),
-        )
-
-        def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-            return self.loss(network(batch["sequence"], batch["vertebra"]), batch)
-
-        return Stage("sequences", self.model, loader, loss, self.config)
-
-    def _shares(self) -> dict[str, Any]:
-        return {"process": self.accelerator.process_index, "processes": self.accelerator.num_processes}
 
     def _train(self, stage: Stage, tensors: dict[str, Tensor] | None) -> None:
         """The epochs of a stage that are left."""
@@ -184,26 +237,28 @@ class Training:
         if self.state.stage != stage.name:
             self.state.stage, self.state.epoch = stage.name, 0
         elif tensors is not None and self.state.epoch:
-            restore(tensors, self.model, optimizer)
+            restore(tensors, self.task.model, optimizer)
             if self.state.scaler is not None:
                 self.accelerator.scaler.load_state_dict(self.state.scaler)
-        while self.state.epoch < stage.config.epochs and not self._out_of_patience():
+        loader = stage.loader()
+        while self.state.epoch < stage.config.epochs and not self._out_of_patience(stage):
             epoch = self.state.epoch + 1
             self._bar.set_description(f"{stage.name}, epoch {epoch} of {stage.config.epochs}")
-            self._bar.set_postfix(self._epoch(stage, network, optimizer, epoch))
+            self._bar.set_postfix(self._epoch(stage, network, optimizer, loader, epoch))
         self.accelerator.free_memory()  # the wrapped network of this stage
 
-    def _out_of_patience(self) -> bool:
-        return (
-            bool(self.state.rows) and self.state.epoch - self.state.best["best_epoch"] >= self.config.patience
-        )
+    def _out_of_patience(self, stage: Stage) -> bool:
+        waited = self.state.epoch - self.state.best.get("best_epoch", self.state.epoch)
+        return waited >= stage.config.patience
 
-    def _epoch(self, stage: Stage, network: nn.Module, optimizer: Any, epoch: int) -> dict[str, float]:
+    def _epoch(
+        self, stage: Stage, network: nn.Module, optimizer: Any, loader: DataLoader[Any], epoch: int
+    ) -> dict[str, float]:
         """One epoch, and everything that is written after it; returns what the progress bar shows."""
-        began, batches = time.perf_counter(), stage.loader.batch_sampler
-        assert isinstance(batches, EpochBatches)
-        batches.set_epoch(epoch)
-        steps = len(batches.step_sizes)
+        # 1. Train.
+        began, batches = time.perf_counter(), loader.batch_sampler
+        batches.set_epoch(epoch)  # type: ignore[union-attr]
+        steps = len(batches.step_sizes)  # type: ignore[union-attr]
         rates = [
             learning_rate(stage.config, epoch - 1 + (step + 0.5) / steps, self.state.history)
             for step in range(steps)
@@ -212,14 +267,14 @@ class Training:
             self.accelerator,
             network,
             optimizer,
-            stage.loader,
+            loader,
             stage.loss,
             rates=rates,
             clip_norm=stage.config.clip_norm,
-            seed=(self.config.seed, STAGES.index(stage.name)),
-            advance=lambda share: self._bar.update(share * self._training_work[stage.name]),
+            seed=stage.seed,
+            advance=lambda share: self._bar.update(share * stage.work),
         )
-        finite = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        finite = all(bool(parameter.isfinite().all()) for parameter in self.task.model.parameters())
         if not (math.isfinite(loss) and finite):
             raise ValueError(
                 f"The training loss of epoch {epoch} ({stage.name}) is {loss}"
@@ -227,87 +282,51 @@ class Training:
                 f"({stage.config.learning_rate:g}), or train without mixed precision. What {self.folder} "
                 "holds is of earlier epochs."
             )
-        if stage.name == "slices":
-            self.state.slice_losses.append(loss)
-            shown = {"loss": loss}
+        # 2. Validate.
+        shown = {"loss": loss}
+        if stage.validation_work:
+            shown = self._validate(stage, network, {"epoch": epoch, "train_loss": loss}, rates[-1])
         else:
-            shown = self._validated(epoch, loss, network, rates[-1])
+            self.state.slice_losses.append(loss)
+        # 3. Write.
         self.state.epoch = epoch
         self.state.epoch_seconds.append(time.perf_counter() - began)
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
-            save_state(self.folder, self.state, self.model, optimizer)
+            save_state(self.folder, self.state, self.task.model, optimizer)
         self._publish()
         return shown
 
-    def _validated(self, epoch: int, loss: float, network: nn.Module, rate: float) -> dict[str, float]:
-        """Validate, and add the epoch's row to the history."""
-        metrics, decision = self._validate(network)
-        self.state.rows.append(
-            {
-                "epoch": epoch,
-                "train_loss": loss,
-                **{f"validation_{name}": value for name, value in metrics.items()},
-                "threshold": math.nan if decision.threshold is None else decision.threshold,
-                "learning_rate": rate,
-            }
+    def _validate(
+        self, stage: Stage, network: nn.Module, row: dict[str, float], rate: float
+    ) -> dict[str, float]:
+        """Complete the epoch's row of the history; returns the metrics that choose the best epoch."""
+        found, kept = self.task.validate(
+            network, lambda share: self._bar.update(share * stage.validation_work)
         )
-        if best_epoch(self.state.history) == epoch:
-            kept = {"decision": decision.record(), "metrics": {"validation": metrics}}
-            self.state.best = {"best_epoch": epoch, **kept}
-        return {name: metrics[name] for name in ("recall", "average_precision")}
-
-    def _validate(self, network: nn.Module) -> tuple[dict[str, float], Decision]:
-        """Metrics of the validation split, at the threshold chosen there."""
-        held_out = self.held_out
-        output = evaluate(
-            self.accelerator,
-            network,
-            self.validation,
-            len(held_out),
-            advance=lambda share: self._bar.update(share * self._validation_work),
-        )
-        labels, probabilities = held_out.labels, output.logit.double().sigmoid().numpy()
-        whole = {
-            "label": torch.tensor(labels),
-            "vertebra": torch.tensor(held_out.vertebrae),
-            "slice_truth": torch.tensor(held_out.slice_truth),
-        }
-        decision = choose_threshold(labels, probabilities, Rule(precision_floor=self.config.precision_floor))
-        metrics = {
-            "loss": float(self.loss(output, whole)),
-            "recall": decision.recall,
-            "precision": decision.precision,
-            "average_precision": average_precision(labels, probabilities),
-            "auroc": auroc(labels, probabilities),
-        }
-        return metrics, decision
+        self.state.rows.append({**row, **found, "learning_rate": rate})
+        if best_epoch(self.state.history) == row["epoch"]:
+            self.state.best = {"best_epoch": row["epoch"], **kept}
+        return {name.removeprefix("validation_"): found[name] for name in CHOSEN_BY}
 
     def _publish(self, *, wait: bool = True) -> None:
         """Write what a reader of the run needs, from the state and the model as it was after that epoch."""
         if self.accelerator.is_main_process and self.state.rows:
             write_table(self.state.history, self.folder / HISTORY)
             if self.state.best["best_epoch"] == self.state.epoch:
-                save_weights(self.folder, self.model)  # right before the record that holds their hash
+                save_weights(self.folder, self.task.model)  # right before the record that holds their hash
             write_record(self.folder, self._record())
         if wait:
             self.accelerator.wait_for_everyone()
 
     def _record(self) -> dict[str, Any]:
         """What `run.json` says of the inputs, the settings, the software and the outcome."""
-        packages = ("torch", "timm", "accelerate", "albumentations", "numpy")
+        versions = {"cspine_helpers": __version__, "python": platform.python_version()}
         return {
             **self.state.setting,
-            "cohort": self.facts,
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "loss": asdict(self.loss),
-            "classes": list(VERTEBRAE),
-            "versions": {
-                "cspine_helpers": __version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in packages},
-            },
+            **self.task.record,
+            "versions": versions | {name: version(name) for name in _PACKAGES},
             **self.state.best,
             "epochs": self.state.epoch,
             "slice_losses": self.state.slice_losses,

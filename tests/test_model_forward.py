@@ -1,0 +1,82 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from test_model_classifier import build, sequences
+from toy_cohort import make_toy_cohort, tiny_model
+
+from cspine_helpers.checkpoints import Run
+from cspine_helpers.cohort import read_cohort
+from cspine_helpers.explain import attention_table, without_attention
+from cspine_helpers.inference import predict, predict_study
+from cspine_helpers.labels import UID
+from cspine_helpers.model.forward import folded, forward_pass
+from cspine_helpers.training.config import TrainConfig
+from cspine_helpers.training.sequence_task import SequenceTask
+
+
+@pytest.mark.parametrize("changes", [{}, {"feature_stride": 32, "pooling": "avg", "lstm_layers": 2}])
+def test_folded_it_says_the_same_and_its_own_weights_stay(changes):
+    model = build(**changes)
+    for seed in range(3):  # running statistics that are not those of the beginning
+        model(sequences(4, seed=seed))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.inference_mode():
+        twin, plain = folded(model)(sequences(seed=9)), model.eval()(sequences(seed=9))
+    for one, other in zip(twin, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded(model).modules())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_the_pass_is_that_of_the_folded_model_and_leaves_torch_as_it_was():
+    model = build().train()
+    batches = [{"index": torch.tensor([n]), "sequence": sequences(1, seed=n), "vertebra": torch.tensor([0])}
+               for n in range(2)]  # fmt: skip
+    twin = folded(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        for number, (index, output) in enumerate(forward_pass(model, batches)):
+            assert not torch.is_inference_mode_enabled()  # between batches, the caller's code runs
+            assert index.tolist() == [number]
+            assert output.logit.dtype == torch.float32
+            with torch.autocast("cpu", enabled=False), torch.no_grad():
+                assert torch.equal(output.logit, twin(batches[number]["sequence"]).logit)
+            assert torch.equal(output.probability, output.logit.double().sigmoid())
+    assert model.training
+
+
+@pytest.fixture(params=["no", "bf16"])
+def accelerator(request):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True, mixed_precision=request.param)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_validation_prediction_and_attention_have_the_same_bits(tmp_path, accelerator):
+    cohort = read_cohort(make_toy_cohort(tmp_path / "toy"))
+    model = replace(tiny_model(), vertebra_embedding=2)
+    config = TrainConfig(batch_size=4, workers=0, vertebra_weighting=False, precision_floor=0.1)
+    task = SequenceTask(cohort, model, config, accelerator)
+    network = accelerator.prepare(task.model)
+    for _, batch in zip(range(3), task.stages[-1].loader(), strict=False):
+        network(batch["sequence"], batch["vertebra"])  # running statistics of its own
+    validated, (row, kept) = task.predict(network, "validation"), task.validate(network)
+    run = Run(tmp_path, task.model, model, 0.5, {})
+    samples = cohort.samples["validation"]
+
+    table = predict(run, samples, cohort.packed, split="validation", batch_size=4)
+    assert table["probability"].tolist() == validated.probability.tolist()
+    assert kept["decision"]["cases"] == len(table)
+    assert row["threshold"] in table["probability"].tolist()
+    attention = attention_table(run, samples, cohort.packed, batch_size=4)
+    assert attention["probability"][:: model.slices].tolist() == table["probability"].tolist()
+    assert attention["attention"].tolist() == validated.attention.double().flatten().tolist()
+
+    uid = samples[UID].iloc[0]
+    study = predict_study(run, cohort.packed, uid)
+    of_study = predict(run, samples[samples[UID] == uid], cohort.packed, split="validation", batch_size=7)
+    assert list(study.probability.values()) == of_study["probability"].tolist()
+    uniform = attention_table(without_attention(run), samples, cohort.packed, batch_size=4)
+    assert (uniform["attention"] == torch.tensor(1 / model.slices).item()).all()
