@@ -2,13 +2,13 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import line, table_to_draw, texts
+from drawn import colours, line, picture, table_to_draw, texts
 from matplotlib.figure import Figure
 
 from cspine_helpers import metrics
 from cspine_helpers.evaluation import cases as evaluation_cases
 from cspine_helpers.evaluation.intervals import curve_bands
-from cspine_helpers.figures import curves
+from cspine_helpers.figures import curves, style
 from cspine_helpers.figures.style import VERTEBRA_COLOURS
 from cspine_helpers.labels import UID, VERTEBRAE
 
@@ -185,3 +185,59 @@ def test_vertebra_against_patient_shows_the_rates_of_each(table):
     assert [bar.get_height() for bar in bars] == row[["recall", "precision", "specificity"]].tolist()
     assert len(right.containers) == 3
     assert len(curves.vertebra_against_patient(table, threshold=0.3).axes[1].containers) == 2
+
+
+@pytest.fixture
+def history():
+    epochs = np.arange(1, 6)
+    columns = ["train_loss", "validation_loss", "validation_recall", "validation_precision"]
+    columns += ["validation_average_precision", "validation_auroc", "threshold", "learning_rate", "seconds"]
+    return pd.DataFrame({"epoch": epochs} | dict.fromkeys(columns, 1 / epochs))
+
+
+def test_one_epoch_is_a_dot_and_undefined_values_are_left_out(history):
+    whole = curves.learning_curves(history[:1])
+    undefined = curves.learning_curves(history[:1].assign(validation_precision=np.nan))
+    assert style.FRACTURED in colours(picture(whole)[330:, :495])  # the panel of precision
+    recall, precision = undefined.axes[2].lines
+    assert recall.get_ydata().tolist() == [1.0]
+    assert np.isnan(precision.get_ydata()).all()
+    dots = [figure.axes[2].lines[0].get_marker() for figure in (whole, undefined)]
+    assert dots == ["o", "o"]
+    assert (picture(whole) != picture(undefined)).any()
+
+
+def test_learning_curves_show_each_column_under_its_name(history):
+    history = history.assign(
+        **{name: np.arange(5) / n for n, name in enumerate(history.columns[1:], start=7)}
+    )
+    figure = curves.learning_curves(history)
+    drawn = {
+        (axes.get_title(loc="left"), line.get_label()): line for axes in figure.axes for line in axes.lines
+    }
+    columns = {
+        ("Loss", "train"): "train_loss",
+        ("Loss", "validation"): "validation_loss",
+        ("Ranking", "AUROC"): "validation_auroc",
+        ("Ranking", "average precision"): "validation_average_precision",
+        ("At the threshold", "recall"): "validation_recall",
+        ("At the threshold", "precision"): "validation_precision",
+        ("Learning rate", "_child0"): "learning_rate",
+    }
+    assert set(drawn) == set(columns)
+    for key, column in columns.items():
+        assert drawn[key].get_xdata().tolist() == [1, 2, 3, 4, 5]
+        assert drawn[key].get_ydata().tolist() == history[column].tolist()
+    assert {axes.get_xlabel() for axes in figure.axes} == {"epoch"}
+
+
+def test_learning_curves_mark_the_best_epoch(history):
+    figure = curves.learning_curves(history, best_epoch=3, title="Run")
+    assert all(3 in set(axes.lines[-1].get_xdata()) for axes in figure.axes)
+    assert {axes.get_xlabel() for axes in figure.axes} == {"epoch (dashed: the best, 3)"}
+
+
+def test_learning_curves_show_the_slice_level_pretraining_where_there_was_one(history):
+    before = curves.learning_curves(history, slice_losses=[0.7, 0.5, 0.3]).axes[3]
+    assert before.lines[0].get_ydata().tolist() == [0.7, 0.5, 0.3]
+    assert "pretraining" in before.get_title(loc="left") + before.get_title()

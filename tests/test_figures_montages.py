@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,11 +145,3 @@ def test_scores_stand_beside_uniform():
     assert [len(line.get_xdata()) for line in right.lines[1:]] == [1, 1]
     with pytest.raises(ValueError, match="no scores to draw"):
         montages.attention_vs_truth(scores.iloc[:0])
-
-
-def test_no_torch_is_needed():
-    code = (
-        "import sys, cspine_helpers.figures.montages; print({'torch', 'matplotlib.pyplot'} & {*sys.modules})"
-    )
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert loaded.strip() == "set()"
