@@ -24,7 +24,7 @@ setup: .venv/.stamp  ## .venv with the locked dependencies, hashes checked, and 
 cohort: setup  ## make the built-in cohort of CT phantoms under data/builtin (skipped when complete)
 	@case $(COHORT) in builtin|quick) $(BIN)/python -m cspine_helpers phantom --cohort $(COHORT);; esac
 
-notebooks: cohort  ## run notebooks 00 to 06 in order (COHORT=rsna2022 for the RSNA data)
+notebooks: cohort  ## run notebooks 00 to 07 in order (COHORT=rsna2022 for the RSNA data)
 	$(BIN)/python notebooks/run.py --cohort $(COHORT)
 
 train: cohort  ## train the cohort's run anew: notebooks 01 to 03 with RETRAIN = True
