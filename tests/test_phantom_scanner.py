@@ -331,10 +331,14 @@ def test_a_file_that_cannot_be_written_is_named_with_what_to_do(tmp_path):
         export.write_label_map(tmp_path / "labels.nii", np.zeros((2, 3, 3)), SPACING)
 
 
-def test_without_simpleitk_one_sentence_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(ImportError, match="SimpleITK"):
-        export.write_label_map(tmp_path / "labels.nii", np.zeros((2, 3, 3)), SPACING)
+@pytest.mark.parametrize("library", ["SimpleITK", "pydicom"])
+def test_without_a_library_one_sentence_says_what_to_install(tmp_path, monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=library):
+        if library == "SimpleITK":
+            export.write_label_map(tmp_path / "labels.nii", np.zeros((2, 3, 3)), SPACING)
+        else:
+            export.write_series(tmp_path / "ct", np.zeros((2, 3, 3)), SPACING, study_uid="1.2")
     assert not list(tmp_path.iterdir())
 
 

@@ -9,16 +9,16 @@ The layout is that of RSNA 2022:
 
 import re
 import shutil
-import struct
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from cspine_helpers import labels
-from cspine_helpers.ct.libraries import reason, simpleitk
+from cspine_helpers.ct.libraries import optional, reason, simpleitk
 from cspine_helpers.ct.nifti import NIFTI
 from cspine_helpers.files import paths
 from cspine_helpers.labels import UID
@@ -30,10 +30,8 @@ LABELS, BOXES = "train.csv", "train_bounding_boxes.csv"
 _UNFINISHED = ".export-"
 HEADERS = ("full", "rsna")
 _CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"  # Source: DICOM PS3.4 section B.5
-_EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"  # Source: DICOM PS3.5 section 10.1
 _WRITER = "2.25.148907733915624091355264171226590342173"  # Source: DICOM PS3.5 section B.2, from a UUID
 _UID_LENGTH = 64  # Source: DICOM PS3.5 section 9.1
-_Elements = Mapping[int, tuple[str, str | int | bytes]]  # tag → type and value
 
 
 def write_series(
@@ -60,6 +58,7 @@ def write_series(
             other: no modality, class or frame of reference, positions to a hundredth of a mm.
 
     Raises:
+        ImportError: pydicom is not installed.
         OSError: a file cannot be written.
         ValueError: shape, values, spacing, UID, names or header cannot be those of a series.
     """
@@ -70,21 +69,22 @@ def write_series(
     if header not in HEADERS:
         raise ValueError(f"header is one of {', '.join(HEADERS)}; found {header!r}. Choose one.")
     x, y, z = _origin_mm(hu.shape, spacing_mm)
-    shared = _series_elements(study_uid, hu.shape, spacing_mm, header)
+    series = _series(study_uid, hu.shape, spacing_mm, header)
     folder.mkdir(parents=True, exist_ok=True)
     for index, (plane, name) in enumerate(zip(stored, names, strict=True)):
-        uid, height = f"{study_uid}.1.{index + 1}", z - index * spacing_mm[0]
-        position = _decimal(x), _decimal(y), _decimal(height) if header == "full" else f"{height + 0.0:.2f}"
-        own: _Elements = {
-            0x00080018: ("UI", uid),  # SOPInstanceUID
-            0x00200013: ("IS", str(index + 1)),  # InstanceNumber
-            0x00200032: ("DS", "\\".join(position)),  # ImagePositionPatient
-            0x7FE00010: ("OW", plane.astype("<i2").tobytes()),  # PixelData
-        }
+        height = z - index * spacing_mm[0]
+        uid, shown = (
+            f"{study_uid}.1.{index + 1}",
+            _decimal(height) if header == "full" else f"{height + 0.0:.2f}",
+        )
+        series.SOPInstanceUID = series.file_meta.MediaStorageSOPInstanceUID = uid
+        series.InstanceNumber = str(index + 1)
+        series.ImagePositionPatient = [_decimal(x), _decimal(y), shown]
+        series.PixelData = plane.astype("<i2").tobytes()
         path = folder / name
         paths.check_own(path)
         try:
-            path.write_bytes(bytes(128) + b"DICM" + _meta(uid) + _encoded({**shared, **own}))
+            series.save_as(path, enforce_file_format=True)
         except OSError as error:
             raise _not_written(path, error.strerror or str(error)) from error
 
@@ -147,7 +147,7 @@ def export_cohort(cohort: Path, folder: Path, studies: Sequence[str], *, header:
         BlockingIOError: another process exports to the folder.
         FileExistsError: the folder holds something else.
         FileNotFoundError: there is no phantom cohort.
-        ImportError: SimpleITK is not installed.
+        ImportError: pydicom or SimpleITK is not installed.
         OSError: a file cannot be written.
         ValueError: a study is unknown or asked for twice, or there is none.
     """
@@ -206,89 +206,62 @@ def _check_ours(folder: Path, studies: list[str]) -> None:
         )
 
 
-def _series_elements(
-    study_uid: str, shape: Sequence[int], spacing_mm: Sequence[float], header: str
-) -> _Elements:
-    """What all slices of a series say alike; no date and no time.
+def _series(study_uid: str, shape: Sequence[int], spacing_mm: Sequence[float], header: str) -> Any:
+    """A pydicom dataset of what all slices of a series say alike; no date and no time.
 
     Source: `full` is of DICOM PS3.3 section A.3 (CT image); `rsna` was read off an original slice.
     """
+    pydicom = optional("pydicom")
     between_slices, *within = map(_decimal, spacing_mm)
     last = study_uid.rpartition(".")[2]
-    elements: dict[int, tuple[str, str | int | bytes]] = {
-        0x00180050: ("DS", between_slices),  # SliceThickness
-        0x0020000D: ("UI", study_uid),  # StudyInstanceUID
-        0x0020000E: ("UI", f"{study_uid}.1"),  # SeriesInstanceUID
-        0x00280002: ("US", 1),  # SamplesPerPixel
-        0x00280004: ("CS", "MONOCHROME2"),  # PhotometricInterpretation
-        0x00280010: ("US", shape[1]),  # Rows
-        0x00280011: ("US", shape[2]),  # Columns
-        0x00280030: ("DS", "\\".join(within)),  # PixelSpacing
-        0x00280100: ("US", 16),  # BitsAllocated
-        0x00280101: ("US", 16),  # BitsStored
-        0x00280102: ("US", 15),  # HighBit
-        0x00280103: ("US", 1),  # PixelRepresentation: HU are stored as they are, in signed integers
-        0x00281052: ("DS", "0"),  # RescaleIntercept
-        0x00281053: ("DS", "1"),  # RescaleSlope
+    elements = {
+        "SliceThickness": between_slices,
+        "StudyInstanceUID": study_uid,
+        "SeriesInstanceUID": f"{study_uid}.1",
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": shape[1],
+        "Columns": shape[2],
+        "PixelSpacing": within,
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 1,  # HU are stored as they are, in signed integers
+        "RescaleIntercept": "0",
+        "RescaleSlope": "1",
     }
     if header == "rsna":
-        return elements | {
-            0x00080023: ("DA", ""),  # ContentDate
-            0x00080033: ("TM", ""),  # ContentTime
-            0x00100010: ("PN", last),  # PatientName
-            0x00100020: ("LO", last),  # PatientID
-            0x00200037: ("DS", "1.00000\\0.00000\\0.00000\\0.00000\\1.00000\\0.00000"),
-            0x00281050: ("DS", "500"),  # WindowCenter
-            0x00281051: ("DS", "2500"),  # WindowWidth
+        elements |= {
+            **{"ContentDate": "", "ContentTime": "", "PatientName": last, "PatientID": last},
+            **{"WindowCenter": "500", "WindowWidth": "2500"},
+            "ImageOrientationPatient": [f"{value:.5f}" for value in (1, 0, 0, 0, 1, 0)],
         }
-    empty = {  # of the study: date, time, accession number, physician, id; of the patient: id, birth, sex
-        **{0x00080020: "DA", 0x00080030: "TM", 0x00080050: "SH", 0x00080090: "PN"},
-        **{0x00100020: "LO", 0x00100030: "DA", 0x00100040: "CS", 0x00200010: "SH"},
+    else:
+        empty = "StudyDate StudyTime AccessionNumber ReferringPhysicianName StudyID"
+        empty += " PatientID PatientBirthDate PatientSex"
+        elements |= dict.fromkeys(empty.split(), "") | {
+            "ImageType": ["DERIVED", "PRIMARY", "AXIAL"],
+            "SOPClassUID": _CT_IMAGE_STORAGE,
+            "Modality": "CT",
+            "PatientName": "PHANTOM",
+            "PatientPosition": "HFS",  # head first, supine
+            "SeriesNumber": "1",
+            "ImageOrientationPatient": ["1", "0", "0", "0", "1", "0"],
+            "FrameOfReferenceUID": f"{study_uid}.2",
+            "RescaleType": "HU",
+        }
+    meta = {
+        "MediaStorageSOPClassUID": _CT_IMAGE_STORAGE,
+        "TransferSyntaxUID": pydicom.uid.ExplicitVRLittleEndian,
+        "ImplementationClassUID": _WRITER,
+        "ImplementationVersionName": "CSPINE_HELPERS",
     }
-    return (
-        elements
-        | {tag: (vr, "") for tag, vr in empty.items()}
-        | {
-            0x00080008: ("CS", "DERIVED\\PRIMARY\\AXIAL"),  # ImageType
-            0x00080016: ("UI", _CT_IMAGE_STORAGE),  # SOPClassUID
-            0x00080060: ("CS", "CT"),  # Modality
-            0x00100010: ("PN", "PHANTOM"),  # PatientName
-            0x00185100: ("CS", "HFS"),  # PatientPosition: head first, supine
-            0x00200011: ("IS", "1"),  # SeriesNumber
-            0x00200037: ("DS", "1\\0\\0\\0\\1\\0"),  # ImageOrientationPatient
-            0x00200052: ("UI", f"{study_uid}.2"),  # FrameOfReferenceUID
-            0x00281054: ("LO", "HU"),  # RescaleType
-        }
-    )
-
-
-def _meta(instance_uid: str) -> bytes:
-    """The file meta header. Source: DICOM PS3.10 section 7.1."""
-    rest = _encoded(
-        {
-            0x00020001: ("OB", b"\0\1"),  # FileMetaInformationVersion
-            0x00020002: ("UI", _CT_IMAGE_STORAGE),  # MediaStorageSOPClassUID
-            0x00020003: ("UI", instance_uid),  # MediaStorageSOPInstanceUID
-            0x00020010: ("UI", _EXPLICIT_LITTLE_ENDIAN),  # TransferSyntaxUID
-            0x00020012: ("UI", _WRITER),  # ImplementationClassUID
-            0x00020013: ("SH", "CSPINE_HELPERS"),  # ImplementationVersionName
-        }
-    )
-    return _encoded({0x00020000: ("UL", len(rest))}) + rest
-
-
-def _encoded(elements: _Elements) -> bytes:
-    """Data elements in explicit VR, little endian. Source: DICOM PS3.5 section 7.1.2."""
-    parts = []
-    for tag, (vr, value) in sorted(elements.items()):
-        if isinstance(value, int):
-            value = struct.pack("<I" if vr == "UL" else "<H", value)
-        elif isinstance(value, str):
-            value = value.encode("ascii")
-        value += (b"\0" if vr in ("UI", "OB") else b" ") * (len(value) % 2)
-        length = struct.pack("<2xI" if vr in ("OB", "OW") else "<H", len(value))
-        parts += [struct.pack("<HH", tag >> 16, tag & 0xFFFF), vr.encode(), length, value]
-    return b"".join(parts)
+    series, series_meta = pydicom.Dataset(), pydicom.dataset.FileMetaDataset()
+    for dataset, values in ((series, elements), (series_meta, meta)):
+        for keyword, value in values.items():
+            setattr(dataset, keyword, value)
+    series.file_meta = series_meta
+    return series
 
 
 def _not_written(path: Path, why: str) -> OSError:
