@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -130,12 +131,15 @@ def test_environment_yml_agrees_with_pyproject():
     assert f"--python-version {lowest.removeprefix('>=')}" in MAKEFILE
 
 
+installed = cache(packages_distributions)
+
+
 @pytest.mark.parametrize(
     ("folder", "allowed"),
     [("cspine_helpers", DEPENDENCIES | OPTIONAL), ("tests", DEPENDENCIES | OPTIONAL | DEVELOPMENT)],
 )
 def test_every_import_is_a_declared_dependency(folder, allowed):
-    distributions = packages_distributions()
+    distributions = installed()
     imported = set()
     for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -314,9 +314,12 @@ WAYS = [
 WAYS += ["other columns in another order", "Excel's Unicode"]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("source", "way"),
+    [("synthetic", way) for way in WAYS]
+    + [pytest.param("real", way, marks=needs_rsna) for way in ("Excel", "floats", "pandas' index")],
+)
 @pytest.mark.parametrize("kind", ["labels", "boxes"])
-@pytest.mark.parametrize("source", ["synthetic", pytest.param("real", marks=needs_rsna)])
 def test_tables_that_other_programs_rewrote_are_the_same_tables(table, tmp_path, source, kind, way):
     read = getattr(labels, f"read_{kind}")
     path = RSNA / {"labels": "train.csv", "boxes": "train_bounding_boxes.csv"}[kind]

@@ -12,8 +12,8 @@ from cspine_helpers.packed import read_manifest
 from cspine_helpers.packing import crop as packing
 from cspine_helpers.packing.study import PACKING_VERSION
 from cspine_helpers.phantom import cohort as phantom
-from cspine_helpers.phantom import rendering as phantom_rendering
 from cspine_helpers.phantom.cohort import CohortConfig
+from cspine_helpers.phantom.rendering import Study
 
 SMALL = CohortConfig(studies=4, seed=11, pack=packing.PackConfig(slices=9, size=32))
 
@@ -23,6 +23,13 @@ def cohort(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "small"
     phantom.make_cohort(folder, SMALL, workers=1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def study(cohort) -> Study:
+    """One of its studies with fractures, rendered again."""
+    table = labels.read_labels(cohort / "train.csv")
+    return phantom.study_of(cohort, table[UID][table[PATIENT] == 1].iloc[0])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -135,8 +142,7 @@ def test_an_impossible_cohort_is_refused():
             CohortConfig(studies=studies, seed=seed)
 
 
-def test_boxes_hold_the_broken_voxels_of_their_slice():
-    study = phantom_rendering.render_study(3, 0, dict.fromkeys(VERTEBRAE, 1))
+def test_boxes_hold_the_broken_voxels_of_their_slice(study):
     boxes = pd.DataFrame(phantom.fracture_boxes(study))
     for row in boxes.itertuples():
         x, y = int(row.x), int(row.y)
@@ -148,15 +154,14 @@ def test_boxes_hold_the_broken_voxels_of_their_slice():
     assert missed <= set(boxes["slice_number"])
 
 
-def test_a_study_of_a_cohort_can_be_rendered_again(cohort, tmp_path):
+def test_a_study_of_a_cohort_can_be_rendered_again(cohort, study, tmp_path):
     table = labels.read_labels(cohort / "train.csv")
-    study = phantom.study_of(cohort, table[UID][2])
-    assert study.labels == table.loc[2, list(VERTEBRAE)].to_dict()
+    assert study.labels == table.set_index(UID).loc[study.uid, list(VERTEBRAE)].to_dict()
     phantom.pack_study(study, tmp_path / "packed", SMALL.pack)
     for again in (tmp_path / "packed").iterdir():
         assert again.read_bytes() == (cohort / "packed" / again.name).read_bytes()
     shorter = tmp_path / "shorter"
-    labels.write_labels(labels.without(table, [table[UID][0]]), shorter / "train.csv")
+    labels.write_labels(table[table[UID] == study.uid], shorter / "train.csv")
     (shorter / "cohort.json").write_bytes((cohort / "cohort.json").read_bytes())
     np.testing.assert_array_equal(phantom.study_of(shorter, study.uid).volume_hu, study.volume_hu)
     with pytest.raises(ValueError, match=r"no phantom '1\.2'"):

@@ -107,9 +107,7 @@ def spans(values, low: float, high: float) -> bool:
     return low <= min(values) < low + room and high - room < max(values) <= high
 
 
-@pytest.mark.parametrize(
-    ("level", "most"), [("C1", ""), ("C2", "dens"), ("C4", ""), ("C7", "spinous process")]
-)
+@pytest.mark.parametrize(("level", "most"), [("C1", ""), ("C2", "dens"), ("C7", "spinous process")])
 def test_fractures_are_drawn_as_often_and_as_large_as_meant(level, most):
     compressions, cracks, where = drawn(level)
     assert len(compressions) / DRAWS == pytest.approx(0 if level in ("C1", "C2") else 0.3, abs=0.04)

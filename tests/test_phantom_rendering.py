@@ -92,13 +92,13 @@ def test_where_vertebrae_touch_truth_and_picture_agree(broken):
     assert (broken.fracture_map[both] == broken.label_map[both]).all()
 
 
-def test_a_study_is_the_same_each_time_and_differs_from_its_neighbours(intact):
+def test_a_study_is_the_same_each_time_and_differs_from_its_neighbours(intact, broken):
     again = render_study(5, 0, INTACT)
     np.testing.assert_array_equal(intact.volume_hu, again.volume_hu)
     np.testing.assert_array_equal(intact.label_map, again.label_map)
-    other, elsewhere = render_study(5, 2, INTACT), render_study(6, 0, INTACT)
-    assert other.spacing_mm != intact.spacing_mm != elsewhere.spacing_mm
-    assert other.window_hu != intact.window_hu
+    elsewhere = rendering._draw_patient(rendering.generator(6, 0, 1))
+    assert broken.spacing_mm != intact.spacing_mm != elsewhere.spacing_mm
+    assert broken.window_hu != intact.window_hu
 
 
 def test_uids_are_the_roots_of_rsna_and_unique():

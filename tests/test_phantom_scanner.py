@@ -334,11 +334,13 @@ def test_a_file_that_cannot_be_written_is_named_with_what_to_do(tmp_path):
 @pytest.mark.parametrize("library", ["SimpleITK", "pydicom"])
 def test_without_a_library_one_sentence_says_what_to_install(tmp_path, monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
+    grid = (np.zeros((2, 3, 3)), SPACING)
+    write = {
+        "SimpleITK": lambda: export.write_label_map(tmp_path / "labels.nii", *grid),
+        "pydicom": lambda: export.write_series(tmp_path / "ct", *grid, study_uid="1.2"),
+    }
     with pytest.raises(ImportError, match=library):
-        if library == "SimpleITK":
-            export.write_label_map(tmp_path / "labels.nii", np.zeros((2, 3, 3)), SPACING)
-        else:
-            export.write_series(tmp_path / "ct", np.zeros((2, 3, 3)), SPACING, study_uid="1.2")
+        write[library]()
     assert not list(tmp_path.iterdir())
 
 
