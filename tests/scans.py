@@ -64,6 +64,8 @@ RSNA_ELEMENTS = (  # of an original slice of RSNA 2022; no other
     *("WindowWidth", "RescaleIntercept", "RescaleSlope", "PixelData"),
 )
 
+SPACING = (1.25, 0.75, 0.5)  # exact in binary, so that positions compare without tolerance
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -378,3 +380,24 @@ def _jpeg(values: np.ndarray, syntax: str) -> bytes:
         assert written.BitsStored == 16
         assert written.PixelRepresentation == int(values.dtype.kind == "i")
         return next(generate_frames(written.PixelData, number_of_frames=1))
+
+
+def body(shape=(10, 24, 20), seed=0) -> np.ndarray:
+    """Noise around soft tissue with bone in it: whole HU from -1024 to 1500, no two slices alike."""
+    rng = np.random.default_rng(seed)
+    hu = rng.integers(-150, 150, shape)
+    hu[:, :3] = rng.integers(-1024, -900, (shape[0], 3, shape[2]))
+    hu[:, 10:14, 8:12] = rng.integers(300, 1500, (shape[0], 4, 4))
+    return hu.astype(np.int16)
+
+
+def same_place(volume, spacing, *, direction=FRAME, origin=ORIGIN) -> None:
+    np.testing.assert_allclose(volume.spacing_mm, spacing, rtol=1e-9)
+    np.testing.assert_allclose(volume.direction, direction, atol=1e-9)
+    np.testing.assert_allclose(volume.origin_mm, origin, atol=1e-6)
+
+
+def tilted(degrees: float) -> np.ndarray:
+    """Steps of a gantry leaning by `degrees`: slices lean, the table still moves along the patient."""
+    angle = np.deg2rad(degrees)
+    return np.array([[0.0, 0.0, 1.0], [0.0, np.cos(angle), 0.0], [-1.0, np.sin(angle), 0.0]])

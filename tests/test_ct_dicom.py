@@ -1,74 +1,57 @@
-import itertools
+"""Which files are slices of one CT, read whole: headers, pixels, values, and what lies beside them."""
+
+import os
+import re
 import shutil
-from functools import cache
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import pandas as pd
+import pydicom.data
 import pytest
 import scans
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     BasicTextSRStorage,
+    CTImageStorage,
     DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
     MediaStorageDirectoryStorage,
+    MRImageStorage,
     RLELossless,
     SecondaryCaptureImageStorage,
 )
-from scans import FRAME, affine_of, assert_private, edit, excerpt, phantom, positions, refusal, write_dicom
+from scans import (
+    FRAME,
+    SPACING,
+    affine_of,
+    assert_private,
+    body,
+    edit,
+    excerpt,
+    positions,
+    refusal,
+    same_place,
+    tilted,
+    write_dicom,
+)
 
 from cspine_helpers.ct import dicom
-from cspine_helpers.ct.dicom import read_series
-from cspine_helpers.ct.stack import Slice, _check_values, stack
-from cspine_helpers.packing.cohort import choose_series
+from cspine_helpers.ct.dicom import read_header, read_series, shown
+from cspine_helpers.packed import read_manifest
 from cspine_helpers.packing.crop import PackConfig, pack_vertebra
 
-SPACING = (1.25, 0.75, 0.5)  # exact in binary, so that positions compare without tolerance
 BONE = PackConfig(slices=5, size=48)
-
-
-def body(shape=(10, 24, 20), seed=0) -> np.ndarray:
-    """Noise around soft tissue with bone in it: whole HU from -1024 to 1500, no two slices alike."""
-    rng = np.random.default_rng(seed)
-    hu = rng.integers(-150, 150, shape)
-    hu[:, :3] = rng.integers(-1024, -900, (shape[0], 3, shape[2]))
-    hu[:, 10:14, 8:12] = rng.integers(300, 1500, (shape[0], 4, 4))
-    return hu.astype(np.int16)
-
-
-def real_series() -> np.ndarray:
-    return scans.real_series()[:, ::4, ::4]
-
-
-@cache
-def real_volume(name: str) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Values and voxel size of a NIfTI file, as nibabel reads them."""
-    image = nibabel.load(scans.REAL_CT / name / "ct.nii.gz")
-    return np.asanyarray(image.dataobj), image.header.get_zooms()
-
-
-def headers(places_mm, *, step=(0.0, 0.0, -1.0), spacing=SPACING[1:], decimals=6, names=None) -> list[Slice]:
-    """Slices of a series in memory, at places along a direction from `ORIGIN`, rounded as headers round."""
-    rotated = scans.rotation(0, 0, 0) if tuple(step) == (0, 0, -1) else scans.rotation(24, -9, 5)
-    axes = "\\".join(f"{v:.9f}" for v in (*rotated[:, 0], *rotated[:, 1]))
-    found = []
-    for z, place in enumerate(places_mm):
-        position = np.array(scans.ORIGIN) + place * np.array(step)
-        tags = dict.fromkeys(dicom.TAGS) | {
-            "position": "\\".join(f"{v:.{decimals}f}" for v in position),
-            "orientation": axes,
-            "pixel_spacing": "{}\\{}".format(*spacing),
-            "number": str(z + 1),
-            "slope": "1",
-            "intercept": "0",
-        }
-        found.append(Slice(names[z] if names else f"{z:03d}.dcm", (14, 12), tags))
-    return found
 
 
 def block_at(hu: np.ndarray) -> np.ndarray:
@@ -76,12 +59,6 @@ def block_at(hu: np.ndarray) -> np.ndarray:
     labels = np.zeros(hu.shape, np.uint8)
     labels[2:-2, 4:-4, 4:-4] = 3
     return labels
-
-
-def same_place(volume, spacing, *, direction=FRAME, origin=scans.ORIGIN) -> None:
-    np.testing.assert_allclose(volume.spacing_mm, spacing, rtol=1e-9)
-    np.testing.assert_allclose(volume.direction, direction, atol=1e-9)
-    np.testing.assert_allclose(volume.origin_mm, origin, atol=1e-6)
 
 
 @pytest.mark.parametrize("orientation", ["IPL", "SPL", "IAR", "SAR", "LPI", "RSP", "AIL", "PSR"])
@@ -183,145 +160,6 @@ def test_two_intercepts_in_one_series_are_read_each_with_its_own(tmp_path):
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.hu, hu)
     assert volume.warnings == ()
-
-
-def rescaled(*, slope=None, intercept=None):
-    def change(ds):
-        if slope is not None:
-            ds.RescaleSlope = slope
-        if intercept is not None:
-            ds.RescaleIntercept = intercept
-
-    return change
-
-
-WRONG_RESCALES = {
-    "intercept twice": rescaled(intercept=-2048),
-    "intercept 0": rescaled(intercept=0),
-    "slope -1": rescaled(slope=-1),
-    "slope 2": rescaled(slope=2),
-    "slope 0.5": rescaled(slope=0.5),
-}
-WRONG_SLICES = {"first": [0], "last": [11], "several": [1, 4, 5, 9], "half": [6, 7, 8, 9, 10]}
-
-
-@pytest.mark.parametrize("wrong", WRONG_SLICES.values(), ids=WRONG_SLICES)
-@pytest.mark.parametrize("change", WRONG_RESCALES.values(), ids=WRONG_RESCALES)
-def test_slices_with_a_wrong_rescale_are_refused_by_name(tmp_path, change, wrong):
-    """Named are those next to a right one."""
-    files = write_dicom(tmp_path, excerpt().hu[:12], SPACING)
-    for z in wrong:
-        edit(files[z], change)
-    edges = [z for z in wrong if {z - 1, z + 1} & set(range(12)) - set(wrong)]
-    names = [files[z].name for z in edges]
-    message = refusal(lambda: read_series(tmp_path), tmp_path.name, "jump", "rescale", "original", *names)
-    assert not [file.name for z, file in enumerate(files) if z not in wrong and file.name in message]
-
-
-@scans.needs_ct
-@pytest.mark.parametrize("change", WRONG_RESCALES.values(), ids=WRONG_RESCALES)
-def test_a_real_slice_with_a_wrong_rescale_is_refused_by_name(tmp_path, change):
-    """Two millimetres apart, a fifth of it padding."""
-    file = write_dicom(tmp_path, real_series(), SPACING)[7]
-    edit(file, change)
-    refusal(lambda: read_series(tmp_path), "values of 1 slices jump", file.name, "slope 1 and")
-
-
-def test_a_slice_with_other_values_under_the_same_rescale_is_refused_by_name(tmp_path):
-    """As where a tool wrote Hounsfield units into some of the files and left their intercept."""
-    hu = excerpt().hu[:12].copy()
-    hu[4] -= 1024
-    files = write_dicom(tmp_path, hu, SPACING, signed=True)
-    refusal(lambda: read_series(tmp_path), tmp_path.name, "values of 1 slices jump", files[4].name)
-
-
-def _end(share):
-    def fill(hu, k, value=0):
-        hu[k, round(hu.shape[1] * (1 - share)) :] = value
-
-    return fill
-
-
-def _noise(hu, k):
-    hu[k] = np.random.default_rng(k).integers(-1024, 3000, hu.shape[1:])
-
-
-def _swapped(hu):
-    """As a reader clips them that takes the bytes for the other byte order's, and subtracts 1024."""
-    return (np.clip(hu + 1024, 0, 4095).astype(np.uint16).byteswap().astype(int) - 1024).clip(-32768, 32767)
-
-
-WRONG_VALUES = {  # of a slice whose header is like the others'
-    "zeros": _end(1),
-    "constant": lambda hu, k: _end(1)(hu, k, 700),
-    "half zeros": _end(0.5),
-    "an eighth zeros": _end(0.125),
-    "noise": _noise,
-    "bytes swapped": lambda hu, k: hu.__setitem__(k, (hu[k] + 1024).astype(np.int16).byteswap()),
-    "bytes swapped, unsigned": lambda hu, k: hu.__setitem__(k, _swapped(hu[k])),
-    "negated": lambda hu, k: hu.__setitem__(k, -hu[k]),
-    "shifted": lambda hu, k: hu.__setitem__(k, hu[k] - 1024),
-}
-
-
-@pytest.mark.parametrize("wrong", [[10], [0], [19], [9, 10], range(5, 12)], ids=str)
-@pytest.mark.parametrize("change", WRONG_VALUES.values(), ids=WRONG_VALUES)
-@pytest.mark.parametrize("which", ["drawn", pytest.param("real", marks=scans.needs_ct)])
-def test_a_slice_that_cannot_belong_is_refused_by_name(which, change, wrong):
-    """At either end, within, several: named are those next to a right one, and no right one."""
-    hu = excerpt().hu[:20].copy() if which == "drawn" else real_series().copy()
-    for k in wrong:
-        change(hu, k)
-    names = [f"{z:02d}.dcm" for z in range(20)]
-    edges = [names[z] for z in wrong if {z - 1, z + 1} & set(range(20)) - set(wrong)]
-    ordered = headers(range(20), names=names)
-    message = refusal(lambda: _check_values(ordered, hu), "slices", "original files", *edges)
-    assert not [name for z, name in enumerate(names) if z not in wrong and name in message]
-    assert "slope" not in message
-
-
-def test_air_between_slices_that_show_the_patient_is_refused_and_at_the_ends_it_is_not(tmp_path):
-    """Zeros as stored are air: the tail of a file that was never filled, or padding beyond the head."""
-    hu = excerpt().hu[:20].copy()
-    half = hu.copy()
-    half[12, 46:] = -1024
-    files = write_dicom(tmp_path / "half", half, SPACING)
-    refusal(lambda: read_series(tmp_path / "half"), "1 slices", "constant", files[12].name)
-    hu[:2], hu[18:] = -1024, -1024
-    write_dicom(tmp_path / "ends", hu, SPACING)
-    np.testing.assert_array_equal(read_series(tmp_path / "ends").hu, hu)
-    hu[7:9] = -1024
-    files = write_dicom(tmp_path / "within", hu, SPACING)
-    refusal(lambda: read_series(tmp_path / "within"), "2 slices", "constant", files[7].name, files[8].name)
-
-
-@scans.needs_ct
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("step_mm", [1, 2, 3, 5, 7, 10, 15])
-def test_real_anatomy_cut_along_any_axis_is_no_wrong_slice(step_mm, axis):
-    """Skin, table, air before the body, metal, thick steps: a trunk at 3 mm, a lumbar spine at 1.5 mm."""
-    for name in ("totalsegmentator_example", "tptbox_lumbar"):
-        values, voxel_mm = real_volume(name)
-        hu = np.moveaxis(values, axis, 0)[:: max(1, round(step_mm / voxel_mm[axis]))]
-        slices = [Slice(str(k), hu.shape[1:], {"slope": "1", "intercept": "0"}) for k in range(len(hu))]
-        _check_values(slices, hu)
-        _check_values(slices, np.moveaxis(hu, 1, 2))
-        _check_values(slices, hu[:, ::-1])
-
-
-@pytest.mark.parametrize("step", [1, 3, 6])
-def test_anatomy_may_change_from_slice_to_slice(tmp_path, step):
-    """Thick slices, the head's end, metal, contrast, blank slices: each with its own, right rescale."""
-    hu = phantom().hu[::step, ::2, ::2].copy()
-    hu[:2], hu[3, 20:40, 20:40], hu[4:6, 30:60, 30:60] = -1024, 3071, 350
-    hu[-1] = np.random.default_rng(0).normal(-1000, 15, hu.shape[1:])
-
-    def own(ds, z):
-        stored = np.frombuffer(ds.PixelData, np.uint16) + np.uint16(100 * (z % 3))
-        ds.RescaleIntercept, ds.PixelData = -1124 - 100 * (z % 3), stored.tobytes()
-
-    write_dicom(tmp_path, hu, SPACING, intercept=-1124, extra=own)
-    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
 
 
 @pytest.mark.parametrize(
@@ -458,328 +296,6 @@ def test_lossless_transfer_syntaxes_give_the_same_hounsfield_units(tmp_path, syn
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.hu, hu)
     same_place(volume, SPACING)
-
-
-# Geometry that is repaired by a stated rule.
-
-
-def blobs(affine: np.ndarray, shape: tuple[int, ...], points: np.ndarray) -> np.ndarray:
-    """HU of a scene that exists outside any grid: soft tissue, and a round bright spot at each LPS point."""
-    there = positions(affine, np.moveaxis(np.indices(shape), 0, -1))
-    hu = np.full(shape, 40.0)
-    for point in points:
-        hu += 2000 * np.exp(-((there - point) ** 2).sum(axis=-1) / (2 * 3.0**2))
-    hu[:, :2] = -100
-    return np.rint(hu).astype(np.int16)
-
-
-def spot(hu: np.ndarray, near: np.ndarray, *, reach=6) -> np.ndarray:
-    """(3,) voxel index of the middle of the brightness around `near`, found from the values alone."""
-    low = np.maximum(np.rint(near).astype(int) - reach, 0)
-    region = hu[tuple(slice(a, a + 2 * reach + 1) for a in low)].astype(float)
-    weight = np.clip(region - 400, 0, None)
-    assert weight.max() > 1000
-    return low + np.array([(weight * axis).sum() / weight.sum() for axis in np.indices(region.shape)])
-
-
-def tilted(degrees: float) -> np.ndarray:
-    """Steps of a gantry leaning by `degrees`: slices lean, the table still moves along the patient."""
-    angle = np.deg2rad(degrees)
-    return np.array([[0.0, 0.0, 1.0], [0.0, np.cos(angle), 0.0], [-1.0, np.sin(angle), 0.0]])
-
-
-@pytest.mark.parametrize("orientation", ["IPL", "SPL"])
-@pytest.mark.parametrize("degrees", [-22.0, 8.0, 20.0])
-def test_a_tilted_gantry_is_straightened_and_said(tmp_path, degrees, orientation):
-    spacing, direction, shape = (1.5, 0.9, 0.7), tilted(degrees), (36, 60, 50)
-    affine = affine_of(spacing, direction=direction)
-    points = positions(affine, np.array([[8, 30, 12], [17, 44, 25], [27, 18, 38.0]]))
-    hu = blobs(affine, shape, points)
-
-    def say(ds, _):
-        ds.GantryDetectorTilt = degrees
-
-    write_dicom(tmp_path, hu, spacing, direction=direction, orientation=orientation, extra=say)
-    volume = read_series(tmp_path)
-    for point in points:
-        expected = volume.indices(point[None])[0]
-        assert np.abs(spot(volume.hu, expected) - expected).max() < 0.5
-        np.testing.assert_allclose(volume.points(expected[None])[0], point, atol=1e-6)
-    np.testing.assert_allclose(volume.direction.T @ volume.direction, np.eye(3), atol=1e-9)
-    assert abs(volume.spacing_mm[0] - 1.5 * np.cos(np.deg2rad(degrees))) < 1e-6
-    assert ["tilt" in warning for warning in volume.warnings if "slices" in warning] == [True]
-    assert f"{abs(degrees):.1f}°" in " ".join(volume.warnings)
-    for number, (first, column, row) in volume.frames.items():  # of the files, not of what was made of them
-        z = number - 1 if orientation == "IPL" else shape[0] - number
-        there = first + 9 * column + 21 * row
-        np.testing.assert_allclose(there, positions(affine, np.array([z, 21, 9])), atol=1e-6)
-
-
-def test_a_straightened_volume_keeps_all_that_was_seen_and_fills_the_rest_with_air(tmp_path):
-    hu = np.full((30, 40, 30), 50, np.int16)
-    write_dicom(tmp_path, hu, (2.0, 1.0, 1.0), direction=tilted(15))
-    volume = read_series(tmp_path)
-    assert volume.hu.min() >= -1024
-    seen = (volume.hu > 45).sum(axis=(1, 2))
-    assert seen.min() >= 39 * 30 - 30
-    assert volume.hu.shape[1] > 40
-    assert (volume.hu[0] == -1024).any()
-    assert (volume.hu[-1] == -1024).any()
-
-
-def test_a_header_that_says_tilt_alone_changes_nothing(tmp_path):
-    """Spiral scans are made straight by the scanner; the header may keep the tilt."""
-    hu = body()
-
-    def say(ds, _):
-        ds.GantryDetectorTilt = 15
-
-    write_dicom(tmp_path, hu, SPACING, extra=say)
-    volume = read_series(tmp_path)
-    np.testing.assert_array_equal(volume.hu, hu)
-    assert volume.warnings == ()
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize(("drift_mm", "moved"), [(0.11, False), (0.14, True), (-0.11, False), (-0.14, True)])
-def test_slices_are_moved_where_they_drift_by_more_than_rounding_makes(tmp_path, axis, drift_mm, moved):
-    """Over the whole series; less would blur every slice for nothing."""
-
-    def drift(ds, z):
-        ds.ImagePositionPatient[axis] += drift_mm * z / 9
-
-    hu = body()
-    write_dicom(tmp_path, hu, SPACING, extra=drift)
-    volume = read_series(tmp_path)
-    assert ["gantry tilt" in warning for warning in volume.warnings] == [True] * moved
-    assert (volume.hu.shape == hu.shape) != moved
-
-
-def test_more_shift_than_a_gantry_tilts_is_refused(tmp_path):
-    write_dicom(tmp_path, body(), SPACING, direction=tilted(50))
-    refusal(lambda: read_series(tmp_path), tmp_path.name, "50°", "resample")
-
-
-@pytest.mark.parametrize("orientation", ["IPL", "SPL"])
-def test_mildly_uneven_steps_are_resampled_linearly_and_said(tmp_path, orientation):
-    """A ramp along Z is the oracle: linear interpolation keeps it."""
-    rng = np.random.default_rng(3)
-    places = np.arange(20) + rng.uniform(-0.1, 0.1, 20)
-    places[0] = 0
-    ramp = np.rint(1000 * places / 20 - 500)[:, None, None]
-    hu = np.broadcast_to(ramp, (20, 12, 14)).astype(np.int16)
-    turned_places = places if orientation == "IPL" else (places[-1] - places)[::-1] - (places[-1] - 19)
-    write_dicom(tmp_path, hu, (2.0, 1.0, 1.0), places=turned_places, orientation=orientation)
-    volume = read_series(tmp_path)
-    assert volume.hu.shape == hu.shape
-    np.testing.assert_allclose(volume.spacing_mm[0], 2.0 * places[-1] / 19, rtol=1e-6)
-    middle = volume.points(np.stack([np.arange(20), np.full(20, 6), np.full(20, 7)], axis=1))
-    expected = (scans.ORIGIN[2] - middle[:, 2]) / 2.0  # in places, from the first
-    assert np.abs(volume.hu[:, 6, 7] - (1000 * expected / 20 - 500)).max() <= 1.5
-    assert [warning for warning in volume.warnings if "even steps" in warning]
-    assert len(volume.frames) == 20
-
-
-@pytest.mark.parametrize("decimals", [1, 2])
-@pytest.mark.parametrize("step", [0.33, 0.45, 0.625, 0.67, 0.75, 1.25])
-def test_positions_rounded_as_headers_are_count_as_even(step, decimals):
-    """147 slices of 0.625 mm to one decimal have become 153, resampled."""
-    hu = body((147, 14, 12))
-    volume = stack(headers(np.arange(147) * step, decimals=decimals), hu)
-    np.testing.assert_array_equal(volume.hu, hu)
-    assert volume.warnings == ()
-    np.testing.assert_allclose(volume.spacing_mm[0], step, atol=0.1 / 146)
-    np.testing.assert_allclose(volume.origin_mm, scans.ORIGIN, atol=0.06)
-
-
-@pytest.mark.parametrize("step", [0.33, 0.625, 1.25])
-def test_oblique_positions_of_one_decimal_count_as_even_and_straight(step):
-    hu, along = body((147, 14, 12)), -scans.rotation(24, -9, 5)[:, 2]
-    slices = headers(np.arange(147) * step, step=along, spacing=(0.4, 0.4), decimals=1)
-    volume = stack(slices, hu)
-    np.testing.assert_array_equal(volume.hu, hu)
-    assert ["turned" in warning for warning in volume.warnings] == [True]
-
-
-@pytest.mark.parametrize("decimals", [1, 2])
-@pytest.mark.parametrize("step", [0.33, 0.45, 0.625, 0.67, 0.75, 1.25])
-def test_a_slice_that_is_missing_among_rounded_positions_is_refused(step, decimals):
-    slices, hu = headers(np.arange(20) * step, decimals=decimals), body((20, 14, 12))
-    for lost in (1, 10, 18):
-        rest = [its for z, its in enumerate(slices) if z != lost]
-        beside = slices[lost - 1].name, slices[lost + 1].name
-        refusal(lambda rest=rest, lost=lost: stack(rest, np.delete(hu, lost, 0)), "are missing", *beside)
-
-
-UNEVEN = {
-    "one slice aside": [0, 1, 2, 3, 4.16, 5, 6, 7, 8, 9],
-    "drift": (np.arange(100) * 1.0 + 8e-5 * np.arange(100) ** 2).tolist(),
-    "one odd step": [0, 1, 2, 3, 4, 4.25, 5.25, 6.25, 7.25, 8.25],
-    "one odd step at the end": [0, 1, 2, 3, 4, 5, 6, 6.25],
-    "one odd step of four": [0, 1, 1.25, 2.25, 3.25],
-    "fine, then coarse": [0, 1, 2, 3, 4, 5, 7, 9, 11, 13],
-    "coarse, then fine": [0, 2, 4, 6, 8, 10, 12, 13, 14, 15],
-    "with a step between": [0, 1, 2, 3, 4.5, 6.5, 8.5, 10.5, 12.5],
-}
-
-
-@pytest.mark.parametrize(("slope", "kind"), [(1, np.int16), (0.5, np.float32)])
-def test_resampled_values_are_rounded_where_they_are_whole(tmp_path, slope, kind):
-    """Truncation would move all of them towards zero."""
-    hu, places = body()[:8], np.array([0, 1, 2, 3, 4, 4.3, 5.3, 6.3])
-    write_dicom(tmp_path, hu, (1.0, 0.75, 0.5), places=places, slope=slope)
-    volume = read_series(tmp_path)
-    there = np.linspace(0, 6.3, 7)
-    linear = np.apply_along_axis(lambda values: np.interp(there, places, values), 0, hu.astype(float))
-    assert volume.hu.dtype == kind
-    assert np.abs(linear - np.rint(linear)).max() > 0.4
-    allowed = 0.5001 if kind == np.int16 else 1e-3
-    assert np.abs(volume.hu - linear).max() <= allowed
-
-
-@pytest.mark.parametrize("places", UNEVEN.values(), ids=UNEVEN)
-@pytest.mark.parametrize("orientation", ["IPL", "SPL"])
-def test_uneven_spacing_beyond_rounding_is_resampled_to_its_usual_step(tmp_path, places, orientation):
-    """A ramp along Z is the oracle: linear interpolation keeps it. Of two steps, the finer stays."""
-    places, step = np.array(places), 1.25
-    ramp = np.rint(1000 * places / places[-1] - 500)[:, None, None]
-    hu = np.broadcast_to(ramp, (len(places), 12, 14)).astype(np.int16)
-    turned_places = places if orientation == "IPL" else len(places) - 1 - places[::-1]
-    write_dicom(tmp_path, hu, (step, 1.0, 1.0), places=turned_places, orientation=orientation)
-    volume = read_series(tmp_path)
-    assert len(volume.hu) == round(places[-1] / (np.median(np.diff(places)) if len(places) > 20 else 1)) + 1
-    assert ["even steps" in warning for warning in volume.warnings] == [True]
-    middle = volume.points(np.stack([np.arange(len(volume.hu)), *[np.full(len(volume.hu), 6)] * 2], axis=1))
-    expected = (scans.ORIGIN[2] - middle[:, 2]) / step  # in places, from the first
-    assert np.abs(volume.hu[:, 6, 7] - (1000 * expected / places[-1] - 500)).max() <= 1.5
-
-
-TOO_UNEVEN = {
-    "every other slice of the middle": [0, 1, 2, 3, 5, 7, 9, 10, 11, 12],
-    "two at the end": [0, 1, 2, 3, 4, 5, 7, 9],
-    "more steps are long than short": [0, 1, 2.6, 4.2],
-    "one of three steps is half of the others": [0, 1, 3, 5],
-    "far coarser": [0, 1, 2, 3, 4, 7, 10, 13, 16],
-    "a gap at the change": [0, 1, 2, 3, 4, 7, 9, 11, 13],
-    "a gap and an odd step": [0, 1, 2, 3, 3.25, 4.25, 5.25, 7.25, 8.25, 9.25, 10.25],
-}
-
-
-@pytest.mark.parametrize("places", TOO_UNEVEN.values(), ids=TOO_UNEVEN)
-def test_steps_that_a_scanner_does_not_make_are_refused(tmp_path, places):
-    write_dicom(tmp_path, body((len(places), 24, 20)), SPACING, places=places)
-    refusal(lambda: read_series(tmp_path), tmp_path.name, "slices")
-
-
-def test_direction_cosines_that_differ_in_their_last_digits_are_alike(tmp_path):
-    """Cosines near half of a hundredth, as a rounding comparison would tear apart."""
-    angle = np.arcsin(0.125)
-    jitter = np.random.default_rng(0).uniform(-1e-5, 1e-5, 10)
-
-    def shake(ds, z):
-        turn = angle + jitter[z]
-        ds.ImageOrientationPatient = [1, 0, 0, 0, round(np.cos(turn), 9), round(np.sin(turn), 9)]
-
-    hu = body()
-    write_dicom(tmp_path, hu, SPACING, direction=scans.rotation(np.rad2deg(angle)) @ FRAME, extra=shake)
-    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
-
-
-# Slices that make no volume are refused by name.
-
-
-@pytest.mark.parametrize("lost", [[4], [3, 4], [2, 6], [2, 4, 6]])
-def test_missing_slices_are_refused_with_the_neighbours_of_the_gap(tmp_path, lost):
-    files = write_dicom(tmp_path, body(), SPACING)
-    for z in lost:
-        files[z].unlink()
-    names = [files[z].name for k in lost for z in (k - 1, k + 1) if z not in lost]
-    refusal(
-        lambda: read_series(tmp_path), tmp_path.name, "slices are missing", "mm between", *names, "complete"
-    )
-
-
-def test_slices_twice_are_refused_by_name(tmp_path):
-    """Copies that another program wrote; those to the byte are left out."""
-    files = write_dicom(tmp_path, body(), SPACING)
-    for z, name in {3: "copy.dcm", 7: "another.dcm"}.items():
-        shutil.copy(files[z], tmp_path / name)
-        edit(tmp_path / name, lambda ds: setattr(ds, "Manufacturer", "Other"))
-    parts = ("same position", "copy.dcm", files[3].name, "another.dcm", files[7].name, "keep one")
-    refusal(lambda: read_series(tmp_path), tmp_path.name, *parts)
-
-
-@pytest.mark.parametrize("count", [2, 5])
-def test_slices_all_at_one_place_are_refused(tmp_path, count):
-    files = write_dicom(tmp_path, body()[:count], SPACING, places=[0] * count)
-    refusal(lambda: read_series(tmp_path), "same position", files[0].name, files[1].name)
-
-
-def test_two_acquisitions_at_the_same_places_are_refused(tmp_path):
-    """Before and after contrast under one series UID."""
-    write_dicom(tmp_path, body(), SPACING)
-    write_dicom(tmp_path, body(seed=1), SPACING, names=[f"late_{z}.dcm" for z in range(10)])
-    refusal(lambda: read_series(tmp_path), "same position", *(f"late_{z}.dcm" for z in range(10)))
-
-
-def test_slices_of_another_size_spacing_or_orientation_are_refused_by_name(tmp_path):
-    def smaller(ds):
-        ds.Rows, ds.PixelData = 20, ds.PixelData[: 20 * 20 * 2]
-
-    def wider(ds):
-        ds.PixelSpacing = [0.8, 0.5]
-
-    def turned(ds):
-        ds.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
-
-    wrong = {"size": smaller, "pixel spacing": wider, "orientation": turned}
-    seen = {"size": ("20 × 20", "20 × 24"), "pixel spacing": ("0.800",), "orientation": ()}
-    for what, change in wrong.items():
-        files = write_dicom(tmp_path / what, body(), SPACING)
-        edit(files[2], change)
-        edit(files[5], change)
-        parts = (what, "2 of 10", files[2].name, files[5].name, *seen[what], "move them out")
-        refusal(lambda what=what: read_series(tmp_path / what), *parts)
-
-
-@pytest.mark.parametrize("element", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
-def test_slices_without_a_place_are_refused_by_name(tmp_path, element):
-    files = write_dicom(tmp_path, body(), SPACING)
-    edit(files[1], lambda ds: delattr(ds, element))
-    edit(files[8], lambda ds: setattr(ds, element, None))
-    refusal(lambda: read_series(tmp_path), "2 of 10", files[1].name, files[8].name, "headers", "original")
-
-
-AXES = {
-    "not at right angles": ([1, 0, 0, 0.05, 0.99875, 0], False),
-    "nor the other way": ([1, 0, 0, -0.05, 0.99875, 0], False),
-    "long rows": ([1.02, 0, 0, 0, 1, 0], False),
-    "short columns": ([1, 0, 0, 0, 0.98, 0], False),
-    "rounded to two digits": ([1, 0, 0, 0, 0.87, 0.5], True),
-    "turned within the plane": ([0.985, 0.174, 0, -0.174, 0.985, 0], True),
-    "almost at right angles": ([1, 0, 0, 0.009, 1, 0], True),
-}
-
-
-@pytest.mark.parametrize(("axes", "usable"), AXES.values(), ids=AXES)
-def test_rows_and_columns_are_unit_vectors_at_right_angles_or_refused(tmp_path, axes, usable):
-    normal = np.cross(axes[:3], axes[3:])
-
-    def place(ds, z):
-        ds.ImageOrientationPatient = axes
-        ds.ImagePositionPatient = [f"{v:.6f}" for v in -normal * z]
-
-    hu = body()
-    write_dicom(tmp_path, hu, SPACING, extra=place)
-    if usable:
-        assert read_series(tmp_path).hu.size == hu.size
-    else:
-        refusal(lambda: read_series(tmp_path), "10 of 10", "no usable position, orientation")
-
-
-def test_a_single_slice_is_no_volume(tmp_path):
-    files = write_dicom(tmp_path, body()[:1], SPACING)
-    refusal(lambda: read_series(tmp_path), files[0].name, "one slice", "whole series")
 
 
 def test_an_empty_folder_says_what_to_give(tmp_path):
@@ -967,7 +483,6 @@ def test_patients_stay_out_of_what_is_said(tmp_path, capfd):
 @scans.needs_ct
 def test_the_real_jpeg_2000_series_is_the_picture_pydicom_places(tmp_path):
     """Its own mask is the oracle of its place: bone where the mask says vertebra, in 20 slices of 2 mm."""
-    import nibabel
 
     folder = scans.REAL_CT / "totalsegmentator_example"
     volume = read_series(folder / "dicom")
@@ -984,151 +499,6 @@ def test_the_real_jpeg_2000_series_is_the_picture_pydicom_places(tmp_path):
     values = volume.hu[tuple(np.rint(index).astype(int).T)]
     assert np.median(values) > 120
     assert np.median(volume.hu[10, 200:300, 200:300]) < 100
-
-
-# Two acquisitions in one series.
-
-
-def acquired(numbers):
-    return lambda ds, z: setattr(ds, "AcquisitionNumber", numbers[z])
-
-
-def test_acquisition_numbers_that_alternate_in_an_even_stack_are_warned_of(tmp_path):
-    """Nothing but the number tells, and some scanners count so."""
-    hu = body((20, 24, 20))
-    write_dicom(tmp_path, hu, SPACING, extra=acquired([1, 2] * 10))
-    volume = read_series(tmp_path)
-    np.testing.assert_array_equal(volume.hu, hu)
-    (warning,) = volume.warnings
-    assert "acquisition numbers alternate along the slices" in warning
-
-
-APART = {  # a second sign beside the acquisition's number
-    "steps": {"places": [z + 0.3 * (z % 2) for z in range(20)]},
-    "instance numbers": {"numbers": [*itertools.chain(*zip(range(1, 11), range(11, 21), strict=True))]},
-}
-
-
-@pytest.mark.parametrize("options", APART.values(), ids=APART)
-def test_acquisitions_that_interleave_are_refused_and_one_is_chosen(tmp_path, options):
-    hu = body((20, 24, 20))
-    names = [f"{z:02d}.dcm" for z in range(20)]
-    files = write_dicom(tmp_path, hu, SPACING, names=names, extra=acquired([1, 2] * 10), **options)
-    parts = ("2 acquisition numbers", "between each other", "#1", "#2", "10 slices", files[0].name, "series=")
-    refusal(lambda: read_series(tmp_path), tmp_path.name, *parts)
-    np.testing.assert_array_equal(read_series(tmp_path, series="#2").hu, hu[1::2])
-
-
-RECONSTRUCTIONS = {
-    "convolution kernels": lambda ds, k: setattr(ds, "ConvolutionKernel", ("Br38f", "Br64h Doe^Jane")[k]),
-    "image types": lambda ds, k: setattr(ds, "ImageType", ["DERIVED", "PRIMARY", ("AXIAL", "OTHER")[k]]),
-    "series times": lambda ds, k: setattr(ds, "SeriesTime", ("101112", "101345.25")[k]),
-    "series numbers": lambda ds, k: setattr(ds, "SeriesNumber", 2 + k),
-    "slice thicknesses": lambda ds, k: setattr(ds, "SliceThickness", (0.5, 3.0)[k]),
-}
-
-
-@pytest.mark.parametrize(
-    "place", [0.5, 0.25, 0.0], ids=["half a step apart", "a quarter", "at the same places"]
-)
-@pytest.mark.parametrize("what", RECONSTRUCTIONS)
-def test_two_reconstructions_in_one_series_are_refused_and_one_is_chosen(tmp_path, what, place):
-    """Numbered along the slices, as archives do that merge series."""
-    hu = body((20, 24, 20))
-    where = {
-        "places": [z // 2 + place * (z % 2) for z in range(20)],
-        "names": [f"{z:02d}" for z in range(20)],
-    }
-    files = write_dicom(tmp_path, hu, SPACING, extra=lambda ds, z: RECONSTRUCTIONS[what](ds, z % 2), **where)
-    parts = (f"2 {what}", "between each other", "2 series in one", "10 slices", files[0].name, files[1].name)
-    message = refusal(
-        lambda: read_series(tmp_path), tmp_path.name, "series=", f"{scans.SERIES_UID}#1", *parts
-    )
-    assert "Br" not in message
-    for k in (0, 1):
-        chosen = read_series(tmp_path, series=f"{scans.SERIES_UID}#{k + 1}")
-        np.testing.assert_array_equal(chosen.hu, hu[k::2])
-        assert sorted(chosen.frames) == list(range(1 + k, 21, 2))
-        assert chosen.warnings == ()
-    refusal(lambda: read_series(tmp_path, series=f"{scans.SERIES_UID}#3"), "#1", "#2", "choose")
-    asked = f"{scans.SERIES_UID}#2"
-    assert choose_series({"1.2.3": tmp_path}, [asked]) == {"1.2.3": asked}
-
-
-def test_times_that_belong_to_pictures_are_no_sign_of_several_series(tmp_path):
-    """Some scanners write the second that a picture was made in, three at a time, in whatever order."""
-    hu = body((30, 24, 20))
-    times = [f"1011{z * 7 % 10:02d}" for z in range(30)]
-    write_dicom(tmp_path, hu, SPACING, extra=lambda ds, z: setattr(ds, "SeriesTime", times[z]))
-    volume = read_series(tmp_path)
-    np.testing.assert_array_equal(volume.hu, hu)
-    assert volume.warnings == ()
-
-
-@pytest.mark.parametrize("odd", [[4], [0, 9], [3, 4, 5]], ids=str)
-@pytest.mark.parametrize("what", RECONSTRUCTIONS)
-def test_an_odd_tag_in_one_even_series_is_warned_of(tmp_path, what, odd):
-    write_dicom(tmp_path, body(), SPACING, extra=lambda ds, z: RECONSTRUCTIONS[what](ds, z in odd))
-    volume = read_series(tmp_path)
-    np.testing.assert_array_equal(volume.hu, body())
-    assert [f"{what} alternate" in warning for warning in volume.warnings] == [True]
-
-
-def test_a_kernel_that_every_second_slice_lacks_tells_two_series(tmp_path):
-    write_dicom(
-        tmp_path, body(), SPACING, extra=lambda ds, z: z % 2 and setattr(ds, "ConvolutionKernel", "B30f")
-    )
-    refusal(lambda: read_series(tmp_path), "2 convolution kernels", "#1", "#2", "5 slices")
-
-
-@pytest.mark.parametrize("what", RECONSTRUCTIONS)
-def test_tags_that_change_once_or_are_missing_here_and_there_are_one_series(tmp_path, what):
-    """A scan in two parts; an anonymiser that dropped what it did not know."""
-    hu = body()
-    write_dicom(tmp_path / "parts", hu, SPACING, extra=lambda ds, z: RECONSTRUCTIONS[what](ds, z // 5))
-    write_dicom(tmp_path / "gaps", hu, SPACING, extra=lambda ds, z: z % 3 and RECONSTRUCTIONS[what](ds, 0))
-    if what not in ("image types", "slice thicknesses"):  # the writer's own stands in the others
-        np.testing.assert_array_equal(read_series(tmp_path / "gaps").hu, hu)
-    volume = read_series(tmp_path / "parts")
-    np.testing.assert_array_equal(volume.hu, hu)
-    assert volume.warnings == ()
-    np.testing.assert_array_equal(read_series(tmp_path / "parts", series="#1").hu, hu)
-    refusal(lambda: read_series(tmp_path / "parts", series="#2"), "one series", "#1")
-
-
-@pytest.mark.parametrize("numbers", [[2] * 4 + [1] * 6, range(10), [7] * 10], ids=["parts", "each", "one"])
-def test_acquisitions_one_after_the_other_are_one_volume(tmp_path, numbers):
-    hu = body()
-    write_dicom(tmp_path, hu, SPACING, extra=acquired(list(numbers)))
-    volume = read_series(tmp_path)
-    np.testing.assert_array_equal(volume.hu, hu)
-    assert volume.warnings == ()
-
-
-def test_slices_closer_together_than_the_rest_are_refused_by_name(tmp_path):
-    """A second acquisition without a number overlaps the end of the first, 0.4 steps below it."""
-    places = [0, 1, 2, 3, 4, 5, 6, 7, 7.4, 8, 8.4, 9]
-    files = write_dicom(tmp_path, body((12, 24, 20)), SPACING, places=places)
-    names = [files[z].name for z in (7, 8, 9, 10)]
-    parts = (tmp_path.name, "closer together", "0.50 mm for 1.25 mm", "2 times", "two acquisitions", *names)
-    refusal(lambda: read_series(tmp_path), *parts)
-
-
-@pytest.mark.parametrize(("off_mm", "refused"), [(2.0, True), (0.2, False)], ids=["two", "jitter"])
-def test_slices_shifted_to_and_fro_within_their_plane_are_two_acquisitions_and_a_tilt_is_not(
-    tmp_path, off_mm, refused
-):
-    """Every second slice lies aside, on top of a gantry's tilt; pixels are 0.5 mm wide."""
-
-    def aside(ds, z):
-        ds.ImagePositionPatient[0] += off_mm * (z % 2)
-
-    write_dicom(tmp_path, body(), SPACING, direction=tilted(12), extra=aside)
-    if refused:
-        parts = (tmp_path.name, "3.6 pixels", "not evenly", "two acquisitions", "keep one a folder")
-        refusal(lambda: read_series(tmp_path), *parts)
-    else:
-        assert ["gantry tilt" in warning for warning in read_series(tmp_path).warnings] == [True]
 
 
 # Pixels that are no Hounsfield units.
@@ -1291,11 +661,818 @@ def test_private_data_after_compressed_pixels_are_no_damage(tmp_path, syntax):
     assert volume.warnings == ()
 
 
-def test_numbers_that_jump_to_and_fro_along_the_slices_are_warned_of(tmp_path):
-    """Two acquisitions at half a step from each other look like one of half the step."""
-    write_dicom(tmp_path / "two", body(), SPACING, numbers=[1, 6, 2, 7, 3, 8, 4, 9, 5, 10])
-    (warning,) = read_series(tmp_path / "two").warnings
-    assert "instance numbers do not run along the slices" in warning
-    for name, numbers in {"down": range(1, 11), "up": range(10, 0, -1), "gaps": range(5, 55, 5)}.items():
-        write_dicom(tmp_path / name, body(), SPACING, numbers=list(numbers))
-        assert read_series(tmp_path / name).warnings == ()
+UNCOMPRESSED = (
+    *(ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian),
+    DeflatedExplicitVRLittleEndian,
+)
+COMPRESSED = (RLELossless, JPEGLosslessSV1, JPEG2000Lossless)
+RSNA = {"signed": True, "intercept": 0, "extra": scans.as_rsna}
+
+
+def short(uid) -> str:
+    return uid.name[:24]
+
+
+def unset(*keywords):
+    return lambda ds, _=0: [delattr(ds, keyword) for keyword in keywords if keyword in ds]
+
+
+# What a file is.
+
+
+@pytest.mark.parametrize("syntax", [*UNCOMPRESSED, *COMPRESSED], ids=short)
+def test_a_series_with_the_header_of_rsna_2022_is_read(tmp_path, syntax):
+    """It states no modality, no class outside the file's meta header, no frame of reference, no kernel."""
+    hu = body((5, 33, 41))
+    hu[:, :2] = -2048  # noise below air
+    write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax, **RSNA)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.spacing_mm == SPACING
+    assert volume.warnings == ()
+
+
+@pytest.mark.slow
+def test_a_study_of_147_slices_with_the_header_of_rsna_2022_goes_all_the_way_to_a_prediction(tmp_path):
+    """Slices, mask, labels and boxes as RSNA lays them out; sequences are those of the volume in memory."""
+    from cspine_helpers import checkpoints, labels, packed
+    from cspine_helpers.inference.prediction import predict_study
+    from cspine_helpers.packing import cohort as studies
+    from cspine_helpers.packing.crop import PackConfig, pack_vertebra
+    from cspine_helpers.phantom import cohort as phantom
+    from cspine_helpers.phantom import scanner as export
+    from cspine_helpers.phantom.rendering import render_study
+
+    folder, fractured, config = tmp_path / "neck", {"C2": 1, "C5": 1}, PackConfig(size=64, margin_mm=2.5)
+    study = render_study(7, 1, fractured)
+    hu = np.rint(study.volume_hu).astype(np.int16)
+    images = folder / export.IMAGES / study.uid
+    export.write_series(images, hu, study.spacing_mm, study_uid=study.uid, header="rsna")
+    assert len(list(images.iterdir())) == 147
+    mask = folder / export.SEGMENTATIONS / f"{study.uid}.nii.gz"
+    export.write_label_map(mask, study.label_map, study.spacing_mm)
+    row = {labels.UID: study.uid, labels.PATIENT: 1, **dict.fromkeys(labels.VERTEBRAE, 0), **fractured}
+    labels.write_labels(pd.DataFrame([row]), folder / export.LABELS)
+    boxes = pd.DataFrame(phantom.fracture_boxes(study))
+    boxes["slice_number"] += 1
+    labels.write_boxes(boxes, folder / export.BOXES)
+
+    report = studies.pack_cohort(folder, config=config, sheets=tmp_path / "sheets", workers=1)
+    assert report[["status", "sequences", "message"]].to_numpy().tolist() == [["packed", 7, ""]]
+    assert (tmp_path / "sheets" / f"{study.uid}.png").stat().st_size > 10_000
+    truth = read_manifest(folder / "packed").set_index("vertebra")["slice_truth"]
+    assert {vertebra for vertebra in labels.VERTEBRAE if "x" in truth[vertebra]} == {*fractured}
+    for vertebra in labels.VERTEBRAE:
+        file = packed.sequence_path(folder / "packed", study.uid, vertebra)
+        known = pack_vertebra(hu, study.label_map, study.spacing_mm, vertebra, config).array
+        np.testing.assert_array_equal(packed.open_sequence(file), known)
+    run = checkpoints.load_run(Path(__file__).parents[1] / "checkpoints" / "builtin")
+    said = predict_study(run, folder / "packed", study.uid, threshold=0.5)
+    assert said.complete
+    assert all(0 < probability < 1 for probability in said.probability.values())
+
+
+STATED = {
+    "only the data set's class": lambda ds, _: (unset("Modality")(ds), unset_meta(ds)),
+    "only the file's class": lambda ds, _: unset("Modality", "SOPClassUID")(ds),
+    "an empty modality": lambda ds, _: setattr(ds, "Modality", ""),
+    "lower case": lambda ds, _: setattr(ds, "Modality", "ct"),
+    "lower case alone": lambda ds, _: (setattr(ds, "Modality", "ct"), unset("SOPClassUID")(ds)),
+}
+
+
+def unset_meta(ds):
+    ds.file_meta.MediaStorageSOPClassUID = ""
+
+
+@pytest.mark.parametrize("change", STATED.values(), ids=STATED)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_modality_or_class_make_it_ct(tmp_path, change):
+    hu = body()
+    files = write_dicom(tmp_path, hu, SPACING)
+    for file in files:
+        ds = dcmread(file)
+        change(ds, 0)
+        ds.save_as(file, enforce_file_format=False)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+@pytest.mark.parametrize("modality", ["MR", "mr", "PT"])
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_another_stated_modality_is_refused_whatever_the_class(tmp_path, modality):
+    write_dicom(tmp_path, body(), SPACING, modality=modality)
+    refusal(lambda: read_series(tmp_path), "no CT image", f"modality {modality.upper()}, not CT")
+
+
+def test_without_modality_and_class_of_ct_it_is_refused(tmp_path):
+    def lose(ds, _):
+        unset("Modality", "SOPClassUID")(ds)
+        ds.file_meta.MediaStorageSOPClassUID = MRImageStorage
+
+    write_dicom(tmp_path, body(), SPACING, extra=lose)
+    refusal(lambda: read_series(tmp_path), "no CT image", "modality not given")
+
+
+# Pixels that are not all there.
+
+
+def shorten(ds, by=0.4):
+    ds.PixelData = ds.PixelData[: int(len(ds.PixelData) * (1 - by)) // 2 * 2]
+
+
+WRONG_LENGTH = {
+    "too few": shorten,
+    "two bytes too few": lambda ds: setattr(ds, "PixelData", ds.PixelData[:-2]),
+    "none": lambda ds: setattr(ds, "PixelData", b""),
+    "two bytes too many": lambda ds: setattr(ds, "PixelData", ds.PixelData + b"\0\0"),
+    "twice the rows": lambda ds: setattr(ds, "Rows", ds.Rows * 2),
+    "half the rows": lambda ds: setattr(ds, "Rows", ds.Rows // 2),
+    "32 bits": lambda ds: ds.update({"BitsAllocated": 32}),  # as they are stored
+    "two frames": lambda ds: setattr(ds, "NumberOfFrames", 2),
+    "three samples": lambda ds: setattr(ds, "SamplesPerPixel", 3),
+    "no rows": unset("Rows"),
+}
+
+
+@pytest.mark.parametrize("change", WRONG_LENGTH.values(), ids=WRONG_LENGTH)
+@pytest.mark.parametrize("syntax", UNCOMPRESSED, ids=short)
+@pytest.mark.parametrize("damaged", [(2, 4), range(5)], ids=["some", "all"])
+def test_pixels_of_another_length_than_the_header_describes_are_damage(tmp_path, syntax, change, damaged):
+    files = write_dicom(tmp_path, body((5, 24, 20)), SPACING, transfer_syntax=syntax)
+    for z in damaged:
+        edit(files[z], change)
+    names = [files[z].name for z in damaged]
+    refusal(lambda: read_series(tmp_path), tmp_path.name, f"{len(damaged)} of 5", "copy", *names)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("syntax", UNCOMPRESSED, ids=short)
+def test_pixels_of_8_and_32_bits_are_read_or_refused(tmp_path, syntax, bits):
+    """GDCM swaps the bytes of 32 bits in big endian otherwise than pydicom, without a word."""
+    hu = np.clip(body((5, 24, 20)), -100, 100)
+
+    def store(ds):
+        order = ">" if syntax == ExplicitVRBigEndian else "<"
+        ds.PixelData = hu[ds.InstanceNumber - 1].astype(f"{order}i{bits // 8}").tobytes()
+        ds["PixelData"].VR = "OB" if bits == 8 else "OW"
+        ds.BitsAllocated = ds.BitsStored = bits
+        ds.HighBit, ds.PixelRepresentation, ds.RescaleIntercept = bits - 1, 1, 0
+
+    for file in write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax):
+        edit(file, store)
+    if (syntax, bits) == (ExplicitVRBigEndian, 32):
+        refusal(lambda: read_series(tmp_path), "5 of 5", "32 bits a pixel", "not read")
+    else:
+        np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+@pytest.mark.parametrize("syntax", UNCOMPRESSED, ids=short)
+def test_a_byte_that_makes_the_length_even_is_no_damage(tmp_path, syntax):
+    hu = np.clip(body((5, 15, 21)) // 8, -100, 100)
+
+    def narrow(ds):
+        ds.PixelData = (hu[ds.InstanceNumber - 1] + 128).astype(np.uint8).tobytes() + b"\0"
+        ds["PixelData"].VR = "OB"
+        ds.BitsAllocated = ds.BitsStored = 8
+        ds.HighBit, ds.RescaleIntercept = 7, -128
+
+    for file in write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax):
+        edit(file, narrow)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+def text_mode(whole: bytes) -> bytes:
+    """The pixels as a transfer that turns line ends of one system into those of another leaves them."""
+    start = whole.rindex(b"\xe0\x7f\x10\x00") + 12
+    return whole[:start] + whole[start:].replace(b"\n", b"\r\n")
+
+
+BEHIND = {
+    "line ends": text_mode,
+    "a byte put in": lambda whole: whole[:-300] + b"\0" + whole[-300:],
+    "eight bytes put in": lambda whole: whole[:-300] + b"\1" * 8 + whole[-300:],
+    "zeros behind": lambda whole: whole + b"\0" * 6,
+    "text behind": lambda whole: whole + b"Doe, Jane 1961",
+}
+
+
+@pytest.mark.parametrize("change", BEHIND.values(), ids=BEHIND)
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian], ids=short)
+@pytest.mark.parametrize("size", [16, 64], ids=["small", "large"])
+def test_bytes_put_in_before_the_end_of_the_pixels_are_damage(tmp_path, syntax, change, size):
+    """The length is right, but all behind them is shifted."""
+    hu = body((5, size, size))
+    hu[:, -1, -9:] = [10, -1014, 10, -500, 522, 10, 2570, 10, -1024]  # b"\n" in some, zeros at the end
+    files = write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax)
+    for z in (2, 4):
+        files[z].write_bytes(change(files[z].read_bytes()))
+    refusal(lambda: read_series(tmp_path), "2 of 5", "behind its pixels", files[2].name, files[4].name)
+
+
+@pytest.mark.parametrize("syntax", UNCOMPRESSED[:3], ids=short)
+def test_elements_behind_the_pixels_are_no_damage(tmp_path, syntax):
+    def append(ds, _):
+        ds.add_new(0xFFFCFFFC, "OB", b"\0" * 10)  # DataSetTrailingPadding
+
+    hu = body((5, 24, 20))
+    write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax, extra=append)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+@pytest.mark.parametrize("syntax", UNCOMPRESSED[:3], ids=short)
+@pytest.mark.parametrize("items", [0, 1], ids=["empty", "one item"])
+def test_a_sequence_of_undefined_length_behind_the_pixels_is_no_damage(tmp_path, syntax, items):
+    def sign(ds, _):
+        ds.DigitalSignaturesSequence = [item(MACIDNumber=1) for _ in range(items)]
+        ds["DigitalSignaturesSequence"].is_undefined_length = True
+
+    hu = body((5, 24, 20))
+    write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax, extra=sign)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+READ_TWO = """
+import sys
+from pathlib import Path
+from cspine_helpers.ct.dicom import read_series
+read_series(Path(sys.argv[1]))  # another patient's pixels lie in memory
+try:
+    volume = read_series(Path(sys.argv[2]))
+except ValueError as error:
+    print(error)
+else:
+    print("read", volume.hu.min(), volume.hu.max())
+"""
+
+
+@pytest.mark.parametrize(
+    ("poison", "damaged"),
+    [("0", (3,)), pytest.param("85", range(6), marks=pytest.mark.slow)],
+    ids=["one", "all"],
+)
+def test_what_lies_in_memory_never_gets_into_a_volume(tmp_path, poison, damaged):
+    """glibc fills fresh memory with a byte of our choice, or with 0 leaves in it what was there."""
+    write_dicom(tmp_path / "before", body((6, 256, 256)), SPACING)
+    files = write_dicom(tmp_path / "short", np.full((6, 256, 256), 40, np.int16), SPACING)
+    for z in damaged:
+        edit(files[z], shorten)
+    code = [sys.executable, "-c", READ_TWO, str(tmp_path / "before"), str(tmp_path / "short")]
+    environment = os.environ | {"MALLOC_PERTURB_": poison}
+    done = subprocess.run(code, capture_output=True, text=True, env=environment, check=True)
+    assert f"{len(damaged)} of 6 files cannot be read" in done.stdout
+
+
+def rewrap(path: Path, change) -> None:
+    """Other compressed pixels in the same wrapping, end marks and all."""
+    ds = dcmread(path)
+    frame = next(generate_frames(ds.PixelData, number_of_frames=1)).rstrip(b"\0")
+    ds.PixelData = encapsulate([change(frame)])
+    ds["PixelData"].VR = "OB"
+    ds.save_as(path)
+
+
+END = b"\xff\xd9"
+CUT = {
+    "half": lambda frame: frame[: len(frame) // 4 * 2],
+    "half, with an end": lambda frame: frame[: len(frame) // 4 * 2] + END,
+    "the middle lost": lambda frame: frame[: len(frame) // 6 * 2] + frame[len(frame) // 4 * 2 :],
+    "ten bytes lost": lambda frame: frame[:-10],
+    "ten bytes lost before the end": lambda frame: frame[:-12] + frame[-2:],
+    "next to nothing": lambda frame: b"\0\0",
+}
+
+
+@pytest.mark.parametrize("change", CUT.values(), ids=CUT)
+@pytest.mark.parametrize("syntax", COMPRESSED, ids=short)
+def test_compressed_pixels_that_are_not_all_there_are_damage(tmp_path, syntax, change, capfd):
+    """In a whole file. GDCM decodes what is there, and some decoders only complain on standard error."""
+    files = write_dicom(tmp_path, body((5, 32, 32)), SPACING, transfer_syntax=syntax)
+    for z in (2, 4):
+        rewrap(files[z], change)
+    refusal(lambda: read_series(tmp_path), "2 of 5", files[2].name, files[4].name, "copy")
+    assert "Corrupt JPEG" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("syntax", COMPRESSED, ids=short)
+@pytest.mark.parametrize("damaged", [(2, 4), range(5)], ids=["some", "all"])
+def test_compressed_pixels_of_another_size_than_the_header_describes_are_damage(tmp_path, syntax, damaged):
+    files = write_dicom(tmp_path, body((5, 32, 32)), SPACING, transfer_syntax=syntax)
+    for z in damaged:
+        edit(files[z], lambda ds: setattr(ds, "Rows", 64))
+    refusal(lambda: read_series(tmp_path), f"{len(damaged)} of 5", *(files[z].name for z in damaged), "copy")
+
+
+@pytest.mark.parametrize("syntax", COMPRESSED, ids=short)
+def test_compressed_pixels_in_several_fragments_are_read(tmp_path, syntax):
+    def split(frame):
+        return [frame[i : i + 400] for i in range(0, len(frame), 400)]
+
+    hu = body((5, 32, 32))
+    for file in write_dicom(tmp_path, hu, SPACING, transfer_syntax=syntax):
+        ds = dcmread(file)
+        frame = next(generate_frames(ds.PixelData, number_of_frames=1))
+        ds.PixelData = encapsulate([frame], fragments_per_frame=len(split(frame)))
+        ds["PixelData"].VR = "OB"
+        ds.save_as(file)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+def zeroed(frame: bytes, *, end: bool) -> bytes:
+    """A copy with holes: the second half is zeros, to the end or to the mark of it."""
+    half = len(frame) // 2
+    return frame[:half] + bytes(len(frame) - half - 2) + (END if end else b"\0\0")
+
+
+@scans.needs_ct
+@pytest.mark.parametrize("syntax", COMPRESSED, ids=short)
+@pytest.mark.parametrize("end", [False, True], ids=["to the end", "to the mark"])
+def test_compressed_pixels_that_are_half_zeros_are_damage(tmp_path, syntax, end):
+    """What GDCM makes of them is as large as it should be, and it says nothing."""
+    files = write_dicom(tmp_path, real_hu(), SPACING, transfer_syntax=syntax, **RSNA)
+    rewrap(files[2], lambda frame: zeroed(frame, end=end))
+    refusal(lambda: read_series(tmp_path), "1 of 6", files[2].name, "copy")
+
+
+def real_hu() -> np.ndarray:
+    """Six slices with air, bone above 1023 HU, and noise."""
+    return scans.real_series()[4:10, 150:390, 130:370]
+
+
+# Words and values.
+
+OTHER_WORDS = {
+    "sign": lambda ds: setattr(ds, "PixelRepresentation", 1 - ds.PixelRepresentation),
+    "12 bits": lambda ds: ds.update({"BitsStored": 12, "HighBit": 11}),
+    "15 bits": lambda ds: ds.update({"BitsStored": 15, "HighBit": 14}),
+    "high bit": lambda ds: setattr(ds, "HighBit", 14),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_WORDS.values(), ids=OTHER_WORDS)
+@pytest.mark.parametrize("syntax", [*UNCOMPRESSED, *COMPRESSED], ids=short)
+@pytest.mark.parametrize("odd", [(2,), (0, 4)], ids=["one", "two"])
+def test_slices_with_other_words_than_the_rest_are_refused_by_name(tmp_path, syntax, change, odd):
+    """A lost sign turns air and fat into metal."""
+    files = write_dicom(tmp_path, body((5, 32, 32)), SPACING, transfer_syntax=syntax, **RSNA)
+    for z in odd:
+        edit(files[z], change)
+    names = [files[z].name for z in odd]
+    refusal(lambda: read_series(tmp_path), tmp_path.name, f"{len(odd)} of 5", *names)
+
+
+def test_values_beyond_those_of_int16_are_refused(tmp_path):
+    hu = body()
+    for file in write_dicom(tmp_path, hu, SPACING, **RSNA):
+        edit(file, OTHER_WORDS["sign"])
+    refusal(lambda: read_series(tmp_path), "10 of 10", "above 32767 HU")
+
+
+@pytest.mark.parametrize("values", [1, 3])
+def test_values_below_those_of_int16_are_said(tmp_path, values):
+    """Padding that the header does not declare."""
+    hu = body()
+    padded = np.zeros(hu.shape, bool)
+    padded[:, -values:] = True
+    write_dicom(
+        tmp_path, hu, SPACING, signed=True, padded=padded, padding=-32768, extra=unset("PixelPaddingValue")
+    )
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, np.where(padded, -32768, hu))
+    assert [("below -32768 HU" in warning) for warning in volume.warnings] == [True]
+
+
+def few_bits(bits: int, *, signed: bool = False):
+    def change(ds, _):
+        ds.BitsStored, ds.HighBit, ds.PixelRepresentation = bits, bits - 1, int(signed)
+
+    return change
+
+
+OVERFLOWS = {
+    "12 bits with a sign they need": ({}, few_bits(12, signed=True)),
+    "8 bits": ({}, few_bits(8)),
+    "8 bits with a sign": (RSNA, few_bits(8, signed=True)),
+    "10 bits with a sign": (RSNA, few_bits(10, signed=True)),
+    "12 bits and the sign lost": (RSNA, few_bits(12)),
+}
+
+
+@scans.needs_ct
+@pytest.mark.parametrize(("options", "change"), OVERFLOWS.values(), ids=OVERFLOWS)
+@pytest.mark.parametrize("syntax", [*UNCOMPRESSED, RLELossless], ids=short)
+def test_values_of_more_bits_than_the_header_describes_are_damage(tmp_path, syntax, options, change):
+    """They wrap: what is above 1023 HU gets below air."""
+    for file in write_dicom(tmp_path, real_hu(), SPACING, transfer_syntax=syntax, **options):
+        edit(file, lambda ds: change(ds, 0))
+    refusal(
+        lambda: read_series(tmp_path), "6 of 6", "more than the", "bits that its header describes", "copy"
+    )
+
+
+def sign_left_out(ds, z):
+    scans.as_rsna(ds, z)
+    few_bits(12, signed=True)(ds, z)
+    ds.PixelData = (np.frombuffer(ds.PixelData, np.uint16) & 0xFFF).tobytes()
+
+
+def overlay(ds, z):
+    """Drawn into a bit above those of the pixels, as in DICOM before 2004."""
+    few_bits(12)(ds, z)
+    words = np.frombuffer(ds.PixelData, np.uint16).copy()
+    words[:: 3 + z] |= 0x4000
+    ds.PixelData = words.tobytes()
+    ds.add_new(0x60000100, "US", 16)
+    ds.add_new(0x60000102, "US", 14)
+
+
+FITTING = {
+    "12 bits": ({}, few_bits(12)),
+    "12 bits with a sign": (RSNA, lambda ds, z: (scans.as_rsna(ds, z), few_bits(12, signed=True)(ds, z))),
+    "12 bits with a sign that is left out above": (RSNA, sign_left_out),
+    "12 bits and an overlay": ({}, overlay),
+}
+
+
+@scans.needs_ct
+@pytest.mark.parametrize(("options", "change"), FITTING.values(), ids=FITTING)
+def test_signs_and_overlays_above_the_bits_stored_are_no_damage(tmp_path, options, change):
+    hu = np.minimum(real_hu(), 2047)
+    write_dicom(tmp_path, hu, SPACING, **(options | {"extra": change}))
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+@pytest.mark.parametrize("allocated", [8, 16])
+@pytest.mark.parametrize("syntax", COMPRESSED[1:], ids=short)
+def test_compressed_pixels_of_more_bits_than_the_header_describes_are_damage(tmp_path, syntax, allocated):
+    """GDCM drops them, and its decoder only writes that it does."""
+
+    def narrow(ds):
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit = allocated, 8, 7
+
+    for file in write_dicom(tmp_path, body((5, 32, 32)), SPACING, transfer_syntax=syntax, **RSNA):
+        edit(file, narrow)
+    refusal(lambda: read_series(tmp_path), "5 of 5", "16 bits a pixel where its header describes 8", "copy")
+
+
+# Files beside the slices.
+
+FOREIGN = {
+    "report.pdf": b"%PDF-1.7\n" + b"0 0 0 rg " * 5000,
+    "all.zip": b"PK\x03\x04" + bytes(range(256)) * 100,
+    "1.2.826.0.1.3680043.7.nii.gz": b"\x1f\x8b\x08\0" + bytes(range(256)) * 100,
+    "mask.nii": b"\x5c\x01\0\0" + bytes(40_000),
+    "notes.txt": b"Doe, Jane\n" * 20_000,
+    "no ending": b"Doe, Jane\n" * 20_000,
+    "Thumbs.db": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(30_000),
+    "figure.png": b"\x89PNG\r\n\x1a\n" + bytes(30_000),
+    "done": b"",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("names", [None, [f"IM{z}" for z in range(10)]], ids=["1.dcm", "IM1"])
+def test_foreign_files_of_any_size_are_left_out_and_counted(tmp_path, name, names):
+    hu = body()
+    write_dicom(tmp_path, hu, SPACING, names=names)
+    (tmp_path / name).write_bytes(FOREIGN[name])
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ("files left out, as they are no slices of the CT: 1 × no DICOM file",)
+
+
+BROKEN = {
+    "cut off behind the preamble": lambda whole: whole[:140],
+    "cut off in the header": lambda whole: whole[:400],
+    "without a preamble, cut off": lambda whole: whole[132:-40],
+}
+
+
+@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("syntax", UNCOMPRESSED[:3], ids=short)
+def test_what_begins_as_dicom_is_damage_whatever_it_is_called(tmp_path, change, syntax):
+    files = write_dicom(tmp_path, body(), SPACING, transfer_syntax=syntax)
+    (tmp_path / "other.pdf").write_bytes(change(files[9].read_bytes()))
+    files[9].unlink()
+    refusal(lambda: read_series(tmp_path), "1 of 10", "other.pdf", "copy")
+
+
+@pytest.mark.parametrize("syntax", UNCOMPRESSED[:3], ids=short)
+@pytest.mark.parametrize("kept", [1, 0.8], ids=["whole", "cut off"])
+def test_a_data_set_without_preamble_and_meta_header_is_read_or_damage(tmp_path, syntax, kept):
+    hu = body()
+    files = write_dicom(tmp_path, hu, SPACING, names=[f"IM{z}" for z in range(10)], transfer_syntax=syntax)
+    whole = files[9].read_bytes()
+    files[9].unlink()
+    first = b"\0\x08\0\x08" if syntax == ExplicitVRBigEndian else b"\x08\0\x08\0"  # ImageType
+    whole = whole[whole.index(first) :]
+    (tmp_path / "other").write_bytes(whole[: int(len(whole) * kept)])
+    if kept == 1:
+        np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+    else:
+        refusal(lambda: read_series(tmp_path), "1 of 10", "other", "copy")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 3000, b"%PDF-1.7\n" * 30], ids=["empty", "zeros", "PDF"])
+def test_a_file_named_as_slices_are_that_is_none_is_damage(tmp_path, content):
+    """At the series' end, no gap would tell."""
+    files = write_dicom(tmp_path, body(), SPACING, names=[f"IM{z}" for z in range(10)])
+    files[9].write_bytes(content)
+    refusal(lambda: read_series(tmp_path), "1 of 10", "nothing can be read", "IM9", "copy")
+
+
+def test_copies_to_the_byte_are_left_out_and_counted(tmp_path):
+    hu = body()
+    files = write_dicom(tmp_path, hu, SPACING)
+    shutil.copy(files[3], tmp_path / "a copy.dcm")
+    shutil.copy(files[3], tmp_path / "0003 (1).dcm")
+    shutil.copy(files[8], tmp_path / "IM8")
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ("files left out, as they are no slices of the CT: 3 × a copy of another file",)
+
+
+@pytest.mark.parametrize("uid", [True, False], ids=["same UID", "without a UID"])
+def test_slices_that_share_their_uid_are_no_copies(tmp_path, uid):
+    """As some anonymisers leave them: the bytes decide."""
+
+    def same(ds, _):
+        ds.SOPInstanceUID = "1.2.3" if uid else ""
+
+    hu = body()
+    write_dicom(tmp_path, hu, SPACING, extra=same)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.warnings == ()
+
+
+# Enhanced CT: all slices are frames of one file.
+
+
+def item(**elements) -> Dataset:
+    ds = Dataset()
+    ds.update(elements)
+    return ds
+
+
+def write_enhanced(
+    folder: Path, hu: np.ndarray, *, order=None, intercepts=None, syntax=ExplicitVRLittleEndian, change=None
+) -> Path:
+    """By pydicom; positions stand with each frame, the rescale with all unless `intercepts` are given.
+
+    Source: DICOM PS3.3 sections A.38 (enhanced CT) and C.7.6.16 (functional groups).
+    """
+    write_dicom(folder, hu[:1], SPACING, names=["all.dcm"], slope=1, intercept=-1024)
+    ds = dcmread(folder / "all.dcm")
+    unset("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")(ds)
+    unset("RescaleIntercept", "RescaleSlope", "RescaleType")(ds)
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    order = range(len(hu)) if order is None else order
+    affine = affine_of(SPACING)
+    shared = item(
+        PixelMeasuresSequence=[item(PixelSpacing=list(SPACING[1:]), SliceThickness=SPACING[0])],
+        PlaneOrientationSequence=[item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
+    )
+    if intercepts is None:
+        shared.PixelValueTransformationSequence = [item(RescaleIntercept=-1024, RescaleSlope=1)]
+    frames = []
+    for k, z in enumerate(order):
+        place = list(positions(affine, np.array([z, 0, 0])))
+        frames.append(item(PlanePositionSequence=[item(ImagePositionPatient=place)]))
+        frames[-1].FrameContentSequence = [item(FrameAcquisitionNumber=1, DimensionIndexValues=[1, k + 1])]
+        if intercepts is not None:
+            rescale = item(RescaleIntercept=intercepts[k], RescaleSlope=1)
+            frames[-1].PixelValueTransformationSequence = [rescale]
+    ds.SharedFunctionalGroupsSequence, ds.PerFrameFunctionalGroupsSequence = [shared], frames
+    ds.NumberOfFrames = len(hu)
+    low = np.reshape(-1024 if intercepts is None else intercepts, (-1, 1, 1))
+    pixels = (hu[list(order)] - low).astype(np.uint16)
+    ds.PixelData = pixels.astype(">u2" if syntax == ExplicitVRBigEndian else "<u2").tobytes()
+    ds["PixelData"].VR = "OW"
+    if change:
+        change(ds)
+    ds.file_meta.TransferSyntaxUID = syntax
+    if syntax == RLELossless:
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.compress(RLELossless, generate_instance_uid=False)
+    little, implicit = syntax != ExplicitVRBigEndian, syntax == ImplicitVRLittleEndian
+    fresh = Dataset(ds)
+    fresh.file_meta = ds.file_meta
+    fresh.save_as(folder / "all.dcm", enforce_file_format=True, little_endian=little, implicit_vr=implicit)
+    return folder
+
+
+def open_ended(ds) -> None:
+    for element in (ds["SharedFunctionalGroupsSequence"], ds["PerFrameFunctionalGroupsSequence"]):
+        element.is_undefined_length = True
+        for each in element.value:
+            each.is_undefined_length_sequence_item = True
+
+
+ORDERS = {"down": None, "up": range(9, -1, -1), "mixed": np.random.default_rng(0).permutation(10)}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("syntax", [*UNCOMPRESSED, RLELossless], ids=short)
+@pytest.mark.parametrize("change", [None, open_ended], ids=["lengths", "delimiters"])
+def test_enhanced_ct_is_put_in_order_by_its_frames_positions(tmp_path, syntax, order, change):
+    hu = body()
+    write_enhanced(tmp_path, hu, order=order, syntax=syntax, change=change)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.hu, hu)
+    np.testing.assert_allclose(volume.spacing_mm, SPACING)
+    np.testing.assert_allclose(volume.origin_mm, scans.ORIGIN)
+    assert sorted(volume.frames) == list(range(1, 11))
+    for number, z in enumerate(range(10) if order is None else order, start=1):
+        np.testing.assert_allclose(volume.indices(volume.frames[number][:1]), [[z, 0, 0]], atol=1e-6)
+
+
+def test_enhanced_ct_may_state_the_same_rescale_with_each_frame(tmp_path):
+    hu = body()
+    write_enhanced(tmp_path, hu, intercepts=[-1100] * 10)
+    np.testing.assert_array_equal(read_series(tmp_path).hu, hu)
+
+
+def test_enhanced_ct_with_a_rescale_of_its_own_for_each_frame_is_refused(tmp_path):
+    write_enhanced(tmp_path, body(), intercepts=[-1024 - 10 * z for z in range(10)])
+    refusal(lambda: read_series(tmp_path), "no CT image", "several frames", "rescale", "convert")
+
+
+BAD_FRAMES = {
+    "two at one place": (
+        lambda ds: setattr(
+            ds.PerFrameFunctionalGroupsSequence[4],
+            "PlanePositionSequence",
+            ds.PerFrameFunctionalGroupsSequence[3].PlanePositionSequence,
+        ),
+        ("same position", "frame 4", "frame 5"),
+    ),
+    "one without a place": (
+        lambda ds: delattr(ds.PerFrameFunctionalGroupsSequence[4], "PlanePositionSequence"),
+        ("1 of 10", "position", "frame 5"),
+    ),
+    "fewer places than frames": (lambda ds: ds.PerFrameFunctionalGroupsSequence.pop(), ("several frames",)),
+    "fewer pixels than frames": (shorten, ("1 of 1", "bytes of pixels")),
+    "no groups": (unset("PerFrameFunctionalGroupsSequence"), ("several frames",)),
+}
+
+
+@pytest.mark.parametrize(("change", "parts"), BAD_FRAMES.values(), ids=BAD_FRAMES)
+def test_enhanced_ct_whose_frames_make_no_volume_is_refused(tmp_path, change, parts):
+    write_enhanced(tmp_path, body(), change=change)
+    refusal(lambda: read_series(tmp_path), tmp_path.name, *parts)
+
+
+# Free text.
+
+KERNELS = ("Br38f", "B30f", "Hr64h\\3", "I26f/2", "H31s", "FC08", "BONEPLUS", "STANDARD", "C", "YB", "FC51")
+NAMES = ("Doe^Jane", "DOE JANE", "Jane", "ROE", "19610203", "4711", "<script>", "Br38f Doe", "=1+1")
+
+
+def test_kernels_of_manufacturers_are_shown_and_other_text_is_not():
+    assert [shown({"kernel": kernel}, "kernel") for kernel in KERNELS] == list(KERNELS)
+    hidden = [shown({"kernel": name}, "kernel") for name in NAMES]
+    assert all(re.fullmatch(r"unknown-[0-9a-f]{4}", text) for text in hidden)
+    assert len(set(hidden)) == len(NAMES)  # series stay apart
+    assert shown({"kernel": None}, "kernel") == "not given"
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_a_series_whose_uid_is_none_is_not_named_by_it_and_can_be_chosen(tmp_path):
+    for series, hu in (("Doe^Jane", body()), ("Roe^Richard", body(seed=1))):
+        write_dicom(tmp_path, hu, SPACING, series_uid=series, names=[f"{series[:3]}{z}" for z in range(10)])
+    message = refusal(lambda: read_series(tmp_path), "2 CT series", "unknown-")
+    read = [read_series(tmp_path, series=name).hu for name in re.findall(r"unknown-\w{4}", message)]
+    np.testing.assert_array_equal(sorted(read, key=np.sum), sorted((body(), body(seed=1)), key=np.sum))
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_no_free_text_of_headers_is_ever_said(tmp_path):
+    """Whatever stands in a header, it may be a name."""
+
+    def say(ds, _):
+        ds.ConvolutionKernel, ds["SliceThickness"]._value = "Doe^Jane", "Jane Doe 1961"
+        ds.ImageType, ds.RescaleType = ["DOE", "JANE"], "Doe"
+
+    for series in ("1.2.77", "1.2.88"):
+        names = [f"{series}.{z}" for z in range(10)]
+        write_dicom(tmp_path / "two", body(), SPACING, series_uid=series, names=names, extra=say)
+    refusal(lambda: read_series(tmp_path / "two"), "2 CT series", "kernel unknown-")
+
+
+@pytest.mark.parametrize(
+    ("element", "text", "said"),
+    [
+        ("Modality", "DOE_JANE", "no CT image"),
+        ("PhotometricInterpretation", "JANE DOE", "no CT image"),
+        ("RescaleSlope", "Doe^Jane", "slope is no number"),
+        ("RescaleIntercept", "Doe^Jane", "intercept is no number"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_codes_and_numbers_that_are_none_are_not_said(tmp_path, element, text, said):
+    def garble(ds, _):
+        ds.add_new("PixelPaddingValue", "US", 63536)
+        ds.add_new(element, "LO", text)
+
+    write_dicom(tmp_path, body(), SPACING, extra=garble, transfer_syntax=ImplicitVRLittleEndian)
+    refusal(lambda: read_series(tmp_path), said)
+
+
+# Files that other writers made: all that pydicom ships.
+
+SHIPPED = Path(pydicom.data.__file__).parent
+MORE_OF_A_KIND = re.compile(r"/IM0000(0[1-9A-Z]|1.)$")
+OTHERS = sorted(
+    path
+    for path in SHIPPED.rglob("*")
+    if path.is_file() and path.suffix != ".py" and not MORE_OF_A_KIND.search(str(path))
+)
+NOT_WRITTEN = "SC_rgb_jpeg.dcm"  # in colour; pydicom reads it, but cannot write it again
+IMAGES = [
+    path for path in OTHERS if (header := read_header(path)) and header.shape[0] and path.name != NOT_WRITTEN
+]
+SERIES = SHIPPED / "test_files" / "dicomdirtests" / "98892001" / "CT5N"
+
+
+def named(path: Path) -> str:
+    return path.relative_to(SHIPPED).as_posix()
+
+
+def assert_sentence(message: str) -> None:
+    assert message.endswith(".")
+    assert not re.search(r"0x[0-9a-f]{4}|\n|Traceback|/tmp|::|itk", message), message
+
+
+def test_there_are_files_to_try():
+    assert len(OTHERS) > 120
+    assert len(IMAGES) > 90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", OTHERS, ids=named)
+def test_no_single_file_is_a_volume_and_one_sentence_says_why(tmp_path, path):
+    shutil.copy(path, tmp_path)
+    assert_sentence(refusal(lambda: read_series(tmp_path), tmp_path.name))
+
+
+def test_a_shipped_series_is_read_as_pydicom_reads_it():
+    slices = sorted((dcmread(file) for file in SERIES.iterdir()), key=lambda ds: -ds.ImagePositionPatient[2])
+    expected = [ds.pixel_array * float(ds.RescaleSlope) + float(ds.RescaleIntercept) for ds in slices]
+    np.testing.assert_array_equal(read_series(SERIES).hu, np.stack(expected))
+
+
+TWINS = sorted(path.name for path in OTHERS if re.match(r"MR_small_(?!padded)", path.name))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_one_picture_in_eight_transfer_syntaxes_is_read_alike(tmp_path, name):
+    """JPEG-LS, too, which pydicom alone does not decode."""
+    as_ct(SHIPPED / "test_files" / name, tmp_path / "ct")
+    known = dcmread(SHIPPED / "test_files" / "MR_small.dcm").pixel_array
+    np.testing.assert_array_equal(read_series(tmp_path / "ct").hu, [known, known])
+
+
+@pytest.mark.parametrize("change", CUT.values(), ids=CUT)
+def test_jpeg_ls_that_is_not_all_there_is_damage(tmp_path, change):
+    as_ct(SHIPPED / "test_files" / "MR_small_jpeg_ls_lossless.dcm", tmp_path / "ct")
+    rewrap(tmp_path / "ct" / "1.dcm", change)
+    refusal(lambda: read_series(tmp_path / "ct"), "1 of 2", "1.dcm", "copy")
+
+
+def as_ct(path: Path, folder: Path) -> None:
+    """Two slices of a CT with an image's pixels as they are written."""
+    folder.mkdir()
+    for z in range(2):
+        ds = dcmread(path, force=True)
+        ds.Modality, ds.SOPClassUID, ds.SOPInstanceUID = "CT", CTImageStorage, f"1.2.3.{z}"
+        ds.ImagePositionPatient, ds.ImageOrientationPatient = [0, 0, -z], [1, 0, 0, 0, 1, 0]
+        ds.SeriesInstanceUID, ds.PixelSpacing, ds.ImageType = "1.2.3", [1, 1], ["ORIGINAL"]
+        ds.AcquisitionNumber = ds.InstanceNumber = 1
+        ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        ds.save_as(folder / f"{z}.dcm", enforce_file_format=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", IMAGES, ids=named)
+@pytest.mark.filterwarnings("ignore")
+def test_pixels_of_any_writer_are_read_as_pydicom_reads_them_or_refused(tmp_path, path):
+    as_ct(path, tmp_path / "ct")
+    try:
+        hu = read_series(tmp_path / "ct").hu
+    except ValueError as error:
+        assert_sentence(str(error))
+        return
+    ds = dcmread(path)
+    try:
+        stored = ds.pixel_array
+    except RuntimeError:  # it cannot decode these without packages that are not installed
+        assert hu.shape == (2, ds.Rows, ds.Columns)
+        return
+    expected = stored * float(ds.get("RescaleSlope") or 1) + float(ds.get("RescaleIntercept") or 0)
+    assert stored.shape == (ds.Rows, ds.Columns)
+    is_padding = stored == ds.get("PixelPaddingValue", np.nan)
+    for plane in hu:
+        np.testing.assert_array_equal(plane[is_padding], -1024)
+        np.testing.assert_allclose(
+            plane[~is_padding], np.clip(expected[~is_padding], -32768, 32767), atol=1e-3
+        )

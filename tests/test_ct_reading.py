@@ -1,6 +1,5 @@
 import gzip
 import itertools
-import shutil
 import sys
 import zlib
 from dataclasses import replace
@@ -18,9 +17,9 @@ from pydicom.data import get_testdata_file
 from scans import (
     FRAME,
     ORIENTATIONS,
+    SPACING,
     affine_of,
     assert_private,
-    edit,
     excerpt,
     landmarks,
     phantom,
@@ -43,7 +42,6 @@ from cspine_helpers.packing.crop import PackConfig, pack_vertebra
 from cspine_helpers.phantom import scanner as export
 
 CONFIG = PackConfig(slices=7, size=56)
-SPACING = (1.25, 0.75, 0.5)
 TRUNK_LEVELS = dict(zip(range(33, 26, -1), VERTEBRAE, strict=True)) | {26: "S1"}  # T11 … L5 as C1 … C7
 TPTBOX_LEVELS = {21: "C1", 22: "C2", 23: "C3"}
 BODY, ARCH, SPINOUS = (49, 50), (41,), (42,)  # of tptbox_lumbar's subregions
@@ -82,7 +80,8 @@ def test_all_48_axis_orders_of_a_nifti_pack_to_the_arrays_in_memory(tmp_path):
         np.testing.assert_allclose(volume.direction, FRAME, atol=1e-5)
         np.testing.assert_allclose(volume.origin_mm, scans.ORIGIN, atol=1e-3)
         found = read_label_map(mask, volume).array
-        same(packed(volume.hu, found, volume.spacing_mm), expected)
+        np.testing.assert_array_equal(found, scan.labels, err_msg=theirs)
+    same(packed(volume.hu, found, volume.spacing_mm), expected)
 
 
 def test_dicom_with_shuffled_names_from_the_feet_up_packs_to_the_arrays_in_memory(tmp_path):
@@ -186,10 +185,8 @@ def test_landmarks_land_within_a_voxel_whatever_the_grid(
 @pytest.mark.parametrize(
     ("angles", "spacing"),
     [
-        ((0, 0, 0), (1.0, 0.6, 0.6)),
         ((28, 0, 0), (0.9, 0.7, 0.5)),
         ((0, -25, 0), (3.0, 0.5, 0.9)),
-        ((0, 0, 30), (5.0, 0.7, 0.7)),
         ((-14, 11, 17), (0.7, 1.1, 0.8)),
     ],
 )
@@ -504,9 +501,10 @@ def test_values_clipped_above_air_are_read_and_said(tmp_path, name):
 @scans.needs_ct
 @pytest.mark.parametrize("change", [1000, 1024, -1000, -1024, 200, 300, 400])
 def test_a_real_series_with_another_intercept_is_refused(tmp_path, change):
-    shutil.copytree(scans.REAL_CT / "totalsegmentator_example" / "dicom", tmp_path / "ct")
-    for file in (tmp_path / "ct").iterdir():
-        edit(file, lambda ds: setattr(ds, "RescaleIntercept", int(ds.RescaleIntercept) + change))
+    def move(ds, _):
+        ds.RescaleIntercept += change
+
+    write_dicom(tmp_path / "ct", scans.real_series()[:, ::4, ::4], SPACING, extra=move)
     refusal(lambda: read_ct(tmp_path / "ct"), "no Hounsfield units", "intercept")
 
 
