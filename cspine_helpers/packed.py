@@ -28,7 +28,7 @@ CHANNELS = 6
 MASK = 5  # the mask's channel; a pixel belongs to the vertebra where it is above 127
 _NPY_1_0 = b"\x93NUMPY\x01\x00"
 _DTYPES = tuple(map(np.dtype, ("|u1", "<f2", "<f4", "<f8")))
-_REMEDY = "Make them anew (the built-in cohort: make cohort), or drop the studies with labels.without(...)."
+_REMEDY = "Make them again (the built-in cohort: make cohort), or drop the studies with labels.without(...)."
 
 
 def sequence_path(folder: str | Path, uid: str, vertebra: str) -> Path:
@@ -36,6 +36,10 @@ def sequence_path(folder: str | Path, uid: str, vertebra: str) -> Path:
 
     Raises:
         ValueError: the UID cannot be a file name, or the vertebra is none of C1 … C7.
+
+    Example:
+        >>> sequence_path("packed", "1.2.3", "C4").name
+        '1.2.3_4.npy'
     """
     check_uids([uid])
     if vertebra not in VERTEBRAE:
@@ -92,6 +96,11 @@ def open_sequence(path: str | Path, *, slices: int | None = None, size: int | No
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a packed sequence of that shape, or a link out of its folder.
+
+    Example:
+        >>> array = np.full((15, 8, 8, 6), 255, np.uint8)
+        >>> open_sequence(write_sequence("packed", "1.2.3", "C4", array)).shape
+        (15, 8, 8, 6)
     """
     path = Path(path)
     try:
@@ -123,6 +132,10 @@ def check_sequences(
     Raises:
         FileNotFoundError: there is no `SHA256SUMS` to verify with.
         ValueError: one for all the files that cannot be used; the first ten with their reasons.
+
+    Example:
+        >>> path = write_sequence("packed", "1.2.3", "C4", np.full((15, 8, 8, 6), 255, np.uint8))
+        >>> check_sequences("packed", pd.DataFrame({UID: ["1.2.3"], "vertebra": ["C4"]}), slices=15)
     """
     bad = unusable_sequences(folder, samples, slices=slices, size=size, verify=verify)
     if bad:
@@ -261,7 +274,8 @@ def read_manifest(folder: str | Path) -> pd.DataFrame:
         ValueError: it breaks the schema.
 
     Example:
-        >>> manifest = read_manifest("data/builtin/packed")  # doctest: +SKIP
+        >>> read_manifest(cohort_folder / "packed")["vertebra"].iloc[0]
+        'C1'
     """
     path = Path(folder) / "manifest.csv"
     source = "Pack the cohort (notebook 00; the built-in one: make cohort)."
@@ -279,7 +293,7 @@ def _validate_manifest(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def slice_truth_array(text: object, slices: int) -> np.ndarray:
-    """Truth of each slice, float32 `(T,)`: 1 fractured, 0 intact, NaN throughout where it is unknown.
+    """Truth of each slice, float32 `(T,)`: 1 fractured, 0 intact, all NaN where it is unknown.
 
     Args:
         text: `slice_truth` of a manifest row; NaN, None or "" means unknown.
@@ -287,6 +301,10 @@ def slice_truth_array(text: object, slices: int) -> np.ndarray:
 
     Raises:
         ValueError: the text has another length than `slices`, or other characters.
+
+    Example:
+        >>> slice_truth_array(".xx", 3).tolist()
+        [0.0, 1.0, 1.0]
     """
     if pd.isna(text) or text == "":  # type: ignore[call-overload]
         return np.full(slices, np.nan, dtype=np.float32)

@@ -552,5 +552,5 @@ def test_of_cropped_masks_the_edge_of_the_ct_still_cuts(tmp_path):
     area = (scan.labels == 6).sum(axis=(1, 2))
     assert found["C6"].completeness == pytest.approx(1 - area[-1] / area.max())
     assert found["C6"].completeness < 0.6
-    assert found["C6"].warnings == ("cut by the caudal edge of the picture",)
+    assert found["C6"].warnings == ("truncated by the field of view (caudal)",)
     assert found["C4"].completeness == found["C5"].completeness == 1

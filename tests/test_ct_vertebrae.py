@@ -89,7 +89,7 @@ def test_a_label_larger_than_a_vertebra_is_refused_though_low():
 
 FACES = [
     (axis, end, face)
-    for axis, pair in enumerate((("cranial", "caudal"), ("front", "back"), ("right", "left")))
+    for axis, pair in enumerate((("cranial", "caudal"), ("anterior", "posterior"), ("right", "left")))
     for end, face in enumerate(pair)
 ]
 
@@ -107,7 +107,7 @@ def test_completeness_is_what_the_cut_leaves_of_the_largest_cross_section(axis, 
     rest = area[kept]
     assert vertebra.completeness == 1 - rest[-end] / rest.max()
     assert (vertebra.completeness == 0) == (left >= 12)
-    assert vertebra.warnings == (f"cut by the {face} edge of the picture",)
+    assert vertebra.warnings == (f"truncated by the field of view ({face})",)
     assert vertebra.problem == ""
 
 
@@ -126,7 +126,7 @@ def test_a_vertebra_that_ends_just_within_the_picture_is_whole_and_the_worst_of_
     largest = (whole[12] > 0).sum()
     assert vertebra.completeness == 1 - 1 / largest
     assert vertebra.warnings == (
-        "cut by the cranial and caudal and front and back and right and left edge of the picture",
+        "truncated by the field of view (cranial and caudal and anterior and posterior and right and left)",
     )
     around = np.pad(whole, 1)
     field = tuple((0, length) for length in around.shape)
@@ -149,7 +149,7 @@ def test_a_mask_whose_own_grid_ends_inside_the_ct_cuts_like_the_ct(tmp_path):
     found = find_vertebrae(read_label_map(path, volume), volume)
     area = (part == 5).sum(axis=(1, 2))
     assert found["C5"].completeness == pytest.approx(1 - area[-1] / area.max())
-    assert found["C5"].warnings == ("cut by the caudal edge of the picture",)
+    assert found["C5"].warnings == ("truncated by the field of view (caudal)",)
     assert found["C4"].completeness == 1
     whole = scans.write_nifti(tmp_path / "whole.nii", scan.labels, scan.spacing_mm)
     assert find_vertebrae(read_label_map(whole, volume), volume)["C5"].completeness == 1
@@ -189,7 +189,7 @@ def test_a_speck_up_to_10_mm_away_stays_as_a_chip_of_bone_may_lie(slices_away, s
 def test_what_touches_by_a_corner_is_one_piece():
     label_map = blocks(BLOCK, (slice(30, 40), slice(40, 60), slice(60, 80)))
     vertebra = found_in(label_map)["C4"]
-    assert vertebra.warnings == ("cut by the back and left edge of the picture",)
+    assert vertebra.warnings == ("truncated by the field of view (posterior and left)",)
     assert vertebra.box == ((20, 40), (20, 60), (20, 80))
     assert vertebra.middle == 30
 
@@ -360,7 +360,7 @@ def test_real_vertebrae_lie_on_bone_in_order_whole_or_cut_where_the_ct_ends(fold
     for level, vertebra in found.items():
         assert vertebra.problem == ""
         said = [warning for warning in vertebra.warnings if "in 2 pieces, up to 7 mm" not in warning]  # T11's
-        assert said == ([f"cut by the {cut[level]} edge of the picture"] if level in cut else [])
+        assert said == ([f"truncated by the field of view ({cut[level]})"] if level in cut else [])
         assert (vertebra.completeness == 1) == (level in whole)
 
 

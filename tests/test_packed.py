@@ -344,7 +344,7 @@ ORIGIN = {
     "mask": ["1.2.3.nii.gz", "1.20"],
     "mask_sha256": ["0" * 64, "1" * 64],
     "packer": ["0.1.0+01234567", "0.1.0"],
-    "warnings": ["", "cut by the cranial edge of the picture; specks removed: 1, of its mask"],
+    "warnings": ["", "truncated by the field of view (cranial); specks removed: 1, of its mask"],
 }
 
 

@@ -688,7 +688,7 @@ def test_vertebrae_that_cannot_be_packed_are_named_and_the_others_packed(cohort,
     assert not sequence_path(packed, SECOND, "C7").exists()
     cut = manifest.loc[(SECOND, "C1")]
     assert cut["warnings"].startswith("specks removed, up to")
-    assert cut["warnings"].endswith("; cut by the cranial edge of the picture")
+    assert cut["warnings"].endswith("; truncated by the field of view (cranial)")
     area = (STUDIES[SECOND].label_map == 1).sum(axis=(1, 2))[top + 2 :]
     assert cut["completeness"] == pytest.approx(1 - area[0] / area.max())
     others = manifest.drop([(SECOND, "C1"), (SECOND, "C2")])  # whose dens was cut with it
@@ -932,7 +932,7 @@ def test_studies_of_a_list_are_left_out_by_every_reader_of_the_cohort(done, pack
     (done / "exclude.txt").write_text(f"# bad scans\n\n{THIRD}  # the last\n", encoding="utf-8")
     status, out, _ = command("--no-sheets")
     assert (status, packs) == (0, [])
-    assert out.splitlines()[2:] == [f"Left out, as asked: '{THIRD}'."]
+    assert out.splitlines()[2:] == [f"Excluded, as asked: '{THIRD}'."]
     assert read_manifest(done / "packed")[UID].unique().tolist() == [FIRST, SECOND]
     cohort = read_cohort(done)
     assert THIRD not in {*cohort.labels[UID], *cohort.split[UID]}
@@ -947,7 +947,7 @@ def test_a_list_that_leaves_out_every_study_says_so(cohort, command):
     (cohort / "exclude.txt").write_text("\n".join(STUDIES), encoding="utf-8")
     status, _, err = command()
     assert status == 100
-    for part in ("All 3 studies in", "are left out", *STUDIES, "exclude.txt", "--exclude"):
+    for part in ("All 3 studies in", "are excluded", *STUDIES, "exclude.txt", "--exclude"):
         assert part in err
     assert "No study in" not in err
 
@@ -960,8 +960,8 @@ def test_a_study_of_the_list_that_is_nowhere_is_not_said_to_be_left_out(done, co
     (done / "exclude.txt").write_text(f"{THIRD}\n9.9\n{THIRD}7\n", encoding="utf-8")
     status, out, _ = command("--no-sheets")
     assert status == 0
-    assert f"Left out, as asked: '{THIRD}', '9.9'." in out
-    assert f"To be left out, but not there: '{THIRD}7'. Check the list." in out
+    assert f"Excluded, as asked: '{THIRD}', '9.9'." in out
+    assert f"To be excluded, but not there: '{THIRD}7'. Check the list." in out
 
 
 def test_of_phantoms_without_ct_the_command_says_what_exports_them(tmp_path, command):

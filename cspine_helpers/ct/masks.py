@@ -4,7 +4,6 @@ Both headers say where voxels lie. On the CT's own grid, in any order of axes, l
 voxel of the CT takes the nearest label.
 """
 
-import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 
 from cspine_helpers.ct.libraries import simpleitk
 from cspine_helpers.ct.nifti import NIFTI, Grid, read_nifti
-from cspine_helpers.ct.volume import Box, Volume, in_frame
+from cspine_helpers.ct.volume import Box, Volume, corners, in_frame, slices_of
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.records import parse_json
 from cspine_helpers.labels import VERTEBRAE
@@ -68,6 +67,9 @@ def read_label_map(path: str | Path, volume: Volume, *, scheme: str | Mapping[in
         FileNotFoundError: there is no such mask.
         ValueError: it cannot be read, has labels that the scheme does not know, none of C1 … C7, or lies
             outside the CT.
+
+    Example:
+        >>> label_map = read_label_map("masks/1.2.3.nii.gz", volume)  # doctest: +SKIP
     """
     path = Path(path)
     meanings: dict[Path, Mapping[int, str] | str] = {path: _meanings(scheme)}
@@ -83,10 +85,8 @@ def read_label_map(path: str | Path, volume: Volume, *, scheme: str | Mapping[in
     fields = [field for field in placed if field]  # a segmenter's file of what it did not find is empty
     if not fields:
         raise ValueError(f"{path.name}: empty, without a voxel above 0. Make it again, or leave it out.")
-    ends = [
-        [field[axis] for field in fields] for axis in range(3)
-    ]  # of several files, from the first to the last
-    field = tuple((min(low for low, _ in its), max(high for _, high in its)) for its in ends)
+    ends = np.array(fields)  # of several files, from the first to the last
+    field = tuple(zip(ends[..., 0].min(axis=0).tolist(), ends[..., 1].max(axis=0).tolist(), strict=True))
     box = _foreground(array)
     if box is None:
         raise ValueError(
@@ -124,6 +124,11 @@ def find_mask(folder: Path, uid: str) -> Path:
     Raises:
         FileNotFoundError: there is none.
         ValueError: there are several.
+
+    Example:
+        >>> Path("1.2.3.nii.gz").touch()
+        >>> find_mask(Path("."), "1.2.3").name
+        '1.2.3.nii.gz'
     """
     candidates = [*(folder / f"{uid}{suffix}" for suffix in NIFTI), folder / uid]
     found = [path for path in candidates if path.exists()]
@@ -167,7 +172,7 @@ def _place(path: Path, volume: Volume, meaning: Mapping[int, str] | str, array: 
     box = _foreground(values)
     if box is None:
         return None
-    crop = values[tuple(slice(*ends) for ends in box)]
+    crop = values[slices_of(box)]
     if isinstance(meaning, str):
         labels = (crop > 0.5).astype(np.uint8) * np.uint8(VERTEBRAE.index(meaning) + 1)
     else:
@@ -259,16 +264,10 @@ def _check_generation(crop: np.ndarray, grid: Grid, path: Path) -> None:
 
 def _field(volume: Volume, shape: tuple[int, ...], grid: Grid) -> Box:
     """Half-open ranges of the volume's voxels whose middles the mask's grid covers, by its corners."""
-    corners = _corners(shape, 0.5)
-    indices = volume.indices(grid.origin_mm + corners @ grid.steps_mm.T)
+    indices = volume.indices(grid.origin_mm + corners(shape, 0.5) @ grid.steps_mm.T)
     low, high = np.ceil(indices.min(axis=0) - 1e-6), np.floor(indices.max(axis=0) + 1e-6) + 1
     low, high = np.maximum(low, 0), np.minimum(high, volume.hu.shape)
     return tuple(zip(low.astype(int).tolist(), high.astype(int).tolist(), strict=True))
-
-
-def _corners(shape: tuple[int, ...], beyond: float = 0.0) -> np.ndarray:
-    """(8, 3) indices of an array's corner voxels, or of points so far beyond their middles."""
-    return np.array(list(itertools.product(*((-beyond, n - 1 + beyond) for n in shape))))
 
 
 def _on_grid(labels: np.ndarray, grid: Grid, volume: Volume, array: np.ndarray) -> None:
@@ -277,10 +276,10 @@ def _on_grid(labels: np.ndarray, grid: Grid, volume: Volume, array: np.ndarray) 
         turned = in_frame(labels, *grid)
     except ValueError:  # turned too far to be on the volume's grid
         return _nearest(labels, grid, volume, array)
-    corners = _corners(turned.hu.shape)
-    found = volume.indices(turned.points(corners))
-    low = np.rint(found[0]).astype(int)
-    if np.abs(found - corners - low).max() > _SAME_GRID:
+    ours = corners(turned.hu.shape)
+    theirs = volume.indices(turned.points(ours))
+    low = np.rint(theirs[0]).astype(int)
+    if np.abs(theirs - ours - low).max() > _SAME_GRID:
         return _nearest(labels, grid, volume, array)
     inside = list(zip(np.maximum(low, 0), np.minimum(low + turned.hu.shape, array.shape), strict=True))
     if all(a < b for a, b in inside):
@@ -291,7 +290,7 @@ def _on_grid(labels: np.ndarray, grid: Grid, volume: Volume, array: np.ndarray) 
 
 def _nearest(labels: np.ndarray, grid: Grid, volume: Volume, array: np.ndarray) -> None:
     """Write into each voxel of an array on the volume's grid the label whose voxel it lies in."""
-    part = tuple(slice(*ends) for ends in _field(volume, labels.shape, grid))
+    part = slices_of(_field(volume, labels.shape, grid))
     if any(s.start >= s.stop for s in part):
         return
     sitk = simpleitk()

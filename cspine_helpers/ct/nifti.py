@@ -5,7 +5,6 @@ and the first of what is too much, without a word.
 """
 
 import gzip
-import itertools
 import math
 import zlib
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import IO, Any, NamedTuple, cast
 import numpy as np
 
 from cspine_helpers.ct.libraries import optional
+from cspine_helpers.ct.volume import corners
 
 NIFTI = (".nii", ".nii.gz")
 _GZIP, _INFLATED = b"\x1f\x8b", 1032  # what its files begin with; bytes that one byte of them becomes at most
@@ -137,7 +137,7 @@ def _affine(header: Any, shape: Sequence[int]) -> np.ndarray:
         )
     if has_q:
         grid, apart = _straight(affine, shape), _qform(header) - affine
-        apart_mm = _corners(shape) @ apart[:3, :3].T + apart[:3, 3]
+        apart_mm = corners(shape, 0.5) @ apart[:3, :3].T + apart[:3, 3]
         if np.abs(apart_mm @ np.linalg.inv(grid[:3, :3]).T).max() > _APART:
             raise ValueError(
                 "its header holds two orientations, qform and sform, that lie up to "
@@ -161,11 +161,6 @@ def _qform(header: Any) -> np.ndarray:
     return header.get_qform().astype(float)
 
 
-def _corners(shape: Sequence[int]) -> np.ndarray:
-    """(8, 3) indices of the volume's corners, at the outer edges of its voxels."""
-    return np.array(list(itertools.product(*((-0.5, n - 0.5) for n in shape))))
-
-
 def _straight(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """The nearest affine with axes at right angles, about the middle of the volume.
 
@@ -176,7 +171,7 @@ def _straight(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     straight = affine.copy()
     straight[:3, :3] = left @ right * lengths
     shear, middle = affine[:3, :3] - straight[:3, :3], (np.array(shape) - 1) / 2
-    apart = (_corners(shape) - middle) @ shear.T @ np.linalg.inv(straight[:3, :3]).T
+    apart = (corners(shape, 0.5) - middle) @ shear.T @ np.linalg.inv(straight[:3, :3]).T
     if np.abs(apart).max() > _APART:
         raise ValueError(
             "its axes are not at right angles: a sheared affine, as of a tilted gantry, that moves a corner "
@@ -213,13 +208,12 @@ def _read_values(file: IO[bytes], header: Any, shape: Sequence[int], longest: in
     if begin + size > longest:
         raise EOFError(f"its header declares {begin + size:.0f} bytes, which it cannot hold")
     # 2. As many bytes as that, and no more than padding behind them.
-    content, filled = np.empty(size, np.uint8), 0
     file.seek(int(begin))
-    while filled < size:
-        count = file.readinto(content.data[filled : filled + _CHUNK])  # type: ignore[attr-defined]
-        if not count:
+    content = np.empty(size, np.uint8)
+    for start in range(0, size, _CHUNK):  # of a packed file, so that its bytes are never all there twice
+        part = content.data[start : start + _CHUNK]
+        if file.readinto(part) < len(part):  # type: ignore[attr-defined]
             raise EOFError("its header declares more")
-        filled += count
     rest = file.read(_PADDING + 1)  # of a packed file, also its checksum where that is the end
     is_rows = any(len(rest) % (size // count) == 0 for count in shape)  # a dimension is too small
     if any(rest) or len(rest) > _PADDING or (rest and is_rows):

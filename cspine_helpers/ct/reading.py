@@ -13,20 +13,15 @@ from cspine_helpers.ct.volume import AIR_HU, Volume, in_frame
 
 _HU_RANGE = (-32768, 32767)
 # Where things lie on the scale, and how much of them there must be to be looked at.
-_AIR_HU, _SOFT_HU, _FAT_HU, _BODY_HU, _GAS_HU = (
-    (-1060, -940),
-    (-150, 150),
-    (-300, -10),
-    (-300, 1500),
-    (-1300, -400),
-)
+_AIR_HU, _GAS_HU = (-1060, -940), (-1300, -400)
+_SOFT_HU, _FAT_HU, _BODY_HU = (-150, 150), (-300, -10), (-300, 1500)
 _LUNG_HU = -650  # air in tissue lies lower than that
 _LIMIT_HU, _SMOOTH_HU = 4096, 20
 _SHIFTS_HU = [shift for shift in range(-2500, 3001, 25) if abs(shift) >= 175]
 _SOME_FAT, _SOME_AIR, _AIR_SHARE = 0.005, 0.001, 0.05  # of all voxels
 _SOFT_SHARE = 0.45  # of the body
 _BETTER = 0.02  # of all voxels
-_BYTE = 256  # values that a picture of 8 bits has
+_BYTE = 256  # values that an image of 8 bits has
 _BONE_HU, _SOME_BONE, _TOO_FEW = 300, 0.001, 2000  # of the body; of so few voxels, none need be bone
 _SCANNER_HU = 2500  # what no scanner's own highest value lies below; that of 12 bits is 3071
 _HEAP = 0.001  # of all voxels, at one end of the scale
@@ -44,6 +39,9 @@ def read_ct(path: str | Path, *, series: str | None = None) -> Volume:
         FileNotFoundError: there is nothing at `path`.
         ImportError: the library that reads it is not installed.
         ValueError: it is no usable CT; says what, which file and what to do.
+
+    Example:
+        >>> volume = read_ct("train_images/1.2.3")  # doctest: +SKIP
     """
     path = Path(path)
     if not path.exists():

@@ -1,14 +1,13 @@
-"""The slices of one CT series, put in order by their positions into a volume: what is repaired, what refused.
+"""The slices of one CT series, ordered by their positions into a volume: what is repaired, and what refused.
 
 - Positions along the slices' normal give the order. Two slices at one position, a gap beyond 1.5 times the
   usual step (slices are missing), other sizes, pixel spacings or orientations than most: refused. The usual
   step is the lower quartile, as a missing slice makes steps longer.
 - Kernels, thicknesses, image types, series times or numbers that interleave (two reconstructions), steps
-  below 0.6 times the usual one, slices shifted unevenly within their plane (two acquisitions): refused.
-- One of these odd here and there, acquisition numbers that alternate, instance numbers to and fro: warned of.
-- Positions that lie evenly but for their rounding: taken as even, with the mean step.
-- Steps that are uneven, but not that far, one odd step, or one change from one step to another: repaired,
-  linear between neighbours, on even steps.
+  below 0.6 times the usual one, slices shifted unevenly within their plane (two acquisitions): refused. One
+  odd value here and there, acquisition numbers that alternate, instance numbers to and fro: warned of.
+- Positions that are even but for their rounding: taken as even, with the mean step. Steps that are uneven,
+  but not that far, one odd step, or one change of step: repaired, linear between neighbours.
 - Slices shifted against each other within their plane (a tilted gantry): repaired, moved back by linear
   interpolation on a larger field; what no slice saw is air.
 - Slices whose values cannot be those of their place: shifted, negated, noise, swapped bytes, one constant
@@ -17,8 +16,8 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import cv2
@@ -79,25 +78,9 @@ class Slice:
         if position is None or axes is None or spacing is None or spacing.min() <= 0:
             return None
         row, column = axes[:3], axes[3:]
-        if (
-            abs(np.linalg.norm(row) - 1) > 0.01
-            or abs(np.linalg.norm(column) - 1) > 0.01
-            or abs(row @ column) > 0.01
-        ):
+        if np.abs([np.linalg.norm(row) - 1, np.linalg.norm(column) - 1, row @ column]).max() > 0.01:
             return None
         return np.array([position, row * spacing[1], column * spacing[0]])
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """Of slices in order: (N, Y, X) values, their positions along the normal, in-plane offsets in pixels."""
-
-    hu: np.ndarray
-    along_mm: np.ndarray  # (N,)
-    offsets: np.ndarray  # (N, 2): columns, rows
-    frame: np.ndarray  # of the first slice
-    normal: np.ndarray
-    warnings: list[str] = field(default_factory=list)
 
 
 def stack(slices: Sequence[Slice], pixels: Sequence[np.ndarray] | np.ndarray) -> Volume:
@@ -110,55 +93,67 @@ def stack(slices: Sequence[Slice], pixels: Sequence[np.ndarray] | np.ndarray) ->
     Raises:
         ValueError: they make no volume; says which and why, as a clause without a full stop.
     """
-    _check_alike(slices)
-    normal = _normal(slices[0])
-    along_mm = np.array([_frame(s)[0] @ normal for s in slices])
+    # 1. In the order of their places along the normal.
+    frames = _checked_frames(slices)
+    normal = _normal(frames)
+    along_mm = frames[:, 0] @ normal
     if along_mm[0] > along_mm[-1]:
         normal, along_mm = -normal, -along_mm  # as they came, if that is an order: no pixel is moved
     order = np.argsort(along_mm, kind="stable")
-    ordered, along_mm = [slices[i] for i in order], along_mm[order]
+    ordered, along_mm, frames = [slices[i] for i in order], along_mm[order], frames[order]
     if not _is_even(along_mm, normal):
         _check_steps([its.name for its in ordered], along_mm)
-    origin, column, row = _frame(ordered[0])
-    drift_mm = np.array([_frame(s)[0] - origin for s in ordered]) - np.outer(along_mm - along_mm[0], normal)
-    offsets = np.stack([drift_mm @ step / (step @ step) for step in (column, row)], axis=1)
-    if isinstance(pixels, np.ndarray) and (np.diff(order) == 1).all():
-        hu = pixels
-    else:
-        hu = np.stack([pixels[i] for i in order])
+    is_in_order = isinstance(pixels, np.ndarray) and (np.diff(order) == 1).all()
+    hu = np.asarray(pixels) if is_in_order else np.stack([pixels[i] for i in order])
+    # 2. With values that fit those beside them.
     _check_values(ordered, hu)
-    geometry = _Geometry(hu, along_mm, offsets, _frame(ordered[0]), normal)
-    geometry = _even(_straight(geometry))
-    step_mm = (geometry.along_mm[-1] - geometry.along_mm[0]) / (len(geometry.along_mm) - 1)
-    origin, column, row = geometry.frame
-    volume = in_frame(geometry.hu, np.stack([normal * step_mm, row, column], axis=1), origin)
-    frames = _numbered(ordered)
-    odd = ["instance numbers do not run"] if _to_and_fro(frames) else []
-    odd += ["acquisition numbers alternate"] if _alternate(ordered, "acquisition") else []
-    odd += [
-        f"{what} alternate"
-        for tag, what in _TELLING.items()
-        if len({its.tags.get(tag) for its in ordered}) <= MAX_VALUES and _alternate(ordered, tag)
-    ]
-    geometry.warnings.extend(
-        f"its {what} along the slices, as where two acquisitions interleave; look at the sheet"
-        for what in odd
-    )
-    warnings = (*geometry.warnings, *volume.warnings)
-    return replace(volume, frames=frames, warnings=warnings)
+    # 3. Straight, and at even steps.
+    hu, (origin, column, row), tilted = _straight(hu, along_mm, frames, normal)
+    hu, step_mm, uneven = _even(hu, along_mm, normal)
+    volume = in_frame(hu, np.stack([normal * step_mm, row, column], axis=1), origin)
+    # 4. With what is odd about the headers.
+    odd = ["instance numbers do not run"] if _to_and_fro(ordered) else []
+    counted = {"acquisition": "acquisition numbers"} | _one_of_few(ordered)
+    odd += [f"{what} alternate" for tag, what in counted.items() if _alternate(ordered, tag)]
+    found = "its {} along the slices, as where two acquisitions interleave; look at the sheet"
+    warnings = (*tilted, *uneven, *map(found.format, odd), *volume.warnings)
+    return replace(volume, frames=_numbered(ordered), warnings=warnings)
 
 
-def _frame(found: Slice) -> np.ndarray:
-    assert found.frame is not None  # _check_alike
-    return found.frame
+def reconstructions(slices: list[Slice]) -> tuple[list[list[Slice]], str]:
+    """Slices of one series, divided into the series that they really are, where these interleave.
+
+    A tag that tells reconstructions apart and alternates along the slices does it. Acquisition numbers alone
+    do not, where the slices are even and numbered in their order.
+
+    Returns:
+        The series in the order of their first slices here, and what tells them apart; "" if it is one.
+    """
+    if len(slices) < 2 or any(its.frame is None for its in slices):
+        return [slices], ""
+    frames = np.array([its.frame for its in slices])
+    normal = _normal(frames)
+    along_mm = frames[:, 0] @ normal
+    order = np.argsort(along_mm, kind="stable")
+    ordered, along_mm = [slices[i] for i in order], along_mm[order]
+    telling = {
+        tag: what for tag, what in _one_of_few(slices).items() if _interleave(ordered, along_mm, normal, tag)
+    }
+    is_one = _is_even(along_mm, normal) and not _to_and_fro(ordered)
+    if _alternate(ordered, "acquisition") and (telling or not is_one):
+        telling["acquisition"] = "acquisition numbers"
+    parts: dict[tuple[str | None, ...], list[Slice]] = {}
+    for its in slices:
+        parts.setdefault(tuple(its.tags[tag] for tag in telling), []).append(its)
+    counted = (f"{len({its.tags[tag] for its in slices})} {what}" for tag, what in telling.items())
+    return list(parts.values()), ", ".join(counted)
 
 
-def _normal(found: Slice) -> np.ndarray:
-    normal = np.cross(_frame(found)[1], _frame(found)[2])
-    return normal / np.linalg.norm(normal)
+# Places.
 
 
-def _check_alike(slices: Sequence[Slice]) -> None:
+def _checked_frames(slices: Sequence[Slice]) -> np.ndarray:
+    """(N, 3, 3): where slices of one size, pixel spacing and orientation lie, see `Slice.frame`."""
     if lost := [s.name for s in slices if s.frame is None]:
         raise ValueError(
             f"{len(lost)} of {len(slices)} slices have no usable position, orientation or pixel spacing in "
@@ -171,18 +166,21 @@ def _check_alike(slices: Sequence[Slice]) -> None:
     size, _ = Counter(s.shape for s in slices).most_common(1)[0]
     odd = [f"{s.name!r} ({_by(s.shape)} pixels)" for s in slices if s.shape != size]
     _refuse_odd("size", f"{_by(size)} pixels", odd, len(slices))
-    steps = np.array([_frame(s)[1:] for s in slices])  # (N, 2, 3) mm
-    usual = np.median(steps, axis=0)
-    apart = np.abs(steps - usual).max(axis=(1, 2)) > SAME_STEPS * np.linalg.norm(usual, axis=1).max()
-    odd = [f"{slices[i].name!r} ({_axes(steps[i])})" for i in np.flatnonzero(apart).tolist()]
+    frames = np.array([s.frame for s in slices])
+    usual = np.median(frames[:, 1:], axis=0)
+    apart = np.abs(frames[:, 1:] - usual).max(axis=(1, 2))
+    wrong = np.flatnonzero(apart > SAME_STEPS * np.linalg.norm(usual, axis=1).max())
+    odd = [f"{slices[i].name!r} ({_axes(frames[i, 1:])})" for i in wrong.tolist()]
     _refuse_odd("pixel spacing or orientation", _axes(usual), odd, len(slices))
+    return frames
 
 
 def _refuse_odd(what: str, usual: str, odd: list[str], total: int) -> None:
     if odd:
         raise ValueError(
-            f"{len(odd)} of {total} slices have another {what} than the rest ({usual}): {', '.join(odd)}. "
-            "Scouts and reformatted slices are none of the volume: move them out of the folder"
+            f"{len(odd)} of {total} slices have another {what} than the rest ({usual}): "
+            f"{listing(odd, quoted=False)}. Scouts and reformatted slices are none of the volume: move them "
+            "out of the folder"
         )
 
 
@@ -196,6 +194,11 @@ def _axes(steps: np.ndarray) -> str:
     return f"{lengths[0]:.3f} × {lengths[1]:.3f} mm, {cosines}"
 
 
+def _normal(frames: np.ndarray) -> np.ndarray:
+    normal = np.cross(frames[0, 1], frames[0, 2])
+    return normal / np.linalg.norm(normal)
+
+
 def _is_even(along_mm: np.ndarray, normal: np.ndarray) -> bool:
     """Whether positions lie on even steps, but for the rounding of each of their coordinates."""
     count = np.arange(len(along_mm))
@@ -207,27 +210,28 @@ def _is_even(along_mm: np.ndarray, normal: np.ndarray) -> bool:
 def _check_steps(names: list[str], along_mm: np.ndarray) -> None:
     """Refuse steps that are no uneven spacing: slices twice, slices missing, two acquisitions."""
     steps = np.diff(along_mm)
-    if twice := [f"{names[i]!r} and {names[i + 1]!r}" for i in np.flatnonzero(steps < MIN_STEP_MM)]:
+    beside = [f"{one!r} and {other!r}" for one, other in itertools.pairwise(names)]
+    if twice := [beside[i] for i in np.flatnonzero(steps < MIN_STEP_MM)]:
         raise ValueError(
-            f"slices at the same position: {', '.join(twice)}. Keep one of each, or one acquisition a folder"
+            f"slices at the same position: {listing(twice, quoted=False)}. Keep one of each, or one "
+            "acquisition a folder"
         )
     if _finer_step(steps):
         return
     close = np.flatnonzero(steps < CLOSE_STEP * np.median(steps))
     odd = np.abs(steps - np.median(steps)) > 2 * EVEN_MM
     if close.size and (odd.sum() > 1 or len(steps) <= MIN_RUN):  # one among even ones is uneven spacing
-        where = ", ".join(f"{names[i]!r} and {names[i + 1]!r}" for i in close[:5])
         raise ValueError(
             f"slices lie closer together than the rest, {steps.min():.2f} mm for {np.median(steps):.2f} mm "
-            f"({close.size} times, first {where}): two acquisitions in one series? Keep one a folder"
+            f"({close.size} times, first {', '.join(beside[i] for i in close[:5])}): two acquisitions in one "
+            "series? Keep one a folder"
         )
     usual = float(np.quantile(np.delete(steps, close), 0.25, method="lower"))
-    gaps = np.flatnonzero(steps > MISSING_STEP * usual)
-    if gaps.size:
-        where = ", ".join(f"{steps[i]:.2f} mm between {names[i]!r} and {names[i + 1]!r}" for i in gaps)
+    gaps = [f"{steps[i]:.2f} mm between {beside[i]}" for i in np.flatnonzero(steps > MISSING_STEP * usual)]
+    if gaps:
         raise ValueError(
-            f"slices are missing: steps of {usual:.2f} mm as a rule, but {where}. Complete the series, or "
-            "keep the part above or below the gap"
+            f"slices are missing: steps of {usual:.2f} mm as a rule, but {listing(gaps, quoted=False)}. "
+            "Complete the series, or keep the part above or below the gap"
         )
 
 
@@ -243,6 +247,65 @@ def _finer_step(steps: np.ndarray) -> float | None:
     if in_order and one_between and min(before.sum(), after.sum()) >= MIN_RUN:
         return float(min(np.median(steps[before]), np.median(steps[after])))
     return None
+
+
+def _straight(
+    hu: np.ndarray, along_mm: np.ndarray, frames: np.ndarray, normal: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Slices (N, Y, X) moved back within their plane, so that each lies straight below the one before.
+
+    Returns:
+        The slices, the first one's frame, and what was done.
+    """
+    frame, down_mm = frames[0].copy(), along_mm - along_mm[0]
+    drift_mm = frames[:, 0] - frame[0] - np.outer(down_mm, normal)
+    sides_mm = np.linalg.norm(frame[1:], axis=1)
+    offsets = drift_mm @ (frame[1:] / sides_mm[:, None] ** 2).T  # (N, 2) pixels: columns, rows
+    low, high = offsets.min(axis=0), offsets.max(axis=0)
+    rounding = 2 * EVEN_MM * np.abs(frame[1:]).sum(axis=1) / sides_mm**2  # in pixels
+    if (high - low <= rounding).all():
+        return hu, frame, []
+    tilt_deg = np.rad2deg(np.arctan2(np.hypot(*((high - low) * sides_mm)), down_mm[-1]))
+    if tilt_deg > MAX_TILT_DEG:
+        raise ValueError(
+            f"its slices are shifted against each other by {tilt_deg:.0f}°, more than a gantry tilts. "
+            "Take the original series, or resample it"
+        )
+    bent = np.abs(offsets - np.outer(down_mm / down_mm[-1], offsets[-1])).max()
+    if bent > MAX_BENT_PIXELS:
+        raise ValueError(
+            f"its slices are shifted against each other by up to {bent:.1f} pixels, but not evenly as by a "
+            "tilted gantry: two acquisitions in one series? Keep one a folder"
+        )
+    low, high = np.floor(low), np.ceil(high)
+    columns, rows = (high - low).astype(int)
+    moved = np.empty((len(hu), hu.shape[1] + rows, hu.shape[2] + columns), hu.dtype)
+    for plane, target, (dx, dy) in zip(hu, moved, offsets - low, strict=True):
+        move = np.array([[1, 0, dx], [0, 1, dy]])
+        cv2.warpAffine(plane, move, target.shape[::-1], dst=target, borderValue=AIR_HU)
+    frame[0] += low @ frame[1:]
+    note = f"its slices are shifted against each other by {tilt_deg:.1f}° (gantry tilt); moved back, linear"
+    return moved, frame, [f"{note} between pixels"]
+
+
+def _even(hu: np.ndarray, along_mm: np.ndarray, normal: np.ndarray) -> tuple[np.ndarray, float, list[str]]:
+    """Slices (N, Y, X) at even steps, linear between neighbours where needed; the step; what was done."""
+    first, last, steps = along_mm[0], along_mm[-1], np.diff(along_mm)
+    if _is_even(along_mm, normal):
+        return hu, (last - first) / len(steps), []
+    count = round((last - first) / (_finer_step(steps) or float(np.median(steps)))) + 1
+    places_mm = np.linspace(first, last, count)
+    above = np.clip(np.searchsorted(along_mm, places_mm, side="right") - 1, 0, len(steps) - 1)
+    share = ((places_mm - along_mm[above]) / steps[above]).astype(np.float32)
+    even = np.empty((count, *hu.shape[1:]), hu.dtype)
+    for k, (i, w) in enumerate(zip(above, share, strict=True)):
+        mixed = hu[i] * (1 - w) + hu[i + 1] * w
+        even[k] = mixed if hu.dtype.kind == "f" else np.rint(mixed)
+    note = f"its slices lie {steps.min():.2f} to {steps.max():.2f} mm apart; resampled to even steps, linear"
+    return even, (last - first) / (count - 1), [f"{note} between slices"]
+
+
+# Values.
 
 
 def _check_values(ordered: Sequence[Slice], hu: np.ndarray) -> None:
@@ -266,7 +329,7 @@ def _check_values(ordered: Sequence[Slice], hu: np.ndarray) -> None:
             f"download broke off: {listing([ordered[k].name for k in filled])}. Take the original files"
         )
     rescales = [_rescale(its) for its in ordered]
-    usual, odd, breaks = Counter(rescales), dict[int, None](), list[int]()
+    usual, odd, breaks = Counter(rescales), set[int](), list[int]()
     unlike, seen = _unlike(planes), planes != AIR_HU  # what is AIR_HU may be padding
     for k, pair in enumerate(itertools.pairwise(rescales)):
         both = seen[k] & seen[k + 1]
@@ -276,21 +339,19 @@ def _check_values(ordered: Sequence[Slice], hu: np.ndarray) -> None:
             breaks.append(k)
         else:
             rare = min(usual[its] for its in pair)
-            odd |= {i: None for i in (k, k + 1) if usual[rescales[i]] == rare}
+            odd |= {i for i in (k, k + 1) if usual[rescales[i]] == rare}
     # Each break leads from right slices to wrong ones or back: these are fewer.
     wrong = np.searchsorted(breaks, np.arange(len(hu))) % 2 == 1
     wrong ^= 2 * wrong.sum() > len(hu)
-    odd |= {i: None for k in breaks for i in (k, k + 1) if wrong[i]}
+    odd |= {i for k in breaks for i in (k, k + 1) if wrong[i]}
     if odd:
         shown = "; ".join(
             f"slope {slope:g} and intercept {intercept:g} in {count}"
             for (slope, intercept), count in usual.most_common(3)
         )
-        cause = (
-            f", as where a rescale is wrong; the series has {shown} of {len(hu)}" if len(usual) > 1 else ""
-        )
+        cause = f", as where a rescale is wrong; the series has {shown} of {len(hu)}"
         raise ValueError(
-            f"values of {len(odd)} slices jump against their neighbours'{cause}: "
+            f"values of {len(odd)} slices jump against their neighbours'{cause if len(usual) > 1 else ''}: "
             f"{listing([ordered[i].name for i in sorted(odd)])}. Take the original files"
         )
 
@@ -356,144 +417,57 @@ def _jumps(
 
 def _rescale(its: Slice) -> tuple[float, float]:
     """Slope and intercept as GDCM takes them: 1 and 0 where there are none."""
-    slope, intercept = its.numbers("slope", 1), its.numbers("intercept", 1)
-    return (1.0 if slope is None else float(slope[0]) or 1.0), (
-        0.0 if intercept is None else float(intercept[0])
-    )
+    given = its.numbers("slope", 1), its.numbers("intercept", 1)
+    slope, intercept = (0.0 if number is None else number.item() for number in given)
+    return slope or 1.0, intercept
 
 
-def _straight(found: _Geometry) -> _Geometry:
-    """Slices moved back within their plane, so that each lies straight below the one before."""
-    low, high = found.offsets.min(axis=0), found.offsets.max(axis=0)
-    sides_mm = np.linalg.norm(found.frame[1:], axis=1)
-    rounding = 2 * EVEN_MM * np.abs(found.frame[1:]).sum(axis=1) / sides_mm**2  # in pixels
-    if (high - low <= rounding).all():
-        return found
-    drift_mm = np.hypot(*((high - low) * sides_mm))
-    tilt_deg = np.rad2deg(np.arctan2(drift_mm, found.along_mm[-1] - found.along_mm[0]))
-    if tilt_deg > MAX_TILT_DEG:
-        raise ValueError(
-            f"its slices are shifted against each other by {tilt_deg:.0f}°, more than a gantry tilts. "
-            "Take the original series, or resample it"
-        )
-    bent = found.offsets - np.outer(
-        (found.along_mm - found.along_mm[0]) / (found.along_mm[-1] - found.along_mm[0]), found.offsets[-1]
-    )
-    if np.abs(bent).max() > MAX_BENT_PIXELS:
-        raise ValueError(
-            f"its slices are shifted against each other by up to {np.abs(bent).max():.1f} pixels, but not "
-            "evenly as by a tilted gantry: two acquisitions in one series? Keep one a folder"
-        )
-    low, high = np.floor(low), np.ceil(high)
-    (columns, rows), (_, height, width) = (high - low).astype(int), found.hu.shape
-    hu = np.empty((len(found.hu), height + rows, width + columns), found.hu.dtype)
-    for k, (dx, dy) in enumerate(found.offsets - low):
-        move = np.array([[1, 0, dx], [0, 1, dy]])
-        cv2.warpAffine(found.hu[k], move, (hu.shape[2], hu.shape[1]), dst=hu[k], borderValue=AIR_HU)
-    frame = found.frame.copy()
-    frame[0] += low @ frame[1:]
-    note = (
-        f"its slices are shifted against each other by {tilt_deg:.1f}° (gantry tilt); moved back, linear "
-        "between pixels"
-    )
-    return replace(found, hu=hu, frame=frame, warnings=[*found.warnings, note])
+# Tags along the slices.
 
 
-def _even(found: _Geometry) -> _Geometry:
-    """Slices at even steps, linear between neighbours, where they are not."""
-    if _is_even(found.along_mm, found.normal):
-        return found
-    steps = np.diff(found.along_mm)
-    first, last, usual = found.along_mm[0], found.along_mm[-1], _finer_step(steps) or float(np.median(steps))
-    count = round((last - first) / usual) + 1
-    along_mm = np.linspace(first, last, count)
-    above = np.clip(np.searchsorted(found.along_mm, along_mm, side="right") - 1, 0, len(steps) - 1)
-    share = ((along_mm - found.along_mm[above]) / steps[above]).astype(np.float32)
-    hu = np.empty((count, *found.hu.shape[1:]), found.hu.dtype)
-    for k, (i, w) in enumerate(zip(above, share, strict=True)):
-        mixed = found.hu[i] * (1 - w) + found.hu[i + 1] * w
-        hu[k] = mixed if hu.dtype.kind == "f" else np.rint(mixed)
-    note = (
-        f"its slices lie {steps.min():.2f} to {steps.max():.2f} mm apart; resampled to even steps, linear "
-        "between slices"
-    )
-    return replace(found, hu=hu, along_mm=along_mm, warnings=[*found.warnings, note])
-
-
-def reconstructions(slices: list[Slice]) -> tuple[list[list[Slice]], str]:
-    """Slices of one series, divided into the series that they really are, where these interleave.
-
-    A tag that tells reconstructions apart and alternates along the slices does it. Acquisition numbers alone
-    do not, where the slices are even and numbered in their order.
-
-    Returns:
-        The series in the order of their first slices here, and what tells them apart; "" if it is one.
-    """
-    if len(slices) < 2 or any(its.frame is None for its in slices):
-        return [slices], ""
-    normal = _normal(slices[0])
-    along_mm = np.array([_frame(its)[0] @ normal for its in slices])
-    order = np.argsort(along_mm, kind="stable")
-    ordered = [slices[i] for i in order]
-    telling = {
+def _one_of_few(slices: Sequence[Slice]) -> dict[str, str]:
+    """The tags that a series has one of, where the slices do not have too many to be series."""
+    return {
         tag: what
         for tag, what in _TELLING.items()
-        if len({its.tags.get(tag) for its in slices}) <= MAX_VALUES and _interleave(ordered, tag)
+        if len({its.tags.get(tag) for its in slices}) <= MAX_VALUES
     }
-    is_one = _is_even(along_mm[order], normal) and not _to_and_fro(_numbered(ordered))
-    if _alternate(ordered, "acquisition") and (telling or not is_one):
-        telling["acquisition"] = "acquisition numbers"
-    if not telling:
-        return [slices], ""
-    parts: dict[tuple[str | None, ...], list[Slice]] = {}
-    for its in slices:
-        parts.setdefault(tuple(its.tags[tag] for tag in telling), []).append(its)
-    counted = (f"{len({its.tags[tag] for its in slices})} {what}" for tag, what in telling.items())
-    return list(parts.values()), ", ".join(counted)
 
 
-def _interleave(ordered: Sequence[Slice], tag: str) -> bool:
+def _interleave(ordered: Sequence[Slice], along_mm: np.ndarray, normal: np.ndarray, tag: str) -> bool:
     """Whether a tag's values come back again and again, or each has a stack by itself between the others.
 
     One odd slice, odd ends, or a part within another are one series. So are slices without the tag here and
     there, unless they are a stack by themselves.
     """
     values = [its.tags.get(tag) for its in ordered]
-    given = [value for value, _ in itertools.groupby(value for value in values if value)]
+    given = _runs(value for value in values if value)
     if len(given) - len(set(given)) > len(ordered) / 4:
         return True
-    if len([*itertools.groupby(values)]) == len(set(values)):
+    if len(_runs(values)) == len(set(values)):
         return False
-    normal = _normal(ordered[0])
-    parts = [
-        np.array(
-            [
-                _frame(its)[0] @ normal
-                for its, its_value in zip(ordered, values, strict=True)
-                if its_value == value
-            ]
-        )
-        for value in set(values)
-    ]
+    parts = (along_mm[[value == its for value in values]] for its in set(values))
     return all(len(part) >= MIN_RUN and _is_even(part, normal) for part in parts)
 
 
 def _alternate(ordered: Sequence[Slice], tag: str) -> bool:
     """Whether a tag comes back to a value that it had left; slices without it say nothing."""
-    runs = [
-        value for value, _ in itertools.groupby(its.tags.get(tag) for its in ordered if its.tags.get(tag))
-    ]
+    runs = _runs(its.tags.get(tag) for its in ordered if its.tags.get(tag))
     return len(runs) > len(set(runs))
 
 
-def _to_and_fro(frames: Mapping[int, object] | None) -> bool:
+def _runs(values: Iterable[str | None]) -> list[str | None]:
+    return [value for value, _ in itertools.groupby(values)]
+
+
+def _to_and_fro(ordered: Sequence[Slice]) -> bool:
     """Whether instance numbers both rise and fall along the slices."""
-    runs = np.diff(list(frames or ()))
-    return bool((runs > 0).any() and (runs < 0).any())
+    steps = np.diff(list(_numbered(ordered) or ()))
+    return bool((steps > 0).any() and (steps < 0).any())
 
 
 def _numbered(slices: Sequence[Slice]) -> dict[int, np.ndarray] | None:
     """InstanceNumber → frame; None where slices have none, or share one."""
     numbers = [s.numbers("number", 1) for s in slices]
-    frames = {int(n[0]): _frame(s) for n, s in zip(numbers, slices, strict=True) if n is not None}
-    return frames if len(frames) == len(slices) else None
+    frames = {int(n[0]): s.frame for n, s in zip(numbers, slices, strict=True) if n is not None}
+    return frames if len(frames) == len(slices) else None  # type: ignore[return-value]  # all have a frame

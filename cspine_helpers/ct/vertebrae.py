@@ -1,4 +1,4 @@
-"""The vertebrae of a label map: where each lies, whether it is wholly in the picture, and in one piece.
+"""The vertebrae of a label map: where each lies, whether it is whole, and in one piece.
 
 A mask that cannot be right is refused, and what was tidied is said:
 
@@ -17,7 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from cspine_helpers.ct.masks import LabelMap
-from cspine_helpers.ct.volume import Box, Volume
+from cspine_helpers.ct.volume import Box, Volume, slices_of
 from cspine_helpers.labels import VERTEBRAE
 
 SMALL = 0.05  # of a vertebra's voxels
@@ -26,7 +26,7 @@ BONE_HU = 150.0
 MIN_BONE, LITTLE_BONE = 0.1, 0.35  # real lumbar vertebrae of the elderly, in 3 mm slices: 0.45 and more
 MIN_VOLUME_MM3 = 1000.0  # a tenth of the smallest cervical vertebra
 MAX_HEIGHT_MM, MAX_VOLUME_MM3 = 90.0, 75_000.0  # real C2: up to 75 mm; the largest of real L1 … L5: 66 cm³
-_FACES = (("cranial", "caudal"), ("front", "back"), ("right", "left"))
+_FACES = (("cranial", "caudal"), ("anterior", "posterior"), ("right", "left"))
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Vertebra:
     Attributes:
         box: half-open index ranges along Z, Y and X.
         middle: of its largest piece along Z, in voxels: a stray piece far away does not move it.
-        completeness: 1 where it lies wholly in the picture; else 1 minus its cross-section at the edge that
-            cuts it, as a share of its largest cross-section along that axis.
+        completeness: 1 where the field of view holds all of it; else 1 minus its cross-section at the edge
+            that truncates it, as a share of its largest cross-section along that axis.
         warnings: what is odd about it, or was tidied.
         problem: why it cannot be packed; "" where it can.
     """
@@ -54,9 +54,12 @@ def find_vertebrae(label_map: LabelMap, volume: Volume) -> dict[str, Vertebra]:
 
     Raises:
         ValueError: the vertebrae do not follow each other from C1 downwards, or one is as large as several.
+
+    Example:
+        >>> found = find_vertebrae(label_map, volume)  # doctest: +SKIP
     """
     lows = [low for low, _ in label_map.box]
-    objects = ndimage.find_objects(label_map.array[_slices(label_map.box)], max_label=len(VERTEBRAE))
+    objects = ndimage.find_objects(label_map.array[slices_of(label_map.box)], max_label=len(VERTEBRAE))
     boxes = {
         level: tuple((low + s.start, low + s.stop) for low, s in zip(lows, box, strict=True))
         for level, box in zip(VERTEBRAE, objects, strict=True)
@@ -74,7 +77,7 @@ def find_vertebrae(label_map: LabelMap, volume: Volume) -> dict[str, Vertebra]:
 
 
 def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Vertebra:
-    here = label_map.array[_slices(box)]
+    here = label_map.array[slices_of(box)]
     number = VERTEBRAE.index(level) + 1
     mask = here == number
     warnings, problem = [], ""
@@ -106,7 +109,7 @@ def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Verte
         )
     if size_mm3 < MIN_VOLUME_MM3:
         problem = problem or f"its mask holds {size_mm3:.0f} mm³, a tenth of a vertebra at most"
-    bone = float((volume.hu[_slices(box)][mask] >= BONE_HU).mean())
+    bone = float((volume.hu[slices_of(box)][mask] >= BONE_HU).mean())
     if bone < MIN_BONE:
         problem = problem or (
             f"its mask does not lie on bone ({bone:.0%} of its voxels reach {BONE_HU:g} HU); it is of "
@@ -118,12 +121,8 @@ def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Verte
         )
     completeness, faces = _completeness(mask, box, label_map.field)
     if faces:
-        warnings.append(f"cut by the {' and '.join(faces)} edge of the picture")
+        warnings.append(f"truncated by the field of view ({' and '.join(faces)})")
     return Vertebra(box, middle, completeness, tuple(warnings), problem)
-
-
-def _slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(*ends) for ends in box)
 
 
 def _pieces(
@@ -136,7 +135,7 @@ def _pieces(
 
 
 def _completeness(mask: np.ndarray, box: Box, field: Box) -> tuple[float, list[str]]:
-    """How much of the vertebra the picture's edges leave, and which of them cut it."""
+    """How much of the vertebra the field of view leaves, and which of its edges truncate it."""
     worst, faces = 0.0, []
     for axis, ((low, high), (start, stop)) in enumerate(zip(box, field, strict=True)):
         area = mask.sum(axis=tuple(i for i in range(3) if i != axis))

@@ -5,15 +5,18 @@ those of DICOM, in mm: x to the patient's left, y to the back, z to the head (LP
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import ndimage
 
 FRAME = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])  # columns: a step along Z, Y, X in LPS
 WARN_TURN_DEG = 15.0  # beyond it the neck was not scanned straight, or the volume was reformatted
 MAX_TURN_DEG = 40.0  # beyond it "axial" is no word for the slices any more
 AIR_HU = -1024
+Box = tuple[tuple[int, int], ...]  # half-open index ranges along Z, Y and X
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,7 +103,9 @@ def _nearest_order(directions: np.ndarray) -> tuple[tuple[int, int, int], float]
     return order, turn_deg  # type: ignore[return-value]
 
 
-Box = tuple[tuple[int, int], ...]  # half-open index ranges along Z, Y and X
+def slices_of(box: Box) -> tuple[slice, ...]:
+    """What indexes an array by a box."""
+    return tuple(slice(*ends) for ends in box)
 
 
 def bounding_box(label_map: np.ndarray, value: int) -> Box:
@@ -109,15 +114,14 @@ def bounding_box(label_map: np.ndarray, value: int) -> Box:
     Raises:
         ValueError: no voxel does.
     """
-    box = []
-    view = label_map
-    for axis in range(label_map.ndim):
-        others = tuple(i for i in range(label_map.ndim) if i != axis)
-        found = np.flatnonzero((view == value).any(axis=others))
-        if not found.size:
-            raise ValueError(
-                f"Label {value} has no voxel in the label map; found {np.unique(label_map).tolist()}."
-            )
-        box.append((int(found[0]), int(found[-1]) + 1))
-        view = view[(slice(None),) * axis + (slice(*box[-1]),)]
-    return tuple(box)
+    found = ndimage.find_objects(label_map, max_label=value)[value - 1 :]
+    if not found or found[0] is None:
+        raise ValueError(
+            f"Label {value} has no voxel in the label map; found {np.unique(label_map).tolist()}."
+        )
+    return tuple((axis.start, axis.stop) for axis in found[0])
+
+
+def corners(shape: Sequence[int], beyond: float = 0.0) -> np.ndarray:
+    """(8, 3) indices of an array's corner voxels, or of points so far beyond their middles."""
+    return np.array(list(itertools.product(*((-beyond, n - 1 + beyond) for n in shape))))

@@ -1,8 +1,6 @@
-"""CT studies of a cohort, packed at once: what is done stays done, what fails is reported, the rest goes on.
+"""A cohort's CT studies, packed at once: what is done stays done, what fails is reported, the rest continues.
 
-python -m cspine_helpers pack --cohort rsna2022
-
-Where a cohort's CT, masks, labels and boxes lie, study by study.
+`PackSource` says where CT and masks lie, study by study.
 """
 
 import re
@@ -25,14 +23,7 @@ from cspine_helpers.files import paths
 from cspine_helpers.files.paths import cohort_remedy, listing
 from cspine_helpers.files.records import SEAL, content_sha256, parse_json, write_sealed
 from cspine_helpers.files.tables import read_table, write_table
-from cspine_helpers.labels import (
-    BOX_COLUMNS,
-    UID,
-    VERTEBRAE,
-    exclusions,
-    read_boxes,
-    read_labels,
-)
+from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, exclusions, read_boxes, read_labels
 from cspine_helpers.packed import MANIFEST_COLUMNS, PROVENANCE_COLUMNS, write_manifest
 from cspine_helpers.packing.crop import PackConfig
 from cspine_helpers.packing.slice_truth import PACKED_BOX_COLUMNS, write_packed_boxes
@@ -45,17 +36,27 @@ from cspine_helpers.packing.study import (
     set_aside,
 )
 
+REPORT_COLUMNS = (UID, "status", "sequences", "message")
+_FORMULA = r"^[=+\-@\t\r']"  # what makes a cell one, and what says that it is none
+SETTINGS = "packing.json"
+_UNFINISHED = re.compile(r"\..+(\.\w+)\.\w{8}\1")  # by paths.atomic_path: .1.2.3_1.npy.a1b2c3d4.npy
+DIED = "its process was killed, often for want of memory; try it alone, or with fewer workers"
+
 
 @dataclass(frozen=True)
 class PackSource:
-    """Where a cohort's CT and masks lie, and how they are read.
+    """Where a cohort's CT and masks are, and how they are read.
 
     Attributes:
         images: folder of studies: a folder with a DICOM series, or a NIfTI file, for each StudyInstanceUID.
         masks: folder of masks: `<uid>.nii[.gz]`, or a folder `<uid>` with one file a vertebra.
         scheme: what the masks' labels mean, see `masks.read_label_map`.
         series: StudyInstanceUID → SeriesInstanceUID, of studies that hold several series.
-        exclude: studies that are left out, such as scans known to be bad.
+        exclude: studies that are not packed, such as scans known to be bad.
+
+    Example:
+        >>> PackSource.of(Path("data/rsna2022"), scheme="totalsegmentator").masks.name
+        'segmentations'
     """
 
     images: Path
@@ -74,17 +75,17 @@ class PackSource:
         return cls(folder / "train_images", folder / "segmentations", **others)
 
     def studies(self, only: Collection[str] | None = None) -> dict[str, Path]:
-        """StudyInstanceUID → its folder or file, in order: of these studies, or of all that are not left out.
+        """StudyInstanceUID → its folder or file, in order: of these studies, or of all not excluded.
 
         Raises:
             FileNotFoundError: there are none.
-            ValueError: one is there twice, asked for and not there, or all are left out.
+            ValueError: one is there twice, asked for and not there, or all are excluded.
         """
         there = self._there()
         found = {uid: path for uid, path in there.items() if uid not in self.exclude}
         if there and not found:
             raise ValueError(
-                f"All {len(there)} studies in {self.images} are left out: {listing(there)}. Shorten the list "
+                f"All {len(there)} studies in {self.images} are excluded: {listing(there)}. Shorten the list "
                 "(exclude.txt in the cohort's folder, or the one of --exclude)."
             )
         if not found:
@@ -97,12 +98,11 @@ class PackSource:
         return found if only is None else {uid: path for uid, path in found.items() if uid in only}
 
     def _there(self) -> dict[str, Path]:
+        """The same of all in the folder, excluded or not."""
         found: dict[str, Path] = {}
         for path in sorted(self.images.iterdir()) if self.images.is_dir() else ():
             suffix = next((s for s in NIFTI if path.name.endswith(s)), "")
-            is_study = (
-                path.is_dir() or suffix or path.is_symlink()
-            )  # one that leads nowhere is not passed over
+            is_study = path.is_dir() or suffix or path.is_symlink()  # one that leads nowhere will fail
             if not path.name.startswith(".") and is_study:
                 uid = path.name.removesuffix(suffix)
                 if uid in found:
@@ -110,24 +110,67 @@ class PackSource:
                 found[uid] = path
         return found
 
-    def excluded(self, folder: Path) -> tuple[list[str], list[str]]:
-        """Studies of the list that are left out, and those that neither images nor label table hold."""
-        known = {*self._there(), *_labelled(folder)}
-        return [uid for uid in self.exclude if uid in known], [u for u in self.exclude if u not in known]
+
+def pack_cohort(
+    folder: Path,
+    *,
+    source: PackSource | None = None,
+    config: PackConfig | None = None,
+    sheets: Path | None = None,
+    workers: int = -1,
+    only: Collection[str] | None = None,
+) -> pd.DataFrame:
+    """Pack every study: sequences, `manifest.csv`, `boxes.csv`, `report.csv` and `SHA256SUMS` in `packed/`.
+
+    Studies that are packed already (see `study`) are left as they are. On a cluster, the same call inside
+    `joblib.parallel_config(backend="dask")` packs on a Dask client's workers, on a shared disk.
+
+    Args:
+        folder: `data/<cohort>`; `train.csv` and `train_bounding_boxes.csv` there are used where they are.
+        source: CT and masks; default as RSNA 2022 lays them out in the folder.
+        config: how vertebrae are cut out.
+        sheets: folder for a contact sheet a study, `<StudyInstanceUID>.png`; None draws none.
+        workers: processes, -1 for one a core.
+        only: studies that are packed; tables keep what they hold of the others. None: all.
+
+    Returns:
+        The report, one row a study: status `packed`, `partial` (vertebrae are missing) or `failed`, number of
+        sequences, and a message.
+
+    Raises:
+        FileNotFoundError: there is no study.
+        ImportError: a library that reads CT is not installed.
+        ValueError: a study is there twice or asked for and not there, a table of labels or boxes cannot be
+            used, or `workers` is none.
+        FileExistsError: `packed/` holds sequences that were made elsewhere.
+        BlockingIOError: another process packs this cohort.
+
+    Example:
+        >>> report = pack_cohort(Path("data/rsna2022"), workers=2)  # doctest: +SKIP
+    """
+    for library in LIBRARIES:
+        optional(library)
+    if workers == 0 or workers < -1:
+        raise ValueError(f"workers is a number of processes, or -1 for one a core; found {workers}.")
+    source, config, packed = source or PackSource.of(folder), config or PackConfig(), folder / "packed"
+    studies, asked = list(_study_files(source, folder)), source.studies(only)
+    chosen = [study for study in studies if study.uid in asked]
+    with paths.exclusive(folder / ".packing.lock", f"packing {folder.name}"):
+        settings = {"config": asdict(config), "scheme": str(source.scheme), "packer": packer_version()}
+        jobs = {its.uid: (its, packed, config, sheets and sheets / f"{its.uid}.png") for its in chosen}
+        others = _begin(packed, sheets, jobs, {study.uid for study in studies} - {*jobs}, settings)
+        records = sorted(_records(jobs, folder.name, workers), key=lambda record: record["uid"])
+        report = _write_tables(records, others, settings, packed)
+    labelled, there = {*_labels(folder)}, {*source._there()}
+    known = labelled | there
+    report.attrs["without_ct"] = sorted(labelled - there - {*source.exclude})
+    report.attrs["excluded"] = [uid for uid in source.exclude if uid in known]
+    report.attrs["unknown"] = [uid for uid in source.exclude if uid not in known]
+    return report
 
 
-def _remedy(folder: Path) -> str:
-    """What to do where a cohort has no CT; one of phantoms that has been made has none on disk."""
-    if not (folder / "cohort.json").is_file():
-        return cohort_remedy(folder)
-    return (
-        f"The phantom cohort {folder.name} has no CT on disk. Notebook 00 exports some of it to "
-        f"data/{folder.name}_ct and packs them; again by `make pack COHORT={folder.name}_ct`."
-    )
-
-
-def study_files(source: PackSource, folder: Path) -> Iterator[StudyFiles]:
-    """What each study of a cohort's folder is packed from; `mask` is the folder of masks, where it is found.
+def _study_files(source: PackSource, folder: Path) -> Iterator[StudyFiles]:
+    """What each study is packed from; `mask` is the folder of masks, where it is looked for.
 
     Raises:
         FileNotFoundError: there are no studies, or no folder of masks.
@@ -138,13 +181,18 @@ def study_files(source: PackSource, folder: Path) -> Iterator[StudyFiles]:
         raise FileNotFoundError(
             f"No folder of masks at {source.masks}. README says how to make masks, or name their folder."
         )
-    labels, boxes = folder / "train.csv", folder / "train_bounding_boxes.csv"
-    known = read_labels(labels).set_index(UID)[list(VERTEBRAE)].T.to_dict() if labels.is_file() else {}
+    known, boxes = _labels(folder), folder / "train_bounding_boxes.csv"
     none = pd.DataFrame(columns=list(BOX_COLUMNS))
     drawn = dict(iter(read_boxes(boxes).groupby(UID))) if boxes.is_file() else {}
     for uid, path in studies.items():
         series, its = source.series.get(uid), drawn.get(uid, none)
         yield StudyFiles(uid, path, source.masks, source.scheme, series, known.get(uid), its)
+
+
+def _labels(folder: Path) -> dict[str, dict[str, int]]:
+    """Study → vertebra → label, where the cohort has a label table."""
+    table = folder / "train.csv"
+    return read_labels(table).set_index(UID)[list(VERTEBRAE)].T.to_dict() if table.is_file() else {}
 
 
 def choose_series(studies: Mapping[str, Path], wanted: Collection[str]) -> dict[str, str]:
@@ -173,78 +221,14 @@ def choose_series(studies: Mapping[str, Path], wanted: Collection[str]) -> dict[
     return chosen
 
 
-def without_ct(source: PackSource, folder: Path) -> list[str]:
-    """Studies of the label table that have no CT among the images."""
-    return sorted(_labelled(folder) - {*source.studies(), *source.exclude})
-
-
-def _labelled(folder: Path) -> set[str]:
-    table = folder / "train.csv"
-    return set(read_labels(table)[UID]) if table.is_file() else set()
-
-
-REPORT_COLUMNS = (UID, "status", "sequences", "message")
-_FORMULA = r"^[=+\-@\t\r']"  # what makes a cell one, and what says that it is none
-SETTINGS = "packing.json"
-_UNFINISHED = re.compile(r"\..+(\.\w+)\.\w{8}\1")  # by paths.atomic_path: .1.2.3_1.npy.a1b2c3d4.npy
-DIED = "its process was killed, often for want of memory; try it alone, or with fewer workers"
-
-
-def pack_cohort(
-    folder: Path,
-    *,
-    source: PackSource | None = None,
-    config: PackConfig | None = None,
-    sheets: Path | None = None,
-    workers: int = -1,
-    only: Collection[str] | None = None,
-) -> pd.DataFrame:
-    """Pack every study: sequences, `manifest.csv`, `boxes.csv`, `report.csv` and `SHA256SUMS` in `packed/`.
-
-    Studies that are packed already, by the rule of `packer`, are left as they are. On a cluster, the same
-    call inside `joblib.parallel_config(backend="dask")` packs on a Dask client's workers, on a shared disk.
-
-    Args:
-        folder: `data/<cohort>`; `train.csv` and `train_bounding_boxes.csv` there are used where they are.
-        source: CT and masks; default as RSNA 2022 lays them out in the folder.
-        config: how vertebrae are cut out.
-        sheets: folder for a contact sheet a study, `<StudyInstanceUID>.png`; None draws none.
-        workers: processes, -1 for one a core.
-        only: studies that are packed; tables keep what they hold of the others. None: all.
-
-    Returns:
-        The report, one row a study: status `packed`, `partial` (vertebrae are missing) or `failed`, number of
-        sequences, and a message.
-
-    Raises:
-        FileNotFoundError: there is no study.
-        ImportError: a library that reads CT is not installed.
-        ValueError: a study is there twice or asked for and not there, a table of labels or boxes cannot be
-            used, or `workers` is none.
-        FileExistsError: `packed/` holds sequences that were made elsewhere.
-        BlockingIOError: another process packs this cohort.
-    """
-    for library in LIBRARIES:
-        optional(library)
-    if workers == 0 or workers < -1:
-        raise ValueError(f"workers is a number of processes, or -1 for one a core; found {workers}.")
-    source, config, packed = source or PackSource.of(folder), config or PackConfig(), folder / "packed"
-    studies = list(study_files(source, folder))
-    asked = source.studies(only)
-    chosen = [study for study in studies if study.uid in asked]
-    with paths.exclusive(folder / ".packing.lock", f"packing {folder.name}"):
-        settings = {"config": asdict(config), "scheme": str(source.scheme), "packer": packer_version()}
-        uids = [study.uid for study in chosen]
-        others = {study.uid for study in studies} - {*uids}
-        others = _begin(packed, sheets, uids, others, settings)
-        jobs = {
-            study.uid: (study, packed, config, sheets and sheets / f"{study.uid}.png") for study in chosen
-        }
-        records = sorted(_records(jobs, folder.name, workers), key=lambda record: record["uid"])
-        report = _write_tables(records, others, settings, packed)
-    report.attrs["without_ct"] = without_ct(source, folder)
-    report.attrs["excluded"], report.attrs["unknown"] = source.excluded(folder)
-    return report
+def _remedy(folder: Path) -> str:
+    """What to do where a cohort has no CT; one of phantoms that has been made has none on disk."""
+    if not (folder / "cohort.json").is_file():
+        return cohort_remedy(folder)
+    return (
+        f"The phantom cohort {folder.name} has no CT on disk. Notebook 00 exports some of it to "
+        f"data/{folder.name}_ct and packs them; again by `make pack COHORT={folder.name}_ct`."
+    )
 
 
 def _begin(
@@ -269,7 +253,13 @@ def _begin(
         if _UNFINISHED.fullmatch(left.name):  # by a process that was killed
             left.unlink()
     stay = set(others) if (packed / "report.csv").is_file() else set()
-    if not _same_settings(packed / SETTINGS, settings):  # tables of other sequences than a stop would leave
+    try:
+        found = parse_json((packed / SETTINGS).read_bytes(), SETTINGS)
+    except (FileNotFoundError, ValueError):
+        found = None
+    if not isinstance(found, dict) or found.get(SEAL) != content_sha256(
+        settings
+    ):  # tables of other sequences
         stay = set()
         tables = (f"{name}.csv{end}" for name in ("manifest", "boxes") for end in ("", ".sha256"))
         for name in (*tables, SETTINGS, paths.CHECKSUMS):
@@ -277,14 +267,6 @@ def _begin(
     for uid in {path.stem.rpartition("_")[0] for path in packed.glob("*.npy")} - {*uids, *stay}:
         set_aside(packed, uid)
     return stay
-
-
-def _same_settings(path: Path, settings: Mapping[str, Any]) -> bool:
-    try:
-        found = parse_json(path.read_bytes(), path.name)
-    except (FileNotFoundError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get(SEAL) == content_sha256(settings)
 
 
 def _records(jobs: Mapping[str, tuple], cohort: str, workers: int) -> Iterator[dict[str, Any]]:
@@ -405,12 +387,18 @@ def _report_row(record: Mapping[str, Any]) -> tuple[str, str, int, str]:
         return paths.printable(record["uid"]), "failed", 0, shown
     problems, notes = record["problems"], record["notes"]
     status = "partial" if problems else "packed"
-    told = [sentence(problems), *notes] if problems else notes
-    return record["uid"], status, len(record["rows"]), "; ".join(told)
+    said = [sentence(problems), *notes] if problems else notes
+    return record["uid"], status, len(record["rows"]), "; ".join(said)
 
 
 def summary(report: pd.DataFrame) -> str:
-    """How many studies were packed, and each one that was not, or not whole, with its reason."""
+    """How many studies were packed, and each one that was not, or not whole, with its reason.
+
+    Example:
+        >>> print(summary(pd.DataFrame([("1.2", "failed", 0, "no mask")], columns=REPORT_COLUMNS)))
+        1 studies: 0 packed, 0 without some of their vertebrae, 1 failed; 0 sequences.
+        - 1.2: no mask
+    """
     counts = report["status"].value_counts()
     lines = [
         f"{len(report)} studies: {counts.get('packed', 0)} packed, {counts.get('partial', 0)} without some "
@@ -420,13 +408,18 @@ def summary(report: pd.DataFrame) -> str:
     if missing := report.attrs.get("without_ct"):
         lines.append(f"Studies of train.csv without CT here: {len(missing)}, the first of them {missing[0]}.")
     if excluded := report.attrs.get("excluded"):
-        lines.append(f"Left out, as asked: {paths.listing(excluded)}.")
+        lines.append(f"Excluded, as asked: {listing(excluded)}.")
     if unknown := report.attrs.get("unknown"):
-        lines.append(f"To be left out, but not there: {paths.listing(unknown)}. Check the list.")
+        lines.append(f"To be excluded, but not there: {listing(unknown)}. Check the list.")
     lines += [f"- {uid}: {message}" for uid, message in zip(odd[UID], odd["message"], strict=True)]
     return "\n".join(lines)
 
 
 def sheets_dir(cohort: str) -> Path:
-    """Folder of a cohort's contact sheets, `figures/<cohort>/packing`; they may show patients."""
+    """Folder of a cohort's contact sheets, `figures/<cohort>/packing`; they may show patients.
+
+    Example:
+        >>> sheets_dir("rsna2022").parts[-2:]  # doctest: +SKIP
+        ('rsna2022', 'packing')
+    """
     return paths.project_root() / "figures" / paths.checked_name(cohort, "cohort") / "packing"

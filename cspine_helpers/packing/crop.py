@@ -1,7 +1,7 @@
-"""From a CT volume with a vertebra label map to packed sequences: the array part, files apart.
+"""From a CT volume with a vertebra label map to packed sequences, without files.
 
-Nothing is resampled along Z: each position of a sequence is a native slice. Volumes are (Z, Y, X): cranial to
-caudal, front to back, the patient's right to left.
+Nothing is resampled along Z: each position of a sequence is a native slice. Volumes are in the frame of
+`ct.volume`. The HU window is `PackConfig.window_hu`, and only there.
 """
 
 import math
@@ -22,13 +22,17 @@ class PackConfig:
     Attributes:
         slices: slice positions T, evenly spread over the vertebra's height.
         size: height and width of the packed pictures in pixels.
-        margin_mm: what stands free around the vertebra, on every side in the axial plane.
+        margin_mm: free space around the vertebra, on every side in the axial plane.
         neighbours: slices taken on each side of a position; channels are 2 × neighbours + 1.
         neighbour_mm: distance from one channel's slice to the next; each takes the native slice nearest to
             it, the same one again where slices are thicker. None: native neighbours, however far apart.
         window_hu: values mapped to 0 and 255; the default is the common bone window (level 400, width 1800;
             Source: Hofer, CT Teaching Manual).
         soft_mask: the mask keeps how much of each pixel is vertebra (0 to 255), instead of 0 or 255.
+
+    Example:
+        >>> PackConfig(window_hu=(-100.0, 900.0)).slices
+        15
     """
 
     slices: int = 15
@@ -79,6 +83,12 @@ def pack_vertebra(
     Raises:
         ValueError: shapes differ, spacing is not positive, there is no such vertebra, or it has no voxel
             in the label map.
+
+    Example:
+        >>> volume_hu, label_map = np.zeros((9, 40, 40)), np.zeros((9, 40, 40), int)
+        >>> label_map[2:7, 10:30, 10:30] = 4
+        >>> pack_vertebra(volume_hu, label_map, (3.0, 1.0, 1.0), "C4", PackConfig(size=32)).array.shape
+        (15, 32, 32, 6)
     """
     if vertebra not in VERTEBRAE:
         raise ValueError(f"A vertebra is one of {', '.join(VERTEBRAE)}; found {vertebra!r}.")
@@ -111,9 +121,8 @@ def pack_vertebra(
                 picture = to_uint8(volume_hu[index][crop], config.window_hu)
                 prepared[index] = _resize(np.pad(picture, edges), config.size)
             array[t, :, :, channel] = prepared[index]
-        mask = _resize(
-            np.pad((label_map[position][crop] == number).astype(np.uint8) * 255, edges), config.size
-        )
+        mask = np.pad((label_map[position][crop] == number).astype(np.uint8) * 255, edges)
+        mask = _resize(mask, config.size)
         array[t, :, :, -1] = mask if config.soft_mask else np.where(mask > 127, 255, 0)
     voxels = np.count_nonzero(label_map[tuple(slice(*ends) for ends in box)] == number)
     volume = int(voxels) * float(np.prod(spacing_mm))

@@ -1,4 +1,4 @@
-"""Fracture boxes of a DICOM series, mapped through the packing: which packed slices are broken, and where.
+"""Fracture boxes of a DICOM series, mapped through the packing: which packed slices are fractured, and where.
 
 Boxes of RSNA 2022 name a slice of the series by its InstanceNumber and hold pixels of it, but no vertebra.
 
@@ -13,7 +13,7 @@ Boxes of RSNA 2022 name a slice of the series by its InstanceNumber and hold pix
   A vertebra labelled as intact is '.' throughout. One without boxes is unknown (""), as most studies have
   none; so is one whose boxes all lie between its packed positions.
 - Packed boxes are in pixels of the packed picture, edges as above, clipped to it. A box outside the crop is
-  no packed box; its slice stays 'x', for it is broken.
+  no packed box; its slice stays 'x', for it is fractured.
 
 Readers drew boxes on slices where they saw a fracture. A slice that they skipped counts as intact.
 """
@@ -46,7 +46,7 @@ class Truth:
     """What the boxes of a study say about its packed sequences.
 
     Attributes:
-        slices: vertebra → its slice truth, T characters '.' or 'x', or "" where nobody knows.
+        slices: vertebra → its slice truth, T characters '.' or 'x', or "" where that is unknown.
         boxes: `PACKED_BOX_COLUMNS`, one row for each box and packed position (`slice`, from 0) that shows it.
         warnings: what became of boxes that could not be used; each names them all.
     """
@@ -87,14 +87,14 @@ def packed_truth(
 
     Args:
         boxes: fracture boxes of any studies (`labels.BOX_COLUMNS`).
-        volume: the study's CT. Without `frames` (NIfTI) no box can be mapped; the labels alone then speak.
+        volume: the study's CT. Without `frames` (NIfTI) no box can be mapped; only the labels count.
         label_map: (Z, Y, X) on the volume's grid; 1–7 mark C1–C7.
         pieces: vertebra → its packed sequence, cut from this volume.
         uid: the study.
         fractured: vertebra → 0 or 1; None, and a vertebra that is not there, are unknown.
 
     Raises:
-        ValueError: the boxes break their schema or stand on slices that the series does not have; the label
+        ValueError: the boxes break their schema or are on slices that the series does not have; the label
             map is not on the volume's grid.
     """
     require_columns(boxes, BOX_COLUMNS, what="The table of boxes")
@@ -112,8 +112,10 @@ def packed_truth(
         )
     intact = {vertebra for vertebra in VERTEBRAE if (fractured or {}).get(vertebra) == 0}
     candidates = [vertebra for vertebra in VERTEBRAE if vertebra not in intact]
-    owned, strays = _owned(_place(boxes, volume, uid), label_map, candidates)
-    slices, rows = {}, []
+    owned: dict[str, list[_Placed]] = {}
+    for box in _place(boxes, volume, uid):
+        owned.setdefault(_owner(box, label_map, candidates), []).append(box)
+    strays, slices, rows = owned.pop("", []), {}, []
     for vertebra, piece in pieces.items():
         mine = owned.pop(vertebra, [])
         positions = piece.slice_indices.tolist()
@@ -146,7 +148,7 @@ def _place(boxes: pd.DataFrame, volume: Volume, uid: str) -> list[_Placed]:
     series = list(volume.frames)
     if unknown := sorted(set(boxes["slice_number"]) - set(series)):
         raise ValueError(
-            f"{uid}: its boxes stand on slices that the series does not have ({len(unknown)}): "
+            f"{uid}: its boxes are on slices that the series does not have ({len(unknown)}): "
             f"{listing(unknown)}; found slices {min(series)} to {max(series)}. "
             "Give the whole series that the boxes were drawn on."
         )
@@ -168,28 +170,15 @@ def _place(boxes: pd.DataFrame, volume: Volume, uid: str) -> list[_Placed]:
     return placed
 
 
-def _owned(
-    boxes: list[_Placed], label_map: np.ndarray, candidates: list[str]
-) -> tuple[dict[str, list[_Placed]], list[_Placed]]:
-    """Vertebra → its boxes; and those that belong to none."""
-    owned: dict[str, list[_Placed]] = {}
-    strays = []
-    for box in boxes:
-        if vertebra := _owner(box, label_map, candidates):
-            owned.setdefault(vertebra, []).append(box)
-        else:
-            strays.append(box)
-    return owned, strays
-
-
-def _owner(box: _Placed, label_map: np.ndarray, candidates: list[str]) -> str | None:
+def _owner(box: _Placed, label_map: np.ndarray, candidates: list[str]) -> str:
+    """The vertebra that a box belongs to; "" for none."""
     if not 0 <= box.nearest < len(label_map):
-        return None
+        return ""
     (top, left), (bottom, right) = (np.ceil(edge).clip(0).astype(int) for edge in (box.low, box.high))
     inside = label_map[box.nearest, top:bottom, left:right]
     voxels = {name: np.count_nonzero(inside == VERTEBRAE.index(name) + 1) for name in candidates}
-    best = max(voxels, key=lambda name: voxels[name], default=None)
-    return best if best and voxels[best] else None
+    best = max(voxels, key=lambda name: voxels[name], default="")
+    return best if voxels.get(best) else ""
 
 
 def _packed_edges(box: _Placed, piece: PackedVertebra) -> tuple[float, float, float, float] | None:
@@ -217,11 +206,16 @@ def read_packed_boxes(path: str | Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the table breaks the schema, or is not the one that was written; every offender is named.
+        ValueError: the table breaks the schema, or is not the one that was written.
+
+    Example:
+        >>> row = ("1.2.3", "C4", 7, 10.0, 12.0, 30.0, 25.0)
+        >>> write_packed_boxes(pd.DataFrame([row], columns=PACKED_BOX_COLUMNS), "boxes.csv")
+        >>> len(read_packed_boxes("boxes.csv"))
+        1
     """
     source = "Packing a cohort of CT that has fracture boxes makes it."
-    text = (UID, "vertebra")
-    table = read_columns(path, what="table of packed boxes", source=source, text=text)
+    table = read_columns(path, what="table of packed boxes", source=source, text=(UID, "vertebra"))
     return _validate(table, Path(path).name)
 
 
