@@ -12,47 +12,31 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from cspine_helpers.figures.style import (
-    FRACTURED,
-    GREY,
-    INK,
-    INTACT,
-    PALE,
-    SKY,
-    Picture,
-    canvas,
-    in_style,
-    reference,
-)
+from cspine_helpers.figures import style
+from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.packed import MASK
 
 CENTRAL = MASK // 2  # the middle of the five neighbouring slices
-OUTLINE = SKY  # of masks
+OUTLINE = style.SKY  # of masks
 COLUMNS = 8
 
 
 @in_style
 def sequence_montage(array: np.ndarray, *, title: str = "", truth: ArrayLike | None = None) -> Picture:
-    """All slices of one sequence, cranial first, the mask outlined; fractured slices framed.
+    """All slices of one packed sequence (T, H, W, 6), cranial first, the mask outlined.
 
-    Args:
-        array: `(T, H, W, 6)` uint8 as packed.
-        title: above the picture.
-        truth: `(T,)`, 1 where the slice shows the fracture; None or NaN where unknown.
+    Where `truth` (T,) is 1, the slice shows the fracture and is framed; None or NaN where unknown.
 
     Example:
         >>> figure = sequence_montage(np.zeros((5, 32, 32, 6), np.uint8), truth=[0, 1, 1, 0, 0])
     """
-    marks = _marks(truth, len(array))
-    columns = min(5, len(array))
+    marks, columns = _marks(truth, len(array)), min(5, len(array))
     rows = -(-len(array) // columns)
-    figure = _tight((1.6 * columns, 1.6 * rows + 0.6))
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(array) :]:
-        axes.set_visible(False)
-    for number, axes in enumerate(grid.flat[: len(array)]):
-        draw_slice(axes, array[number], fractured=bool(marks[number] == 1), number=number)
+    figure = _tight(1.6 * columns, 1.6 * rows + 0.6)
+    grid = GridSpec(rows, columns, figure)
+    for number, picture in enumerate(array):
+        draw_slice(figure.add_subplot(grid[number]), picture, fractured=marks[number] == 1, number=number)
     _legend(figure, marks)
     figure.head(title)
     return figure
@@ -62,15 +46,12 @@ def sequence_montage(array: np.ndarray, *, title: str = "", truth: ArrayLike | N
 def vertebra_row(
     arrays: Mapping[str, np.ndarray], *, slices: Mapping[str, int] | None = None, title: str = ""
 ) -> Picture:
-    """One slice of each sequence, side by side.
+    """One slice of each packed sequence (T, H, W, 6), side by side, by name such as C1 … C7.
 
-    Args:
-        arrays: `(T, H, W, 6)` uint8 by name, such as C1 … C7.
-        slices: which slice to show, by name; where there is none, the slice in which the vertebra is largest.
-        title: above the picture.
+    `slices` says which, by name; where it does not, the slice in which the vertebra is largest.
 
     Raises:
-        ValueError: `slices` names a sequence or a slice that there is not; names each.
+        ValueError: `slices` names a sequence or a slice that does not exist; names each.
 
     Example:
         >>> figure = vertebra_row({"C1": np.zeros((5, 32, 32, 6), np.uint8)}, slices={"C1": 2})
@@ -80,7 +61,7 @@ def vertebra_row(
     if wrong:
         known = ", ".join(f"{name}: {len(array)}" for name, array in arrays.items())
         raise ValueError(f"No such slice: {', '.join(wrong)}. Slices are counted from 0; there are {known}.")
-    figure = _tight((1.35 * len(arrays), 1.9 if title else 1.6))
+    figure = _tight(1.35 * len(arrays), 1.9 if title else 1.6)
     grid = figure.subplots(1, len(arrays), squeeze=False)
     for axes, (name, array) in zip(grid.flat, arrays.items(), strict=True):
         largest = int(np.argmax((array[..., MASK] > 127).sum((1, 2))))
@@ -94,13 +75,12 @@ def vertebra_row(
 def attention_montage(
     array: np.ndarray, attention: ArrayLike, *, truth: ArrayLike | None = None, title: str = ""
 ) -> Picture:
-    """All slices of one sequence, cranial first, each above a bar of its attention.
+    """All slices of one packed sequence (T, H, W, 6), cranial first, each above a bar of its attention (T,).
 
-    Args:
-        array: `(T, H, W, 6)` uint8 as packed.
-        attention: `(T,)`, sums to 1.
-        truth: `(T,)`, 1 where the slice shows the fracture; None or NaN where unknown.
-        title: above the picture.
+    `truth` as in `sequence_montage`; bars of fractured slices have their colour.
+
+    Raises:
+        ValueError: attention or truth is of another length than the sequence.
 
     Example:
         >>> figure = attention_montage(np.zeros((4, 32, 32, 6), np.uint8), [0.1, 0.6, 0.2, 0.1])
@@ -109,16 +89,15 @@ def attention_montage(
     if weights.shape != (len(array),):
         raise ValueError(f"Attention has one weight a slice, ({len(array)},); found {weights.shape}.")
     rows = -(-len(array) // COLUMNS)
-    figure = _tight((9, 1.72 * rows + 0.65))
+    figure = _tight(9, 1.72 * rows + 0.65)
     grid = GridSpec(2 * rows, COLUMNS, figure, height_ratios=[1, 0.42] * rows)
     for number in range(len(array)):
-        row, column = divmod(number, COLUMNS)
-        fractured = bool(marks[number] == 1)
+        (row, column), fractured = divmod(number, COLUMNS), marks[number] == 1
         axes = figure.add_subplot(grid[2 * row, column])
         draw_slice(axes, array[number], fractured=fractured, number=number)
         bars = figure.add_subplot(grid[2 * row + 1, column])
         bars.bar(0, weights[number], width=0.9, color=FRACTURED if fractured else INTACT)
-        reference(bars, 1 / len(array), "y")
+        style.reference(bars, 1 / len(array), "y")
         bars.set(xlim=(-0.5, 0.5), ylim=(0, max(1.1 * weights.max(), 2 / len(array))), xticks=[], yticks=[])
         bars.spines["left"].set_visible(False)
         bars.annotate(f"{weights[number]:.0%}", (0.5, 0.02), (0, -9), "axes fraction", "offset points",
@@ -131,13 +110,9 @@ def attention_montage(
 
 @in_style
 def attention_by_level(table: pd.DataFrame, *, title: str = "") -> Picture:
-    """Mean attention along the slices of each vertebra, fractured against intact.
+    """Mean attention along each vertebra, fractured against intact, of `explain.attention_table`.
 
     Where the truth is known, the shade says how often a slice of a fractured vertebra shows the fracture.
-
-    Args:
-        table: of `explain.attention_table`.
-        title: above the picture.
 
     Example:
         >>> one = {"slice": [0, 1], "attention": [0.4, 0.6], "fractured": [0, 1]}
@@ -150,11 +125,11 @@ def attention_by_level(table: pd.DataFrame, *, title: str = "") -> Picture:
         counts = rows[rows["slice"] == 0]["label"].value_counts()
         truth = rows[rows["label"] == 1].groupby("slice")["fractured"].mean()
         if truth.notna().any():
-            axes.fill_between(truth.index, truth / max(truth.sum(), 1e-9), color=PALE, step="mid")
+            axes.fill_between(truth.index, truth / max(truth.sum(), 1e-9), color=style.PALE, step="mid")
         for label, (_, colour) in names.items():
             mean = rows[rows["label"] == label].groupby("slice")["attention"].mean()
             axes.plot(mean.index, mean, color=colour)
-        reference(axes, 1 / (table["slice"].max() + 1), "y")
+        style.reference(axes, 1 / (table["slice"].max() + 1), "y")
         axes.set_title(vertebra, pad=4)
         axes.text(1, 1, f"{counts.get(1, 0)} fractured, {counts.get(0, 0)} intact", transform=axes.transAxes,
                   ha="right", va="bottom", size=8, color=GREY)  # fmt: skip
@@ -167,7 +142,7 @@ def attention_by_level(table: pd.DataFrame, *, title: str = "") -> Picture:
     handles: list = [Line2D([], [], color=colour, label=name) for name, colour in names.values()]
     handles.append(Line2D([], [], color=INK, linewidth=1, linestyle="--", label="uniform"))
     if table["fractured"].notna().any():
-        handles.append(Patch(color=PALE, label="where the fractures are"))
+        handles.append(Patch(color=style.PALE, label="where the fractures are"))
     grid[1, 3].set_axis_off()
     grid[1, 3].legend(handles=handles, loc="center")
     figure.head(title)
@@ -176,11 +151,7 @@ def attention_by_level(table: pd.DataFrame, *, title: str = "") -> Picture:
 
 @in_style
 def attention_vs_truth(scores: pd.DataFrame, *, title: str = "") -> Picture:
-    """How well attention ranks the fractured slices, vertebra by vertebra, against uniform weights.
-
-    Args:
-        scores: of `explain.sequence_scores`.
-        title: above the picture.
+    """How well attention ranks fractured slices, by vertebra, against uniform: `explain.sequence_scores`.
 
     Raises:
         ValueError: there are no scores, because no truth is known.
@@ -194,7 +165,7 @@ def attention_vs_truth(scores: pd.DataFrame, *, title: str = "") -> Picture:
     figure, (left, right) = canvas(9, 4.2, 1, 2)
     mean = scores["auroc"].mean()
     left.hist(scores["auroc"], bins=np.linspace(0, 1, 21).tolist(), color=INTACT, edgecolor="white")
-    reference(left, 0.5, "x", label="uniform, 0.50")
+    style.reference(left, 0.5, "x", label="uniform, 0.50")
     left.axvline(mean, color=FRACTURED, label=f"mean, {mean:.2f}")
     left.set(xlabel="AUROC of attention against fractured slices", ylabel="fractured vertebrae", xlim=(0, 1))
     left.set_title("Ranks fractured slices higher?")
@@ -212,9 +183,9 @@ def attention_vs_truth(scores: pd.DataFrame, *, title: str = "") -> Picture:
     return figure
 
 
-def _tight(size: tuple[float, float]) -> Picture:
+def _tight(width: float, height: float) -> Picture:
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)  # pads in inches
-    return Picture(figsize=size, layout=layout)
+    return Picture(figsize=(width, height), layout=layout)
 
 
 def _marks(truth: ArrayLike | None, slices: int) -> np.ndarray:
@@ -234,7 +205,7 @@ def draw_slice(
     if mask.any():
         axes.contour(mask.astype(float), levels=[0.5], colors=OUTLINE, linewidths=0.8)
     axes.set(xticks=[], yticks=[])
-    axes.spines[:].set(visible=fractured, color=FRACTURED, linewidth=3)
+    axes.spines[:].set(visible=bool(fractured), color=FRACTURED, linewidth=3)
     if number is not None:
         axes.text(0.04, 0.95, str(number), transform=axes.transAxes, va="top", color="white", size=8)
 

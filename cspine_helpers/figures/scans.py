@@ -37,7 +37,7 @@ def study_views(
 
     Args:
         volume_hu: (Z, Y, X), cranial to caudal, front to back, right to left.
-        label_map: same shape; 1–7 mark C1–C7. Vertebrae that are not there are left out.
+        label_map: same shape; 1–7 mark C1–C7, as many as there are.
         spacing_mm: (z, y, x).
         fracture_map: same shape, above 0 where bone is broken; drawn in colour.
         title: above the picture.
@@ -279,10 +279,8 @@ def _lines(notes: Sequence[str]) -> list[str]:
 def heights(manifest: pd.DataFrame, slices: int, *, title: str = "") -> Picture:
     """How high each vertebra's mask is, and how many native slices that is, from C1 to C7.
 
-    Args:
-        manifest: with `PROVENANCE_COLUMNS`; vertebrae truncated by the field of view are drawn hollow.
-        slices: T. Vertebrae with fewer slices show some of them twice, those with more leave some out.
-        title: above the picture.
+    Vertebrae that are truncated by the field of view are hollow. Those with fewer than T = `slices` native
+    slices show some of them twice, those with more leave some out.
 
     Example:
         >>> row = {"z_first_mm": 0.0, "z_last_mm": 12.0, "spacing_z_mm": 1.0, "completeness": 1.0}
