@@ -7,6 +7,8 @@ import shutil
 import statistics
 import subprocess
 import sys
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -40,6 +42,7 @@ LONGEST_CELL, MEDIAN_CELL = 15, 5
 FAILURES = {"05_missed", "05_missed_seen", "05_attention_elsewhere", "06_predictive_values"}
 
 
+@cache
 def read(name: str) -> NotebookNode:
     return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
 
@@ -162,7 +165,7 @@ class TestOutputs:
         notebook = read(name)
         assert notebook.metadata == runner.METADATA
         assert [cell.metadata for cell in notebook.cells if set(cell.metadata) - {"tags"}] == []
-        outputs = [output for cell in code(notebook) for output in cell.outputs]
+        outputs = [deepcopy(output) for cell in code(notebook) for output in cell.outputs]
         for output in outputs:
             output.get("data", {}).pop("image/png", None)
         texts = json.dumps(outputs)
