@@ -1,6 +1,6 @@
-"""Promises about recall: how often they are broken, what they cost, how long they take.
+"""Guarantees of recall: how often they are violated, what they cost, how long they take.
 
-Each line of redraws draws so many fractured patients 4,000 times from a known truth (`redraws.Truth`), the
+Each line of redraws draws so many fractured patients 4,000 times from a known truth (`simulation.Truth`), the
 correlation of a patient's vertebrae as stated, and counts the thresholds whose true recall is too low.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from benchmarks.measure import Row, interleaved, milliseconds
-from cspine_helpers.decisions.guarantees import guarantee_recall
+from cspine_helpers.decisions.guarantees import RecallTarget, guarantee_recall
 from cspine_helpers.decisions.simulation import METHODS, Truth, simulate_guarantee
 from cspine_helpers.figures.curves import guarantee_picture
 
@@ -43,13 +43,13 @@ def rows() -> Iterator[Row]:
         for line in table.itertuples():
             kept = line.method == METHODS[0]
             # A share of δ itself would be called too high in one line of a thousand.
-            too_often = binomtest(line.broken, REDRAWS, delta, alternative="greater").pvalue < 0.001
+            too_often = binomtest(line.violations, REDRAWS, delta, alternative="greater").pvalue < 0.001
             yield Row(
                 f"{what}: {line.target}, {line.method}",
                 f"δ = {delta:.0%}",
-                f"broken {line.share:.1%} ({line.low:.1%}–{line.high:.1%}); recall {line.recall_50:.1%}, "
-                f"specificity {line.specificity:.1%}"
-                + (f"; {line.unpromised:,} redraws without a threshold" if line.unpromised else ""),
+                f"violated {line.violation_rate:.1%} ({line.low:.1%}–{line.high:.1%}); "
+                f"recall {line.recall_50:.1%}, specificity {line.specificity:.1%}"
+                + (f"; {line.no_threshold:,} redraws without a threshold" if line.no_threshold else ""),
                 "no more often than δ, but for chance (p ≥ 0.001)" if kept else "",
                 not too_often if kept else None,
             )
@@ -65,10 +65,10 @@ def times() -> Iterator[Row]:
     who = np.arange(2019).astype(str)
     calls = {
         "patient": lambda: guarantee_recall(
-            labels.max(axis=1), scores.max(axis=1), who, recall=0.9, level="patient"
+            labels.max(axis=1), scores.max(axis=1), who, RecallTarget(0.9, level="patient")
         ),
         "vertebra": lambda: guarantee_recall(
-            labels.ravel(), scores.ravel(), np.repeat(who, 7), recall=0.9, level="vertebra"
+            labels.ravel(), scores.ravel(), np.repeat(who, 7), RecallTarget(0.9, level="vertebra")
         ),
     }
     for level, took in interleaved(calls, repeats=50, warm_up=5).items():

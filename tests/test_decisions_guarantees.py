@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import ceil, log
 
 import numpy as np
@@ -13,13 +13,15 @@ from test_evaluation_cases import toy
 
 from cspine_helpers.decisions.guarantees import (
     Guarantee,
-    fixed_bet,
+    RecallTarget,
+    _fixed_bet,
     guarantee_on_validation,
     guarantee_recall,
     patients_needed,
 )
+from cspine_helpers.decisions.thresholds import Decision, Rule
 from cspine_helpers.evaluation.cases import Aggregation, aggregate, at_level, fit_logistic
-from cspine_helpers.labels import UID, read_labels
+from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import from_wide, predictions_sha256
 
@@ -45,7 +47,7 @@ def slow_patient_threshold(scores, recall, delta):
 def slow_vertebra_threshold(groups, recall, delta, average):
     """The bet on each patient, at every threshold from its definition."""
     largest = recall * (7 if average == "vertebrae" else 1)
-    bet = min(fixed_bet(len(groups), 1 - recall, delta), 1 / largest)
+    bet = min(_fixed_bet(len(groups), 1 - recall, delta), 1 / largest)
     chosen = None
     for threshold in np.unique(np.concatenate(groups)):
         owned = 1.0
@@ -65,7 +67,7 @@ def slow_vertebra_threshold(groups, recall, delta, average):
 )
 def test_patients_as_by_testing_one_threshold_after_the_other(scores, recall, delta):
     scores = np.array(scores) / 40
-    found = guarantee_recall(*patients_of(scores), recall=recall, delta=delta, level="patient")
+    found = guarantee_recall(*patients_of(scores), RecallTarget(recall, delta=delta, level="patient"))
     assert found.threshold == slow_patient_threshold(scores, recall, delta)
     assert found.found == (0 if found.threshold is None else (scores >= found.threshold).sum())
     assert (found.patients, found.positives) == (len(scores), len(scores))
@@ -84,10 +86,7 @@ def test_vertebrae_as_by_betting_at_one_threshold_after_the_other(seed, recall, 
         labels[mixed],
         scores[mixed],
         who[mixed],
-        recall=recall,
-        delta=delta,
-        level="vertebra",
-        average=average,
+        RecallTarget(recall, delta=delta, level="vertebra", average=average),
     )
     assert found.threshold is not None
     assert found.threshold == slow_vertebra_threshold(groups, recall, delta, average)
@@ -96,11 +95,11 @@ def test_vertebrae_as_by_betting_at_one_threshold_after_the_other(seed, recall, 
 def test_worked_case():
     # 59 patients at recall 0.95: 0.95^59 = 0.0485, so that none may be missed; 0.95^58 = 0.051 is too much.
     scores = np.linspace(0.2, 0.9, 59)
-    found = guarantee_recall(*patients_of(scores), recall=0.95, level="patient")
+    found = guarantee_recall(*patients_of(scores), RecallTarget(0.95, level="patient"))
     assert (found.threshold, found.found, found.needed) == (0.2, 59, 59)
     assert "recall of patients ≥ 0.95 with confidence 0.95: 59 of 59" in found.reason
     assert found.require() == 0.2
-    none = guarantee_recall(*patients_of(scores[1:]), recall=0.95, level="patient")
+    none = guarantee_recall(*patients_of(scores[1:]), RecallTarget(0.95, level="patient"))
     assert (none.threshold, none.found, none.needed) == (None, 0, 59)
     with pytest.raises(ValueError, match=r"58 fractured patients are too few.*takes 59.*Use more patients"):
         none.require()
@@ -109,7 +108,7 @@ def test_worked_case():
 def test_what_would_suffice_is_counted_at_the_confidence_asked_for():
     rows = patients_of(np.linspace(0.2, 0.9, 25))
     for delta, needed in ((0.1, 22), (0.05, 29), (0.2, 16)):  # log δ / log 0.9, rounded up
-        found = guarantee_recall(*rows, recall=0.9, delta=delta, level="patient")
+        found = guarantee_recall(*rows, RecallTarget(0.9, delta=delta, level="patient"))
         assert found.needed == needed
         assert (found.threshold is None) == (needed > 25)
         assert found.threshold is not None or f"that takes {needed}, and more" in found.reason
@@ -117,19 +116,19 @@ def test_what_would_suffice_is_counted_at_the_confidence_asked_for():
 
 def test_one_vertebra_is_judged_as_patients_are():
     rows = patients_of(np.linspace(0.2, 0.9, 80))
-    single, whole = (guarantee_recall(*rows, recall=0.9, level=level) for level in ("C3", "patient"))
+    single, whole = (guarantee_recall(*rows, RecallTarget(0.9, level=level)) for level in ("C3", "patient"))
     assert single.threshold == whole.threshold
-    assert single.level == "C3"
+    assert single.target.level == "C3"
     assert "recall of C3" in single.reason
 
 
 def test_averages_of_patients_with_one_fracture_each_follow_hoeffdings_bound():
     scores = np.linspace(0.01, 0.99, 300)
-    found = guarantee_recall(*patients_of(scores), recall=0.9, level="vertebra", average="patients")
+    found = guarantee_recall(*patients_of(scores), RecallTarget(0.9, level="vertebra", average="patients"))
     missed = np.arange(1, 30) / 300
     divergence = missed * np.log(missed / 0.1) + (1 - missed) * np.log((1 - missed) / 0.9)
     assert found.positives - found.found == (300 * divergence >= log(1 / 0.05)).sum()
-    exact = guarantee_recall(*patients_of(scores), recall=0.9, level="patient")
+    exact = guarantee_recall(*patients_of(scores), RecallTarget(0.9, level="patient"))
     assert exact.threshold > found.threshold  # the exact test allows more misses
     assert found.needed == patients_needed(0.9) == 29
 
@@ -139,7 +138,9 @@ def test_needed_patients_suffice_and_one_fewer_do_not():
     def of(patients):
         sizes = np.arange(patients) % 3 + 1
         who = np.repeat(np.arange(patients), sizes)
-        return guarantee_recall(np.ones(len(who)), np.full(len(who), 0.7), who, recall=0.9, level="vertebra")
+        return guarantee_recall(
+            np.ones(len(who)), np.full(len(who), 0.7), who, RecallTarget(0.9, level="vertebra")
+        )
 
     needed = of(30).needed
     assert of(30).threshold is None
@@ -162,16 +163,18 @@ def test_patients_needed_is_the_first_number_that_passes(recall, delta, observed
 
 def test_what_a_hoped_for_threshold_would_take():
     scores = np.linspace(0.01, 1, 100)
-    found = guarantee_recall(*patients_of(scores), recall=0.9, level="patient", hoped=0.055)  # 5 missed
+    found = guarantee_recall(
+        *patients_of(scores), RecallTarget(0.9, level="patient"), hoped=0.055
+    )  # 5 missed
     assert found.needed_as_hoped == patients_needed(0.9, observed=0.95) > 100
     assert found.threshold < 0.055
     for level in ("patient", "vertebra"):
-        out_of_reach = guarantee_recall(*patients_of(scores), recall=0.9, level=level, hoped=0.3)
+        out_of_reach = guarantee_recall(*patients_of(scores), RecallTarget(0.9, level=level), hoped=0.3)
         assert out_of_reach.needed_as_hoped is None
-    vertebrae = guarantee_recall(*patients_of(scores), recall=0.9, level="vertebra", hoped=0.055)
+    vertebrae = guarantee_recall(*patients_of(scores), RecallTarget(0.9, level="vertebra"), hoped=0.055)
     assert vertebrae.needed_as_hoped > found.needed_as_hoped
     twice = np.tile(scores, 60)
-    again = guarantee_recall(*patients_of(twice), recall=0.9, level="vertebra")
+    again = guarantee_recall(*patients_of(twice), RecallTarget(0.9, level="vertebra"))
     assert again.threshold >= 0.055
 
 
@@ -181,39 +184,40 @@ def test_order_of_rows_and_intact_rows_change_nothing():
     labels, scores = (rng.random(1050) < 0.3).astype(int), rng.random(1050)
     keywords = {"recall": 0.6, "level": "vertebra"}
     mixed = rng.permutation(1050)
-    first = guarantee_recall(labels, scores, who, **keywords)
-    assert first == guarantee_recall(labels[mixed], scores[mixed], who[mixed], **keywords)
-    assert first == guarantee_recall(labels[labels == 1], scores[labels == 1], who[labels == 1], **keywords)
+    first = guarantee_recall(labels, scores, who, RecallTarget(**keywords))
+    assert first == guarantee_recall(labels[mixed], scores[mixed], who[mixed], RecallTarget(**keywords))
+    assert first == guarantee_recall(
+        labels[labels == 1], scores[labels == 1], who[labels == 1], RecallTarget(**keywords)
+    )
 
 
 def test_a_guarantee_survives_json():
-    of_arrays = guarantee_recall(*patients_of(np.linspace(0.1, 1, 90)), recall=0.9, level="patient")
-    of_table = promised(level="patient", aggregation=Aggregation("top_k", k=2))
+    of_arrays = guarantee_recall(*patients_of(np.linspace(0.1, 1, 90)), RecallTarget(0.9, level="patient"))
+    of_table = on_table(level="patient", aggregation=Aggregation("top_k", k=2))
     for found in (of_arrays, of_table):
-        assert Guarantee(**json.loads(json.dumps(asdict(found)))) == found
-    found = of_arrays
+        assert Guarantee.from_record(json.loads(json.dumps(found.record()))) == found
     with pytest.raises(ValueError, match="lies in"):
-        replace(found, threshold=1.2)
+        replace(of_arrays, threshold=1.2)
 
 
 TABLE = pd.concat([toy(150), toy(80, seed=7, split="test")], ignore_index=True)
 
 
-def promised(table=TABLE, **options):
-    return guarantee_on_validation(table, **{"recall": 0.8, "level": "vertebra"} | options)
+def on_table(table=TABLE, **options):
+    return guarantee_on_validation(table, RecallTarget(**{"recall": 0.8, "level": "vertebra"} | options))
 
 
 @pytest.mark.parametrize("level", ["patient", "vertebra", "C7"])
 def test_only_validation_rows_are_promised_on_and_the_guarantee_says_which(level):
-    by = Aggregation("noisy_or") if level == "patient" else None
-    found = promised(level=level, aggregation=by, average="patients", hoped=0.5, delta=0.1, recall=0.5)
+    target = RecallTarget(0.5, delta=0.1, level=level, average="patients")
+    if level == "patient":
+        target = replace(target, aggregation=Aggregation("noisy_or"))
+    found = guarantee_on_validation(TABLE, target, hoped=0.5)
     rows = TABLE[TABLE["split"] == "validation"]
-    at = aggregate(rows, by) if by else rows if level == "vertebra" else rows[rows["vertebra"] == level]
-    proof = guarantee_recall(
-        at["label"], at["probability"], at[UID],
-        recall=0.5, delta=0.1, level=level, average="patients", hoped=0.5,
-    )  # fmt: skip
-    assert found == replace(proof, aggregation=by, rows_sha256=predictions_sha256(rows))
+    at = rows if level == "vertebra" else rows[rows["vertebra"] == level]
+    at = aggregate(rows, target.aggregation) if level == "patient" else at
+    proof = guarantee_recall(at["label"], at["probability"], at[UID], target, hoped=0.5)
+    assert found == replace(proof, rows_sha256=predictions_sha256(rows))
     found.check_made_on(TABLE)
     found.check_made_on(rows)
     with_other_test_rows = TABLE.assign(probability=TABLE["probability"].where(TABLE["split"] != "test", 0.5))
@@ -221,49 +225,65 @@ def test_only_validation_rows_are_promised_on_and_the_guarantee_says_which(level
 
 
 def test_other_predictions_do_not_carry_a_guarantee():
-    found = promised()
+    found = on_table()
     relabelled = TABLE.assign(split=TABLE["split"].map({"validation": "train", "test": "validation"}))
     for other in (TABLE.assign(probability=TABLE["probability"] / 2), relabelled):
         with pytest.raises(ValueError, match="made on other rows: their SHA-256 is"):
             found.check_made_on(other)
     with pytest.raises(ValueError, match="no row of the split 'validation'"):
-        promised(TABLE[TABLE["split"] == "test"])
+        on_table(TABLE[TABLE["split"] == "test"])
     with pytest.raises(ValueError, match="made on arrays"):
         replace(found, rows_sha256=None).check_made_on(TABLE)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"threshold": 0.9}, {"recall": 0.95}, {"delta": 0.01}, {"average": "patients"}, {"found": 150},
-     {"patients": 900}],
+    [{"threshold": 0.9}, {"found": 150}, {"patients": 900}, {"recall": 0.95}, {"delta": 0.01},
+     {"average": "patients"}],
     ids=str,
 )  # fmt: skip
-def test_a_guarantee_written_by_hand_is_noticed(changes):
+def test_a_guarantee_that_was_edited_is_noticed(changes):
+    edited = Guarantee.from_record(on_table().record() | changes)
     with pytest.raises(ValueError, match=r"This one says: .* These rows say: "):
-        replace(promised(), **changes).check_made_on(TABLE)
+        edited.check_made_on(TABLE)
 
 
 def test_a_guarantee_covers_thresholds_up_to_its_own_at_its_level_by_its_aggregation():
-    by = Aggregation("noisy_or")
-    found = promised(level="patient", aggregation=by)
-    for threshold in (0.0, found.threshold):
-        assert found.covers(threshold, level="patient", aggregation=by)
-    assert not found.covers(np.nextafter(found.threshold, 1), level="patient", aggregation=by)
-    assert not found.covers(0.0, level="patient", aggregation=Aggregation("max"))
-    assert not found.covers(0.0, level="patient")
-    assert not found.covers(0.0, level="vertebra")
-    assert not replace(found, threshold=None).covers(0.0, level="patient", aggregation=by)
+    noisy_or = Aggregation("noisy_or")
+    found = on_table(level="patient", aggregation=noisy_or)
+
+    def decision(threshold, level="patient", by=noisy_or):
+        return Decision(Rule("stated", level=level, aggregation=by), threshold, 0.5, 0.5, "Stated.")
+
+    assert all(found.covers(decision(threshold)) for threshold in (0.0, found.threshold))
+    assert not found.covers(decision(np.nextafter(found.threshold, 1)))
+    assert not found.covers(decision(0.0, by=Aggregation("max")))
+    assert not found.covers(decision(0.0, by=None))
+    assert not found.covers(decision(0.0, "vertebra", None))
+    assert not replace(found, threshold=None).covers(decision(0.0))
 
 
-def test_levels_and_aggregations_that_do_not_go_together_promise_nothing():
+def test_the_thresholds_of_vertebrae_are_covered_by_their_own_guarantees_alone():
+    thresholds = dict.fromkeys(VERTEBRAE, 0.2) | {"C3": 0.9}
+    decision = Decision(Rule("max_f1"), None, 0.5, 0.5, "Of each.", thresholds=thresholds)
+    guarantees = {
+        level: replace(on_table(), target=RecallTarget(0.8, level=level), threshold=0.5)
+        for level in ("C1", "C3", "vertebra")
+    }
+    assert {level: found.covers(decision) for level, found in guarantees.items()} == {
+        "C1": True, "C3": False, "vertebra": False,
+    }  # fmt: skip
+
+
+def test_levels_and_aggregations_that_do_not_belong_together_guarantee_nothing():
     for options, message in (
-        ({"level": "patient"}, "At patient level, say how"),
         ({"aggregation": Aggregation()}, "An aggregation belongs to the patient level"),
         ({"level": "patient", "aggregation": fit_logistic(TABLE)}, "fitted on the validation patients"),
         ({"level": "all"}, "Unknown level 'all'"),
     ):
         with pytest.raises(ValueError, match=message):
-            promised(**options)
+            on_table(**options)
+    assert on_table(level="patient").target.aggregation == Aggregation("max")
 
 
 @needs_rsna
@@ -272,19 +292,21 @@ def test_real_predictions_at_every_level():
     real = from_wide(wide, read_labels(RSNA / "train.csv"), "validation", missing="drop")
     for level, name in (("patient", "patient"), ("vertebra", "all"), ("C1", "C1"), ("C7", "C7")):
         rows = at_level(real, name)
-        found = guarantee_recall(rows["label"], rows["probability"], rows[UID], recall=0.8, level=level)
+        found = guarantee_recall(
+            rows["label"], rows["probability"], rows[UID], RecallTarget(0.8, level=level)
+        )
         here = rates(confusion(rows["label"], rows["probability"], found.require())).iloc[0]
         assert (here["tp"], here["tp"] + here["fn"]) == (found.found, found.positives)
         assert 0.8 < here["recall"] < 0.9  # some way above what is promised, not far
     rows = at_level(real, "C3")
-    few = guarantee_recall(rows["label"], rows["probability"], rows[UID], recall=0.97, level="C3")
+    few = guarantee_recall(rows["label"], rows["probability"], rows[UID], RecallTarget(0.97, level="C3"))
     assert few.threshold is None
     assert (few.patients, few.needed) == (rows["label"].sum(), 99)
 
 
-def several(labels=(1, 0, 1), patients=("a", "b", "c"), **options):
-    keywords = {"recall": 0.9, "level": "patient"} | options
-    return guarantee_recall(labels, [0.5] * len(labels), patients, **keywords)
+def several(labels=(1, 0, 1), patients=("a", "b", "c"), hoped=None, **options):
+    target = RecallTarget(**{"recall": 0.9, "level": "patient"} | options)
+    return guarantee_recall(labels, [0.5] * len(labels), patients, target, hoped=hoped)
 
 
 @pytest.mark.parametrize(
@@ -335,13 +357,13 @@ def test_a_guarantee_needs_one_study_of_each_patient_and_the_sentence_says_how_t
     options = {"level": level, "recall": 0.5, "delta": 0.2}
     options |= {"aggregation": Aggregation("max")} if level == "patient" else {}
     with pytest.raises(ValueError, match=r"counts patients, .* one study of each") as error:
-        guarantee_on_validation(twice, **options)
+        guarantee_on_validation(twice, RecallTarget(**options))
     first, several = once[UID].iloc[0], once[UID].nunique()
     assert f"several studies of {several} patients ({first!r}, " in str(error.value)
     call = str(error.value).partition("Keep one: ")[2]
     kept = eval(call, {"predictions": twice})
-    found = guarantee_on_validation(kept, **options)
-    expected = guarantee_on_validation(once, **options)
+    found = guarantee_on_validation(kept, RecallTarget(**options))
+    expected = guarantee_on_validation(once, RecallTarget(**options))
     assert found == replace(expected, rows_sha256=found.rows_sha256)
 
 
@@ -349,4 +371,4 @@ def test_several_studies_of_test_patients_do_not_stand_in_the_way_of_a_guarantee
     table = TABLE.assign(patient=TABLE[UID])
     test = table[table["split"] == "test"]
     table = pd.concat([table, test.assign(**{UID: test[UID] + ".9"})], ignore_index=True)
-    assert promised(table).threshold == promised().threshold
+    assert on_table(table).threshold == on_table().threshold

@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_evaluation_cases import toy
 
-from cspine_helpers.decisions import test_split as frozen
-from cspine_helpers.decisions import test_split as held_out
-from cspine_helpers.decisions import test_split as openings
-from cspine_helpers.decisions.guarantees import guarantee_on_validation, guarantee_recall
+from cspine_helpers.decisions import test_split as room
+from cspine_helpers.decisions.guarantees import RecallTarget, guarantee_on_validation, guarantee_recall
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_decision, read_openings
 from cspine_helpers.decisions.thresholds import (
     Rule,
@@ -22,7 +20,7 @@ from cspine_helpers.decisions.thresholds import (
     state_threshold,
 )
 from cspine_helpers.evaluation.calibration import calibrated, fit_calibrator
-from cspine_helpers.evaluation.cases import Aggregation, aggregate, fit_logistic
+from cspine_helpers.evaluation.cases import Aggregation, Cases, aggregate, fit_logistic
 from cspine_helpers.files.paths import sha256_of
 from cspine_helpers.files.records import write_sealed
 from cspine_helpers.files.tables import write_table
@@ -49,8 +47,7 @@ def clock(monkeypatch):
     def now():
         return f"2026-11-{next(days):02d}T12:00:00+00:00"
 
-    monkeypatch.setattr(frozen, "now_utc", now)
-    monkeypatch.setattr(openings, "now_utc", now)
+    monkeypatch.setattr(room, "now_utc", now)
 
 
 def files(folder):
@@ -193,7 +190,7 @@ def test_each_decision_that_opened_the_test_split_stays_on_record(tmp_path, cloc
     assert second.said("patient", "test_openings_before") == 0  # as it stood
     evaluate_on_test(tmp_path, WHOLE)
     table = read_openings(tmp_path)
-    assert tuple(table.columns) == openings.COLUMNS
+    assert tuple(table.columns) == room.COLUMNS
     assert table["decision_sha256"].tolist() == [first.sha256, second.sha256]
     assert (table["predictions_sha256"] == predictions_sha256(WHOLE)).all()
     assert table["objective"].tolist() == ["max_recall and max_youden", "max_f1 and max_youden"]
@@ -346,7 +343,7 @@ def test_a_lost_record_can_be_started_again_but_what_was_lost_still_counts(opene
 
 def test_a_stop_between_the_opening_and_its_memory_blocks_nothing(tmp_path, monkeypatch, clock):
     freeze(tmp_path, BOTH, WHOLE)
-    monkeypatch.setattr(held_out, "remember_openings", lambda _: 1 / 0)
+    monkeypatch.setattr(room, "_remember_openings", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate_on_test(tmp_path, WHOLE)
     monkeypatch.undo()
@@ -372,7 +369,7 @@ def of_format_1(folder, *, threshold=None):
     write_sealed(folder / "decision.json", record)
     name = json.loads((folder / "decision.json").read_text())["record_sha256"]
     row = ("2026-10-01T12:00:01+00:00", name, predictions_sha256(WHOLE), "vertebra", "max_recall")
-    table = pd.DataFrame([row], columns=list(openings.COLUMNS))
+    table = pd.DataFrame([row], columns=list(room.COLUMNS))
     write_table(table, folder / "test_openings.csv", sealed=True)
     return name
 
@@ -473,7 +470,7 @@ def test_other_predictions_do_not_open_the_test_split(tmp_path, table, message):
 def test_predictions_without_test_rows_have_nothing_to_open(tmp_path):
     table = WHOLE[WHOLE["split"] == "validation"]
     freeze(tmp_path, BOTH, table)
-    with pytest.raises(ValueError, match="no row of the split 'test'; found validation"):
+    with pytest.raises(ValueError, match="no row of the split 'test'; found 'validation'"):
         evaluate_on_test(tmp_path, table)
     assert read_openings(tmp_path).empty
 
@@ -507,23 +504,19 @@ def test_no_threshold_no_validation_rows_and_no_aggregation_are_not_frozen(tmp_p
         freeze(tmp_path, nothing, WHOLE)
     with pytest.raises(ValueError, match="no row of the split 'validation'"):
         freeze(tmp_path, VERTEBRA, WHOLE[WHOLE["split"] == "test"])
-    with pytest.raises(ValueError, match="say how the vertebrae of a patient become one probability"):
+    with pytest.raises(ValueError, match="not say how the vertebrae of a patient become one probability"):
         freeze(tmp_path, replace(PATIENT, rule=Rule("max_youden", level="patient")), WHOLE)
 
 
 def promise(table=WHOLE, **options):
-    return guarantee_on_validation(table, **{"level": "vertebra", "recall": 0.8} | options)
+    return guarantee_on_validation(table, RecallTarget(**{"level": "vertebra", "recall": 0.8} | options))
 
 
 def stated(threshold, aggregation=None, table=WHOLE):
     """A decision for a threshold: at patient level with an aggregation, else at that of vertebrae."""
-    rows = table[table["split"] == "validation"]
-    level = {}
-    if aggregation is not None:
-        rows, level = aggregate(rows, aggregation), {"level": "patient", "aggregation": aggregation}
-    return state_threshold(
-        rows["label"], rows["probability"], threshold, Rule("stated", **level), reason="By hand."
-    )
+    cases = Cases.of(table, split="validation")
+    cases = cases if aggregation is None else cases.patients(aggregation)
+    return state_threshold(cases, threshold, reason="By hand.")
 
 
 def test_a_guarantee_that_covers_the_threshold_is_kept(tmp_path):
@@ -557,11 +550,11 @@ BY_NOISY_OR = promise(level="patient", aggregation=NOISY_OR)
         (stated(0.0), promise(OTHER), "made on other rows"),
         (stated(0.0), promise(ON_TEST), "made on other rows"),
         (stated(0.0), replace(promise(), threshold=1.0), "This one says: .* These rows say:"),
-        (stated(0.0), asdict(promise()), "make it with guarantees.guarantee_on_validation.*Found dict"),
-        (stated(0.0), [asdict(promise())], "make it with guarantees.guarantee_on_validation.*Found dict"),
+        (stated(0.0), promise().record(), "make it with guarantee_on_validation.*Found dict"),
+        (stated(0.0), [promise().record()], "make it with guarantee_on_validation.*Found dict"),
         (
             stated(0.0),
-            guarantee_recall([1] * 90, [0.5] * 90, range(90), recall=0.9, level="vertebra"),
+            guarantee_recall([1] * 90, [0.5] * 90, range(90), RecallTarget(0.9, level="vertebra")),
             "made on arrays",
         ),
     ],

@@ -20,9 +20,9 @@ from cspine_helpers.decisions.thresholds import (
     choose_threshold,
     state_threshold,
 )
-from cspine_helpers.evaluation.cases import Aggregation, aggregate, fit_logistic
+from cspine_helpers.evaluation.cases import Aggregation, Cases, fit_logistic
 from cspine_helpers.evaluation.competition import RSNA_COSTS
-from cspine_helpers.labels import VERTEBRAE, read_labels
+from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import from_wide
 
@@ -31,6 +31,15 @@ from cspine_helpers.predictions import from_wide
 LABELS = [1, 0, 1, 0, 1, 0]
 PROBABILITIES = [0.9, 0.8, 0.7, 0.4, 0.4, 0.1]
 MAX = Aggregation("max")
+
+
+def cases_of(labels, probabilities):
+    """One vertebra of one study each."""
+    studies = [f"1.{n}" for n in range(len(labels))]
+    rows = {UID: studies, "vertebra": "C1", "split": "test", "label": labels, "probability": probabilities}
+    return Cases.of(pd.DataFrame(rows))
+
+
 CASES = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8)), min_size=2, max_size=40).filter(
     lambda cases: len({label for label, _ in cases}) == 2
 )
@@ -352,13 +361,12 @@ def test_a_decision_of_an_earlier_record_is_read():
 
 
 def test_a_stated_threshold_says_what_it_reaches():
-    decision = state_threshold(
-        LABELS, PROBABILITIES, 0.75, Rule("stated", level="patient"), reason="Chosen by hand."
-    )
-    assert (decision.rule.objective, decision.rule.level, decision.threshold) == ("stated", "patient", 0.75)
+    cases = cases_of(LABELS, PROBABILITIES)
+    decision = state_threshold(cases.patients(), 0.75, reason="Chosen by hand.")
+    assert decision.rule == Rule("stated", level="patient", aggregation=MAX)
     assert (decision.recall, decision.precision, decision.specificity) == (1 / 3, 1 / 2, 2 / 3)
-    assert (decision.cases, decision.positives, decision.value) == (6, 3, None)
-    assert state_threshold(LABELS, PROBABILITIES, 1.0, Rule("stated"), reason="Nobody.").precision == 0
+    assert (decision.threshold, decision.cases, decision.positives, decision.value) == (0.75, 6, 3, None)
+    assert state_threshold(cases, 1.0, reason="Nobody.").precision == 0
 
 
 @pytest.mark.parametrize(
@@ -371,7 +379,7 @@ def test_a_stated_threshold_says_what_it_reaches():
 )
 def test_a_stated_threshold_that_is_none_is_refused(threshold, reason, message):
     with pytest.raises(ValueError, match=message):
-        state_threshold(LABELS, PROBABILITIES, threshold, Rule("stated"), reason=reason)
+        state_threshold(cases_of(LABELS, PROBABILITIES), threshold, reason=reason)
 
 
 @pytest.mark.parametrize(
@@ -387,8 +395,6 @@ def test_a_stated_threshold_that_is_none_is_refused(threshold, reason, message):
 def test_scores_that_cannot_choose_are_refused(labels, probabilities, message):
     with pytest.raises(ValueError, match=message):
         choose_threshold(labels, probabilities, Rule(precision_floor=0.5))
-    with pytest.raises(ValueError, match=message):
-        state_threshold(labels, probabilities, 0.5, Rule("stated"), reason="By hand.")
 
 
 @pytest.mark.parametrize(
@@ -441,7 +447,7 @@ def test_a_patient_decision_keeps_its_aggregation_and_reaches_what_it_says(aggre
     decision = choose_decision(
         WHOLE, Rule("max_recall", level="patient", aggregation=aggregation, specificity_floor=0.6)
     )
-    called = apply_decision(decision, VALIDATION, level="patient")
+    called = apply_decision(decision, VALIDATION)
     assert (called["positive"] == (called["probability"] >= decision.require())).all()
     found = rates(confusion(called["label"], called["positive"], 0.5)).iloc[0]
     assert (found["recall"], found["specificity"]) == (decision.recall, decision.specificity)
@@ -450,45 +456,41 @@ def test_a_patient_decision_keeps_its_aggregation_and_reaches_what_it_says(aggre
 
 
 def test_a_threshold_is_refused_at_the_other_level():
-    vertebra = choose_decision(WHOLE, Rule("max_f1"))
-    patient = choose_decision(WHOLE, Rule("max_f1", level="patient", aggregation=MAX))
-    for decision, level in ((vertebra, "patient"), (patient, "vertebra")):
-        message = rf"holds at {decision.rule.level} level, not at {level} level.*Rule\(…, level='{level}'"
+    cases = Cases.of(WHOLE)
+    for level, others in (("vertebra", cases.patients()), ("patient", cases)):
+        decision = choose_decision(WHOLE, Rule("max_f1", level=level))
+        message = rf"at {level} level, not at {others.level} level.*Rule\(…, level='{others.level}'"
         with pytest.raises(ValueError, match=message):
-            apply_decision(decision, WHOLE, level=level)
-    with pytest.raises(ValueError, match="Unknown level 'C3'"):
-        apply_decision(vertebra, WHOLE, level="C3")
+            apply_decision(decision, others)
 
 
 def test_a_threshold_is_refused_with_another_aggregation():
-    decision = choose_decision(WHOLE, Rule("max_f1", level="patient", aggregation=MAX))
+    decision, cases = choose_decision(WHOLE, Rule("max_f1", level="patient")), Cases.of(WHOLE)
+    assert decision.rule.aggregation == MAX
     with pytest.raises(ValueError, match=r"chosen with the aggregation .*max.*, not with .*noisy_or"):
-        apply_decision(decision, WHOLE, level="patient", aggregation=Aggregation("noisy_or"))
-    same = apply_decision(decision, WHOLE, level="patient", aggregation=MAX)
-    pd.testing.assert_frame_equal(same, apply_decision(decision, WHOLE, level="patient"))
+        apply_decision(decision, cases.patients(Aggregation("noisy_or")))
+    pd.testing.assert_frame_equal(apply_decision(decision, WHOLE), apply_decision(decision, cases.patients()))
 
 
 def test_a_patient_decision_from_arrays_needs_its_aggregation_said():
-    patients = aggregate(VALIDATION, MAX)
-    decision = choose_threshold(patients["label"], patients["probability"], Rule("max_f1", level="patient"))
-    with pytest.raises(ValueError, match=r"say how the vertebrae of a patient become one probability"):
-        apply_decision(decision, WHOLE, level="patient")
-    assert len(apply_decision(decision, WHOLE, level="patient", aggregation=MAX)) == 600
+    patients = Cases.of(VALIDATION).patients()
+    decision = choose_threshold(patients.label, patients.probability, Rule("max_f1", level="patient"))
+    with pytest.raises(ValueError, match=r"not say how the vertebrae of a patient become one probability"):
+        apply_decision(decision, WHOLE)
+    assert len(apply_decision(decision, patients)) == 400
 
 
-def test_levels_and_aggregations_that_do_not_go_together_are_refused():
-    with pytest.raises(ValueError, match="At patient level, say how"):
-        choose_decision(WHOLE, Rule("max_f1", level="patient"))
+def test_an_aggregation_belongs_to_patients_and_levels_are_two():
     with pytest.raises(ValueError, match="An aggregation belongs to the patient level"):
-        choose_decision(WHOLE, Rule("max_f1", aggregation=MAX))
+        Rule("max_f1", aggregation=MAX)
     with pytest.raises(ValueError, match="Unknown level 'all'"):
-        choose_decision(WHOLE, Rule("max_f1", level="all"))
+        Rule("max_f1", level="all")
 
 
 def test_each_vertebra_keeps_the_floor_by_itself():
     decision = choose_per_vertebra(WHOLE, Rule(precision_floor=0.5), min_positives=10)
     assert list(decision.thresholds) == list(VERTEBRAE)
-    called = apply_decision(decision, VALIDATION, level="vertebra")
+    called = apply_decision(decision, VALIDATION)
     for name, part in called.groupby("vertebra"):
         alone = choose_threshold(part["label"], part["probability"], Rule(precision_floor=0.5))
         assert (part["threshold"] == alone.threshold).all()
@@ -520,7 +522,7 @@ def test_a_vertebra_that_cannot_keep_the_floor_leaves_no_decision():
     assert (decision.threshold, decision.thresholds, decision.recall) == (None, None, 0)
     assert decision.reason.startswith("C3: No threshold keeps precision at 0.500 or above")
     with pytest.raises(ValueError, match=r"C3: No threshold.*Lower the precision floor"):
-        apply_decision(decision, WHOLE, level="vertebra")
+        apply_decision(decision, WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -551,7 +553,7 @@ def test_a_threshold_that_rests_on_few_scores_says_so():
     )
     assert "lie" not in choose_decision(table, Rule("max_f1")).reason
     each = choose_per_vertebra(table, Rule("max_precision", recall_floor=0.01), min_positives=10)
-    counts = apply_decision(each, table[table["split"] == "validation"], level="vertebra").groupby("vertebra")
+    counts = apply_decision(each, table[table["split"] == "validation"]).groupby("vertebra")
     few = counts["positive"].sum().loc[lambda n: n < 10].index.tolist()
     assert few
     assert [name for name in VERTEBRAE if f"{name}: Only" in each.reason] == few
@@ -562,6 +564,6 @@ def test_a_threshold_that_rests_on_few_scores_says_so():
 )
 def test_a_stated_threshold_above_few_cases_says_so_and_one_above_ten_does_not(cases, words):
     labels, probabilities = [0, 1] * 20, np.append(np.full(40 - cases, 0.2), np.full(cases, 0.9))
-    assert words in state_threshold(labels, probabilities, 0.5, Rule("stated"), reason="By hand.").reason
+    assert words in state_threshold(cases_of(labels, probabilities), 0.5, reason="By hand.").reason
     full = np.append(np.full(30, 0.2), np.full(10, 0.9))
-    assert state_threshold(labels, full, 0.5, Rule("stated"), reason="By hand.").reason == "By hand."
+    assert state_threshold(cases_of(labels, full), 0.5, reason="By hand.").reason == "By hand."

@@ -341,10 +341,10 @@ def test_a_patient_decision_takes_the_own_score_where_nothing_is_said_and_keeps_
     own = with_own(toy(), "min")
     decision = choose_decision(own, Rule("max_f1", level="patient"))
     assert decision.rule.aggregation == Aggregation("own")
-    called = apply_decision(decision, own, level="patient")
+    called = apply_decision(decision, own)
     assert called["probability"].tolist() == own[own["vertebra"] == PATIENT]["probability"].tolist()
     with pytest.raises(ValueError, match="no patient score of the model's own"):
-        apply_decision(decision, toy(), level="patient")
+        apply_decision(decision, toy())
     assert Decision.from_record(json.loads(json.dumps(decision.record()))) == decision
 
 

@@ -12,7 +12,7 @@ from simulated import cohort
 from sklearn.metrics import log_loss, roc_auc_score
 
 from cspine_helpers import __version__
-from cspine_helpers.decisions.guarantees import guarantee_on_validation
+from cspine_helpers.decisions.guarantees import RecallTarget, guarantee_on_validation
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_openings
 from cspine_helpers.decisions.thresholds import (
     Decision,
@@ -22,7 +22,7 @@ from cspine_helpers.decisions.thresholds import (
     state_threshold,
 )
 from cspine_helpers.evaluation.calibration import fit_calibrator
-from cspine_helpers.evaluation.cases import Aggregation, aggregate
+from cspine_helpers.evaluation.cases import Aggregation, Cases, aggregate
 from cspine_helpers.evaluation.competition import rsna_weighted_log_loss
 from cspine_helpers.evaluation.intervals import bootstrap, per_vertebra
 from cspine_helpers.evaluation.reliability import calibration_scores, written_scores
@@ -465,14 +465,8 @@ def test_predictions_without_a_run_have_test_results_on_the_same_terms(tmp_path)
 
 
 def test_a_guarantee_stands_with_its_premise(run):
-    promise = guarantee_on_validation(WHOLE, recall=0.3, level="vertebra")
-    decision = state_threshold(
-        VALIDATION["label"],
-        VALIDATION["probability"],
-        promise.require(),
-        Rule("stated"),
-        reason="a | b\nc <i>",
-    )
+    promise = guarantee_on_validation(WHOLE, RecallTarget(0.3, level="vertebra"))
+    decision = state_threshold(Cases.of(VALIDATION), promise.require(), reason="a | b\nc <i>")
     freeze(run, [decision, PATIENT], WHOLE, guarantees=promise)
     text = text_of(run)
     rows = {row["what"]: row for row in tables_of(text)["Decision", "what", "vertebrae"]}
@@ -485,14 +479,8 @@ def test_a_guarantee_stands_with_its_premise(run):
 
 
 def test_a_guarantee_that_these_predictions_do_not_give_is_not_printed(run):
-    promise = guarantee_on_validation(WHOLE, recall=0.3, level="vertebra")
-    decision = state_threshold(
-        VALIDATION["label"],
-        VALIDATION["probability"],
-        promise.require(),
-        Rule("stated"),
-        reason="Guaranteed.",
-    )
+    promise = guarantee_on_validation(WHOLE, RecallTarget(0.3, level="vertebra"))
+    decision = state_threshold(Cases.of(VALIDATION), promise.require(), reason="Guaranteed.")
     freeze(run, decision, WHOLE, guarantees=promise)
     assert promise.reason in text_of(run)
     (run / "predictions.csv").rename(run / "elsewhere.csv")

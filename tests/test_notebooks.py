@@ -319,7 +319,7 @@ def test_06_runs_whatever_vertebrae_and_patient_scores_there_are(case, project, 
 def test_04_decides_about_patients_by_their_own_score_where_there_is_one(project, capsys):
     table = with_own(pd.concat([toy(150), toy(80, seed=7, split="test")]), "median")
     predictions_of(project / "checkpoints" / "theirs", table)
-    assert run_cells("04_thresholds", RUN="theirs")["own"].aggregation == Aggregation("own")
+    assert run_cells("04_thresholds", RUN="theirs")["own"].rule.aggregation == Aggregation("own")
     assert "A patient's probability is the model's own score." in capsys.readouterr().out
 
 
@@ -335,7 +335,7 @@ def test_07_guarantees_own_scores_and_says_why_there_is_no_guarantee(scans, proj
     text = capsys.readouterr().out
     assert ("takes one study of each; found several studies of 150" in text) == (scans == 2)
     if scans == 1:
-        assert names["own"].aggregation == names["guarantee"].aggregation == Aggregation("own")
+        assert names["own"].rule.aggregation == names["guarantee"].target.aggregation == Aggregation("own")
 
 
 def test_02_keeps_a_split_of_ones_own_and_names_the_call_that_takes_it(project, capsys):

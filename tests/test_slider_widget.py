@@ -12,7 +12,7 @@ from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
 from PIL import Image, ImageFilter
 from test_evaluation_cases import toy, with_own
 
-from cspine_helpers.decisions.guarantees import guarantee_on_validation
+from cspine_helpers.decisions.guarantees import RecallTarget, guarantee_on_validation
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_decision
 from cspine_helpers.decisions.thresholds import Rule, choose_decision, choose_per_vertebra, choose_threshold
 from cspine_helpers.evaluation.cases import LEVELS, Aggregation, aggregate, at_level
@@ -47,7 +47,7 @@ def standing():
 def promised(table, recall=0.5, level="vertebra", by=None):
     if level == "patient":
         by = by or Aggregation("max")
-    return guarantee_on_validation(table, recall=recall, level=level, aggregation=by)
+    return guarantee_on_validation(table, RecallTarget(recall, level=level, aggregation=by))
 
 
 def shown(explorer):

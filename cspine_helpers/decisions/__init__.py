@@ -1,6 +1,11 @@
 """From probabilities to calls: thresholds, their guarantees, and the test split, opened once."""
 
-from cspine_helpers.decisions.guarantees import guarantee_on_validation, guarantee_recall, patients_needed
+from cspine_helpers.decisions.guarantees import (
+    RecallTarget,
+    guarantee_on_validation,
+    guarantee_recall,
+    patients_needed,
+)
 from cspine_helpers.decisions.simulation import simulate_guarantee
 from cspine_helpers.decisions.test_split import (
     DECISION,

@@ -1,29 +1,21 @@
 """The test split, opened with frozen decisions only, and on the record.
 
-The frozen decisions of a run, with which alone the test split may be opened (see `held_out`).
-
 `decision.json` holds what was chosen on the validation split: a decision for vertebrae and one for patients,
-with what is guaranteed of them, and calibrators. Each part says when it was frozen, and how often the test
-split had been opened before. It holds the hashes of the split and of the predictions, too, and remembers the
-openings themselves.
+their guarantees, and calibrators. Each part says when it was frozen, and how often the test split had been
+opened before. The hashes of split and predictions belong to it.
 
-What a run's test split was opened with, and when: `test_openings.csv`.
-
-It has a row for each decision and predictions that the test split was opened with, dated when that was
-first done. Doing the same again tells nothing new and adds no row, so that notebooks that run again leave
-every file as it is.
-
-Each row ends with the SHA-256 of itself and of the row before, so that a row changed, left out or put in is
-noticed, and one file is all that can be right or wrong. Rows cut off at the end, an older file, or none, are
-noticed by `decision.json`, which remembers how many there were (`memory`). A file with more rows than are
-remembered is one whose writer was stopped before it could say so: they count. Who deletes both files leaves
-no trace in the folder; version control keeps one.
+`test_openings.csv` has a row for each set of decisions and predictions that the test split was opened with,
+dated when that was first done; doing the same again changes no file. Each row ends with the SHA-256 of itself
+and of the row before, so that a row changed, removed or inserted is noticed. Rows cut off at the end, an
+older file, or none, are noticed as `decision.json` remembers how many there were. A file with more rows than
+are remembered is one whose writer was stopped before it could say so: they count. Who deletes both files
+leaves no trace in the folder; version control keeps one.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -32,30 +24,310 @@ import numpy as np
 import pandas as pd
 
 from cspine_helpers import __version__
-from cspine_helpers.decisions.guarantees import Guarantee, checked_guarantees, one_or_several
-from cspine_helpers.decisions.thresholds import Decision, Rule, apply_decision, levels_to_decide
+from cspine_helpers.decisions.guarantees import Guarantee, RecallTarget, checked_guarantees, one_or_several
+from cspine_helpers.decisions.thresholds import Decision, Rule, apply_decision, at_level_of
 from cspine_helpers.evaluation.calibration import Calibrator, calibrated, fit_calibrator
-from cspine_helpers.evaluation.cases import Level, resampled_units, rows_at
+from cspine_helpers.evaluation.cases import Cases, Level
 from cspine_helpers.files.paths import atomic_path, inside, listing, seal_of
 from cspine_helpers.files.records import SEAL, content_sha256, read_sealed, write_sealed, written_by
 from cspine_helpers.files.tables import read_table
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.metrics import confusion, rates
-from cspine_helpers.predictions import predictions_sha256, validate_predictions, validation_rows
+from cspine_helpers.predictions import predictions_sha256
 from cspine_helpers.runs import RECORD, read_record
 from cspine_helpers.splits import split_hash
 
+DECISION = "decision.json"
+FORMAT = 2  # of decision.json; in format 1 it held one decision, which is still read
+MEMORY = "openings"  # what decision.json remembers of them: rows, the last one's hash, how many were lost
 OPENINGS = "test_openings.csv"
 COLUMNS = ("opened_utc", "decision_sha256", "predictions_sha256", "level", "objective")
 CHAIN = "chain_sha256"
-DECISION = "decision.json"  # owned by `frozen`; what it remembers of openings stands under MEMORY
-MEMORY = "openings"
+_NOTHING = {"rows": 0, "last_sha256": "", "lost": 0}
+_NEEDED = {
+    FORMAT: ("decisions", "calibrators", "split_sha256", "predictions_sha256", "chosen_on", MEMORY),
+    1: ("decision", "split_sha256", "predictions_sha256", "chosen_on", "frozen_utc"),
+}
+_AGAIN = "choose again on the validation split, and freeze that with freeze(..., replace=True)."
+Parts = dict[str, dict[str, dict[str, Any]]]  # "decisions" and "calibrators" → level → what is frozen
 Row = tuple[str, ...]
 
 
-def now_utc() -> str:
-    """Date and time in UTC, to the second, as ISO 8601 writes them."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+@dataclass(frozen=True)
+class Frozen:
+    """Decisions that may be tried on the test split.
+
+    Attributes:
+        folder: of the run.
+        decisions: level → decision; `vertebra`, `patient` or both.
+        guarantees: of their thresholds; none as a rule.
+        calibrators: level (`all` or `patient`) → what makes calibrated probabilities of scores there.
+        record: the whole of `decision.json`.
+    """
+
+    folder: Path
+    decisions: dict[str, Decision]
+    guarantees: tuple[Guarantee, ...]
+    calibrators: dict[str, Calibrator]
+    record: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of what is frozen, by which the openings of the test split name it."""
+        return self.record["frozen_sha256"]
+
+    def said(self, level: str, what: str) -> Any:
+        """Of the decision at a level: `frozen_utc`, or `test_openings_before`."""
+        return self.record["decisions"][level][what]
+
+    def require_calibrators(self) -> None:
+        """Refuse to calibrate with none.
+
+        Raises:
+            ValueError: no calibrator is frozen; says how one is.
+        """
+        if not self.calibrators:
+            raise ValueError(
+                f"No calibrator is frozen in {self.folder}. Choose one with choose_calibrator(...), and "
+                "freeze it with freeze(..., calibrators=...)."
+            )
+
+    def calibrate(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """Predictions of any split with calibrated probabilities beside those that the model gave.
+
+        Thresholds are for probabilities as predicted, calibrated ones are to be read: as shares of fractures
+        among patients such as those of the validation split.
+
+        Returns:
+            The predictions and the column `calibrated`: vertebrae, where a calibrator for them is frozen, and
+            one row a patient, with the vertebra `patient_overall`, where one for patients is.
+
+        Raises:
+            ValueError: no calibrator is frozen, or the table breaks the schema.
+        """
+        self.require_calibrators()
+        cases, parts = Cases.of(predictions), []
+        columns = [*cases.table(), "calibrated"]
+        for level, calibrator in self.calibrators.items():
+            part = at_level_of(self.decisions["patient"].rule, cases) if level == "patient" else cases
+            found = part.table().assign(calibrated=calibrated(calibrator, part.probability))
+            parts.append(found if level == "all" else found.assign(vertebra=PATIENT)[columns])
+        return pd.concat(parts, ignore_index=True)
+
+
+def freeze(
+    run_folder: str | Path,
+    decisions: Decision | Iterable[Decision],
+    predictions: pd.DataFrame,
+    *,
+    guarantees: Guarantee | Iterable[Guarantee] = (),
+    calibrators: Calibrator | Iterable[Calibrator] = (),
+    replace: bool = False,
+) -> Frozen:
+    """Write `<run>/decision.json`, once the decisions reach on the validation split what they say.
+
+    What is frozen already and not handed in stays as it is: a decision at the other level, a calibrator. What
+    is handed in again changes nothing, not even its date.
+
+    Args:
+        run_folder: `checkpoints/<run>`; made where it is not there yet.
+        decisions: one for vertebrae, one for patients, or both, each with a threshold (or one for each
+            vertebra), that of patients with its aggregation.
+        predictions: the whole predictions table of the run, all of its splits.
+        guarantees: of `guarantee_on_validation`, made on these predictions and by the decision's aggregation:
+            one that covers its threshold, or one for each of C1 … C7 that cover its thresholds.
+        calibrators: of `fit_calibrator`, for level `all`, and for `patient` by the aggregation of the
+            patients' decision.
+        replace: put these in the place of others at their level, or of all that was frozen with other
+            predictions. A decision by another aggregation takes the patients' calibrator with it. What the
+            test split was opened with stays on record, and each part says how often that was before it
+            ("test_openings_before").
+
+    Example:
+        >>> from cspine_helpers.decisions import choose_decision
+        >>> freeze("my_run", choose_decision(predictions, Rule("max_f1")), predictions).decisions.keys()
+        dict_keys(['vertebra'])
+
+    Raises:
+        FileExistsError: another decision is frozen there, and `replace` is not set.
+        ValueError: a decision has no threshold, or does not reach what it says; a guarantee does not cover
+            it, or was not made on these predictions; a calibrator is not what these predictions give; the
+            table breaks the schema or has no validation rows; the run's record, or that of openings, is
+            damaged.
+    """
+    path = inside(Path(run_folder) / DECISION)
+    folder, cases = path.parent, Cases.of(predictions, split="validation")
+
+    # 1. What is handed in must be true of the validation rows.
+    chosen = _by_level(decisions, Decision)
+    promised = checked_guarantees(guarantees, predictions)
+    for decision in chosen.values():
+        _check_reached(decision, cases)
+    _check_covered(chosen, promised)
+    new: Parts = {"decisions": {}, "calibrators": {}}
+    for level, decision in chosen.items():
+        kept = [each.record() for each in promised if each.target.decision_level == level]
+        new["decisions"][level] = {"decision": decision.record(), "guarantees": kept}
+    for level, calibrator in _by_level(calibrators, Calibrator).items():
+        new["calibrators"][level] = {"calibrator": calibrator.record()}
+
+    # 2. What is frozen already stays, or gives way.
+    of = {
+        "split_sha256": _split_sha256(folder, predictions),
+        "predictions_sha256": predictions_sha256(predictions),
+    }
+    opened = len(read_openings(folder, whatever_is_left=replace)) + _memory(folder)["lost"]
+    old = _readable(folder, replace) if path.is_file() else None
+    same = old is not None and all(old.record[name] == value for name, value in of.items())
+    if old is not None and not replace:
+        _check_free(old, new, opened, same=same)
+    parts: Parts = {kind: dict(old.record[kind]) if old and same else {} for kind in new}
+    was, now = old.decisions.get("patient") if old else None, chosen.get("patient")
+    if was and now and was.rule.aggregation != now.rule.aggregation:
+        parts["calibrators"].pop("patient", None)  # it was fitted to probabilities by the other aggregation
+    created = {"frozen_utc": now_utc(), "test_openings_before": opened}
+    for kind, levels in new.items():
+        for level, part in levels.items():
+            if not _same(parts[kind].get(level, {}), part):
+                parts[kind][level] = part | created
+    if old is not None and same and all(parts[kind] == old.record[kind] for kind in parts):
+        if replace:
+            _remember_openings(old)
+        return read_decision(folder)
+    if not parts["decisions"]:
+        raise ValueError("No decision is handed in, and none is frozen there. Choose one at each level.")
+    _check_fitted(parts, cases)
+
+    # 3. All of it, with what is remembered of the openings.
+    content = {
+        "format": FORMAT,
+        SEAL: "",
+        "frozen_sha256": content_sha256(parts | of),
+        **parts,
+        **of,
+        "chosen_on": {"split": "validation", "patients": cases.n_patients, "vertebrae": len(cases)},
+        MEMORY: _memory(folder),
+        "versions": {"cspine_helpers": __version__},
+    }
+    write_sealed(path, content)
+    return read_decision(folder)
+
+
+def read_decision(run_folder: str | Path) -> Frozen:
+    """Read `<run>/decision.json`.
+
+    A file of format 1, with one decision and no calibrator, is read as what it is; the other level can be
+    frozen beside it. What it says of a guarantee is not read: it does not say what that was made on.
+
+    Example:
+        >>> round(read_decision(run_folder).decisions["patient"].threshold, 3)
+        0.297
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON, of another format, not as it was written, not whole, or a link out of the
+            folder.
+    """
+    folder = Path(run_folder)
+    path = folder / DECISION
+    record = read_sealed(
+        path,
+        version=tuple(_NEEDED),
+        missing=f"No frozen decision at {folder}: {DECISION} is missing. Choose one on the validation split "
+        "and freeze it with freeze(...).",
+        again="choose and freeze a decision again",
+        writer="freeze(..., replace=True)",
+    )
+    problems = [f"{name} is missing" for name in _NEEDED[record["format"]] if name not in record]
+    try:
+        record = _of_format_1(record) if record["format"] == 1 and not problems else record
+        parts = {} if problems else record["decisions"]
+        decisions = {level: Decision.from_record(part["decision"]) for level, part in parts.items()}
+        for level, part in parts.items():
+            lacking = decisions[level].record().keys() - part["decision"].keys()
+            problems += [f"decision.{name} is missing" for name in sorted(lacking)]
+        if problems:
+            raise ValueError(f"it is no whole decision: {'; '.join(problems)}. {written_by(record)}")
+        promised = tuple(
+            Guarantee.from_record(each) for part in parts.values() for each in part["guarantees"]
+        )
+        fitted = {
+            level: Calibrator.from_record(part["calibrator"]) for level, part in record["calibrators"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error} Choose and freeze a decision again.") from error
+    return Frozen(folder, decisions, promised, fitted, record)
+
+
+def check_belongs(frozen: Frozen, predictions: pd.DataFrame) -> None:
+    """Refuse other predictions, a run of another split, or a guarantee that these predictions do not give.
+
+    Raises:
+        ValueError: says which, and gives both hashes.
+    """
+    path = frozen.folder / DECISION
+    stored, found = frozen.record["predictions_sha256"], predictions_sha256(predictions)
+    if stored != found:
+        raise ValueError(
+            f"{path} was frozen with other predictions: their SHA-256 is {stored}, that of these is {found}. "
+            "Hand in the whole table as predictions.read_predictions(...) reads it; if the model was trained "
+            f"or run again, {_AGAIN}"
+        )
+    stored, found = frozen.record["split_sha256"], _split_sha256(frozen.folder, predictions)
+    if stored != found:
+        raise ValueError(
+            f"{path} was frozen with another split: its SHA-256 is {stored}, that of the run now is {found}, "
+            f"so that patients it was chosen on may be test patients. Bring that split back, or {_AGAIN}"
+        )
+    _check_covered(frozen.decisions, checked_guarantees(frozen.guarantees, predictions))
+
+
+def evaluate_on_test(run_folder: str | Path, predictions: pd.DataFrame) -> pd.DataFrame:
+    """What the frozen decisions reach on the test split; the opening is on record before that is said.
+
+    Args:
+        run_folder: `checkpoints/<run>`, with a frozen decision at each level where validation can choose one.
+        predictions: the predictions table that they were frozen with.
+
+    Returns:
+        Columns `level, patients, studies, incomplete, tp, fp, fn, tn`, the `metrics.rates` and `undefined`.
+        For the decision about vertebrae, one row for all (`all`) and one for each; then one for patients.
+        Each study is called by itself; `patients` counts whose they are, and `incomplete` the studies with a
+        vertebra missing. A rate whose denominator is zero is NaN; `undefined` counts those.
+
+    Example:
+        >>> from cspine_helpers.predictions import read_predictions
+        >>> results = evaluate_on_test(run_folder, read_predictions(run_folder / "predictions.csv"))
+        >>> results["level"].tolist()
+        ['all', 'C1', 'C2', 'C3', 'C4', 'C5', 'C6', 'C7', 'patient']
+
+    Raises:
+        FileNotFoundError: no decision is frozen there.
+        ValueError: they were frozen with other predictions or another split; a level lacks its decision;
+            there are no test rows; or the table breaks the schema.
+        OSError: the opening cannot be put on record, so that no result is returned.
+    """
+    frozen = read_decision(run_folder)
+    check_belongs(frozen, predictions)
+    test, validation = (Cases.of(predictions, split=name) for name in ("test", "validation"))
+    for level, cases in {"vertebra": validation, "patient": validation.patients()}.items():
+        if level not in frozen.decisions and len(set(cases.label)) == 2:  # validation can choose there
+            raise ValueError(
+                f"No decision at {level} level is frozen in {frozen.folder}: a threshold for one level says "
+                "nothing about the other, and both are chosen before the test split is opened. Choose with "
+                f"choose_decision(predictions, Rule(level={level!r}, …)), and freeze that as well."
+            )
+    decisions = [frozen.decisions[level] for level in get_args(Level) if level in frozen.decisions]
+    results = pd.concat([_results(each, test) for each in decisions], ignore_index=True)
+    _record_opening(
+        frozen.folder,
+        decision_sha256=frozen.sha256,
+        predictions_sha256=frozen.record["predictions_sha256"],
+        level=" and ".join(each.rule.level for each in decisions),
+        objective=" and ".join(each.rule.objective for each in decisions),
+    )
+    _remember_openings(frozen)
+    return results
 
 
 def read_openings(run_folder: str | Path, *, whatever_is_left: bool = False) -> pd.DataFrame:
@@ -65,14 +337,17 @@ def read_openings(run_folder: str | Path, *, whatever_is_left: bool = False) -> 
         run_folder: `checkpoints/<run>`.
         whatever_is_left: take the file as it is, also where `decision.json` remembers rows that it lacks.
 
+    Example:
+        >>> read_openings(run_folder)["level"].tolist()
+        ['vertebra', 'vertebra and patient']
+
     Raises:
         ValueError: the file is not the one that was written, was deleted or is an older one, is no such
             table, or a link out of the folder.
     """
     folder = Path(run_folder)
     rows, known = _rows(folder), _remembered(folder)
-    chain = ["", *_chain(rows)]
-    if not whatever_is_left and chain[min(known["rows"], len(rows))] != known["last_sha256"]:
+    if not whatever_is_left and _memory(folder)["lost"] > known["lost"]:
         raise ValueError(
             f"{folder / OPENINGS} has {len(rows)} row(s), and not the {known['rows']} that {DECISION} "
             "remembers: it was deleted, cut off, or is of another time. Bring it back. If it is lost for "
@@ -81,36 +356,227 @@ def read_openings(run_folder: str | Path, *, whatever_is_left: bool = False) -> 
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=str)
 
 
-def record_opening(
-    run_folder: str | Path, *, decision_sha256: str, predictions_sha256: str, level: str, objective: str
-) -> None:
-    """Add a row, unless this decision and these predictions have one.
+def now_utc() -> str:
+    """Date and time in UTC, to the second, as ISO 8601 writes them."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
-    Raises:
-        OSError: it cannot be written.
-        ValueError: see `read_openings`.
-    """
-    known, path = read_openings(run_folder), Path(run_folder) / OPENINGS
-    same = (known["decision_sha256"] == decision_sha256) & (known["predictions_sha256"] == predictions_sha256)
-    if same.any():
+
+def _by_level(given: object, kind: type[Any]) -> dict[str, Any]:
+    """Level → the one for it."""
+    found: dict[str, Any] = {}
+    for each in one_or_several(given):
+        if not isinstance(each, kind):
+            raise ValueError(f"Hand in a {kind.__name__} for each level; found {type(each).__name__}.")
+        level = each.rule.level if isinstance(each, Decision) else each.level
+        if level in found:
+            raise ValueError(f"Each level has one {kind.__name__}; found several for {level!r}.")
+        found[level] = each
+    return found
+
+
+def _check_reached(decision: Decision, cases: Cases) -> None:
+    """Refuse a decision that was made on other cases than these."""
+    called = apply_decision(decision, at_level_of(decision.rule, cases))
+    found = rates(confusion(called["label"], called["positive"], 0.5)).fillna({"precision": 0.0})
+    found = found.assign(cases=len(called), positives=called["label"].sum())
+    differ = []
+    for name in ("recall", "precision", "specificity", "cases", "positives"):
+        said, here = getattr(decision, name), float(found[name].iloc[0])
+        if said is not None and not abs(said - here) < 1e-9:
+            differ.append(f"{name} is {here:.6g}, the decision says {said:.6g}")
+    if differ:
+        raise ValueError(
+            f"The decision was not made on the validation split of these predictions: {'; '.join(differ)}. "
+            "Choose on that split (choose_decision), and freeze that."
+        )
+
+
+def _check_covered(decisions: Mapping[str, Decision], guarantees: tuple[Guarantee, ...]) -> None:
+    """Refuse guarantees but one of a decision's threshold, or one of each of its thresholds."""
+    for owner in {each.target.decision_level for each in guarantees}:
+        mine = [each for each in guarantees if each.target.decision_level == owner]
+        levels, decision = [each.target.level for each in mine], decisions.get(owner)
+        thresholds = {} if decision is None else decision.thresholds or {owner: decision.require()}
+        if decision is None or sorted(levels) != sorted(thresholds):
+            raise ValueError(
+                f"The guarantees are for {listing(levels)}, the thresholds at {owner} level that are frozen "
+                f"with them for {listing(thresholds) or 'nothing'}. Hand in one for each of these, or none."
+            )
+        for each in mine:
+            if not each.covers(decision):
+                raise ValueError(
+                    f"The guarantee is for thresholds up to {each.threshold} at level {_named(each.target)}; "
+                    f"the decision has {thresholds[each.target.level]} at level {_named(decision.rule)}. "
+                    "Freeze a threshold that it covers."
+                )
+
+
+def _named(what: Rule | RecallTarget) -> str:
+    """Level and aggregation in words."""
+    return repr(what.level) + (f" by {what.aggregation.name}" if what.aggregation else "")
+
+
+def _check_fitted(parts: Parts, cases: Cases) -> None:
+    """Refuse a calibrator that the validation cases do not give, or of other patients than the decision's."""
+    for level, part in parts["calibrators"].items():
+        given, fitted_on, options = Calibrator.from_record(part["calibrator"]), cases, dict[str, Any]()
+        if level != "all":
+            if level not in parts["decisions"]:
+                raise ValueError(
+                    "A calibrator is frozen for level 'all', and for 'patient' with a decision there; found "
+                    f"one for {level!r} without. Hand in that decision as well."
+                )
+            rule = Decision.from_record(parts["decisions"][level]["decision"]).rule
+            fitted_on = at_level_of(rule, cases)
+            options = {"level": "patient", "aggregation": rule.aggregation and rule.aggregation.name}
+        again = fit_calibrator(fitted_on.table(), kind=given.kind, **options)
+        if not _alike(given.record(), again.record()):
+            raise ValueError(
+                f"The calibrator at level {level!r} was not fitted on the validation split of these "
+                f"predictions: it is {given.record()}, they give {again.record()}. Fit one on that split, "
+                "patients by the aggregation of their decision (choose_calibrator)."
+            )
+
+
+def _check_free(old: Frozen, new: Parts, opened: int, *, same: bool) -> None:
+    """Refuse to put anything in the place of what is frozen, with the `same` predictions and split or not."""
+    others = [
+        (kind, level)
+        for kind, levels in new.items()
+        for level, part in levels.items()
+        if (found := old.record[kind].get(level)) and not _same(found, part)
+    ]
+    if same and not others:
         return
-    rows = [*_rows(path.parent), (now_utc(), decision_sha256, predictions_sha256, level, objective)]
+    decided = [old.decisions[level] for kind, level in others if kind == "decisions"]
+    decided = decided or ([] if same else list(old.decisions.values()))
+    found = " ".join(f"{each.reason} ({each.rule.level} level)" for each in decided)
+    found = f"another decision: {found}" if found else f"another calibrator ({others[0][1]!r})."
+    raise FileExistsError(
+        f"{old.folder / DECISION} holds {found} The test split was opened {opened} time(s). Use it "
+        "(read_decision), or put this one in its place with freeze(..., replace=True)."
+    )
+
+
+def _same(found: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
+    """Whether a frozen part is this one; when it was frozen does not matter, nor which machine fitted it."""
+    if "calibrator" in found and "calibrator" in part:
+        return _alike(found["calibrator"], part["calibrator"])
+    return content_sha256({name: found.get(name) for name in part}) == content_sha256(part)
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records are of one fit; numbers may differ as those of two machines do."""
+    for name, value in one.items():
+        if isinstance(value, list) or (isinstance(value, float) and isinstance(other[name], float)):
+            if np.shape(value) != np.shape(other[name]) or not np.allclose(value, other[name], atol=1e-6):
+                return False
+        elif value != other[name]:
+            return False
+    return True
+
+
+def _split_sha256(folder: Path, predictions: pd.DataFrame) -> str:
+    """SHA-256 of the split that the run was trained on; without a run, of that in the predictions."""
+    if (folder / RECORD).is_file():
+        data = read_record(folder).get("data")
+        if not isinstance(data, dict) or "split_sha256" not in data:
+            raise ValueError(
+                f"{folder / RECORD} does not say which split its run was trained on. Train again."
+            )
+        return data["split_sha256"]
+    return split_hash(predictions[[UID, "split"]].drop_duplicates())
+
+
+def _readable(folder: Path, replace: bool) -> Frozen | None:
+    """What is frozen there; None where it is damaged and may be replaced."""
+    try:
+        return read_decision(folder)
+    except ValueError:
+        if not replace:
+            raise
+        return None
+
+
+def _of_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as this format has it; openings name what is frozen there by the record's own hash."""
+    part = {
+        "decision": record["decision"],
+        "guarantees": [],
+        "frozen_utc": record["frozen_utc"],
+        "test_openings_before": record.get("test_openings_before", 0),
+    }
+    level = record["decision"]["level"] if isinstance(record["decision"], dict) else "vertebra"
+    return {
+        "format": FORMAT,
+        "frozen_sha256": record[SEAL],
+        "decisions": {level: part},
+        "calibrators": {},
+        **{name: record[name] for name in ("split_sha256", "predictions_sha256", "chosen_on")},
+        MEMORY: _NOTHING,
+        "versions": record.get("versions"),
+    }
+
+
+def _results(decision: Decision, test: Cases) -> pd.DataFrame:
+    """Rows of `evaluate_on_test` for one decision."""
+    cases = at_level_of(decision.rule, test)
+    called = cases.with_probability(apply_decision(decision, cases)["positive"])
+    parts = {called.name: called}
+    if called.level == "vertebra":
+        parts |= {name: called.of_unit(name) for name in VERTEBRAE if (called.unit == name).any()}
+    rows = []
+    for level, part in parts.items():
+        row = rates(confusion(part.label, part.probability, 0.5)).drop(columns="threshold")
+        row.insert(0, "level", level)
+        row.insert(1, "patients", part.n_patients)
+        row.insert(2, "studies", part.n_studies)
+        row.insert(3, "incomplete", len(np.unique(part.study[part.missing > 0])))
+        rows.append(row)
+    table = pd.concat(rows, ignore_index=True)
+    return table.assign(undefined=table.isna().sum(axis=1))
+
+
+def _record_opening(folder: Path, **row: str) -> None:
+    """Add a row of `COLUMNS`, dated now, unless this decision and these predictions have one."""
+    known, path = read_openings(folder), folder / OPENINGS
+    identity = ["decision_sha256", "predictions_sha256"]
+    if (known[identity] == pd.Series(row)[identity]).all(axis=1).any():
+        return
+    rows = [*_rows(folder), (now_utc(), *(row[name] for name in COLUMNS[1:]))]
     with atomic_path(path) as temporary:
         temporary.write_text(_written(rows), encoding="utf-8", newline="\n")
     seal_of(path).unlink(missing_ok=True)  # of the format before, which had its hash in a second file
 
 
-def memory(run_folder: str | Path) -> dict[str, Any]:
+def _remember_openings(frozen: Frozen) -> None:
+    """Write to `decision.json` which openings of the test split are on record, so that none can be lost."""
+    found = _memory(frozen.folder)
+    if frozen.record[MEMORY] != found:
+        write_sealed(frozen.folder / DECISION, frozen.record | {MEMORY: found})
+
+
+def _memory(folder: Path) -> dict[str, Any]:
     """What `decision.json` is to remember: rows on file, the last one's hash, and how many were lost."""
-    rows, known = _rows(Path(run_folder)), _remembered(Path(run_folder))
+    rows, known = _rows(folder), _remembered(folder)
     chain = ["", *_chain(rows)]
     kept = chain[min(known["rows"], len(rows))] == known["last_sha256"]
     lost = known["lost"] + (0 if kept else max(known["rows"] - len(rows), 1))
     return {"rows": len(rows), "last_sha256": chain[-1], "lost": lost}
 
 
+def _remembered(folder: Path) -> dict[str, Any]:
+    """What `decision.json` remembers; nothing where it cannot be read, which its own reader says."""
+    try:
+        record = json.loads((folder / DECISION).read_bytes())
+        whole = record.get(SEAL) == content_sha256(record)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return _NOTHING
+    return record.get(MEMORY, _NOTHING) if whole else _NOTHING
+
+
 def _rows(folder: Path) -> list[Row]:
-    """What the file holds, whatever is remembered."""
+    """What the file of openings holds, whatever is remembered."""
     path = inside(folder / OPENINGS)
     if not path.is_file():
         if seal_of(path).is_file():
@@ -143,503 +609,3 @@ def _chain(rows: list[Row]) -> list[str]:
 def _written(rows: list[Row]) -> str:
     lines = [(*COLUMNS, CHAIN), *((*row, link) for row, link in zip(rows, _chain(rows), strict=True))]
     return "".join(",".join(line) + "\n" for line in lines)
-
-
-def _remembered(folder: Path) -> dict[str, Any]:
-    """What `decision.json` remembers; nothing where it cannot be read, which its own reader says."""
-    nothing = {"rows": 0, "last_sha256": "", "lost": 0}
-    try:
-        record = json.loads((folder / DECISION).read_bytes())
-        whole = record.get(SEAL) == content_sha256(record)
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return nothing
-    return record.get(MEMORY, nothing) if whole else nothing
-
-
-FORMAT = 2  # of decision.json; in format 1 it held one decision, which is still read
-_AGAIN = "choose again on the validation split, and freeze that with freeze(..., replace=True)."
-_NEEDED = ("decisions", "calibrators", "split_sha256", "predictions_sha256", "chosen_on", MEMORY)
-_NEEDED_ONCE = ("decision", "split_sha256", "predictions_sha256", "chosen_on", "frozen_utc")  # format 1
-Parts = dict[str, dict[str, dict[str, Any]]]  # "decisions" and "calibrators" → level → what is frozen
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """Decisions that may be tried on the test split.
-
-    Attributes:
-        folder: of the run.
-        decisions: level → threshold or thresholds, aggregation, and how it was chosen; `vertebra`, `patient`
-            or both.
-        guarantees: what is guaranteed of their thresholds; nothing as a rule.
-        calibrators: level of `metrics.LEVELS` → what makes calibrated probabilities of scores there.
-        record: the whole of `decision.json`.
-    """
-
-    folder: Path
-    decisions: dict[str, Decision]
-    guarantees: tuple[Guarantee, ...]
-    calibrators: dict[str, Calibrator]
-    record: dict[str, Any]
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of what is frozen, by which the openings of the test split name it."""
-        return self.record["frozen_sha256"]
-
-    def said(self, level: str, what: str) -> Any:
-        """Of the decision at a level: `frozen_utc`, or `test_openings_before`."""
-        return self.record["decisions"][level][what]
-
-    def require_calibrators(self) -> None:
-        """Refuse to calibrate with none.
-
-        Raises:
-            ValueError: no calibrator is frozen; says how one is.
-        """
-        if not self.calibrators:
-            raise ValueError(
-                f"No calibrator is frozen in {self.folder}. Choose one with "
-                "cross_fitting.choose_calibrator(...), and freeze it with freeze(..., calibrators=...)."
-            )
-
-    def calibrate(self, predictions: pd.DataFrame) -> pd.DataFrame:
-        """Predictions of any split with calibrated probabilities beside those that the model gave.
-
-        Thresholds are for probabilities as predicted, calibrated ones are to be read: as shares of fractures
-        among patients such as those of the validation split.
-
-        Returns:
-            The predictions and the column `calibrated`: vertebrae, where a calibrator for them is frozen, and
-            one row a patient, with the vertebra `patient_overall`, where one for patients is.
-
-        Example:
-            >>> read_decision(run_dir("builtin")).calibrate(predictions)
-
-        Raises:
-            ValueError: no calibrator is frozen, or the table breaks the schema.
-        """
-        self.require_calibrators()
-        table, parts = validate_predictions(predictions), []
-        if (found := self.calibrators.get("all")) is not None:
-            rows = rows_at(table, "vertebra", None)
-            parts.append(rows.assign(calibrated=calibrated(found, rows["probability"])))
-        if (found := self.calibrators.get("patient")) is not None:
-            rows = rows_at(table, "patient", self.decisions["patient"].rule.aggregation)
-            rows = rows.assign(vertebra=PATIENT, calibrated=calibrated(found, rows["probability"]))
-            parts.append(rows[[*table.columns, "calibrated"]])
-        return pd.concat(parts, ignore_index=True)
-
-
-def freeze(
-    run_folder: str | Path,
-    decisions: Decision | Iterable[Decision],
-    predictions: pd.DataFrame,
-    *,
-    guarantees: Guarantee | Iterable[Guarantee] = (),
-    calibrators: Calibrator | Iterable[Calibrator] = (),
-    replace: bool = False,
-) -> Frozen:
-    """Write `<run>/decision.json`, once the decisions reach on the validation split what they say.
-
-    What is frozen already and not handed in stays as it is: a decision at the other level, a calibrator. What
-    is handed in again changes nothing, not even its date.
-
-    Args:
-        run_folder: `checkpoints/<run>`; made where it is not there yet.
-        decisions: one for vertebrae, one for patients, or both, each with a threshold (or one for each
-            vertebra), that of patients with its aggregation.
-        predictions: the whole predictions table of the run, all of its splits.
-        guarantees: of `guarantees.guarantee_on_validation`, made on these predictions and by the decision's
-            aggregation: one that covers its threshold, or one for each of C1 … C7 that cover its thresholds.
-        calibrators: of `calibration.fit_calibrator`, for level `all`, and for `patient` by the aggregation of
-            the patients' decision.
-        replace: put these in the place of others at their level, or of all that was frozen with other
-            predictions. A decision by another aggregation takes the patients' calibrator with it. What the
-            test split was opened with stays on record, and each part says how often that was before it
-            ("test_openings_before").
-
-    Example:
-        >>> freeze(run_dir("builtin"), [for_vertebrae, for_patients], predictions)
-
-    Raises:
-        FileExistsError: another decision is frozen there, and `replace` is not set.
-        ValueError: a decision has no threshold, or does not reach what it says; a guarantee does not cover
-            it, or was not made on these predictions; a calibrator is not what these predictions give; the
-            table breaks the schema or has no validation rows; the run's record, or that of openings, is
-            damaged.
-    """
-    path = inside(Path(run_folder) / DECISION)
-    folder, rows = path.parent, validation_rows(predictions)
-
-    # 1. What is handed in must be true of the validation rows.
-    chosen = _by_level(decisions, Decision)
-    promised = checked_guarantees(guarantees, predictions)
-    for decision in chosen.values():
-        _check_reached(decision, rows)
-    _check_covered(chosen, promised)
-    fitted = _by_level(calibrators, Calibrator)
-    new: Parts = {"decisions": {}, "calibrators": {}}
-    for level, decision in chosen.items():
-        kept = [asdict(each) for each in promised if _owner(each) == level]
-        new["decisions"][level] = {"decision": decision.record(), "guarantees": kept}
-    for level, calibrator in fitted.items():
-        new["calibrators"][level] = {"calibrator": calibrator.record()}
-
-    # 2. What is frozen already stays, or gives way.
-    of = {
-        "split_sha256": _split_sha256(folder, predictions),
-        "predictions_sha256": predictions_sha256(predictions),
-    }
-    opened = len(read_openings(folder, whatever_is_left=replace)) + memory(folder)["lost"]
-    old = _readable(folder, replace) if path.is_file() else None
-    stands = old is not None and all(old.record[name] == value for name, value in of.items())
-    if old is not None and not replace:
-        _check_free(old, new, opened, stands=stands)
-    parts: Parts = {kind: dict(old.record[kind]) if old and stands else {} for kind in new}
-    was, now = old.decisions.get("patient") if old else None, chosen.get("patient")
-    if was and now and was.rule.aggregation != now.rule.aggregation:
-        parts["calibrators"].pop("patient", None)  # it was fitted to probabilities by the other aggregation
-    created = {"frozen_utc": now_utc(), "test_openings_before": opened}
-    for kind, levels in new.items():
-        for level, part in levels.items():
-            if not _same(parts[kind].get(level, {}), part):
-                parts[kind][level] = part | created
-    if old is not None and stands and all(parts[kind] == old.record[kind] for kind in parts):
-        if replace:
-            remember_openings(old)
-        return read_decision(folder)
-    if not parts["decisions"]:
-        raise ValueError("No decision is handed in, and none is frozen there. Choose one at each level.")
-    _check_fitted(parts, rows)
-
-    # 3. All of it, with what is remembered of the openings.
-    content = {
-        "format": FORMAT,
-        SEAL: "",
-        "frozen_sha256": content_sha256(parts | of),
-        **parts,
-        **of,
-        "chosen_on": {
-            "split": "validation",
-            "patients": resampled_units(rows).nunique(),
-            "vertebrae": int(rows["vertebra"].isin(VERTEBRAE).sum()),
-        },
-        MEMORY: memory(folder),
-        "versions": {"cspine_helpers": __version__},
-    }
-    write_sealed(path, content)
-    return read_decision(folder)
-
-
-def remember_openings(frozen: Frozen) -> None:
-    """Write to `decision.json` which openings of the test split are on record, so that none can be lost.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    found = memory(frozen.folder)
-    if frozen.record[MEMORY] != found:
-        write_sealed(frozen.folder / DECISION, frozen.record | {MEMORY: found})
-
-
-def _by_level(given: object, kind: type[Any]) -> dict[str, Any]:
-    """Level → the one for it."""
-    found: dict[str, Any] = {}
-    for each in one_or_several(given):
-        if not isinstance(each, kind):
-            raise ValueError(f"Hand in a {kind.__name__} for each level; found {type(each).__name__}.")
-        level = each.rule.level if isinstance(each, Decision) else each.level
-        if level in found:
-            raise ValueError(f"Each level has one {kind.__name__}; found several for {level!r}.")
-        found[level] = each
-    return found
-
-
-def _owner(guarantee: Guarantee) -> str:
-    """Level of the decision whose threshold is guaranteed."""
-    return "patient" if guarantee.level == "patient" else "vertebra"
-
-
-def _readable(folder: Path, replace: bool) -> Frozen | None:
-    """What is frozen there; None where it is damaged and may be replaced."""
-    try:
-        return read_decision(folder)
-    except ValueError:
-        if not replace:
-            raise
-        return None
-
-
-def _check_free(old: Frozen, new: Parts, opened: int, *, stands: bool) -> None:
-    """Refuse to put anything in the place of what is frozen."""
-    others = [
-        (kind, level)
-        for kind, levels in new.items()
-        for level, part in levels.items()
-        if (found := old.record[kind].get(level)) and not _same(found, part)
-    ]
-    if stands and not others:
-        return
-    decided = [old.decisions[level] for kind, level in others if kind == "decisions"]
-    decided = decided or ([] if stands else list(old.decisions.values()))
-    found = " ".join(f"{each.reason} ({each.rule.level} level)" for each in decided)
-    found = f"another decision: {found}" if found else f"another calibrator ({others[0][1]!r})."
-    raise FileExistsError(
-        f"{old.folder / DECISION} holds {found} The test split was opened {opened} time(s). Go on with it "
-        "(read_decision), or put this one in its place with freeze(..., replace=True)."
-    )
-
-
-def _same(found: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
-    """Whether a frozen part is this one; when it was frozen does not matter, nor which machine fitted it."""
-    if "calibrator" in found and "calibrator" in part:
-        return _alike(found["calibrator"], part["calibrator"])
-    return content_sha256({name: found.get(name) for name in part}) == content_sha256(part)
-
-
-def _split_sha256(folder: Path, predictions: pd.DataFrame) -> str:
-    """SHA-256 of the split that the run was trained on; without a run, of that in the predictions."""
-    if (folder / RECORD).is_file():
-        data = read_record(folder).get("data")
-        if not isinstance(data, dict) or "split_sha256" not in data:
-            raise ValueError(
-                f"{folder / RECORD} does not say which split its run was trained on. Train again."
-            )
-        return data["split_sha256"]
-    return split_hash(predictions[[UID, "split"]].drop_duplicates())
-
-
-def _check_reached(decision: Decision, rows: pd.DataFrame) -> None:
-    """Refuse a decision that was made on other cases than these."""
-    called = apply_decision(decision, rows, level=decision.rule.level)
-    found = rates(confusion(called["label"], called["positive"], 0.5)).fillna({"precision": 0.0})
-    found = found.assign(cases=len(called), positives=called["label"].sum())
-    differ = []
-    for name in ("recall", "precision", "specificity", "cases", "positives"):
-        said, here = getattr(decision, name), float(found[name].iloc[0])
-        if said is not None and not abs(said - here) < 1e-9:
-            differ.append(f"{name} is {here:.6g}, the decision says {said:.6g}")
-    if differ:
-        raise ValueError(
-            f"The decision was not made on the validation split of these predictions: {'; '.join(differ)}. "
-            "Choose on that split (levels.choose_decision), and freeze that."
-        )
-
-
-def _check_covered(decisions: Mapping[str, Decision], guarantees: tuple[Guarantee, ...]) -> None:
-    """Refuse guarantees but one of a decision's threshold, or one of each of its thresholds."""
-    for owner in {_owner(each) for each in guarantees}:
-        levels = [each.level for each in guarantees if _owner(each) == owner]
-        decision, thresholds = decisions.get(owner), dict[str, float]()
-        if decision is not None:
-            thresholds = decision.thresholds or {owner: decision.require()}
-        if decision is None or sorted(levels) != sorted(thresholds):
-            raise ValueError(
-                f"The guarantees are for {listing(levels)}, the thresholds at {owner} level that are frozen "
-                f"with them for {listing(thresholds) or 'nothing'}. Hand in one for each of these, or none."
-            )
-        for each in guarantees:
-            if _owner(each) != owner:
-                continue
-            threshold = thresholds[each.level]
-            if not each.covers(threshold, level=each.level, aggregation=decision.rule.aggregation):
-                raise ValueError(
-                    f"The guarantee is for thresholds up to {each.threshold} at level {_named(each)}; "
-                    f"the decision has {threshold} at level {_named(decision.rule)}. Freeze a "
-                    "threshold that it covers."
-                )
-
-
-def _named(what: Rule | Guarantee) -> str:
-    """Level and aggregation in words."""
-    return repr(what.level) + (f" by {what.aggregation.name}" if what.aggregation else "")
-
-
-def _check_fitted(parts: Parts, rows: pd.DataFrame) -> None:
-    """Refuse a calibrator that the validation rows do not give, or of other patients than the decision's."""
-    for level, part in parts["calibrators"].items():
-        given = Calibrator.from_record(part["calibrator"])
-        if level == "all":
-            again = fit_calibrator(rows_at(rows, "vertebra", None), kind=given.kind)
-        else:
-            decided = parts["decisions"].get(level)
-            if decided is None:
-                raise ValueError(
-                    f"A calibrator is frozen for level 'all', and for 'patient' with a decision there; found "
-                    f"one for {level!r} without. Hand in that decision as well."
-                )
-            by = Decision.from_record(decided["decision"]).rule.aggregation
-            assert by is not None, "without it the decision was not frozen"
-            again = fit_calibrator(
-                rows_at(rows, "patient", by), kind=given.kind, level="patient", aggregation=by.name
-            )
-        if not _alike(given.record(), again.record()):
-            raise ValueError(
-                f"The calibrator at level {level!r} was not fitted on the validation split of these "
-                f"predictions: it is {given.record()}, they give {again.record()}. Fit one on that split, "
-                "patients by the aggregation of their decision (cross_fitting.choose_calibrator)."
-            )
-
-
-def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two records are of one fit; numbers may differ as those of two machines do."""
-    for name, value in one.items():
-        if isinstance(value, list) or (isinstance(value, float) and isinstance(other[name], float)):
-            if np.shape(value) != np.shape(other[name]) or not np.allclose(value, other[name], atol=1e-6):
-                return False
-        elif value != other[name]:
-            return False
-    return True
-
-
-def read_decision(run_folder: str | Path) -> Frozen:
-    """Read `<run>/decision.json`.
-
-    A file of format 1, with one decision and no calibrator, is read as what it is; the other level can be
-    frozen beside it. What it says of a guarantee is not read: it does not say what that was made on.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not JSON, of another format, not as it was written, not whole, or a link out of the
-            folder.
-    """
-    folder = Path(run_folder)
-    path = folder / DECISION
-    record = read_sealed(
-        path,
-        version=(FORMAT, 1),
-        missing=f"No frozen decision at {folder}: {DECISION} is missing. Choose one on the validation split "
-        "and freeze it with frozen.freeze(...).",
-        again="choose and freeze a decision again",
-        writer="frozen.freeze(..., replace=True)",
-    )
-    problems = [
-        f"{name} is missing"
-        for name in (_NEEDED if record["format"] == FORMAT else _NEEDED_ONCE)
-        if name not in record
-    ]
-    try:
-        record = record if problems or record["format"] == FORMAT else _of_format_1(record)
-        parts = {} if problems else record["decisions"]
-        decisions = {level: Decision.from_record(part["decision"]) for level, part in parts.items()}
-        for level, part in parts.items():
-            lacking = decisions[level].record().keys() - part["decision"].keys()
-            problems += [f"decision.{name} is missing" for name in sorted(lacking)]
-        if problems:
-            raise ValueError(f"it is no whole decision: {'; '.join(problems)}. {written_by(record)}")
-        promised = tuple(Guarantee(**each) for part in parts.values() for each in part["guarantees"])
-        fitted = {
-            level: Calibrator.from_record(part["calibrator"]) for level, part in record["calibrators"].items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error} Choose and freeze a decision again.") from error
-    return Frozen(folder, decisions, promised, fitted, record)
-
-
-def _of_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record as this format has it; openings name what is frozen there by the record's own hash."""
-    part = {
-        "decision": record["decision"],
-        "guarantees": [],
-        "frozen_utc": record["frozen_utc"],
-        "test_openings_before": record.get("test_openings_before", 0),
-    }
-    level = record["decision"]["level"] if isinstance(record["decision"], dict) else "vertebra"
-    kept = {name: record[name] for name in ("split_sha256", "predictions_sha256", "chosen_on")}
-    return {
-        "format": FORMAT,
-        "frozen_sha256": record[SEAL],
-        "decisions": {level: part},
-        "calibrators": {},
-        **kept,
-        MEMORY: {"rows": 0, "last_sha256": "", "lost": 0},
-        "versions": record.get("versions"),
-    }
-
-
-def check_belongs(frozen: Frozen, predictions: pd.DataFrame) -> None:
-    """Refuse other predictions, a run of another split, or a guarantee that these predictions do not give.
-
-    Raises:
-        ValueError: says which, and gives both hashes.
-    """
-    path = frozen.folder / DECISION
-    stored, found = frozen.record["predictions_sha256"], predictions_sha256(predictions)
-    if stored != found:
-        raise ValueError(
-            f"{path} was frozen with other predictions: their SHA-256 is {stored}, that of these is {found}. "
-            "Hand in the whole table as predictions.read_predictions(...) reads it; if the model was trained "
-            f"or run again, {_AGAIN}"
-        )
-    stored, found = frozen.record["split_sha256"], _split_sha256(frozen.folder, predictions)
-    if stored != found:
-        raise ValueError(
-            f"{path} was frozen with another split: its SHA-256 is {stored}, that of the run now is {found}, "
-            f"so that patients it was chosen on may be test patients. Bring that split back, or {_AGAIN}"
-        )
-    _check_covered(frozen.decisions, checked_guarantees(frozen.guarantees, predictions))
-
-
-def evaluate_on_test(run_folder: str | Path, predictions: pd.DataFrame) -> pd.DataFrame:
-    """What the frozen decisions reach on the test split; the opening is on record before that is told.
-
-    Args:
-        run_folder: `checkpoints/<run>`, with a frozen decision at each level where validation can choose one.
-        predictions: the predictions table that they were frozen with.
-
-    Returns:
-        Columns `level, patients, studies, incomplete, tp, fp, fn, tn`, the `metrics.rates` and `undefined`.
-        For the decision about vertebrae, one row for all (`all`) and one for each; then one for patients.
-        Each study is called by itself; `patients` counts whose they are (`metrics.resampled_units`), and
-        `incomplete` the studies with a vertebra missing. A rate whose denominator is zero is NaN;
-        `undefined` counts those.
-
-    Raises:
-        FileNotFoundError: no decision is frozen there.
-        ValueError: they were frozen with other predictions or another split; a level lacks its decision;
-            there are no test rows; or the table breaks the schema.
-        OSError: the opening cannot be put on record, so that nothing is told.
-    """
-    frozen, table = read_decision(run_folder), validate_predictions(predictions)
-    check_belongs(frozen, table)
-    test = table[table["split"] == "test"]
-    if test.empty:
-        found = ", ".join(sorted(table["split"].unique()))
-        raise ValueError(f"The predictions have no row of the split 'test'; found {found}. Predict it.")
-    if lacking := [level for level in levels_to_decide(table) if level not in frozen.decisions]:
-        raise ValueError(
-            f"No decision at {' or '.join(lacking)} level is frozen in {frozen.folder}: a threshold for one "
-            "level says nothing about the other, and both are chosen before the test split is opened. Choose "
-            f"with levels.choose_decision(..., level={lacking[0]!r}), and freeze that as well."
-        )
-    decisions = [frozen.decisions[level] for level in get_args(Level) if level in frozen.decisions]
-    results = pd.concat([_results(each, test) for each in decisions], ignore_index=True)
-    record_opening(
-        frozen.folder,
-        decision_sha256=frozen.sha256,
-        predictions_sha256=frozen.record["predictions_sha256"],
-        level=" and ".join(each.rule.level for each in decisions),
-        objective=" and ".join(each.rule.objective for each in decisions),
-    )
-    remember_openings(frozen)
-    return results
-
-
-def _results(decision: Decision, test: pd.DataFrame) -> pd.DataFrame:
-    called = apply_decision(decision, test, level=decision.rule.level)
-    parts = {"patient": called}
-    if decision.rule.level == "vertebra":
-        parts = {"all": called} | {str(name): part for name, part in called.groupby("vertebra")}
-    seen = test["vertebra"].isin(VERTEBRAE).groupby(test[UID]).sum()
-    rows = []
-    for level, part in parts.items():
-        studies = part[UID].unique()
-        row = rates(confusion(part["label"], part["positive"], 0.5)).drop(columns="threshold")
-        row.insert(0, "level", level)
-        row.insert(1, "patients", resampled_units(part).nunique())
-        row.insert(2, "studies", len(studies))
-        row.insert(3, "incomplete", int((seen[studies] < len(VERTEBRAE)).sum()))
-        rows.append(row)
-    table = pd.concat(rows, ignore_index=True)
-    return table.assign(undefined=table.isna().sum(axis=1))

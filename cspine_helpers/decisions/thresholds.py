@@ -12,18 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from cspine_helpers.evaluation.cases import (
-    Aggregation,
-    Level,
-    at_level,
-    check_choice,
-    defined_levels,
-    has_own_score,
-    rows_at,
-)
+from cspine_helpers.evaluation.cases import Aggregation, Cases, Level, check_choice
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import check_scores, confusion, rates, threshold_counts
-from cspine_helpers.predictions import validate_predictions, validation_rows
 
 STATED = "stated"  # in place of an objective, where a person or a guarantee gave the threshold
 FEW_CALLED = 10  # cases; of fewer, the precision of a threshold hangs on single ones
@@ -179,6 +170,10 @@ class Decision:
         cases: how many vertebrae or patients chose it.
         positives: how many of those are fractured.
         thresholds: vertebra → its own threshold; None: one for all.
+
+    Example:
+        >>> choose_decision(predictions, Rule("max_f1")).reason
+        'Highest F1 among all 1400 thresholds.'
     """
 
     rule: Rule
@@ -286,22 +281,17 @@ def choose_threshold(labels: ArrayLike, probabilities: ArrayLike, rule: Rule) ->
 def choose_decision(predictions: pd.DataFrame, rule: Rule) -> Decision:
     """Choose a threshold on the validation split of a predictions table; other splits are not looked at.
 
-    Patients are made by the rule's aggregation: by the model's own score where the table has it and none is
-    given.
+    Where the rule names no aggregation of patients, the decision's has that of `Cases.patients`.
 
     Example:
         >>> choose_decision(predictions, Rule("max_f1")).rule.level
         'vertebra'
 
     Raises:
-        ValueError: the table breaks the schema or has no validation rows; as `choose_threshold`; or there is
-            no aggregation at patient level.
+        ValueError: the table breaks the schema or has no validation rows; or as `choose_threshold`.
     """
-    table = validation_rows(predictions)
-    if rule.level == "patient" and rule.aggregation is None and has_own_score(table):
-        rule = replace(rule, aggregation=Aggregation("own"))
-    rows = rows_at(table, rule.level, rule.aggregation)
-    return choose_threshold(rows["label"], rows["probability"], rule)
+    cases = Cases.of(predictions, split="validation", level=rule.level, aggregation=rule.aggregation)
+    return choose_threshold(cases.label, cases.probability, replace(rule, aggregation=cases.aggregation))
 
 
 def choose_per_vertebra(
@@ -325,100 +315,98 @@ def choose_per_vertebra(
         ValueError: a vertebra has too few fractured or intact cases, with their counts; the table breaks the
             schema or has no validation rows; as `choose_threshold`.
     """
-    rows = at_level(validation_rows(predictions), "all")
-    parts = {name: rows[rows["vertebra"] == name] for name in VERTEBRAE}
-    counts = {name: np.bincount(part["label"], minlength=2) for name, part in parts.items()}
+    cases = Cases.of(predictions, split="validation")
+    parts = {name: cases.where(cases.unit == name) for name in VERTEBRAE}
+    counts = {name: np.bincount(part.label, minlength=2) for name, part in parts.items()}
     if rare := [f"{name} {n[1]} and {n[0]}" for name, n in counts.items() if n.min() < min_positives]:
         raise ValueError(
             f"A threshold of its own needs {min_positives} fractured and {min_positives} intact cases of "
             f"each vertebra; found {', '.join(rare)}. Choose one for all vertebrae, or add studies."
         )
-    single = {
-        name: choose_threshold(part["label"], part["probability"], rule) for name, part in parts.items()
-    }
+    single = {name: choose_threshold(part.label, part.probability, rule) for name, part in parts.items()}
     failed = [f"{name}: {one.reason}" for name, one in single.items() if one.threshold is None]
     thresholds = None if failed else {name: one.require() for name, one in single.items()}
-    called = rows["probability"] >= rows["vertebra"].map(thresholds or dict.fromkeys(VERTEBRAE, np.inf))
-    counted = called.groupby(rows["vertebra"]).sum()
+    lowest = pd.Series(cases.unit).map(thresholds or dict.fromkeys(VERTEBRAE, np.inf))
+    called = cases.with_probability(cases.probability >= lowest)
+    counted = {name: called.probability[called.unit == name].sum() for name in VERTEBRAE}
     few = [f"{name}:{words}" for name, n in counted.items() if (words := few_called(n))]
     reason = " ".join(failed or [f"{rule.title} of each vertebra by itself.", *few])
-    reached = rates(confusion(rows["label"], called, 0.5)).iloc[0]
+    reached = rates(confusion(called.label, called.probability, 0.5)).iloc[0]
     return _decision(rule, reached, reason, threshold=None, thresholds=thresholds)
 
 
-def state_threshold(
-    labels: ArrayLike, probabilities: ArrayLike, threshold: float, rule: Rule, *, reason: str
-) -> Decision:
+def state_threshold(cases: Cases, threshold: float, *, reason: str) -> Decision:
     """The decision for a threshold that was given: by a person, or by a method that guarantees something.
 
     Args:
-        labels: (N,) of 0/1.
-        probabilities: (N,) in [0, 1].
+        cases: at the level that it applies to.
         threshold: as given.
-        rule: with the objective `stated`, and the level.
         reason: one sentence that says why this threshold.
 
     Raises:
-        ValueError: see `metrics.check_scores`; one class is absent; the threshold is outside [0, 1], or
-            `reason` is empty.
+        ValueError: one class is absent; the threshold is outside [0, 1], or `reason` is empty.
     """
-    check_choice("objective", rule.objective, (STATED,))
     if not reason.strip():
         raise ValueError("A stated threshold needs its reason, one sentence. Say why this one.")
-    y, p = check_scores(labels, probabilities, both_classes=True)
+    y, p = check_scores(cases.label, cases.probability, both_classes=True)
     reached = rates(confusion(y, p, threshold)).iloc[0]
+    rule = Rule(STATED, level=cases.level, aggregation=cases.aggregation)
     few = few_called(reached["tp"] + reached["fp"])
     return _decision(rule, reached, f"{reason}{few}", threshold=float(threshold))
 
 
-def apply_decision(
-    decision: Decision, predictions: pd.DataFrame, *, level: Level, aggregation: Aggregation | None = None
-) -> pd.DataFrame:
+def at_level_of(rule: Rule, cases: Cases) -> Cases:
+    """The cases, vertebrae, at the level of a rule: themselves, or the patients by its aggregation.
+
+    Raises:
+        ValueError: the rule is of patients, and does not say how they are made; or see `Cases.patients`.
+    """
+    if rule.level == "patient" and rule.aggregation is None:
+        raise ValueError(
+            "The rule does not say how the vertebrae of a patient become one probability: it was chosen on "
+            "arrays. Give it the aggregation that made them: Rule(..., level='patient', aggregation=...)."
+        )
+    return cases.patients(rule.aggregation) if rule.level == "patient" else cases
+
+
+def apply_decision(decision: Decision, cases: Cases | pd.DataFrame) -> pd.DataFrame:
     """Call each vertebra, or each patient, positive or not.
 
     Args:
         decision: what to apply.
-        predictions: predictions table, of any splits.
-        level: at which level; that of the decision's rule.
-        aggregation: at patient level, where the rule has none; never another one.
+        cases: at the level of the decision's rule, patients by its aggregation; or a predictions table, of
+            which those are made.
 
     Returns:
-        The predictions, or at patient level the table of `aggregate`, with the columns `threshold` and
-        `positive` (bool).
+        `Cases.table` with the columns `threshold` and `positive` (bool).
+
+    Example:
+        >>> decision = choose_decision(predictions, Rule("max_f1"))
+        >>> int(apply_decision(decision, predictions)["positive"].sum()) > 0
+        True
 
     Raises:
-        ValueError: the decision is of another level or aggregation, or has no threshold, or the table breaks
-            the schema.
+        ValueError: the cases are of another level or aggregation; the decision has no threshold, or does not
+            say how patients are made; the table breaks the schema.
     """
     rule = decision.rule
-    check_choice("level", level, get_args(Level))
-    if level != rule.level:
+    if not isinstance(cases, Cases):
+        cases = at_level_of(rule, Cases.of(cases))
+    if cases.level != rule.level:
         raise ValueError(
-            f"The decision holds at {rule.level} level, not at {level} level: a threshold for one says "
-            f"nothing about the other. Choose one with choose_decision(…, Rule(…, level={level!r}))."
+            f"The decision holds at {rule.level} level, not at {cases.level} level: a threshold for one says "
+            f"nothing about the other. Choose one with choose_decision(…, Rule(…, level={cases.level!r}))."
         )
-    if None not in (aggregation, rule.aggregation) and aggregation != rule.aggregation:
+    if None not in (cases.aggregation, rule.aggregation) and cases.aggregation != rule.aggregation:
         raise ValueError(
-            f"The decision was chosen with the aggregation {rule.aggregation}, not with {aggregation}. "
-            "Leave it out, or choose a threshold for the other."
+            f"The decision was chosen with the aggregation {rule.aggregation}, not with {cases.aggregation}. "
+            "Make patients by the same, or choose a threshold for the other."
         )
-    rows = rows_at(validate_predictions(predictions), level, rule.aggregation or aggregation)
     if decision.thresholds is not None:
-        threshold = rows["vertebra"].map(decision.thresholds).astype(np.float64)
+        threshold = pd.Series(cases.unit).map(decision.thresholds).to_numpy(dtype=np.float64)
     else:
-        threshold = pd.Series(decision.require(), index=rows.index)
-    return rows.assign(threshold=threshold, positive=rows["probability"] >= threshold)
-
-
-def levels_to_decide(predictions: pd.DataFrame) -> tuple[Level, ...]:
-    """The levels at which the validation split can choose: where it has both classes.
-
-    Raises:
-        ValueError: the table breaks the schema or has no validation rows.
-    """
-    defined = defined_levels(validation_rows(predictions))
-    names: dict[Level, str] = {"vertebra": "all", "patient": "patient"}
-    return tuple(level for level, name in names.items() if name in defined)
+        threshold = np.full(len(cases), decision.require())
+    return cases.table().assign(threshold=threshold, positive=cases.probability >= threshold)
 
 
 def few_called(called: float) -> str:

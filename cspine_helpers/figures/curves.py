@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
 from cspine_helpers import metrics
-from cspine_helpers.decisions.simulation import _TARGETS, METHODS
+from cspine_helpers.decisions.simulation import METHODS, TARGETS
 from cspine_helpers.evaluation.cases import (
     at_level,
     cleared_by_vertebrae,
@@ -311,21 +311,24 @@ def guarantee_picture(table: pd.DataFrame, *, recall: float, delta: float) -> Pi
         >>> from cspine_helpers.decisions.simulation import simulate_guarantee
         >>> figure = guarantee_picture(simulate_guarantee(redraws=20), recall=0.9, delta=0.1)
     """
-    never = table[table["unpromised"] == table["redraws"]]
+    never = table[table["no_threshold"] == table["redraws"]]
     if len(never):
         names = listing(f"{row.target}: {row.method}" for row in never.itertuples())
         raise ValueError(f"No redraw gave a threshold for {names}. Simulate with more patients in each.")
     figure, (left, right) = canvas(11, 0.55 * len(table) + 1.3, 1, 2, sharey=True)
     for row, found in enumerate(table.to_dict("records")):
         mark = {"color": _METHOD_COLOURS[found["method"]], "fmt": "o", "ms": 6, "elinewidth": 2.5}
-        for axes, ends in ((left, ("recall_5", "recall_50", "recall_95")), (right, ("low", "share", "high"))):
+        for axes, ends in (
+            (left, ("recall_5", "recall_50", "recall_95")),
+            (right, ("low", "violation_rate", "high")),
+        ):
             low, middle, high = (found[end] for end in ends)
             axes.errorbar(middle, row, xerr=[[middle - low], [high - middle]], **mark)
         text = {"va": "center", "color": mark["color"], "bbox": {"color": "white", "pad": 1}}
-        right.text(found["high"] + 0.015, row, f"{found['share']:.1%}", **text)
+        right.text(found["high"] + 0.015, row, f"{found['violation_rate']:.1%}", **text)
     style.reference(left, recall, "x")
     style.reference(right, delta, "x")
-    targets = table["target"].map(_TARGETS)
+    targets = table["target"].map(TARGETS)
     left.set_yticks(range(len(table)), [f"{a}\n{b}" for a, b in zip(targets, table["method"], strict=True)])
     left.set_ylim(len(table) - 0.5, -0.5)
     left.set_xlabel("true recall: median, 90% of redraws (dashed: guaranteed)")

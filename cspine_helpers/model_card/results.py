@@ -230,7 +230,7 @@ def find(rows: pd.DataFrame, decisions: Mapping[str, Decision]) -> Findings:
 
 
 def _reached(rows: pd.DataFrame, decision: Decision) -> Reached:
-    called = apply_decision(decision, rows, level=decision.rule.level)
+    called = apply_decision(decision, rows)
     called = called.assign(probability=called["positive"].astype(float))
     called = called if decision.rule.level == "vertebra" else called.assign(vertebra=VERTEBRAE[0])
     counted = confusion(called["label"], called["probability"], 0.5).iloc[0]

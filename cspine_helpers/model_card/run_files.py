@@ -74,7 +74,7 @@ class Dossier:
     def guaranteed(self, level: str) -> str:
         """What is guaranteed of the frozen decision at a level; empty where nothing is."""
         every = self.frozen.guarantees if self.frozen is not None else ()
-        reasons = [each.reason for each in every if (each.level == "patient") == (level == "patient")]
+        reasons = [each.reason for each in every if each.target.decision_level == level]
         if reasons and self.predictions is None:
             return "not shown: without `predictions.csv` it cannot be checked"
         return " ".join(reasons)

@@ -10,7 +10,7 @@ The chosen and the guaranteed threshold of each level, and the decision that any
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from cspine_helpers.decisions.guarantees import Guarantee, checked_guarantees
 from cspine_helpers.decisions.thresholds import Decision, Rule, choose_threshold, few_called, state_threshold
 from cspine_helpers.evaluation.cases import (
     Aggregation,
+    Cases,
     aggregate,
     at_level,
     default_aggregation,
@@ -95,18 +96,16 @@ class Marks:
 
         self._guarantees = checked_guarantees(guarantees, predictions)
         for each in self._guarantees:
-            if each.level == "patient" and each.aggregation != self.aggregation:
+            if each.target.level == "patient" and each.target.aggregation != self.aggregation:
                 raise ValueError(
-                    f"The guarantee is for patients by {each.aggregation and each.aggregation.name}, those "
+                    f"The guarantee is for patients by {_by(each)}, those "
                     f"here are by {self.aggregation.name}. Make one by the same aggregation."
                 )
         reasons = []
         for each in self._guarantees:
-            highest = self.at(_shown(each.level)).get("guaranteed")
+            highest = self.at(_shown(each.target.level)).get("guaranteed")
             mark = "none" if highest is None else digits(highest)
-            reasons.append(
-                f"Guaranteed for {NAMES.get(_shown(each.level), each.level)}: {mark}. {each.reason}"
-            )
+            reasons.append(f"Guaranteed for {_named(each)}: {mark}. {each.reason}")
         few = few_called((self._rows(self.level)["probability"] >= self.start).sum())
         self.note = " ".join([f"{why}, {digits(self.start)}.{few}", *reasons])
 
@@ -186,7 +185,7 @@ class Marks:
 
     def _guaranteed_levels(self) -> list[str]:
         """Levels with a guarantee, in words."""
-        return [NAMES.get(_shown(each.level), each.level) for each in self._guarantees]
+        return [_named(each) for each in self._guarantees]
 
     def decision(self, level: str, threshold: float) -> Decision:
         """The decision that a threshold makes: the one given where it is that one's, else a stated one.
@@ -198,16 +197,22 @@ class Marks:
             raise ValueError("A decision is for all vertebrae, or for patients. Choose that level.")
         if self._given is not None and self.at(level).get("chosen") == threshold:
             return self._given
-        rows, options = self._rows(level), dict[str, Any]()
-        if level == "patient":
-            options = {"level": "patient", "aggregation": self.aggregation}
-        reason = "Set by hand on the slider."
-        return state_threshold(
-            rows["label"], rows["probability"], threshold, Rule("stated", **options), reason=reason
-        )
+        cases = Cases.of(self._predictions)
+        cases = cases.patients(self.aggregation) if level == "patient" else cases
+        return state_threshold(cases, threshold, reason="Set by hand on the slider.")
 
     def _promise(self, level: str) -> Guarantee | None:
-        return next((each for each in self._guarantees if _shown(each.level) == level), None)
+        return next((each for each in self._guarantees if _shown(each.target.level) == level), None)
+
+
+def _named(guarantee: Guarantee) -> str:
+    """Its level in words."""
+    return NAMES.get(_shown(guarantee.target.level), guarantee.target.level)
+
+
+def _by(guarantee: Guarantee) -> str:
+    aggregation = guarantee.target.aggregation
+    return aggregation.name if aggregation else "no aggregation"
 
 
 def _shown(level: str) -> str:

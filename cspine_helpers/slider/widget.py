@@ -250,6 +250,11 @@ class ThresholdExplorer:
             `practice.practise`), with a second one to undo it; or what the button calls instead:
             `freeze(decision, guarantees=...)`, with the guarantee that holds there, if one does.
 
+    Example:
+        >>> explorer = ThresholdExplorer(predictions, threshold=0.3)
+        >>> explorer.threshold, explorer.level
+        (0.3, 'all')
+
     Raises:
         ValueError: the table breaks its schema, holds one class only or one study; the decision has no
             threshold; the threshold is not in [0, 1], or stands beside a decision; or a guarantee is of other
