@@ -159,7 +159,7 @@ def _train(options: Namespace) -> int:
         model=model,
         config=config,
         resume=options.resume,
-        leave_out_unusable=options.skip_unusable,
+        skip_unusable=options.skip_unusable,
     )
     if PartialState().is_main_process:
         print(history.to_string(index=False))
@@ -199,7 +199,7 @@ def _predict(options: Namespace) -> int:
         path,
         batch_size=options.batch_size,
         workers=options.workers,
-        leave_out_unusable=options.skip_unusable,
+        skip_unusable=options.skip_unusable,
         replace=options.replace,
     )
     if options.calibrated:

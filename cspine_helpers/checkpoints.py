@@ -25,10 +25,10 @@ class Run:
     """A trained model as it was saved.
 
     Attributes:
-        folder: where it lies.
-        model: in eval mode, on the CPU.
+        folder: where it was saved.
+        model: in eval mode, on the CPU until `to` moves it.
         config: the model's.
-        threshold: probability from which a vertebra counts as fractured; None where none qualified, and
+        threshold: probability from which a vertebra is called fractured; None where none qualified, and
             `record["decision"]["reason"]` says why.
         record: the whole of `run.json`.
     """
@@ -85,6 +85,11 @@ def load_run(folder: str | Path) -> Run:
     Raises:
         FileNotFoundError: `run.json` or `model.safetensors` is missing.
         ValueError: they are damaged, or do not belong to this package or to each other; says what differs.
+
+    Example:
+        >>> run = load_run(run_folder)
+        >>> run.config.backbone, round(run.threshold, 2)
+        ('tf_efficientnetv2_b0', 0.22)
     """
     folder = Path(folder)
     record = read_record(folder)
@@ -121,10 +126,7 @@ def _threshold(record: dict[str, Any], folder: Path) -> float | None:
 
 
 def _load_weights(path: Path, config: ModelConfig) -> FractureClassifier:
-    """A model of the file's tensors, if config and tensors are exactly those that are wanted.
-
-    What can be refused by the file's header is: neither a model nor a tensor is made before.
-    """
+    """A model of the file's tensors, if config and tensors are exactly those wanted, by the header first."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. Restore it, or train again with notebook 03.")
     try:
@@ -132,8 +134,16 @@ def _load_weights(path: Path, config: ModelConfig) -> FractureClassifier:
             _refuse(path, _config_differences((file.metadata() or {}).get("model"), config))
             with torch.device("meta"):  # shapes without numbers
                 model = FractureClassifier(replace(config, pretrained=False, pretrained_file=None))
-            wanted = {name: _kind(value.dtype, value.shape) for name, value in model.state_dict().items()}
-            _refuse(path, _tensor_differences(file, wanted))
+            wanted = {
+                name: f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+                for name, value in model.state_dict().items()
+            }
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            found = {
+                name: f"{_DTYPES.get(s.get_dtype(), s.get_dtype())} {tuple(s.get_shape())}"
+                for name, s in slices.items()
+            }
+            _refuse(path, differences(found, wanted))
             tensors = {name: file.get_tensor(name).clone() for name in wanted}
     except SafetensorError as error:
         raise ValueError(
@@ -154,22 +164,6 @@ def _refuse(path: Path, problems: list[str]) -> None:
         )
 
 
-def _tensor_differences(file: Any, wanted: Mapping[str, str]) -> list[str]:
-    """What the tensors of an open safetensors file are otherwise than wanted, by its header alone."""
-    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    found = {
-        name: f"{_DTYPES.get(s.get_dtype(), s.get_dtype())} {tuple(s.get_shape())}"
-        for name, s in slices.items()
-    }
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is foreign" for name in found if name not in wanted]
-    return problems + [
-        f"{name} is {found[name]}, not {kind}"
-        for name, kind in wanted.items()
-        if name in found and found[name] != kind
-    ]
-
-
 def _not_finite_tensors(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return [f"{name} holds NaN or infinity" for name, value in tensors.items() if not value.isfinite().all()]
 
@@ -185,7 +179,3 @@ def _config_differences(header: str | None, config: ModelConfig) -> list[str]:
         if isinstance(found, dict)
         else ["its header holds no model config"]
     )
-
-
-def _kind(dtype: torch.dtype, shape: torch.Size) -> str:
-    return f"{str(dtype).removeprefix('torch.')} {tuple(shape)}"

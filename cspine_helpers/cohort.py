@@ -18,7 +18,7 @@ LeftOut = dict[str, dict[str, list[str]]]
 
 @dataclass(frozen=True)
 class Cohort:
-    """What training and explanation read of a cohort.
+    """What training, prediction and explanation read of a cohort.
 
     Attributes:
         folder: `data/<cohort>`.
@@ -84,7 +84,7 @@ class Cohort:
         }
 
     def usable(
-        self, *, slices: int, size: int, splits: Iterable[str] = SPLITS, leave_out: bool = False
+        self, *, slices: int, size: int, splits: Iterable[str] = SPLITS, skip_unusable: bool = False
     ) -> tuple[Self, LeftOut]:
         """The cohort, once each packed sequence of these splits can be used.
 
@@ -92,15 +92,15 @@ class Cohort:
             slices: T of every sequence.
             size: H and W of every sequence, pixels.
             splits: that are looked at; the others stay as they are.
-            leave_out: leave out the studies with a sequence that cannot be used; else they are an error.
+            skip_unusable: do without the studies with a sequence that cannot be used; else they are an error.
 
         Returns:
             The cohort without what was left out, and that: split → study → reasons.
 
         Raises:
-            ValueError: sequences are missing or cannot be used, and `leave_out` is not set; names ten.
+            ValueError: sequences are missing or cannot be used, and `skip_unusable` is not set; names ten.
         """
-        if not leave_out:
+        if not skip_unusable:
             samples = pd.concat([self.samples[name] for name in splits])
             check_sequences(self.packed, samples, slices=slices, size=size)
             return self, {}
@@ -126,8 +126,8 @@ class Cohort:
         if differ:
             raise ValueError(
                 f"The run was trained on other data than {self.folder} holds ({', '.join(differ)} differ), "
-                "so patients it has learned from may be in validation or test. Bring the cohort and split of "
-                "the run back, or train anew with notebook 03."
+                "so patients it has learned from may be in validation or test. Restore the cohort and split "
+                "of the run, or train again with notebook 03."
             )
 
 
@@ -139,6 +139,11 @@ def read_cohort(folder: str | Path) -> Cohort:
     Raises:
         FileNotFoundError: labels or split are not there.
         ValueError: a file breaks its schema, or a study is in two splits; names the first ten offenders.
+
+    Example:
+        >>> cohort = read_cohort(cohort_folder)
+        >>> list(cohort.samples)
+        ['train', 'validation', 'test']
     """
     folder = Path(folder)
     left_out = exclusions(folder)

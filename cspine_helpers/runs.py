@@ -25,11 +25,10 @@ HISTORY_COLUMNS = tuple(column.name for column in _COLUMNS)
 
 
 def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
-    """Write `run.json` in one step; `"format"` and the SHA-256 of what it describes are added.
+    """Write `run.json` in one step, with the SHA-256 of weights, of history where there is one, and its own.
 
-    `"weights_sha256"` and `"history_sha256"` are those of `model.safetensors` and, where there is one, of
-    `history.csv`, so write them first. After a stop between them, the old record stands beside new files, and
-    `load_run` and `read_history` notice. `"record_sha256"` is that of the record itself.
+    Write those first. After a stop in between, the old record is beside new files, and `load_run` and
+    `read_history` notice.
 
     Raises:
         FileNotFoundError: there are no weights to describe.
@@ -41,17 +40,21 @@ def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
     added = {"format": FORMAT, "weights_sha256": sha256_of(weights)}
     if history.is_file():
         added["history_sha256"] = sha256_of(history)
-    added[SEAL] = ""  # its place; what stands there is the hash of the whole
+    added[SEAL] = ""  # its place
     whole = {**added, **record, **added}  # they come first, and a record that was read cannot change them
     return write_sealed(Path(folder) / RECORD, whole)
 
 
 def read_history(folder: str | Path) -> pd.DataFrame:
-    """Read a run's `history.csv`: `HISTORY_COLUMNS`, one row an epoch; no threshold where none qualified.
+    """Read a run's `history.csv`: `HISTORY_COLUMNS`, one row an epoch; NaN where no threshold qualified.
 
     Raises:
         FileNotFoundError: there is none, or no record beside it.
         ValueError: it breaks the schema, or is not the file that the record describes; says what differs.
+
+    Example:
+        >>> len(read_history(run_folder))
+        8
     """
     path = inside(Path(folder) / HISTORY)
     source = "Training writes it (notebook 03)."
@@ -87,7 +90,12 @@ FORMAT = 1  # of run.json and the weights' names; rises when older runs can no l
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """Read a run's `run.json`; see `read_sealed`."""
+    """Read a run's `run.json`; see `read_sealed`.
+
+    Example:
+        >>> read_record(run_folder)["best_epoch"]
+        8
+    """
     return read_sealed(
         Path(folder) / RECORD,
         version=FORMAT,
@@ -99,9 +107,9 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 
 def other_runs(folder: str | Path) -> str:
-    """What stands beside a run that is not there, for the end of an error: the runs, and how each is used.
+    """What there is beside a run that is missing, for the end of an error: other runs, and how to use them.
 
-    Begins with a space; empty where there is none.
+    Begins with a space; empty where there is nothing.
     """
     folder = Path(folder)
     found = {path.parent for name in (RECORD, "predictions.csv") for path in folder.parent.glob(f"*/{name}")}
@@ -114,7 +122,5 @@ def other_runs(folder: str | Path) -> str:
             f" This one was set aside; paths.run_dir({last!r}).rename(paths.run_dir({own!r})) restores it."
         )
     if (training := staging_dir(folder)).is_dir():
-        said += (
-            f" A training of it stopped in {training.name}; RETRAIN = True in notebook 03 goes on with it."
-        )
+        said += f" A training of it stopped in {training.name}; RETRAIN = True in notebook 03 resumes it."
     return said

@@ -11,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from simulated import patients, table_of
-from toy_cohort import make_toy_cohort
+from toy_cohort import make_toy_cohort, tiny_model
 
 import cspine_helpers
+from cspine_helpers.checkpoints import Run
+from cspine_helpers.cohort import read_cohort
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
+from cspine_helpers.model import FractureClassifier
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
@@ -36,11 +40,16 @@ def shared(tmp_path_factory) -> dict:
     predictions = pd.concat([validation, test.assign(**{UID: "2." + test[UID]})], ignore_index=True)
     labels = predictions.pivot_table("label", UID, "vertebra")[[*VERTEBRAE]].reset_index()
     labels.insert(1, PATIENT, labels[[*VERTEBRAE]].max(axis=1))
+    torch.manual_seed(0)
+    cohort = read_cohort(make_toy_cohort(folder / "toy", studies=6))
+    model = FractureClassifier(tiny_model()).eval()
     return {
         "predictions": predictions,
         "labels": labels,
         "run_folder": shutil.copytree(ROOT / "checkpoints" / "builtin", folder / "run"),
-        "cohort_folder": make_toy_cohort(folder / "toy", studies=6),
+        "cohort": cohort,
+        "cohort_folder": cohort.folder,
+        "run": Run(folder / "untrained", model, model.config, 0.5, {"weights_sha256": "0" * 64}),
     }
 
 

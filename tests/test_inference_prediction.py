@@ -338,10 +338,10 @@ def test_studies_that_cannot_be_used_are_left_out_when_asked(run, cohort, tmp_pa
     (packed / f"{lost}_3.npy").unlink()
     with pytest.raises(ValueError, match=rf"{lost}_3.npy \(missing\)"):
         predict_cohort(run, known, tmp_path / "predictions.csv")
-    table = predict_cohort(run, known, tmp_path / "predictions.csv", leave_out_unusable=True)
+    table = predict_cohort(run, known, tmp_path / "predictions.csv", skip_unusable=True)
     assert lost not in set(table["StudyInstanceUID"])
     assert len(table) == len(known.samples["validation"]) + len(known.samples["test"]) - 7
-    assert f"1 studies left out, whose sequences cannot be used: '{lost}'" in capsys.readouterr().out
+    assert f"1 studies skipped, whose sequences are unusable: '{lost}'" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ class TestForm:
         if name >= "03":
             expected["RUN"] = None
         if name == "03_train":
-            expected |= {"RETRAIN": False, "LEAVE_OUT_UNUSABLE": False}
+            expected |= {"RETRAIN": False, "SKIP_UNUSABLE": False}
         assert assigned(cells[1]) == expected
 
     def test_code_cells_are_short_and_define_no_classes(self, name):

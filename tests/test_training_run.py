@@ -275,7 +275,7 @@ def test_studies_that_cannot_be_used_are_left_out_when_asked_and_counted(tmp_pat
     path = sequence_path(cohort / "packed", torn, "C7")
     path.write_bytes(path.read_bytes()[:-1])
     history = train(
-        cohort, tmp_path / "run", model=tiny_model(), config=CONFIG, leave_out_unusable=True, resume=True
+        cohort, tmp_path / "run", model=tiny_model(), config=CONFIG, skip_unusable=True, resume=True
     )
     assert len(history) == 2
     left_out = read_record(tmp_path / "run")["left_out"]

@@ -45,7 +45,11 @@ def test_what_was_saved_goes_on_exactly(tmp_path):
 
 
 def test_a_history_without_rows_has_its_columns():
-    assert list(TrainingState(SETTING).history.columns) == ["epoch", "validation_average_precision"]
+    assert list(TrainingState(SETTING).history.columns) == [
+        "epoch",
+        "validation_recall",
+        "validation_average_precision",
+    ]
 
 
 def test_a_state_that_is_missing_or_damaged_says_so(tmp_path):

@@ -1,11 +1,9 @@
-"""Packed sequences as torch samples, and batches of them with channels last in memory.
-
-Which samples make which batch, whatever the number of processes and workers, and their loaders.
-"""
+"""Packed sequences as torch samples, and their batches, whatever the number of processes and workers."""
 
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,9 +25,9 @@ from cspine_helpers.packed import CHANNELS, open_sequence, sequence_path, slice_
 class SequenceDataset(Dataset[dict[str, Tensor]]):
     """Samples of one split; files are memory-mapped when they are asked for, never held.
 
-    Asked for with `(epoch, index)`, or with the index alone for epoch 0. An item is a dict of `sequence`
-    uint8 `(T, 6, H, W)`, in memory channels last as on disk, `label` float32, `vertebra` int64 (0 for C1 to
-    6 for C7), `slice_truth` float32 `(T,)` (NaN where unknown) and `index` int64, its row in `samples`.
+    `dataset[epoch, index]` (or `dataset[index]`, epoch 0) is a dict of `sequence` uint8 `(T, 6, H, W)`,
+    channels last in memory, `label` float32, `vertebra` int64 (0 for C1 to 6 for C7), `slice_truth` float32
+    `(T,)` (NaN where unknown) and `index` int64, its row in `samples`.
 
     Args:
         samples: StudyInstanceUID, vertebra and label, as `labels.expand` makes them.
@@ -37,9 +35,13 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
         slices: T of every sequence.
         size: H and W of every sequence, pixels.
         augment: how sequences are varied; None leaves them as they are.
-        seed: the variation of an item depends on (seed, epoch, index) alone, so that it is the same
-            whatever the number of workers and the order.
-        manifest: table of `manifest.read_manifest`, for the slice truth; None: unknown throughout.
+        seed: an item's variation depends on (seed, epoch, index) alone.
+        manifest: table of `packed.read_manifest`, for the slice truth; None: unknown throughout.
+
+    Example:
+        >>> dataset = SequenceDataset(cohort.samples["test"], cohort.packed, slices=5, size=32)
+        >>> dataset[0]["sequence"].shape
+        torch.Size([5, 6, 32, 32])
     """
 
     def __init__(
@@ -57,9 +59,9 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
         if samples.empty:
             raise ValueError("There are no samples. Hand in the studies of a split that has some.")
         self._folder = Path(packed_dir)
-        names = map(sequence_path, repeat(self._folder), samples[UID], samples["vertebra"])
+        paths = map(sequence_path, repeat(self._folder), samples[UID], samples["vertebra"])
         # One block of bytes: workers would copy a list of paths, page by page, as they count references.
-        self._files = np.array([path.name for path in names], dtype=np.bytes_)  # (N,)
+        self._files = np.array([path.name for path in paths], dtype=np.bytes_)  # (N,)
         self.slices, self.size, self.seed = slices, size, seed
         self.labels = samples["label"].to_numpy(dtype=np.float32)  # (N,)
         self.vertebrae = samples["vertebra"].map(VERTEBRAE.index).to_numpy(dtype=np.int64)  # (N,)
@@ -124,7 +126,7 @@ def _slice_truth(samples: pd.DataFrame, manifest: pd.DataFrame | None, slices: i
     asked = pd.MultiIndex.from_frame(samples[[UID, "vertebra"]])
     if len(unlisted := asked[~asked.isin(known.index)]):
         names = listing(f"{uid} {vertebra}" for uid, vertebra in unlisted)
-        raise ValueError(f"{len(unlisted)} samples are not in the manifest: {names}. Pack the cohort anew.")
+        raise ValueError(f"{len(unlisted)} samples are not in the manifest: {names}. Pack the cohort again.")
     return np.stack([slice_truth_array(text, slices) for text in known.reindex(asked)])
 
 
@@ -137,8 +139,8 @@ def epoch_order(labels: np.ndarray, sampling: Sampling, *, seed: int, epoch: int
 
     Args:
         labels: `(N,)` of 0/1.
-        sampling: "shuffle" takes each sample once; "balanced" draws as many with replacement, fractured and
-            intact ones equally often.
+        sampling: "shuffle" takes each sample once; "balanced" draws N with replacement, fractured and intact
+            ones equally often.
         seed: of the training.
         epoch: in question.
 
@@ -163,10 +165,10 @@ def epoch_order(labels: np.ndarray, sampling: Sampling, *, seed: int, epoch: int
 def steps_of(
     order: np.ndarray, *, batch_size: int, accumulate: int = 1, processes: int = 1
 ) -> list[list[np.ndarray]]:
-    """An epoch's samples dealt out to optimiser steps, and each step's to its batches, none twice.
+    """An epoch's samples in optimiser steps, and each step's in `accumulate · processes` batches, none twice.
 
-    A step has `accumulate · processes` batches of at most `batch_size`, all of nearly one size: no tiny batch
-    is left at the end, and none is empty (where samples do not go round, a batch has one more instead).
+    Batches hold at most `batch_size` samples and nearly equally many, and none is empty (where samples do not
+    go round, a batch has one more instead).
 
     Raises:
         ValueError: fewer samples than a step has batches.
@@ -186,14 +188,12 @@ class EpochBatches(Sampler[list[Key]]):
 
     Args:
         order: epoch → its samples in order.
-        batch_size: most samples of a batch.
-        accumulate: batches of each process whose gradients make one step.
+        batch_size, accumulate, processes: see `steps_of`.
         process: which of the processes this is.
-        processes: how many share the samples.
 
     Attributes:
         epoch: that is set.
-        accumulate: as given.
+        accumulate: batches of each process whose gradients make one step.
         step_sizes: samples of each step, over all processes.
     """
 
@@ -237,16 +237,16 @@ def make_loader(
     process: int = 0,
     processes: int = 1,
 ) -> DataLoader[dict[str, Tensor]]:
-    """Batches of a dataset, on the device's side of pinned memory where there is a GPU.
+    """A loader of a data set's batches, in pinned memory where there is a GPU.
 
     Args:
         dataset: what is loaded.
         batch_size: most sequences of a batch.
         sampling: order of training samples, see `epoch_order`; call `loader.batch_sampler.set_epoch(n)`
-            before pass n, or every pass is the same. None: the order of the dataset, in batches that do not
-            depend on the number of processes (they are dealt out in turn).
-        workers: processes that load, at most one a core for all trainings on this machine; 0: this one loads.
-            Batches do not depend on it.
+            before pass n, or every pass is the same. None: the order of the data set, the same batches
+            whatever the number of processes.
+        workers: processes that load, at most one a core of this machine; 0: this one loads. Batches do not
+            depend on it.
         seed: of the order.
         accumulate: batches of each process whose gradients make one step.
         process: which of the processes this is.
@@ -254,6 +254,11 @@ def make_loader(
 
     Raises:
         ValueError: `batch_size` or `workers` is no number of them, or the order cannot be drawn.
+
+    Example:
+        >>> dataset = SequenceDataset(cohort.samples["test"], cohort.packed, slices=5, size=32)
+        >>> [len(batch["label"]) for batch in make_loader(dataset, batch_size=4)]
+        [4, 3]
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(
@@ -264,10 +269,9 @@ def make_loader(
         chunks = [range(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size)]
         batches: Any = [list(chunk) for chunk in chunks[process::processes]]
     else:
-        labels, drawn = dataset.labels, sampling
-        epoch_order(labels, drawn, seed=seed, epoch=0)  # refuses now what it would refuse in the first epoch
+        order = partial(epoch_order, dataset.labels, sampling, seed=seed)
         batches = EpochBatches(
-            lambda epoch: epoch_order(labels, drawn, seed=seed, epoch=epoch),
+            lambda epoch: order(epoch=epoch),
             batch_size=batch_size,
             accumulate=accumulate,
             process=process,

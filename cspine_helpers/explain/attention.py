@@ -1,4 +1,4 @@
-"""What the model attended to, and how well that finds the slices that show the fracture."""
+"""What the model attended to, and how well that localises the slices that show the fracture."""
 
 import copy
 from dataclasses import replace
@@ -40,6 +40,11 @@ def attention_table(
         One row a slice, T rows a sample in the samples' order: StudyInstanceUID, vertebra, label,
         probability (of the whole vertebra), slice (0 … T − 1, cranial first), attention (sums to 1 over a
         sample's slices), fractured (1, 0, or NaN where unknown).
+
+    Example:
+        >>> table = attention_table(run, cohort.samples["test"], cohort.packed)
+        >>> sorted(table["slice"].unique().tolist())
+        [0, 1, 2, 3, 4]
     """
     manifest = read_manifest(packed_dir) if (Path(packed_dir) / "manifest.csv").is_file() else None
     slices, size = run.config.slices, run.config.size
@@ -58,10 +63,10 @@ def attention_table(
 
 
 def intact_profile(table: pd.DataFrame) -> NDArray[np.float64]:
-    """Where attention goes when nothing is broken: the mean over intact vertebrae of a row's level and slice.
+    """Mean attention over intact vertebrae of a row's level and slice: what attention has to beat.
 
-    Fractures have favourite places, so that a model may score well by always looking there. This profile
-    knows the places and no fracture: it is what attention has to beat.
+    Fractures have favourite places, so that a model may score well by always attending there. This profile
+    knows the places and no fracture.
 
     Args:
         table: of `attention_table`.
@@ -78,39 +83,41 @@ def intact_profile(table: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def sequence_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """How well attention finds the fractured slices, for each sequence that has some and not only such.
+    """How well attention localises fractured slices, for each sequence that has fractured and intact ones.
 
     Args:
         table: of `attention_table`, intact vertebrae included, as the `intact_profile` is theirs.
 
     Returns:
-        StudyInstanceUID, vertebra, probability; `auroc`, how often a fractured slice has more weight than an
-        intact one (ties count half); `share`, the weight on fractured slices; `top1`, 1 where the slice of
-        most weight is fractured; the same three for the `intact_profile` in attention's place,
-        `profile_auroc` and so on; `uniform_share`, what uniform weights would put on fractured slices. Empty
-        where no truth is known.
+        StudyInstanceUID, vertebra, probability; `auroc`, of the weights for slices being fractured; `share`,
+        the weight on fractured slices; `top1`, 1 where the slice of most weight is fractured; the same three
+        for the `intact_profile`, `profile_auroc` and so on; `uniform_share`, what uniform weights would put
+        on fractured slices. Empty where no truth is known.
 
     Raises:
         ValueError: columns are missing.
+
+    Example:
+        >>> scores = sequence_scores(attention_table(run, cohort.samples["test"], cohort.packed))
+        >>> scores["auroc"].between(0, 1).all()
+        np.True_
     """
     require_columns(table, COLUMNS, what="The attention table")
     rows = []
-    weighed = table.assign(profile=intact_profile(table))
-    for (uid, vertebra), slices in weighed.groupby([UID, "vertebra"], sort=False):
+    for (uid, vertebra), slices in table.assign(profile=intact_profile(table)).groupby(
+        [UID, "vertebra"], sort=False
+    ):
         truth = slices["fractured"].to_numpy()
         if np.isnan(truth).any() or truth.min() == truth.max():
             continue
-        row = {UID: uid, "vertebra": vertebra, "probability": slices["probability"].iloc[0]}
-        for prefix, column in (("", "attention"), ("profile_", "profile")):
-            weight = slices[column].to_numpy()
-            found = (np.nan, np.nan, np.nan)
-            if not np.isnan(weight).any():
-                found = auroc(truth, weight), weight[truth == 1].sum() / weight.sum(), truth[weight.argmax()]
-            row |= {
-                f"{prefix}{name}": value
-                for name, value in zip(("auroc", "share", "top1"), found, strict=True)
-            }
-        rows.append(row | {"uniform_share": truth.mean()})
+        found: list[float] = []
+        for weight in (slices["attention"].to_numpy(), slices["profile"].to_numpy()):
+            if np.isnan(weight).any():
+                found += [np.nan] * 3
+            else:
+                share = weight[truth == 1].sum() / weight.sum()
+                found += [auroc(truth, weight), share, truth[weight.argmax()]]
+        rows.append((uid, vertebra, slices["probability"].iloc[0], *found, truth.mean()))
     return pd.DataFrame(rows, columns=list(SCORES))
 
 
@@ -124,14 +131,18 @@ def attention_scores(table: pd.DataFrame, *, confidence: float = 0.95) -> pd.Dat
         confidence: of the intervals.
 
     Returns:
-        Four rows, `score`, `attention`, `profile`, `uniform`, `difference` (attention less profile), `low`
-        and `high` (its interval, with patients as units), `sequences` (how many it is taken over): the
-        AUROC's mean over sequences; the AUROC over all their slices together, which has no interval; the
-        share of weight on fractured slices; how often the slice of most weight is fractured. NaN without
-        intact vertebrae.
+        Four rows: the AUROC's mean over sequences; the AUROC of all their slices together, without interval;
+        the share of weight on fractured slices; how often the slice of most weight is fractured. Columns
+        `score`, `attention`, `profile`, `uniform`, `difference` (attention − profile), `low` and `high` (its
+        interval, resampling patients), `sequences`. NaN without intact vertebrae.
 
     Raises:
         ValueError: no sequence can be scored.
+
+    Example:
+        >>> table = attention_table(run, cohort.samples["train"], cohort.packed)
+        >>> attention_scores(table)["uniform"].round(2).tolist()
+        [0.5, 0.5, 0.4, 0.4]
     """
     each = sequence_scores(table)
     if each.empty:
@@ -161,7 +172,13 @@ def attention_scores(table: pd.DataFrame, *, confidence: float = 0.95) -> pd.Dat
 
 
 def without_attention(run: Run) -> Run:
-    """The run with uniform weights instead of its attention, all else the same: what the attention adds."""
+    """The run with uniform weights instead of its attention, all else the same: what attention adds.
+
+    Example:
+        >>> table = attention_table(without_attention(run), cohort.samples["test"], cohort.packed)
+        >>> np.allclose(table["attention"], 1 / 5)
+        True
+    """
     model = copy.deepcopy(run.model)
     with torch.no_grad():
         for parameter in model.attention[-1].parameters():

@@ -258,7 +258,7 @@ def config_of(kind: type[Config], found: Any, *, whole: bool = False) -> Config:
 
 
 def differences(found: Any, wanted: Any, place: str = "") -> list[str]:
-    """Where two nested dicts differ: "train.seed is 0, not 1", what was found first."""
+    """Where two nested dicts differ: "train.seed is 0, not 1", what was found first; None: nothing."""
     if not (isinstance(found, dict) and isinstance(wanted, dict)):
         return [] if found == wanted else [f"{place} is {found!r}, not {wanted!r}"]
     return [

@@ -1,13 +1,4 @@
-"""A run applied to packed sequences: a table for many studies, or the answer for one.
-
-A whole cohort's validation and test patients, into `checkpoints/<run>/predictions.csv`; stopped and started
-again, it goes on where it was:
-
-    python -m cspine_helpers predict --cohort builtin
-
-With `--calibrated`, the calibrators that are frozen in the run folder are applied to that table, and
-`calibrated.csv` beside it holds the calibrated probabilities next to those that the model gave.
-"""
+"""A run applied to packed sequences: a table of a cohort, resumed where it was stopped, or one study."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,10 +36,8 @@ def predict(
 ) -> pd.DataFrame:
     """Predictions table of a run for labelled samples.
 
-    The model computes where it lies (`run.to("cuda")` moves it).
-
     Args:
-        run: of `checkpoints.load_run`.
+        run: of `checkpoints.load_run`; `run.to("cuda")` predicts on a GPU.
         samples: StudyInstanceUID, vertebra and label, as `labels.expand` makes them.
         packed_dir: the cohort's `packed` folder.
         split: name of the split that the samples belong to.
@@ -62,7 +51,12 @@ def predict(
 
     Raises:
         FileNotFoundError: no decision is frozen in the run folder to calibrate with.
-        ValueError: packed sequences are missing or cannot be used; names them. Or there is no calibrator.
+        ValueError: packed sequences are missing or cannot be used (names them), or there is no calibrator.
+
+    Example:
+        >>> table = predict(run, cohort.samples["test"], cohort.packed, split="test")
+        >>> table["probability"].between(0, 1).all()
+        np.True_
     """
     frozen = _calibrating(run.folder) if calibrate else None
     table = samples[[UID, "vertebra"]].assign(split=split, label=samples["label"])
@@ -86,13 +80,13 @@ def predict_cohort(
     splits: Sequence[str] = ("validation", "test"),
     batch_size: int = 16,
     workers: int = 0,
-    leave_out_unusable: bool = False,
+    skip_unusable: bool = False,
     replace: bool = False,
 ) -> pd.DataFrame:
     """Predictions table of a run for splits of a cohort, written to `path`.
 
     Every batch is noted in `<path>.partial` as soon as it is computed. Stopped at any moment and called
-    again, the prediction goes on behind the last whole batch, and the table has the bytes it would have had.
+    again, the prediction resumes behind the last whole batch, and the table has the same bytes.
 
     Args:
         run: of `checkpoints.load_run`.
@@ -101,33 +95,34 @@ def predict_cohort(
         splits: which samples, in this order.
         batch_size: sequences computed at once.
         workers: processes that load; 0 loads in this one.
-        leave_out_unusable: leave out the studies whose packed sequences cannot be used, and say so; else
-            they are an error.
-        replace: put the new table in the place of one that is there; a decision frozen with that one no
-            longer holds.
+        skip_unusable: do without the studies whose packed sequences cannot be used, and print them; else they
+            are an error.
+        replace: replace a table that is there; decisions frozen with it are refused from then on.
 
     Raises:
         FileExistsError: there is a whole table already, and `replace` is not set.
         BlockingIOError: another process predicts or trains in that folder.
         ValueError: packed sequences are missing or cannot be used; or the partial file is of another run,
             other data or other settings; says which.
+
+    Example:
+        >>> len(predict_cohort(run, cohort, "predictions.csv", splits=["test"]))
+        7
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
     if path.exists() and not partial.exists() and not replace:  # begun: it may go on
         raise FileExistsError(
-            f"{path} is there already, and a decision may rest on it. Move it, or put the new one in its "
-            "place with replace=True (on the command line, --replace)."
+            f"{path} is there already, and a decision may rest on it. Move it, or replace it with "
+            "replace=True (on the command line, --replace)."
         )
     cohort, bad = cohort.usable(
-        slices=run.config.slices, size=run.config.size, splits=splits, leave_out=leave_out_unusable
+        slices=run.config.slices, size=run.config.size, splits=splits, skip_unusable=skip_unusable
     )
     table = pd.concat([cohort.samples[name].assign(split=name) for name in splits], ignore_index=True)
     left_out = sorted(uid for studies in bad.values() for uid in studies)
-    if leave_out_unusable:
-        print(
-            f"{len(left_out)} studies left out, whose sequences cannot be used: {listing(left_out) or 'none'}"
-        )
+    if skip_unusable:
+        print(f"{len(left_out)} studies skipped, whose sequences are unusable: {listing(left_out) or 'none'}")
     made_of = {
         "weights_sha256": run.record["weights_sha256"],
         **cohort.fingerprint(),
@@ -176,15 +171,15 @@ def _batches(
 
 @dataclass(frozen=True)
 class StudyPrediction:
-    """What a run says of the vertebrae of one study; a call on the patient takes a threshold for patients.
+    """What a run predicts for the vertebrae of one study. A decision about the patient has its own threshold.
 
     Attributes:
         uid: StudyInstanceUID.
-        threshold: probability from which a vertebra counts as fractured.
+        threshold: probability from which a vertebra is called fractured.
         probability: vertebra → probability of a fracture, for the vertebrae present.
-        missing: vertebrae without a packed sequence; nothing is said of them.
-        calibrated: vertebra, and `patient_overall`, → calibrated probability, where it was asked for and a
-            calibrator is frozen; the threshold is not for these.
+        missing: vertebrae without a packed sequence.
+        calibrated: vertebra, and `patient_overall`, → calibrated probability, where that was asked for; the
+            threshold is not for these.
     """
 
     uid: str
@@ -200,7 +195,7 @@ class StudyPrediction:
 
     @property
     def complete(self) -> bool:
-        """Whether all seven vertebrae were seen; if not, a negative answer is no all-clear."""
+        """Whether all seven vertebrae were seen; if not, the absence of a call is no all-clear."""
         return not self.missing
 
 
@@ -212,21 +207,25 @@ def predict_study(
     threshold: float | None = None,
     calibrate: bool = False,
 ) -> StudyPrediction:
-    """Answer for one study, from the vertebrae that are packed.
+    """Predict one study, from the vertebrae that are packed.
 
     Args:
         run: of `checkpoints.load_run`.
         packed_dir: folder of the packed sequences.
         uid: StudyInstanceUID.
-        threshold: probability from which a vertebra counts as fractured; None: the run's.
+        threshold: probability from which a vertebra is called fractured; None: the run's.
         calibrate: apply the calibrators that are frozen in the run folder as well.
 
     Raises:
         FileNotFoundError: none of the study's vertebrae is packed, or nothing is frozen to calibrate with.
         ValueError: a packed sequence cannot be used; the threshold is outside [0, 1]; or there is none.
+
+    Example:
+        >>> answer = predict_study(run, cohort.packed, cohort.samples["test"]["StudyInstanceUID"][0])
+        >>> len(answer.probability), answer.complete
+        (7, True)
     """
-    if threshold is None:
-        threshold = run.threshold
+    threshold = run.threshold if threshold is None else threshold
     if threshold is None:
         raise ValueError(
             f"The run at {run.folder} has no threshold: {run.record['decision']['reason']} Pass threshold=..."

@@ -101,6 +101,11 @@ class FractureClassifier(nn.Module):
     pooled features, side by side, are scored slice by slice, and run through a bidirectional LSTM along the
     slices. Attention weighs the LSTM's states into one vector for the head. BatchNorm sees the B·T slices of
     a batch as one batch.
+
+    Example:
+        >>> model = FractureClassifier(ModelConfig.small()).eval()
+        >>> model(torch.zeros(2, 15, 6, 64, 64, dtype=torch.uint8)).attention.shape
+        torch.Size([2, 15])
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -173,7 +178,7 @@ class FractureClassifier(nn.Module):
             raise ValueError(
                 f"Sequences are uint8 of shape (B, {', '.join(map(str, expected))}) for this model; found "
                 f"{str(sequences.dtype).removeprefix('torch.')} of shape {tuple(sequences.shape)}. "
-                "Pack them anew, or build the model with their slices and size."
+                "Pack them again, or build the model with their slices and size."
             )
         if self.vertebra is not None and (vertebrae is None or vertebrae.shape != sequences.shape[:1]):
             found = "none" if vertebrae is None else f"shape {tuple(vertebrae.shape)}"

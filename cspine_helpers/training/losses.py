@@ -17,6 +17,11 @@ from cspine_helpers.training.config import TrainConfig
 class Loss:
     """The loss of a run, with the weights that the training split gives it.
 
+    Example:
+        >>> loss = Loss(alpha=0.9, slice_alpha=0.9, slice_weight=0.5, vertebra_weights=(1.0,) * 7)
+        >>> loss.slice_weight
+        0.5
+
     Attributes:
         alpha: weight of fractured vertebrae.
         slice_alpha: weight of fractured slices.
@@ -52,9 +57,7 @@ class Loss:
         weights = output.logit.new_tensor(self.vertebra_weights)[batch["vertebra"]]  # (B,)
         loss = focal_loss(output.logit, batch["label"], alpha=self.alpha, weight=weights)
         term = slice_loss(output.slice_logit, batch["slice_truth"], alpha=self.slice_alpha)
-        return (
-            loss + self.slice_weight * term
-        )  # also where it weighs 0: each parameter takes part in the graph
+        return loss + self.slice_weight * term  # also where that is 0: each parameter is in the graph
 
 
 def focal_loss(
@@ -75,6 +78,11 @@ def focal_loss(
         ValueError: shapes differ, the batch is empty, `alpha` is outside (0, 1), or `gamma` below 0.
 
     Source: Lin et al., Focal loss for dense object detection, ICCV 2017, equation 5.
+
+    Example:
+        >>> import torch
+        >>> round(focal_loss(torch.tensor([2.0]), torch.tensor([1.0]), alpha=0.5).item(), 5)
+        0.0009
     """
     shapes = {tuple(tensor.shape) for tensor in (logit, label, weight) if tensor is not None}
     if len(shapes) > 1 or logit.numel() == 0:

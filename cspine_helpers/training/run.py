@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 
-from cspine_helpers.cohort import Cohort, read_cohort
+from cspine_helpers.cohort import read_cohort
 from cspine_helpers.files import paths
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.records import differences
@@ -30,35 +30,28 @@ from cspine_helpers.training.trainer import Training
 
 TRAINING_SPLITS = ("train", "validation")  # the only ones a training looks at
 _FILES = (RECORD, HISTORY, f"{WEIGHTS}.safetensors", STATE)
-_LATER = (
-    "predictions.csv",
-    "decision.json",
-    "test_openings.csv",
-    "calibrated.csv",
-)  # made with a run, or brought
+_PREDICTIONS = "predictions.csv"
+_LATER = (_PREDICTIONS, "decision.json", "test_openings.csv", "calibrated.csv")  # made with a run, or brought
 
 
 def set_aside(run_folder: str | Path) -> Path | None:
-    """Rename a run's folder to the first free `<run>-previous-<n>`, so that a new run can take its name.
-
-    A folder that holds nothing but predictions, or a decision on them, is set aside as well.
+    """Rename the folder of a run, or of predictions, to the first free `<run>-previous-<n>`.
 
     Returns:
-        Where it is now; None where there was none of these.
+        Where it is now; None where it holds neither.
     """
     folder = Path(run_folder)
-    if not _held(folder, (*_FILES, *_LATER)):
-        return None
-    return folder.rename(paths.next_previous_dir(folder))
+    held = _held(folder, (*_FILES, *_LATER))
+    return folder.rename(paths.next_previous_dir(folder)) if held else None
 
 
 def interrupted(run_folder: str | Path) -> bool:
-    """Whether a training stopped there before its end, so that `train(..., resume=True)` goes on with it."""
+    """Whether a training stopped there before its end, so that `train(..., resume=True)` resumes it."""
     return (Path(run_folder) / STATE).is_file()
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training that somebody stopped; says what is kept. A notebook shows that instead of a traceback."""
+    """Somebody stopped the training. Says what is kept; a notebook shows that instead of a traceback."""
 
     def _render_traceback_(self) -> list[str]:  # IPython asks for it
         return [str(self)]
@@ -66,14 +59,13 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def beside(run_folder: str | Path) -> Iterator[Path]:
-    """Train a new run while an earlier one stands; it takes its place once it can be used.
+    """Train beside an earlier run, which the new one replaces once it is trained and has predictions.
 
-    The block trains and predicts in the folder that it is given. When it ends well, that folder becomes
-    `run_folder`, and the earlier run `<run>-previous-<n>`. Until then, however the block ends, the earlier
-    run stays as it is, and the same block continues with what was trained.
+    When the block ends well, its folder becomes `run_folder`, and the earlier run `<run>-previous-<n>`. If it
+    ends otherwise, the earlier run stays as it is, and the same block resumes what was trained.
 
     Yields:
-        `<run>-training`; or `run_folder` itself, where no finished run stands there.
+        `<run>-training`; or `run_folder` itself, where it holds no finished run.
 
     Raises:
         BlockingIOError: another process is in such a block.
@@ -81,8 +73,8 @@ def beside(run_folder: str | Path) -> Iterator[Path]:
         ValueError: the block ended without predictions of a trained run.
 
     Example:
-        >>> with beside(run_folder) as folder:
-        ...     train(cohort.folder, folder, model=model, config=config, resume=True)
+        >>> with beside(run_folder) as folder:  # doctest: +SKIP
+        ...     train(cohort_folder, folder, model=model, config=config, resume=True)
         ...     predict_cohort(load_run(folder), cohort, folder / "predictions.csv", replace=True)
     """
     standing = Path(run_folder)
@@ -105,16 +97,15 @@ def beside(run_folder: str | Path) -> Iterator[Path]:
 
 
 def _finished(folder: Path) -> bool:
-    """Whether predictions stand there, and no training is going on."""
-    return (folder / "predictions.csv").is_file() and not interrupted(folder)
+    """Whether a run has predictions, and its training has ended."""
+    return (folder / _PREDICTIONS).is_file() and not interrupted(folder)
 
 
 def _kept(folder: Path, standing: Path) -> str:
     """What a stopped training leaves, in one or two sentences."""
+    said = "Stopped before an epoch was complete: nothing of the new training is kept."
     if _held(folder):
         said = f"Stopped. What was trained is kept in {folder.name}; the same cell or call continues with it."
-    else:
-        said = "Stopped before an epoch was complete: nothing of the new training is kept."
     return said if folder == standing else f"{said} The run {standing.name} is as it was."
 
 
@@ -129,54 +120,59 @@ def train(
     model: ModelConfig,
     config: TrainConfig,
     resume: bool = False,
-    leave_out_unusable: bool = False,
+    skip_unusable: bool = False,
 ) -> pd.DataFrame:
     """Train on a cohort's training split, and keep the epoch that is best on its validation split.
 
-    After every epoch of sequences the run folder holds the history, the best epoch's weights
-    (`model.safetensors`), the record (`run.json`) and, until training ends, its state (`state.safetensors`);
-    in the pretraining of slices before that, the state only. Stopped at any moment, it
-    is resumed from the last complete epoch, and ends with the same history and weights, bit for bit on a
-    CPU. Seeds torch's global generator.
+    After each epoch of sequences the run folder holds history, weights of the best epoch, and record; until
+    training ends, `state.safetensors`, too. A training stopped at any moment resumes from its last complete
+    epoch, and ends with the same history and weights, bit for bit on a CPU. Seeds torch's global generator.
 
     Args:
         cohort_folder: holds `train.csv`, `split.csv` and `packed/`.
         run_folder: where the run goes.
         model: what to train.
         config: how to train it.
-        resume: go on with the training that was stopped there; begin where there is none; do nothing where
-            the same training has ended.
-        leave_out_unusable: train without the studies whose packed sequences cannot be used, and name them
-            under "left_out" in the record; else they are an error.
+        resume: resume the training that stopped there; begin where there is none; do nothing where the same
+            training has ended.
+        skip_unusable: train without the studies whose packed sequences cannot be used, and name them under
+            "left_out" in the record; else they are an error.
 
     Returns:
-        One row an epoch: epoch (from 1), train_loss, validation_loss, validation_recall,
-        validation_precision, validation_average_precision, validation_auroc, threshold (NaN where no
-        threshold keeps the precision floor; recall and precision are 0 then), learning_rate (of the epoch's
-        last step). Recall and precision are at the threshold.
+        The history, one row an epoch: epoch (from 1), train_loss, validation_loss, _recall, _precision,
+        _average_precision and _auroc, threshold, learning_rate (of the last step). Recall and precision are
+        at the threshold; where none keeps the precision floor, they are 0, and it is NaN.
 
     Raises:
-        FileExistsError: the run folder holds a run, and `resume` is not set, or predictions or a decision
-            without one; nothing is ever overwritten.
+        FileExistsError: the folder holds a run and `resume` is not set, or predictions without a run.
         FileNotFoundError: the cohort lacks labels or split.
         BlockingIOError: another process trains in this folder.
         ValueError: an input breaks its schema, packed sequences cannot be used (ten are named), a split lacks
-            a class, the loss is no longer a finite number, or what is to be resumed has another
-            setting (names each difference).
+            a class, the loss is not finite, or what is to be resumed has other settings (names each).
+
+    Example:
+        >>> history = train(cohort_folder, "mine", model=model, config=config)  # doctest: +SKIP
     """
+    # 1. Nothing is overwritten.
     folder = Path(run_folder)
     own = _held(folder)
-    held = own if own and not resume else [] if own else _held(folder, _LATER)
-    if held:
+    if held := _held(folder, _LATER) if not own else [] if resume else own:
         raise FileExistsError(
             f"{folder} holds a run already, or what was made with one ({listing(held)}). Train into another "
-            "folder, move it aside with training.set_aside(...), or, where a training stopped, go on with it "
-            "by resume=True."
+            "folder, move it aside with training.set_aside(...), or resume a training that stopped with "
+            "resume=True."
         )
+    # 2. The data, and the settings that a resumed training must share.
     cohort, left_out = read_cohort(cohort_folder).usable(
-        slices=model.slices, size=model.size, splits=TRAINING_SPLITS, leave_out=leave_out_unusable
+        slices=model.slices, size=model.size, splits=TRAINING_SPLITS, skip_unusable=skip_unusable
     )
-    _check_classes(cohort)
+    for name in TRAINING_SPLITS:
+        label = cohort.samples[name]["label"]
+        if label.nunique() < 2:
+            raise ValueError(
+                f"Split {name!r} holds {label.sum()} fractured of {len(label)} vertebrae; training needs "
+                "both kinds. Add studies, or make another split with notebook 02."
+            )
     accelerator = _accelerator(config)
     setting = {
         "model": asdict(model),
@@ -188,11 +184,11 @@ def train(
         "left_out": left_out,
     }
     setting = json.loads(json.dumps(setting))  # as it will be read again: lists for tuples
+    # 3. Train, where it has not ended.
     writes = accelerator.is_main_process
     alone = paths.exclusive(folder / ".lock", f"training in {folder}") if writes else nullcontext()
     with alone:
-        state, tensors = TrainingState(setting), None
-        ended = None
+        state, tensors, ended = TrainingState(setting), None, None
         if interrupted(folder):
             state, tensors = read_state(folder)
             _check_same(setting, state.setting, folder)
@@ -208,17 +204,8 @@ def train(
         return Training(accelerator, task, folder, state).run(tensors)
 
 
-def _check_classes(cohort: Cohort) -> None:
-    for name in TRAINING_SPLITS:
-        samples = cohort.samples[name]
-        if samples["label"].nunique() < 2:
-            raise ValueError(
-                f"Split {name!r} holds {int(samples['label'].sum())} fractured of {len(samples)} vertebrae; "
-                "training needs both kinds. Add studies, or split anew with notebook 02."
-            )
-
-
 def _accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate on the devices of this process, in the precision that the config or "auto" chooses."""
     if AcceleratorState._shared_state:  # an earlier training of this process may have had another precision
         AcceleratorState._reset_state()
     precision: str = config.mixed_precision

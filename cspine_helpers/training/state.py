@@ -14,20 +14,21 @@ from torch import Tensor
 from cspine_helpers.checkpoints import write_tensors
 from cspine_helpers.files.records import parse_json
 from cspine_helpers.runs import FORMAT
+from cspine_helpers.training.config import CHOSEN_BY
 
 STATE = "state.safetensors"  # in the run folder while a training is not finished
 
 
 @dataclass
 class TrainingState:
-    """Where a training stands after a complete epoch.
+    """How far a training has come, after a complete epoch.
 
     Attributes:
-        setting: what must be the same for the training to go on: model, train, data, processes, left_out.
-        stage: "slices" (pretraining) or "sequences".
+        setting: what must be the same for it to be resumed: model, train, data, processes, left_out.
+        stage: name of the stage.
         epoch: complete epochs of that stage.
-        slice_losses: of the pretraining's epochs.
-        rows: of the history, one an epoch of sequences.
+        slice_losses: of the epochs of the first stage.
+        rows: of the history, one an epoch of the last stage.
         best: what the record says of the best epoch so far.
         epoch_seconds: of each epoch, of both stages.
         scaler: of the gradients' scale in float16; None without.
@@ -44,10 +45,8 @@ class TrainingState:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row an epoch of sequences."""
-        return pd.DataFrame(
-            self.rows, columns=None if self.rows else ["epoch", "validation_average_precision"]
-        )
+        """One row an epoch of the last stage."""
+        return pd.DataFrame(self.rows, columns=None if self.rows else ["epoch", *CHOSEN_BY])
 
 
 def save_state(
