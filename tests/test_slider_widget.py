@@ -3,6 +3,7 @@ import shutil
 from base64 import b64decode
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import from_wide, read_predictions, write_predictions
+from cspine_helpers.slider import widget
 from cspine_helpers.slider.operating_point import digits
 from cspine_helpers.slider.picture import written
 from cspine_helpers.slider.widget import ThresholdExplorer, practise
@@ -78,7 +80,7 @@ def assert_summary_is_metrics(explorer, table):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_numbers_are_those_of_metrics_at_every_level(level):
+def test_the_numbers_are_those_of_metrics_at_every_level(level, undrawn):
     table = made_table()
     explorer = ThresholdExplorer(table, threshold=0.25)
     explorer.level = level
@@ -87,7 +89,7 @@ def test_the_numbers_are_those_of_metrics_at_every_level(level):
         assert_summary_is_metrics(explorer, table)
 
 
-def test_the_intervals_are_those_of_the_bootstrap():
+def test_the_intervals_are_those_of_the_bootstrap(undrawn):
     table = made_table(studies=80)
     summary = ThresholdExplorer(table, threshold=0.2).summary()
     expected = bootstrap(table, threshold=0.2).set_index("metric")
@@ -97,7 +99,7 @@ def test_the_intervals_are_those_of_the_bootstrap():
 
 
 @needs_rsna
-def test_real_predictions_with_the_decision_that_was_made_on_them():
+def test_real_predictions_with_the_decision_that_was_made_on_them(undrawn):
     wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
     table = from_wide(wide, read_labels(RSNA / "train.csv"), "validation", missing="drop")
     decision = choose_decision(table, Rule(precision_floor=0.3))
@@ -109,14 +111,14 @@ def test_real_predictions_with_the_decision_that_was_made_on_them():
     assert_summary_is_metrics(explorer, table)
 
 
-def test_starts_at_the_threshold_it_was_given_and_writes_it_in_four_decimals():
+def test_starts_at_the_threshold_it_was_given_and_writes_it_in_four_decimals(undrawn):
     explorer = ThresholdExplorer(made_table(), threshold=0.123456789)
     assert explorer.threshold == 0.1235
     assert "Starts at the threshold it was given, 0.1235." in note(explorer)
 
 
 @pytest.mark.parametrize("scores", [(0.40996, 0.40991), (0.409912346, 0.409912345), (0.1 + 0.2, 0.3)])
-def test_what_is_shown_is_what_is_counted_though_thresholds_are_scores(scores):
+def test_what_is_shown_is_what_is_counted_though_thresholds_are_scores(scores, undrawn):
     table = made_table()
     table.loc[[3, 4], "probability"] = scores
     for threshold in scores:
@@ -132,7 +134,7 @@ def test_what_is_shown_is_what_is_counted_though_thresholds_are_scores(scores):
         assert called == (table["probability"] >= threshold).sum()
 
 
-def test_a_dragged_slider_is_written_without_the_noise_of_its_steps_and_not_tugged_at():
+def test_a_dragged_slider_is_written_without_the_noise_of_its_steps_and_not_tugged_at(undrawn):
     explorer = ThresholdExplorer(made_table(), threshold=0.2)
     explorer._slider.value = 0.41600000000000004  # what a browser sends for 0.416
     assert "threshold 0.4160:" in said(explorer)
@@ -140,7 +142,7 @@ def test_a_dragged_slider_is_written_without_the_noise_of_its_steps_and_not_tugg
     assert explorer._slider.value == 0.41600000000000004
 
 
-def test_a_slider_that_reports_its_own_step_moves_nothing():
+def test_a_slider_that_reports_its_own_step_moves_nothing(undrawn):
     explorer = ThresholdExplorer(made_table(), threshold=0.2)
     explorer.threshold = 0.32261
     assert explorer._slider.value == 0.323
@@ -162,7 +164,7 @@ def test_slider_and_number_box_move_each_other_and_draw_once():
     assert len(drawn) == 2
 
 
-def test_without_a_threshold_starts_at_the_highest_f1_and_says_so():
+def test_without_a_threshold_starts_at_the_highest_f1_and_says_so(undrawn):
     table = made_table()
     explorer = ThresholdExplorer(table)
     best = choose_threshold(table["label"], table["probability"], Rule("max_f1"))
@@ -170,7 +172,7 @@ def test_without_a_threshold_starts_at_the_highest_f1_and_says_so():
     assert "No threshold is chosen. Starts at the highest F1 of all vertebrae" in note(explorer)
 
 
-def test_starts_at_a_decision_and_marks_it_and_the_guarantee_at_their_level():
+def test_starts_at_a_decision_and_marks_it_and_the_guarantee_at_their_level(undrawn):
     table = made_table(studies=100)
     decision, promise = choose_decision(table, Rule("max_f1")), promised(table)
     explorer = ThresholdExplorer(table, decision, guarantees=promise)
@@ -189,7 +191,7 @@ def test_starts_at_a_decision_and_marks_it_and_the_guarantee_at_their_level():
     assert (chosen.layout.display, guaranteed.layout.display) == ("none", "none")
 
 
-def test_patients_are_those_of_the_decision_and_its_guarantee_is_marked_there():
+def test_patients_are_those_of_the_decision_and_its_guarantee_is_marked_there(undrawn):
     table, mean = made_table(studies=100), Aggregation("top_k", k=3)
     decision = choose_decision(table, Rule("max_youden", level="patient", aggregation=mean))
     explorer = ThresholdExplorer(table, decision, guarantees=promised(table, level="patient", by=mean))
@@ -200,7 +202,7 @@ def test_patients_are_those_of_the_decision_and_its_guarantee_is_marked_there():
 
 
 @pytest.mark.slow
-def test_thresholds_of_single_vertebrae_are_marked_at_theirs():
+def test_thresholds_of_single_vertebrae_are_marked_at_theirs(undrawn):
     table = made_table(studies=150)
     decision = choose_per_vertebra(table, Rule("max_f1"), min_positives=5)
     promises = [promised(table, 0.3, name) for name in VERTEBRAE]
@@ -217,7 +219,7 @@ def test_thresholds_of_single_vertebrae_are_marked_at_theirs():
     assert explorer._jumps["chosen"].layout.display == "none"
 
 
-def test_a_guarantee_of_other_patients_is_not_shown():
+def test_a_guarantee_of_other_patients_is_not_shown(undrawn):
     table = made_table(studies=100)
     decision = choose_decision(table, Rule("max_youden", level="patient", aggregation=Aggregation("max")))
     noisy = promised(table, level="patient", by=Aggregation("noisy_or"))
@@ -234,7 +236,7 @@ def test_a_guarantee_of_other_patients_is_not_shown():
         ThresholdExplorer(table.assign(split="test"), decision, guarantees=promised(table))
 
 
-def test_what_is_guaranteed_is_said_apart_from_where_the_slider_stands():
+def test_what_is_guaranteed_is_said_apart_from_where_the_slider_stands(undrawn):
     table = made_table(studies=100)
     decision, promise = (
         choose_decision(table, Rule("max_f1", level="patient", aggregation=Aggregation("max"))),
@@ -274,7 +276,7 @@ def test_the_curve_is_labelled_as_observed_also_where_the_point_is_restated():
     assert axes.get_xlabel() == "recall (curve, band and chance as observed)"
 
 
-def test_a_guarantee_without_threshold_says_why():
+def test_a_guarantee_without_threshold_says_why(undrawn):
     table = made_table()
     explorer = ThresholdExplorer(table, threshold=0.2, guarantees=promised(table, 0.99, "patient"))
     explorer.level = "patient"
@@ -307,7 +309,7 @@ def test_rates_are_restated_for_another_prevalence_and_the_matrix_stays():
         explorer.prevalence = 0
 
 
-def test_no_other_prevalence_where_all_patients_are_fractured():
+def test_no_other_prevalence_where_all_patients_are_fractured(undrawn):
     table = made_table()
     table = table[table.groupby(UID)["label"].transform("max") == 1]
     explorer = ThresholdExplorer(table, threshold=0.2)
@@ -342,12 +344,20 @@ def test_moves_leave_no_traces_in_the_picture():
     assert shown(travelled) == shown(fresh)
 
 
+def drawn_whole(picture):
+    """The picture drawn by matplotlib alone, (H, W, 3)."""
+    for artist in (*picture._shapes, *picture._texts):
+        artist.set_animated(False)
+    picture._canvas.draw()
+    return np.array(picture._canvas.buffer_rgba())[..., :3]
+
+
 @pytest.mark.parametrize("prevalence", [None, 0.07])
 def test_the_quick_redraw_equals_a_whole_drawing(prevalence):
     explorer = ThresholdExplorer(made_table(), threshold=0.2)
     explorer.threshold, explorer.prevalence = 0.35, prevalence
     quick = Image.open(io.BytesIO(shown(explorer))).convert("RGB")
-    whole = Image.fromarray(explorer._panels["all"].picture.whole())
+    whole = Image.fromarray(drawn_whole(explorer._panels["all"].picture))
     soft = [np.asarray(image.filter(ImageFilter.GaussianBlur(2))).astype(int) for image in (quick, whole)]
     assert (
         np.abs(soft[0] - soft[1]).max() < 40
@@ -363,7 +373,7 @@ def test_what_a_notebook_stores_shows_without_a_kernel(standing):
     assert without_state(bundle) == ["image/png"]
 
 
-def test_a_button_freezes_the_decision_in_the_run_folder_but_asks_first(tmp_path):
+def test_a_button_freezes_the_decision_in_the_run_folder_but_asks_first(tmp_path, undrawn):
     table = made_table(studies=100)
     write_predictions(table, tmp_path / "predictions.csv")
     decision = choose_decision(table, Rule("max_f1"))
@@ -381,7 +391,7 @@ def test_a_button_freezes_the_decision_in_the_run_folder_but_asks_first(tmp_path
     assert freezer.words == ""  # it was about another threshold
     freezer.ask()
     assert "The guarantee holds for it." in freezer.words
-    assert f"What {tmp_path.name}/decision.json says of that level gives way to it." in freezer.words
+    assert f"It replaces what {tmp_path.name}/decision.json holds for that level." in freezer.words
     freezer.confirm()
     assert read_decision(tmp_path).decisions == {"vertebra": explorer.decision}
     assert explorer.decision.rule.objective == "stated"
@@ -397,7 +407,13 @@ def asked_and_confirmed(explorer):
 
 
 @pytest.fixture
-def shipped(tmp_path):
+def undrawn(monkeypatch):
+    """Explorers without a picture, for what is frozen and what is said."""
+    monkeypatch.setattr(widget, "Panels", lambda *_: SimpleNamespace(png=lambda *_, **__: b""))
+
+
+@pytest.fixture
+def shipped(tmp_path, undrawn):
     """The built-in run as it comes: decisions at both levels, and the test split opened with them."""
     run, table = tmp_path / "builtin", made_table(studies=60)
     table["split"] = np.where(table[UID].str.slice(2).astype(int) < 40, "validation", "test")
@@ -421,7 +437,7 @@ def test_freezing_on_the_built_in_run_touches_nothing_but_a_copy(shipped):
     explorer = ThresholdExplorer(table[table["split"] == "validation"], threshold=0.798, freeze=shipped)
     asked = asked_and_confirmed(explorer)
     assert 'The built-in run stays as it is: this goes to a copy, the run "practice".' in asked
-    assert "The test split was opened once already." in asked
+    assert "The test split has been opened once." in asked
     assert explorer._freezer.words == "Frozen in the copy 'practice': threshold 0.7980 at vertebra level."
     assert contents(shipped) == before
     found = read_decision(practice)
@@ -430,7 +446,7 @@ def test_freezing_on_the_built_in_run_touches_nothing_but_a_copy(shipped):
     assert found.said("vertebra", "test_openings_before") == 1
     evaluate_on_test(practice, table)  # the copy is a run of its own
     explorer.threshold = 0.5
-    assert "The test split was opened 2 times already." in asked_and_confirmed(explorer)
+    assert "The test split has been opened 2 times." in asked_and_confirmed(explorer)
     assert contents(shipped) == before
 
 
@@ -464,9 +480,11 @@ def test_the_question_about_a_copy_of_earlier_predictions_says_that_it_is_made_a
     table = retrained(shipped)
     explorer = ThresholdExplorer(table[table["split"] == "validation"], threshold=0.2, freeze=shipped)
     asked = asked_and_confirmed(explorer)
-    assert "The copy there is of earlier predictions: it is made anew, and what was done there goes." in asked
-    assert "gives way" not in asked
-    assert "The test split was never opened so far." in asked
+    assert (
+        "The copy there is of earlier predictions: it is replaced, and what was done there is lost." in asked
+    )
+    assert "It replaces what" not in asked
+    assert "The test split has not been opened." in asked
     assert explorer._freezer.words.startswith("Frozen in the copy 'practice'")
     assert list(read_decision(copy).decisions) == ["vertebra"]
 
@@ -554,7 +572,7 @@ def test_our_copy_that_was_gone_on_with_is_frozen_in_while_its_predictions_are_t
     copy, table = practise(shipped), read_predictions(shipped / "predictions.csv")
     (copy / "MODEL_CARD.md").write_text("a card")
     explorer = ThresholdExplorer(table[table["split"] == "validation"], threshold=0.6, freeze=shipped)
-    assert "gives way" in asked_and_confirmed(explorer)
+    assert "It replaces what" in asked_and_confirmed(explorer)
     assert read_decision(copy).decisions["vertebra"].threshold == 0.6
     assert (copy / "MODEL_CARD.md").read_text() == "a card"
 
@@ -629,7 +647,7 @@ def test_freezing_can_be_undone_until_the_test_split_is_opened(shipped):
     assert freezer._back not in freezer.widget.children  # there is nothing to undo
     asked = asked_and_confirmed(explorer)
     assert "copy" not in asked
-    assert "The test split was opened once already." in asked
+    assert "The test split has been opened once." in asked
     assert read_decision(run).decisions["vertebra"].threshold == 0.6
     explorer.threshold = 0.7
     assert freezer._back in freezer.widget.children
@@ -644,10 +662,10 @@ def test_freezing_can_be_undone_until_the_test_split_is_opened(shipped):
     assert read_decision(run).decisions["vertebra"].threshold == 0.7
 
 
-def test_undoing_the_first_freezing_leaves_no_decision(tmp_path):
+def test_undoing_the_first_freezing_leaves_no_decision(tmp_path, undrawn):
     write_predictions(made_table(), tmp_path / "predictions.csv")
     explorer = ThresholdExplorer(made_table(), threshold=0.2, freeze=tmp_path)
-    assert "The test split was never opened so far." in asked_and_confirmed(explorer)
+    assert "The test split has not been opened." in asked_and_confirmed(explorer)
     assert (tmp_path / "decision.json").exists()
     explorer._freezer._back.click()
     assert not (tmp_path / "decision.json").exists()
@@ -659,7 +677,7 @@ def test_git_ignores_the_run_that_practice_goes_to():
     assert not [rule for rule in rules if rule.startswith("!checkpoints/prac")]
 
 
-def test_what_is_asked_is_withdrawn_when_the_slider_moves_or_on_no():
+def test_what_is_asked_is_withdrawn_when_the_slider_moves_or_on_no(undrawn):
     explorer = ThresholdExplorer(made_table(), threshold=0.2, freeze=lambda *_, **__: pytest.fail("frozen"))
     freezer = explorer._freezer
     for withdraw in (lambda: setattr(explorer, "threshold", 0.3), freezer._cancel.click):
@@ -670,7 +688,7 @@ def test_what_is_asked_is_withdrawn_when_the_slider_moves_or_on_no():
         freezer.confirm()
 
 
-def test_the_button_calls_what_it_was_given_and_says_what_is_wrong():
+def test_the_button_calls_what_it_was_given_and_says_what_is_wrong(undrawn):
     calls = []
     explorer = ThresholdExplorer(made_table(), threshold=0.2, freeze=lambda *a, **k: calls.append((a, k)))
     explorer.level = "patient"
@@ -685,7 +703,7 @@ def test_the_button_calls_what_it_was_given_and_says_what_is_wrong():
     assert explorer._freezer.words.startswith("A decision is for all vertebrae, or for patients.")
 
 
-def test_a_decision_that_cannot_be_frozen_says_why(tmp_path):
+def test_a_decision_that_cannot_be_frozen_says_why(tmp_path, undrawn):
     explorer = ThresholdExplorer(made_table(), threshold=0.2, freeze=tmp_path)
     explorer._freezer.ask()
     explorer._freezer.confirm()
@@ -700,7 +718,7 @@ def test_without_freeze_there_is_no_such_button(standing):
     assert standing._freezer.widget not in standing.widget.children
 
 
-def test_only_levels_with_both_classes_are_offered():
+def test_only_levels_with_both_classes_are_offered(undrawn):
     table = made_table()
     table.loc[table["vertebra"] == "C3", "label"] = 0
     explorer = ThresholdExplorer(table, threshold=0.2)
@@ -710,7 +728,7 @@ def test_only_levels_with_both_classes_are_offered():
         explorer.level = "C3"
 
 
-def test_any_table_will_do_even_one_vertebra_of_few_studies():
+def test_any_table_will_do_even_one_vertebra_of_few_studies(undrawn):
     table = made_table(studies=3)
     explorer = ThresholdExplorer(table[table["vertebra"] == "C5"].assign(split="external"))
     assert_summary_is_metrics(explorer, table[table["vertebra"] == "C5"])
@@ -752,7 +770,7 @@ def test_a_decision_about_patients_needs_both_kinds_of_them():
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_the_words_say_what_a_patients_probability_is_and_when_few_cases_carry_a_threshold(own):
+def test_the_words_say_what_a_patients_probability_is_and_when_few_cases_carry_a_threshold(own, undrawn):
     table = with_own(toy(60), "median") if own else toy(60)
     explorer = ThresholdExplorer(table, threshold=float(table["probability"].nlargest(3).iloc[-1]))
     assert "Only 3 cases lie at or above it" in note(explorer)

@@ -1,6 +1,6 @@
 """The slider's picture: the curve, the rates, the confusion matrix, and the recall of each vertebra.
 
-Pictures that change many times a second: what stands still is drawn once, what moves is drawn over it.
+It changes many times a second: what stays is drawn once, what moves is drawn over it (blitting).
 """
 
 import struct
@@ -29,79 +29,6 @@ from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, PALE, STY
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.slider.operating_point import Estimate, Operating, Point, digits
 
-_ANCHORS = {"left": "ls", "center": "ms", "right": "rs"}  # of text that stands on its baseline
-
-
-class MovingPicture:
-    """A figure of which some artists move.
-
-    Args:
-        figure: drawn once, without these artists; its layout is settled then.
-        shapes: what moves, in the order of drawing.
-        texts: what moves, on one line each and without markup; they keep their places.
-    """
-
-    def __init__(self, figure: Figure, shapes: Sequence[Artist], texts: Sequence[Text]) -> None:
-        self._shapes, self._texts = shapes, texts
-        self._canvas = FigureCanvasAgg(figure)
-        for artist in (*shapes, *texts):
-            artist.set_animated(True)  # left out of the still background
-        self._canvas.draw()
-        figure.set_layout_engine("none")  # nothing may shift from here on
-        for text in texts:  # onto whole pixels, where Pillow's text is matplotlib's
-            x, y = text.get_transform().transform(text.get_position())
-            text.set(transform=IdentityTransform(), position=(round(x), round(y)))
-        self._background = self._canvas.copy_from_bbox(figure.bbox)
-
-    def png(self) -> bytes:
-        """The picture as it is now: shapes by matplotlib, texts by Pillow in a tenth of the time."""
-        self._canvas.restore_region(self._background)
-        for shape in self._shapes:
-            shape.draw(self._canvas.get_renderer())
-        width, height = self._canvas.get_width_height()
-        pixels = self._canvas.buffer_rgba()
-        image = Image.frombuffer("RGBA", (width, height), pixels, "raw", "RGBA", 0, 1)
-        image.readonly = 0  # write into the canvas, not into a copy
-        pen = ImageDraw.Draw(image)
-        for text in self._texts:
-            x, y = text.get_position()
-            font = _font(text.get_fontproperties(), self._canvas.figure.dpi)
-            ink, anchor = to_hex(text.get_color()), _ANCHORS[text.get_horizontalalignment()]
-            pen.text((x, height - y), text.get_text(), fill=ink, font=font, anchor=anchor)
-        return _png(np.asarray(pixels))
-
-    def whole(self) -> np.ndarray:
-        """The same drawn anew by matplotlib alone, (H, W, 3) of 0 … 255; for comparison, ten times slower."""
-        for artist in (*self._shapes, *self._texts):
-            artist.set_animated(False)
-        self._canvas.draw()
-        for artist in (*self._shapes, *self._texts):
-            artist.set_animated(True)
-        return np.array(self._canvas.buffer_rgba())[..., :3]
-
-
-@cache
-def _font(style: FontProperties, dpi: float) -> ImageFont.FreeTypeFont:
-    pixels = style.get_size_in_points() * dpi / 72
-    return ImageFont.truetype(findfont(style), pixels, layout_engine=ImageFont.Layout.BASIC)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """(H, W, 4) uint8 as PNG with unfiltered rows: as small as Pillow's here, in a quarter of its time.
-
-    Source: W3C, Portable Network Graphics, sections 5 and 11.
-    """
-    height, width, _ = pixels.shape
-    rows = np.zeros((height, 1 + 4 * width), np.uint8)  # in front of each row its filter, 0: none
-    rows[:, 1:] = pixels.reshape(height, -1)
-    header = struct.pack(">2I5B", width, height, 8, 6, 0, 0, 0)  # 8 bits, RGBA, not interlaced
-    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows.data, 1), b"IEND": b""}
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks.items()
-    )
-
-
 BARS = {  # rate → how it is called, and its colour
     "recall": (RATE_NAMES["recall"], FRACTURED),
     "precision": (RATE_NAMES["precision"], INTACT),
@@ -112,6 +39,7 @@ BARS = {  # rate → how it is called, and its colour
 CELLS = {"tp": (0, 1), "fn": (1, 1), "fp": (0, 0), "tn": (1, 0)}  # column and row (from below) of each count
 _BLUES = matplotlib.colormaps["Blues"]
 _MARKERS = ("D", "^", "s")
+_ANCHORS = {"left": "ls", "center": "ms", "right": "rs"}  # of text that stands on its baseline
 
 
 def written(estimate: Estimate, decimals: int = 3) -> str:
@@ -154,7 +82,7 @@ class Panels:
                 self._threshold, self._place, self._missed, self._called_back, self._title,
                 *self._counts.values(), *self._rates.values(), *self._recalls.values(),
             )  # fmt: skip
-            self.picture = MovingPicture(figure, shapes, texts)
+            self.picture = _MovingPicture(figure, shapes, texts)
 
     def png(self, point: Point, place: str, *, restated: bool = False) -> bytes:
         """The picture of one point.
@@ -243,12 +171,12 @@ def _curve(
 
 
 def _matrix(axes: Axes, operating: Operating) -> tuple[PolyCollection, dict[str, Text]]:
-    """Cells of the confusion matrix, to be filled; truth in rows, call in columns."""
+    """Cells of the confusion matrix, to be filled; observed in rows, predicted in columns."""
     counts = operating.at(0).counts
     axes.set(xlim=(0, 2), ylim=(0, 2))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_xticks([0.5, 1.5], ["called\nfractured", "called\nintact"])
+    axes.set_xticks([0.5, 1.5], ["predicted\nfractured", "predicted\nintact"])
     fractured, intact = counts["tp"] + counts["fn"], counts["fp"] + counts["tn"]
     axes.set_yticks([0.5, 1.5], [f"intact\n{intact:,}", f"fractured\n{fractured:,}"])
     x, y = np.array(list(CELLS.values())).T
@@ -277,9 +205,9 @@ def _rates(axes: Axes) -> tuple[PolyCollection, dict[str, Text], LineCollection]
 
 def _patients(axes: Axes, level: str) -> tuple[Text, Text]:
     """The two lines below the rates, to be filled."""
-    whose = {"all": ("fractured, no vertebra called", "without fracture, a vertebra called")}
-    whose |= {"patient": ("fractured, not called", "without fracture, called")}
-    lines = whose.get(level, (f"with {level} fractured, not called", f"with {level} intact, called"))
+    whose = {"all": ("fractured, no vertebra flagged", "without fracture, a vertebra flagged")}
+    whose |= {"patient": ("fractured, not flagged", "without fracture, flagged")}
+    lines = whose.get(level, (f"with {level} fractured, not flagged", f"with {level} intact, flagged"))
     texts = []
     for y, name, line in zip((5.25, 6.35), ("missed", "called back"), lines, strict=True):
         axes.text(0, y, f"{name} per 1,000")
@@ -306,3 +234,64 @@ def _recalls(axes: Axes, operating: Operating) -> tuple[PolyCollection, dict[str
     axes.add_collection(towers := PolyCollection(_boxes(places, 0, 0, 0), facecolor=colours, linewidth=0))
     axes.add_collection(whiskers := LineCollection([], color=INK, linewidth=1.6), autolim=False)
     return towers, texts, whiskers
+
+
+class _MovingPicture:
+    """A figure of which some artists move.
+
+    Args:
+        figure: drawn once, without these artists; its layout is settled then.
+        shapes: what moves, in the order of drawing.
+        texts: what moves, on one line each and without markup; they keep their places.
+    """
+
+    def __init__(self, figure: Figure, shapes: Sequence[Artist], texts: Sequence[Text]) -> None:
+        self._shapes, self._texts = shapes, texts
+        self._canvas = FigureCanvasAgg(figure)
+        for artist in (*shapes, *texts):
+            artist.set_animated(True)  # left out of the still background
+        self._canvas.draw()
+        figure.set_layout_engine("none")  # nothing may shift from here on
+        for text in texts:  # onto whole pixels, where Pillow's text is matplotlib's
+            x, y = text.get_transform().transform(text.get_position())
+            text.set(transform=IdentityTransform(), position=(round(x), round(y)))
+        self._background = self._canvas.copy_from_bbox(figure.bbox)
+
+    def png(self) -> bytes:
+        """The picture as it is now: shapes by matplotlib, texts by Pillow in a tenth of the time."""
+        self._canvas.restore_region(self._background)
+        for shape in self._shapes:
+            shape.draw(self._canvas.get_renderer())
+        width, height = self._canvas.get_width_height()
+        pixels = self._canvas.buffer_rgba()
+        image = Image.frombuffer("RGBA", (width, height), pixels, "raw", "RGBA", 0, 1)
+        image.readonly = 0  # write into the canvas, not into a copy
+        pen = ImageDraw.Draw(image)
+        for text in self._texts:
+            x, y = text.get_position()
+            font = _font(text.get_fontproperties(), self._canvas.figure.dpi)
+            ink, anchor = to_hex(text.get_color()), _ANCHORS[text.get_horizontalalignment()]
+            pen.text((x, height - y), text.get_text(), fill=ink, font=font, anchor=anchor)
+        return _png(np.asarray(pixels))
+
+
+@cache
+def _font(style: FontProperties, dpi: float) -> ImageFont.FreeTypeFont:
+    pixels = style.get_size_in_points() * dpi / 72
+    return ImageFont.truetype(findfont(style), pixels, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """(H, W, 4) uint8 as PNG with unfiltered rows: as small as Pillow's here, in a quarter of its time.
+
+    Source: W3C, Portable Network Graphics, sections 5 and 11.
+    """
+    height, width, _ = pixels.shape
+    rows = np.zeros((height, 1 + 4 * width), np.uint8)  # in front of each row its filter, 0: none
+    rows[:, 1:] = pixels.reshape(height, -1)
+    header = struct.pack(">2I5B", width, height, 8, 6, 0, 0, 0)  # 8 bits, RGBA, not interlaced
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows.data, 1), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )

@@ -1,12 +1,8 @@
-"""The threshold slider: every number that moves when the threshold moves, while it moves.
+"""The threshold slider, and its button that freezes what it shows, after a question and with a way back.
 
-Freezing to try something out: in a copy of the built-in run, and with a way back.
-
-What the built-in run says is committed, for others to hold theirs against. A threshold that was set by hand
-on it is frozen in `checkpoints/practice` instead. Its `practice_of.sha256` says which predictions were copied
-there, the latest last: by that it is known from a run that only has the same name.
-
-A button that asks before it acts.
+Other runs are compared with what the built-in run says. A threshold set on it is therefore frozen in a copy,
+`checkpoints/practice`, whose `practice_of.sha256` lists the predictions that were copied there, latest last:
+so the copy differs from a run that only has the same name.
 """
 
 from base64 import b64encode
@@ -30,225 +26,32 @@ from cspine_helpers.runs import RECORD
 from cspine_helpers.slider.operating_point import DECIMALS, Marks, Operating, Point, digits, weigh
 from cspine_helpers.slider.picture import BARS, Panels, written
 
-_COLOUR = "var(--jp-content-font-color1, inherit)"  # of text, in the light and the dark theme
-
-
-def paragraph(words: str, *, role: str = "note") -> str:
-    """Words as HTML in the theme's colour; with the role `status` screen readers say what changes."""
-    return f'<div role="{role}" style="color: {_COLOUR}; line-height: 1.5">{escape(words)}</div>'
-
-
-class ConfirmedButton:
-    """A button, then a question with a second button, then what came of it.
-
-    Args:
-        label: of the first button.
-        confirm: of the second.
-        question: what is asked; a `ValueError` or `OSError` is shown in its place, and nothing is offered.
-        act: what is done, returns what to say then; a `ValueError` or `OSError` is shown in its place.
-        undo: undoes it, returns what to say then; has a button once something was done.
-
-    Attributes:
-        widget: to be shown.
-    """
-
-    def __init__(
-        self,
-        label: str,
-        confirm: str,
-        *,
-        question: Callable[[], str],
-        act: Callable[[], str],
-        undo: Callable[[], str] | None = None,
-    ) -> None:
-        self._question, self._act, self._undo = question, act, undo
-        self._done = False  # something that can be undone
-        self._ask = ipywidgets.Button(description=label, layout={"width": "auto"})
-        bold = {"font_weight": "bold"}  # in the theme's own colours, which are readable in each
-        self._confirm = ipywidgets.Button(description=confirm, style=bold, layout={"width": "auto"})
-        self._cancel = ipywidgets.Button(description="No", layout={"width": "auto"})
-        self._back = ipywidgets.Button(description="Undo", layout={"width": "auto"})
-        self._words = ipywidgets.HTML(layout={"flex": "1 1 300px"})
-        self.widget = ipywidgets.HBox(layout={"flex_flow": "row wrap", "align_items": "center"})
-        self._ask.on_click(lambda _: self.ask())
-        self._confirm.on_click(lambda _: self.confirm())
-        self._cancel.on_click(lambda _: self.withdraw())
-        self._back.on_click(lambda _: self.undo())
-        self._show("")
-
-    @property
-    def words(self) -> str:
-        """The question, or what came of it; empty where nothing was asked."""
-        return self._shown
-
-    def ask(self) -> None:
-        """Press the first button."""
-        try:
-            self._show(self._question(), asking=True)
-        except (ValueError, OSError) as error:
-            self._show(str(error))
-
-    def confirm(self) -> None:
-        """Press the second button; does nothing unless something was asked."""
-        if self._confirm not in self.widget.children:
-            return
-        self._do(self._act, done=True)
-
-    def undo(self) -> None:
-        """Press the button that undoes; does nothing unless something was done."""
-        if self._done and self._undo is not None:
-            self._do(self._undo, done=False)
-
-    def _do(self, what: Callable[[], str], *, done: bool) -> None:
-        try:
-            words = what()
-        except (ValueError, OSError) as error:
-            words = str(error)
-        else:
-            self._done = done and self._undo is not None
-        self._show(words)
-
-    def withdraw(self) -> None:
-        """Take back the question, as what it was about has changed."""
-        if self._shown:
-            self._show("")
-
-    def _show(self, words: str, *, asking: bool = False) -> None:
-        self._shown = words
-        self._words.value = paragraph(words, role="status") if words else ""
-        buttons = [self._words, self._confirm, self._cancel] if asking else [self._ask, self._words]
-        self.widget.children = buttons + [self._back] * (self._done and not asking)
-
-
+STEP = 0.001  # of one press of an arrow key; Page Up and Down move five
 BUILTIN, PRACTICE = "builtin", "practice"  # the run that comes with the project, and its copy to freeze in
 PREDICTIONS = "predictions.csv"
 MARKER = "practice_of.sha256"
 _COPIED = (DECISION, OPENINGS, RECORD, seal_of(PREDICTIONS).name, PREDICTIONS)  # what counts comes last
-
-
-def practice_folder(run_folder: str | Path) -> Path:
-    """Where a threshold that was set by hand is frozen: in the run, but of the built-in run in a copy."""
-    folder = Path(run_folder).resolve()
-    return folder.with_name(PRACTICE) if folder.name == BUILTIN else Path(run_folder)
-
-
-def frozen_upon(run_folder: str | Path) -> Path:
-    """Folder whose decision, and openings, freezing would go on from; writes nothing.
-
-    It is the `practice_folder`, but the run where a copy is still to be made, or made anew as the run has
-    other predictions since.
-
-    Raises:
-        FileNotFoundError: the built-in run has no predictions.
-        ValueError: what stands in the copy's place is no folder, or none of ours: it may not be written over.
-    """
-    folder, copy = Path(run_folder), practice_folder(run_folder)
-    if copy == folder:
-        return folder
-    predictions, mine, marker = folder / PREDICTIONS, copy / PREDICTIONS, copy / MARKER
-    if not predictions.is_file():
-        raise FileNotFoundError(f"{predictions} is missing. Predict with the run (notebook 03), then freeze.")
-    if copy.resolve() != copy or (copy.exists() and not copy.is_dir()):
-        raise ValueError(
-            f"Decisions that try out the built-in run are frozen in a copy of it, and {copy} is no folder of "
-            "its own, but a link or a file. Rename it, and freeze again."
-        )
-    held = {path.name for path in copy.glob("[!.]*")}
-    own = sorted(held - {*_COPIED, MARKER})
-    known = inside(marker).read_text(encoding="utf-8").split() if marker.is_file() else []
-    stands = inside(mine).is_file()
-    ours = bool(known) and (not stands or sha256_of(mine) in known)
-    if stands and mine.read_bytes() == predictions.read_bytes() and (ours or not own):
-        return copy
-    if not held or (ours and not own):
-        return folder
-    found = listing(own or sorted(held))
-    raise ValueError(
-        f"{PRACTICE!r} is where decisions that try out the built-in run are frozen, and {copy} is no copy "
-        f"that may be written over: it holds {found}. Rename that folder, and freeze again."
-    )
-
-
-def practise(run_folder: str | Path) -> Path:
-    """The `practice_folder`, with what a decision rests on: predictions, record, what is frozen, openings.
-
-    A copy stays as it is, with what was frozen there, while its predictions are those of the run; else it is
-    made anew.
-
-    Raises:
-        FileNotFoundError, ValueError: see `frozen_upon`.
-        OSError: the copy cannot be written.
-    """
-    folder, copy = Path(run_folder), practice_folder(run_folder)
-    if frozen_upon(folder) == copy:
-        return copy
-    marker = copy / MARKER  # written first: stopped at any moment, the copy is known as ours
-    known = marker.read_text(encoding="utf-8") if marker.is_file() else ""
-    with atomic_path(marker) as temporary:
-        temporary.write_text(f"{known}{sha256_of(folder / PREDICTIONS)}\n", encoding="utf-8")
-    for name in _COPIED:
-        source, place = folder / name, inside(copy / name)
-        if source.is_file():
-            with atomic_path(place) as temporary:
-                temporary.write_bytes(source.read_bytes())
-        else:
-            place.unlink(missing_ok=True)
-    return copy
-
-
-def put_back(run_folder: str | Path, before: bytes | None, *, after: bytes, openings: int) -> None:
-    """Undo a freezing: `decision.json` as it was, unless something was done with the run since.
-
-    Args:
-        run_folder: `checkpoints/<run>`.
-        before: what `decision.json` held; None: there was none.
-        after: what it holds since the freezing.
-        openings: how often the test split had been opened.
-
-    Raises:
-        ValueError: it was opened since, or `decision.json` is gone or was changed since.
-        OSError: the file cannot be written.
-    """
-    path = inside(Path(run_folder) / DECISION)
-    named = f"{path.parent.name}/{DECISION}"
-    if not path.is_file():
-        raise ValueError(f"{named} is gone, so there is nothing to undo.")
-    if (now := len(read_openings(path.parent))) > openings:
-        raise ValueError(
-            f"The test split was opened since, {now} time(s) by now, and what it was opened with stays on "
-            "record. Freeze another decision; the record says that it came after."
-        )
-    if path.read_bytes() != after:
-        raise ValueError(f"{named} was changed since. Freeze what you want it to say.")
-    if before is None:
-        path.unlink()
-        return
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(before)
-
-
-STEP = 0.001  # of one press of an arrow key; Page Up and Down move five
+_COLOUR = "var(--jp-content-font-color1, inherit)"  # of text, in the light and the dark theme
 _WRAP = {"flex_flow": "row wrap", "align_items": "center"}  # rows break where the window is narrow
+_FITTING = {"width": "auto"}
 
 
 class ThresholdExplorer:
     """A threshold slider over a predictions table, for all vertebrae, one of them, or patients.
 
-    With the threshold move the confusion matrix, recall, precision, specificity, negative predictive value
-    and F1 with 95 % intervals (patients resampled), the point on the precision–recall curve, the recall of
-    each vertebra, how many of 1,000 patients are missed and how many are called back without a fracture, and
-    whether the threshold is a guaranteed one. Rates and patients can be restated for another share of
-    fractured patients; the curve stays as observed. Where no kernel runs, the notebook shows the picture of
-    the state it was saved in.
+    It shows the confusion matrix, the point on the precision–recall curve, rates with 95 % bootstrap
+    intervals (resampling patients), the recall of each vertebra, how many of 1,000 patients are missed or
+    called back without a fracture, and whether the threshold is a guaranteed one. Rates and patients can be
+    restated for another prevalence. Where no kernel runs, the notebook shows the picture it was saved with.
 
     Args:
         predictions: predictions table, of one split as a rule.
         decision: where the slider starts, at its level, marked as chosen there.
         threshold: where it starts without a decision; None: at the highest F1 of these data, and it says so.
-        guarantees: of `guarantees.guarantee_on_validation`, or of a frozen decision; marked at their levels.
-        freeze: run folder in which a button freezes what the slider shows (for the built-in run in a copy,
-            `practice.practise`), with a second one to undo it; or what the button calls instead:
-            `freeze(decision, guarantees=...)`, with the guarantee that holds there, if one does.
+        guarantees: of `guarantee_on_validation`, or of a frozen decision; marked at their levels.
+        freeze: run folder in which a button freezes what the slider shows (of the built-in run in a copy),
+            with a second one to undo it; or what the button calls instead, with the guarantee that covers it,
+            if one does: `freeze(decision, guarantees=...)`.
 
     Example:
         >>> explorer = ThresholdExplorer(predictions, threshold=0.3)
@@ -256,9 +59,7 @@ class ThresholdExplorer:
         (0.3, 'all')
 
     Raises:
-        ValueError: the table breaks its schema, holds one class only or one study; the decision has no
-            threshold; the threshold is not in [0, 1], or stands beside a decision; or a guarantee is of other
-            predictions or another aggregation.
+        ValueError: the table breaks its schema, or holds one class only; see `Marks`.
     """
 
     def __init__(
@@ -302,15 +103,11 @@ class ThresholdExplorer:
             options=[(LEVEL_NAMES[level], level) for level in self._marks.levels], value=self._marks.level,
             description="Level", style=style, layout={"width": "200px"},
         )  # fmt: skip
-        self._other = ipywidgets.Checkbox(
-            description="Another prevalence:", indent=False, layout={"width": "auto"}
-        )
+        self._other = ipywidgets.Checkbox(description="Another prevalence:", indent=False, layout=_FITTING)
         self._percent = ipywidgets.BoundedFloatText(
             value=round(100 * SCREENING_PREVALENCE, 1), min=0.1, max=99.9, step=0.1, layout={"width": "80px"}
         )
-        self._jumps = {
-            name: ipywidgets.Button(layout={"width": "auto"}) for name in ("start", "chosen", "guaranteed")
-        }
+        self._jumps = {name: ipywidgets.Button(layout=_FITTING) for name in ("start", "chosen", "guaranteed")}
         self._freezer = ConfirmedButton(
             "Freeze this decision …",
             "Really freeze",
@@ -332,7 +129,7 @@ class ThresholdExplorer:
 
     @property
     def threshold(self) -> float:
-        """Where the slider stands; set it to move the slider (to the fewest decimals that change no call)."""
+        """Where the slider is; set it to move it (to the fewest decimals that change no call)."""
         return self._threshold
 
     @threshold.setter
@@ -341,7 +138,7 @@ class ThresholdExplorer:
 
     @property
     def level(self) -> str:
-        """One of `metrics.LEVELS`; set it to change the level."""
+        """One of `LEVELS`; set it to change the level."""
         return self._levels.value
 
     @level.setter
@@ -364,11 +161,7 @@ class ThresholdExplorer:
 
     @property
     def decision(self) -> Decision:
-        """What the slider shows: the decision it was given, or where it was moved, a stated one.
-
-        Raises:
-            ValueError: the level is a single vertebra.
-        """
+        """What the slider shows: the decision it was given, or where it was moved, a stated one."""
         return self._marks.decision(self.level, self.threshold)
 
     def summary(self) -> dict[str, Any]:
@@ -387,7 +180,7 @@ class ThresholdExplorer:
         return shown
 
     def _slide(self, value: float) -> None:
-        """Follow the slider, which stands on its steps only, and says so of itself when it is shown."""
+        """Follow the slider, which knows its steps only, and reports one when it is first shown."""
         if _nearest_step(value) != _nearest_step(self._threshold):
             self._move(_nearest_step(value))
 
@@ -454,18 +247,18 @@ class ThresholdExplorer:
         if run != Path(str(self._freeze)):
             words.append(
                 f'The built-in run stays as it is: this goes to a copy, the run "{run.name}". Set RUN = '
-                f'"{run.name}" to go on with that one.'
+                f'"{run.name}" to use that one.'
             )
         there = frozen_upon(str(self._freeze))  # the copy is made when it is needed
         if there != run and (run / PREDICTIONS).is_file():
             words.append(
-                "The copy there is of earlier predictions: it is made anew, and what was done there goes."
+                "The copy there is of earlier predictions: it is replaced, and what was done there is lost."
             )
         if (there / DECISION).is_file():
-            words.append(f"What {run.name}/{DECISION} says of that level gives way to it.")
+            words.append(f"It replaces what {run.name}/{DECISION} holds for that level.")
         opened = len(read_openings(there))
-        times = {0: "was never opened so far", 1: "was opened once already"}
-        words.append(f"The test split {times.get(opened, f'was opened {opened} times already')}.")
+        times = {0: "has not been opened", 1: "has been opened once"}
+        words.append(f"The test split {times.get(opened, f'has been opened {opened} times')}.")
         return " ".join([*words, "It is then opened with this one; choose no other after that."])
 
     def _run(self) -> Path | None:
@@ -505,5 +298,191 @@ class ThresholdExplorer:
 
 
 def _nearest_step(threshold: float) -> float:
-    """Where the slider stands for a threshold; its own steps add up to 0.41600000000000004."""
+    """The slider's step for a threshold; its own steps add up to 0.41600000000000004."""
     return round(round(threshold / STEP) * STEP, DECIMALS)
+
+
+def paragraph(words: str, *, role: str = "note") -> str:
+    """Words as HTML in the theme's colour; with the role `status` screen readers say what changes."""
+    return f'<div role="{role}" style="color: {_COLOUR}; line-height: 1.5">{escape(words)}</div>'
+
+
+class ConfirmedButton:
+    """A button, then a question with a second button, then what came of it.
+
+    Args:
+        label: of the first button.
+        confirm: of the second.
+        question: what is asked; nothing is offered where it fails.
+        act: what is done; returns what to say then. What a `ValueError` or `OSError` says is shown instead.
+        undo: undoes it, returns what to say then; has a button once something was done.
+
+    Attributes:
+        widget: to be shown.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        confirm: str,
+        *,
+        question: Callable[[], str],
+        act: Callable[[], str],
+        undo: Callable[[], str] | None = None,
+    ) -> None:
+        self._question, self._act, self._undo = question, act, undo
+        self._done = False  # something that can be undone
+        self._ask, self._confirm, self._cancel, self._back = (
+            ipywidgets.Button(description=each, layout=_FITTING) for each in (label, confirm, "No", "Undo")
+        )
+        self._confirm.style.font_weight = "bold"  # in the theme's own colours, which are readable in each
+        self._words = ipywidgets.HTML(layout={"flex": "1 1 300px"})
+        self.widget = ipywidgets.HBox(layout=_WRAP)
+        self._ask.on_click(lambda _: self.ask())
+        self._confirm.on_click(lambda _: self.confirm())
+        self._cancel.on_click(lambda _: self.withdraw())
+        self._back.on_click(lambda _: self.undo())
+        self._show("")
+
+    @property
+    def words(self) -> str:
+        """The question, or its result; empty where nothing was asked."""
+        return self._shown
+
+    def ask(self) -> None:
+        """Press the first button."""
+        try:
+            self._show(self._question(), asking=True)
+        except (ValueError, OSError) as error:
+            self._show(str(error))
+
+    def confirm(self) -> None:
+        """Press the second button; does nothing unless something was asked."""
+        if self._confirm in self.widget.children:
+            self._do(self._act, done=True)
+
+    def undo(self) -> None:
+        """Press the button that undoes; does nothing unless something was done."""
+        if self._done and self._undo is not None:
+            self._do(self._undo, done=False)
+
+    def _do(self, what: Callable[[], str], *, done: bool) -> None:
+        try:
+            words = what()
+        except (ValueError, OSError) as error:
+            words = str(error)
+        else:
+            self._done = done and self._undo is not None
+        self._show(words)
+
+    def withdraw(self) -> None:
+        """Take back the question, as what it was about has changed."""
+        if self._shown:
+            self._show("")
+
+    def _show(self, words: str, *, asking: bool = False) -> None:
+        self._shown = words
+        self._words.value = paragraph(words, role="status") if words else ""
+        buttons = [self._words, self._confirm, self._cancel] if asking else [self._ask, self._words]
+        self.widget.children = buttons + [self._back] * (self._done and not asking)
+
+
+def practice_folder(run_folder: str | Path) -> Path:
+    """Where a threshold that was set by hand is frozen: in the run, but of the built-in run in a copy."""
+    folder = Path(run_folder).resolve()
+    return folder.with_name(PRACTICE) if folder.name == BUILTIN else Path(run_folder)
+
+
+def frozen_upon(run_folder: str | Path) -> Path:
+    """Folder whose decision and openings freezing would start from; writes nothing.
+
+    It is the `practice_folder`, or the run where a copy is yet to be made, or replaced as the run's
+    predictions have changed.
+
+    Raises:
+        FileNotFoundError: the built-in run has no predictions.
+        ValueError: what is in the copy's place is no folder, or none of ours: it may not be overwritten.
+    """
+    folder, copy = Path(run_folder), practice_folder(run_folder)
+    if copy == folder:
+        return folder
+    predictions, mine, marker = folder / PREDICTIONS, copy / PREDICTIONS, copy / MARKER
+    if not predictions.is_file():
+        raise FileNotFoundError(f"{predictions} is missing. Predict with the run (notebook 03), then freeze.")
+    if copy.resolve() != copy or (copy.exists() and not copy.is_dir()):
+        raise ValueError(
+            f"Decisions that try out the built-in run are frozen in a copy of it, and {copy} is no folder of "
+            "its own, but a link or a file. Rename it, and freeze again."
+        )
+    held = {path.name for path in copy.glob("[!.]*")}
+    own = sorted(held - {*_COPIED, MARKER})
+    known = inside(marker).read_text(encoding="utf-8").split() if marker.is_file() else []
+    stands = inside(mine).is_file()
+    ours = bool(known) and (not stands or sha256_of(mine) in known)
+    if stands and mine.read_bytes() == predictions.read_bytes() and (ours or not own):
+        return copy
+    if not held or (ours and not own):
+        return folder
+    found = listing(own or sorted(held))
+    raise ValueError(
+        f"{PRACTICE!r} is where decisions that try out the built-in run are frozen, and {copy} is no copy "
+        f"that may be overwritten: it holds {found}. Rename that folder, and freeze again."
+    )
+
+
+def practise(run_folder: str | Path) -> Path:
+    """The `practice_folder`, with what a decision rests on: predictions, record, what is frozen, openings.
+
+    A copy stays as it is, with what was frozen there, while its predictions are those of the run; else it is
+    replaced.
+
+    Raises:
+        FileNotFoundError, ValueError: see `frozen_upon`.
+        OSError: the copy cannot be written.
+    """
+    folder, copy = Path(run_folder), practice_folder(run_folder)
+    if frozen_upon(folder) == copy:
+        return copy
+    marker = copy / MARKER  # written first: stopped at any moment, the copy is known as ours
+    known = marker.read_text(encoding="utf-8") if marker.is_file() else ""
+    with atomic_path(marker) as temporary:
+        temporary.write_text(f"{known}{sha256_of(folder / PREDICTIONS)}\n", encoding="utf-8")
+    for name in _COPIED:
+        source, place = folder / name, inside(copy / name)
+        if source.is_file():
+            with atomic_path(place) as temporary:
+                temporary.write_bytes(source.read_bytes())
+        else:
+            place.unlink(missing_ok=True)
+    return copy
+
+
+def put_back(run_folder: str | Path, before: bytes | None, *, after: bytes, openings: int) -> None:
+    """Undo a freezing: `decision.json` as it was, unless something was done with the run since.
+
+    Args:
+        run_folder: `checkpoints/<run>`.
+        before: what `decision.json` held; None: there was none.
+        after: what it holds since the freezing.
+        openings: how often the test split had been opened.
+
+    Raises:
+        ValueError: it was opened since, or `decision.json` is gone or was changed since.
+        OSError: the file cannot be written.
+    """
+    path = inside(Path(run_folder) / DECISION)
+    named = f"{path.parent.name}/{DECISION}"
+    if not path.is_file():
+        raise ValueError(f"{named} is gone, so there is nothing to undo.")
+    if (now := len(read_openings(path.parent))) > openings:
+        raise ValueError(
+            f"The test split was opened since, {now} time(s) by now, and what it was opened with stays on "
+            "record. Freeze another decision; the record says that it came after."
+        )
+    if path.read_bytes() != after:
+        raise ValueError(f"{named} was changed since. Freeze what you want it to say.")
+    if before is None:
+        path.unlink()
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(before)
