@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cspine_helpers import labels, metrics
 from cspine_helpers.checkpoints import load_run
-from cspine_helpers.evaluation import cases as evaluation_cases
+from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.explain.attention import attention_scores, attention_table
 from cspine_helpers.files import paths
@@ -37,9 +37,10 @@ def main() -> None:
     print(
         f"{options.studies} studies, seed {options.seed}: {truth.sum()} of {len(truth)} vertebrae fractured"
     )
-    print(bootstrap(predictions, threshold=run.threshold).round(3).to_string(index=False))
-    patients = evaluation_cases.patient_level(predictions)
-    print(f"patient AUROC: {metrics.auroc(patients['label'], patients['probability']):.3f}")
+    cases = Cases.of(predictions)
+    print(bootstrap(cases, threshold=run.threshold).round(3).to_string(index=False))
+    patients = cases.patients()
+    print(f"patient AUROC: {metrics.auroc(patients.label, patients.probability):.3f}")
     print(attention_scores(attention).round(3).to_string())
 
 

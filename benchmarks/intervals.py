@@ -14,6 +14,7 @@ from sklearn import metrics as sklearn
 
 from benchmarks.measure import Row, in_fresh_process, interleaved, seconds
 from benchmarks.tables import ROWS, scores
+from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.intervals import bootstrap, compare, curve_bands, per_vertebra
 from cspine_helpers.evaluation.resampling import patient_weights
 from cspine_helpers.labels import UID, VERTEBRAE
@@ -21,9 +22,9 @@ from cspine_helpers.labels import UID, VERTEBRAE
 RESAMPLES, THRESHOLD = 1000, 0.3
 PEER_RESAMPLES = 20  # scikit-learn's time is proportional to them
 MEMORY = """
-from benchmarks.intervals import predictions, bootstrap, THRESHOLD
+from benchmarks.intervals import Cases, predictions, bootstrap, THRESHOLD
 from benchmarks.measure import peak_mib
-bootstrap(predictions(), threshold=THRESHOLD)
+bootstrap(Cases.of(predictions()), threshold=THRESHOLD)
 print(peak_mib())
 """
 
@@ -51,8 +52,9 @@ def with_scikit_learn(table: pd.DataFrame) -> None:
 
 def rows() -> Iterator[Row]:
     table = predictions()
+    cases = Cases.of(table)
     calls = {
-        "ours": partial(bootstrap, table, threshold=THRESHOLD, resamples=RESAMPLES),
+        "ours": partial(bootstrap, cases, threshold=THRESHOLD, resamples=RESAMPLES),
         "peer": partial(with_scikit_learn, table),
     }
     times = interleaved(calls, repeats=5)
@@ -70,12 +72,12 @@ def rows() -> Iterator[Row]:
         memory <= 512,
     )
     others = {
-        "`intervals.per_vertebra`": partial(per_vertebra, table, threshold=THRESHOLD),
-        "`comparison.compare`, two thresholds": partial(
-            compare, table, threshold=THRESHOLD, other_threshold=0.2
+        "`intervals.per_vertebra`": partial(per_vertebra, cases, threshold=THRESHOLD),
+        "`intervals.compare`, two thresholds": partial(
+            compare, cases, threshold=THRESHOLD, other_threshold=0.2
         ),
-        "`bands.curve_bands`, precision–recall": partial(curve_bands, table, kind="pr"),
-        "`bands.curve_bands`, ROC": partial(curve_bands, table, kind="roc"),
+        "`intervals.curve_bands`, precision–recall": partial(curve_bands, cases, kind="pr"),
+        "`intervals.curve_bands`, ROC": partial(curve_bands, cases, kind="roc"),
     }
     for name, call in others.items():
         found = min(seconds(call) for _ in range(3))

@@ -12,6 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from cspine_helpers.files.paths import listing
 
 CLIP = float(np.finfo(np.float64).eps)  # how near 0 and 1 a probability comes where its logarithm is taken
+RSNA_WEIGHTS = {"vertebra": 1.0, "patient": 7.0}  # of an intact one; twice as much where fractured
+# An example of costs: level → what the loss of RSNA 2022 weighs a miss and a false alarm with.
+RSNA_COSTS = {name: {"cost_miss": 2 * w, "cost_false_alarm": w} for name, w in RSNA_WEIGHTS.items()}
 
 
 def check_scores(
@@ -223,3 +226,28 @@ def clip_note(labels: ArrayLike, probabilities: ArrayLike) -> str:
         f"{decided} of {len(y)} cases {was} predicted with certainty and wrongly: {its} {-np.log(CLIP):.1f}, "
         f"the clip at {CLIP:.1e}."
     )
+
+
+def rsna_terms(
+    labels: ArrayLike, probabilities: ArrayLike, patient_labels: ArrayLike, patient_probabilities: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Each study's eight terms of the RSNA 2022 loss, weighted and summed, and the sum of the weights, (S,).
+
+    The ratio of the two, each summed over all studies, is the competition's loss; the mean of the studies'
+    ratios is what the participants' public code reported. `log_losses` says how certain mistakes are clipped.
+
+    Args:
+        labels: (S, 7), C1 … C7.
+        probabilities: (S, 7).
+        patient_labels: (S,).
+        patient_probabilities: (S,).
+
+    Raises:
+        ValueError: see `check_scores`.
+
+    Source: RSNA 2022 Cervical Spine Fracture Detection, competition page, "Evaluation".
+    """
+    y = np.column_stack([labels, patient_labels])
+    p = np.column_stack([probabilities, patient_probabilities])
+    weight = np.repeat([*RSNA_WEIGHTS.values()], [7, 1]) * (1 + y)
+    return (weight * log_losses(y.ravel(), p.ravel()).reshape(y.shape)).sum(axis=1), weight.sum(axis=1)

@@ -193,8 +193,9 @@ def from_wide(
             the table breaks the schema.
 
     Example:
-        >>> table = from_wide("submission.csv", read_labels("train.csv"), "validation")
-        >>> write_predictions(table, run_dir("theirs") / "predictions.csv")
+        >>> wide = labels.assign(C1=0.4)  # probabilities of C1 … C7 in place of labels
+        >>> from_wide(wide, labels, "validation").columns.tolist()
+        ['StudyInstanceUID', 'vertebra', 'split', 'label', 'probability']
     """
     if missing not in ("raise", "drop"):
         raise ValueError(f"missing is 'raise' or 'drop'; found {missing!r}.")

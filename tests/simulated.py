@@ -5,6 +5,7 @@ import pandas as pd
 from scipy.special import expit
 from scipy.stats import beta
 
+from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.labels import UID, VERTEBRAE
 
 
@@ -21,6 +22,24 @@ def table_of(labels, probabilities, split="validation"):
     rows = [(f"1.{study}", name, split) for study in range(len(labels)) for name in VERTEBRAE]
     table = pd.DataFrame(rows, columns=[UID, "vertebra", "split"])
     return table.assign(label=np.ravel(labels), probability=np.ravel(probabilities))
+
+
+def cases_of(labels, probabilities, patient, patients):
+    """Vertebrae of patients by their number, with no check: fast, and some patients may have none."""
+    names = np.arange(patients).astype(str)
+    studies = pd.DataFrame({"patient": names, "split": "validation", "label": 0}, index=names)
+    count = np.bincount(patient, minlength=patients)
+    whose, unit = names[patient], np.full(len(labels), "C1")
+    split = np.full(len(labels), "validation")
+    studies = studies.assign(own=np.nan, vertebrae=count)
+    return Cases(whose, whose, unit, np.ravel(labels), np.ravel(probabilities), split, "vertebra", studies)
+
+
+def patients_of(probabilities, labels, split="validation"):
+    """Cases of patients from two columns."""
+    columns = {UID: [f"1.{n}" for n in range(len(labels))], "vertebra": "C1", "split": split}
+    table = pd.DataFrame(columns).assign(label=np.asarray(labels), probability=np.asarray(probabilities))
+    return Cases.of(table.astype({"label": int}), level="patient")
 
 
 def cohort(seed=0, many=60, **options):

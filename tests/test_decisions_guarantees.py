@@ -20,7 +20,7 @@ from cspine_helpers.decisions.guarantees import (
     patients_needed,
 )
 from cspine_helpers.decisions.thresholds import Decision, Rule
-from cspine_helpers.evaluation.cases import Aggregation, aggregate, at_level, fit_logistic
+from cspine_helpers.evaluation.cases import Aggregation, Cases, fit_logistic
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import from_wide, predictions_sha256
@@ -201,6 +201,7 @@ def test_a_guarantee_survives_json():
 
 
 TABLE = pd.concat([toy(150), toy(80, seed=7, split="test")], ignore_index=True)
+LEARNED = fit_logistic(Cases.of(TABLE, split="validation"))
 
 
 def on_table(table=TABLE, **options):
@@ -215,7 +216,7 @@ def test_only_validation_rows_are_promised_on_and_the_guarantee_says_which(level
     found = guarantee_on_validation(TABLE, target, hoped=0.5)
     rows = TABLE[TABLE["split"] == "validation"]
     at = rows if level == "vertebra" else rows[rows["vertebra"] == level]
-    at = aggregate(rows, target.aggregation) if level == "patient" else at
+    at = Cases.of(rows, level="patient", aggregation=target.aggregation).table() if level == "patient" else at
     proof = guarantee_recall(at["label"], at["probability"], at[UID], target, hoped=0.5)
     assert found == replace(proof, rows_sha256=predictions_sha256(rows))
     found.check_made_on(TABLE)
@@ -278,7 +279,7 @@ def test_the_thresholds_of_vertebrae_are_covered_by_their_own_guarantees_alone()
 def test_levels_and_aggregations_that_do_not_belong_together_guarantee_nothing():
     for options, message in (
         ({"aggregation": Aggregation()}, "An aggregation belongs to the patient level"),
-        ({"level": "patient", "aggregation": fit_logistic(TABLE)}, "fitted on the validation patients"),
+        ({"level": "patient", "aggregation": LEARNED}, "fitted on the validation patients"),
         ({"level": "all"}, "Unknown level 'all'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -291,14 +292,14 @@ def test_real_predictions_at_every_level():
     wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
     real = from_wide(wide, read_labels(RSNA / "train.csv"), "validation", missing="drop")
     for level, name in (("patient", "patient"), ("vertebra", "all"), ("C1", "C1"), ("C7", "C7")):
-        rows = at_level(real, name)
+        rows = Cases.of(real).of_unit(name).table()
         found = guarantee_recall(
             rows["label"], rows["probability"], rows[UID], RecallTarget(0.8, level=level)
         )
         here = rates(confusion(rows["label"], rows["probability"], found.require())).iloc[0]
         assert (here["tp"], here["tp"] + here["fn"]) == (found.found, found.positives)
         assert 0.8 < here["recall"] < 0.9  # some way above what is promised, not far
-    rows = at_level(real, "C3")
+    rows = Cases.of(real).of_unit("C3").table()
     few = guarantee_recall(rows["label"], rows["probability"], rows[UID], RecallTarget(0.97, level="C3"))
     assert few.threshold is None
     assert (few.patients, few.needed) == (rows["label"].sum(), 99)

@@ -20,7 +20,7 @@ from cspine_helpers.decisions.thresholds import (
     state_threshold,
 )
 from cspine_helpers.evaluation.calibration import calibrated, fit_calibrator
-from cspine_helpers.evaluation.cases import Aggregation, Cases, aggregate, fit_logistic
+from cspine_helpers.evaluation.cases import Aggregation, Cases, fit_logistic
 from cspine_helpers.files.paths import sha256_of
 from cspine_helpers.files.records import write_sealed
 from cspine_helpers.files.tables import write_table
@@ -30,6 +30,7 @@ from cspine_helpers.predictions import from_wide, predictions_sha256, read_predi
 from cspine_helpers.splits import split_hash, split_patients
 
 WHOLE = pd.concat([toy(150), toy(80, seed=7, split="test")], ignore_index=True)
+LEARNED = fit_logistic(Cases.of(WHOLE, split="validation"))
 VERTEBRA = choose_decision(WHOLE, Rule(precision_floor=0.5))
 PATIENT = choose_decision(WHOLE, Rule("max_youden", level="patient", aggregation=Aggregation("noisy_or")))
 BOTH = [VERTEBRA, PATIENT]
@@ -66,7 +67,7 @@ def change(folder, **changes):
         VERTEBRA,
         PATIENT,
         choose_per_vertebra(WHOLE, Rule("max_f1"), min_positives=5),
-        choose_decision(WHOLE, Rule("max_f1", level="patient", aggregation=fit_logistic(WHOLE))),
+        choose_decision(WHOLE, Rule("max_f1", level="patient", aggregation=LEARNED)),
     ],
     ids=["vertebra", "patient", "each vertebra", "learned"],
 )
@@ -140,7 +141,7 @@ def test_results_on_the_test_split_are_those_of_its_rows_alone(tmp_path):
     patient = choose_decision(table, Rule("max_youden", level="patient", aggregation=Aggregation()))
     freeze(tmp_path, [VERTEBRA, patient], table)
     found = evaluate_on_test(tmp_path, table).set_index("level")
-    ill = aggregate(table[table["split"] == "test"], Aggregation())
+    ill = Cases.of(table, split="test", level="patient").table()
     by_patient = rates(confusion(ill["label"], ill["probability"], patient.require())).iloc[0]
     for name in ("tp", "fp", "fn", "tn", "recall", "precision", "specificity"):
         assert found.loc["patient", name] == by_patient[name], name
@@ -244,12 +245,9 @@ def test_openings_that_were_deleted_cut_off_or_set_back_are_missed(opened):
 
 
 FITTED = [
-    fit_calibrator(WHOLE[WHOLE["split"] == "validation"], kind="platt"),
-    fit_calibrator(
-        aggregate(WHOLE[WHOLE["split"] == "validation"], Aggregation("noisy_or")),
-        kind="temperature", level="patient", aggregation="noisy or",
-    ),
-]  # fmt: skip
+    fit_calibrator(Cases.of(WHOLE, split="validation"), kind="platt"),
+    fit_calibrator(Cases.of(WHOLE, split="validation").patients(Aggregation("noisy_or")), kind="temperature"),
+]
 
 
 def test_calibrators_are_frozen_with_the_decisions_and_applied_beside_the_predictions(tmp_path, clock):
@@ -258,7 +256,10 @@ def test_calibrators_are_frozen_with_the_decisions_and_applied_beside_the_predic
     assert found == made
     assert found.calibrators == {"all": FITTED[0], "patient": FITTED[1]}
     table = found.calibrate(WHOLE)
-    vertebrae, patients = table[table["vertebra"] != "patient_overall"], aggregate(WHOLE, NOISY_OR)
+    vertebrae, patients = (
+        table[table["vertebra"] != "patient_overall"],
+        Cases.of(WHOLE, level="patient", aggregation=NOISY_OR).table(),
+    )
     pd.testing.assert_frame_equal(vertebrae.drop(columns="calibrated"), WHOLE)
     np.testing.assert_array_equal(vertebrae["calibrated"], calibrated(FITTED[0], WHOLE["probability"]))
     rows = table[table["vertebra"] == "patient_overall"]
@@ -279,7 +280,7 @@ def test_a_calibrator_of_later_says_so_and_another_needs_to_be_asked_for(tmp_pat
     assert set(second.calibrate(WHOLE)["vertebra"]) == set(VERTEBRAE)
     elsewhere = replace(FITTED[0], slope=FITTED[0].slope * (1 + 1e-12))  # another machine rounds otherwise
     assert freeze(tmp_path, BOTH, WHOLE, calibrators=[elsewhere]) == second
-    other = fit_calibrator(WHOLE[WHOLE["split"] == "validation"], kind="temperature")
+    other = fit_calibrator(Cases.of(WHOLE, split="validation"), kind="temperature")
     with pytest.raises(FileExistsError, match=r"holds another calibrator \('all'\)\. The test split was"):
         freeze(tmp_path, BOTH, WHOLE, calibrators=[other])
     third = freeze(tmp_path, BOTH, WHOLE, calibrators=[other], replace=True)
@@ -292,11 +293,11 @@ def test_a_calibrator_of_later_says_so_and_another_needs_to_be_asked_for(tmp_pat
         (replace(FITTED[0], slope=2.0), "was not fitted on the validation split of these predictions"),
         (replace(FITTED[0], patients=7), "was not fitted on the validation split of these predictions"),
         (
-            fit_calibrator(ON_TEST[ON_TEST["split"] == "validation"], kind="platt"),
+            fit_calibrator(Cases.of(ON_TEST, split="validation"), kind="platt"),
             "was not fitted on the validation split",
         ),
         (
-            fit_calibrator(WHOLE[WHOLE["split"] == "validation"], kind="platt", level="patient"),
+            fit_calibrator(Cases.of(WHOLE, split="validation", level="patient"), kind="platt"),
             "patients by the aggregation of their decision",
         ),
         (FITTED[0].record(), "Hand in a Calibrator for each level; found dict"),

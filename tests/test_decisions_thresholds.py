@@ -21,9 +21,8 @@ from cspine_helpers.decisions.thresholds import (
     state_threshold,
 )
 from cspine_helpers.evaluation.cases import Aggregation, Cases, fit_logistic
-from cspine_helpers.evaluation.competition import RSNA_COSTS
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
-from cspine_helpers.metrics import confusion, rates
+from cspine_helpers.metrics import RSNA_COSTS, confusion, rates
 from cspine_helpers.predictions import from_wide
 
 # Thresholds: 0.9: recall 1/3, precision 1, specificity 1; 0.8: 1/3, 1/2, 2/3; 0.7: 2/3, 2/3, 2/3;
@@ -424,6 +423,7 @@ def test_one_threshold_is_not_asked_of_seven():
 
 
 WHOLE = pd.concat([toy(400), toy(200, seed=7, split="test")], ignore_index=True)
+LEARNED = fit_logistic(Cases.of(WHOLE, split="validation"))
 VALIDATION = WHOLE[WHOLE["split"] == "validation"]
 
 
@@ -440,7 +440,7 @@ def test_only_validation_rows_choose():
 
 @pytest.mark.parametrize(
     "aggregation",
-    [MAX, Aggregation("noisy_or"), Aggregation("top_k", k=2), fit_logistic(WHOLE)],
+    [MAX, Aggregation("noisy_or"), Aggregation("top_k", k=2), LEARNED],
     ids=str,
 )
 def test_a_patient_decision_keeps_its_aggregation_and_reaches_what_it_says(aggregation):

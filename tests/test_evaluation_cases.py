@@ -8,7 +8,6 @@ from conftest import RSNA, needs_rsna
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from cspine_helpers.decisions.simulation import Population
 from cspine_helpers.decisions.thresholds import (
     Decision,
     Rule,
@@ -21,21 +20,17 @@ from cspine_helpers.evaluation.cases import (
     MIN_PATIENTS,
     Aggregation,
     Cases,
-    aggregate,
     cleared_by_vertebrae,
     compare_aggregations,
-    default_aggregation,
     defined_levels,
     fit_logistic,
-    patient_level,
     sorted_logits,
 )
-from cspine_helpers.evaluation.clinical_utility import decision_curve, predictive_curve
-from cspine_helpers.evaluation.intervals import bootstrap, compare, curve_bands, per_vertebra
-from cspine_helpers.evaluation.reliability import calibration_scores, reliability_table
+from cspine_helpers.evaluation.intervals import bootstrap, compare, per_vertebra
+from cspine_helpers.evaluation.reliability import calibration_scores
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, read_labels
 from cspine_helpers.model_card.results import find
-from cspine_helpers.predictions import from_wide, validation_rows
+from cspine_helpers.predictions import from_wide
 from cspine_helpers.slider.operating_point import Operating, weigh
 
 LEARNED = Aggregation(
@@ -74,6 +69,18 @@ def patient(*probabilities, labels=None):
     )
 
 
+def aggregate(table, aggregation):
+    return Cases.of(table, level="patient", aggregation=aggregation).table()
+
+
+def learned(table, **options):
+    return fit_logistic(Cases.of(table, split="validation"), **options)
+
+
+def side_by_side(table):
+    return compare_aggregations(Cases.of(table))
+
+
 @pytest.mark.parametrize(
     ("aggregation", "expected"),
     [
@@ -90,13 +97,6 @@ def test_worked_by_hand_with_four_vertebrae_missing(aggregation, expected):
     assert list(found.columns) == [UID, "split", "label", "probability", "missing"]
     assert found["probability"].item() == pytest.approx(expected, rel=1e-12)
     assert (found["label"].item(), found["missing"].item()) == (1, 4)
-
-
-def test_max_is_the_patient_level_of_metrics_whatever_the_order_of_rows():
-    table = toy().drop(index=[0, 1, 9]).sample(frac=1, random_state=0)
-    found = aggregate(table, Aggregation())
-    pd.testing.assert_frame_equal(found.drop(columns="missing"), patient_level(table), check_exact=True)
-    assert found["missing"].sum() == 3
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_learned_weights_are_those_of_scikit_learn_where_none_is_negative():
     table = pd.DataFrame(wide, columns=list(VERTEBRAE)).assign(**{UID: [f"1.{n}" for n in range(6000)]})
     long = table.melt(UID, list(VERTEBRAE), "vertebra", "probability").assign(split="validation", label=0)
     long["label"] = np.where(long["vertebra"] == "C1", np.tile(labels, 7), 0)
-    found = fit_logistic(long)
+    found = learned(long)
     oracle = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000).fit(sorted_logits(wide), labels)
     assert oracle.coef_.min() > 0
     np.testing.assert_allclose(found.weights, oracle.coef_[0], atol=1e-4)
@@ -133,7 +133,7 @@ def test_the_learned_weights_are_those_of_scikit_learn_where_none_is_negative():
 
 
 def test_a_higher_vertebra_never_lowers_the_learned_patient():
-    fitted = fit_logistic(toy())
+    fitted = learned(toy())
     assert min(fitted.weights) == 0
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -145,11 +145,11 @@ def test_a_higher_vertebra_never_lowers_the_learned_patient():
 
 def test_only_validation_patients_are_fitted_on():
     both = pd.concat([toy(), toy(seed=5, split="test").assign(label=1)], ignore_index=True)
-    assert fit_logistic(both) == fit_logistic(toy())
+    assert learned(both) == learned(toy())
 
 
 def test_side_by_side_the_learned_one_is_judged_on_patients_it_has_not_seen():
-    table = compare_aggregations(toy().drop(index=[3]))
+    table = side_by_side(toy().drop(index=[3]))
     assert table["aggregation"].tolist() == [
         "max", "noisy or", "mean of top 2", "mean of top 3", "logistic, cross-fitted",
     ]  # fmt: skip
@@ -158,17 +158,17 @@ def test_side_by_side_the_learned_one_is_judged_on_patients_it_has_not_seen():
     assert not table.isna().any(axis=None)
     noise = toy(60, seed=3)
     noise["probability"] = np.random.default_rng(9).random(len(noise))
-    assert compare_aggregations(noise)["auroc"].iloc[-1] < 0.65
+    assert side_by_side(noise)["auroc"].iloc[-1] < 0.65
 
 
 def test_side_by_side_too_few_patients_are_said():
-    table = compare_aggregations(toy(30))
+    table = side_by_side(toy(30))
     assert table["auroc"].isna().tolist() == [False] * 4 + [True]
     assert table["undefined"].iloc[-1].startswith(f"A learned aggregation needs {MIN_PATIENTS} patients")
 
 
 def test_it_survives_json():
-    for aggregation in (Aggregation(), Aggregation("top_k", k=2), fit_logistic(toy())):
+    for aggregation in (Aggregation(), Aggregation("top_k", k=2), learned(toy())):
         assert Aggregation(**json.loads(json.dumps(asdict(aggregation)))) == aggregation
 
 
@@ -196,7 +196,7 @@ def test_other_aggregations_are_refused(fields, message):
     ("table", "message"),
     [
         (toy(30), "needs 20 patients with a fracture and 20 without to fit on; found 1[0-9] and 1[0-9]"),
-        (toy(split="test"), "no row of the split 'validation'.*found test"),
+        (toy(split="test"), "no row of the split 'validation'; found 'test'"),
         (toy().assign(probability=1.5), r"no numbers in \[0, 1\]"),
         (toy().assign(probability=np.nan), r"no numbers in \[0, 1\]"),
         (toy().assign(label=2), "neither 0 nor 1"),
@@ -206,15 +206,14 @@ def test_other_aggregations_are_refused(fields, message):
 )
 def test_tables_that_cannot_be_fitted_on_are_refused(table, message):
     with pytest.raises(ValueError, match=message):
-        fit_logistic(table)
+        learned(table)
 
 
 def test_one_class_cannot_be_compared_and_a_penalty_is_a_number():
     with pytest.raises(ValueError, match="All 120 labels are 0"):
-        compare_aggregations(toy().assign(label=0))
+        side_by_side(toy().assign(label=0))
     with pytest.raises(ValueError, match="penalty is a finite number"):
-        fit_logistic(toy(), penalty=float("nan"))
-    assert len(validation_rows(toy())) == 840
+        learned(toy(), penalty=float("nan"))
 
 
 def with_own(table, score):
@@ -230,17 +229,16 @@ def with_own(table, score):
 
 def test_the_models_own_score_is_an_aggregation_and_the_default_where_it_is():
     table = with_own(toy(), "min")
-    assert default_aggregation(toy()) == Aggregation("max")
-    assert default_aggregation(table) == Aggregation("own")
+    assert Cases.of(toy()).patients().aggregation == Aggregation("max")
+    assert Cases.of(table).patients().aggregation == Aggregation("own")
     own = aggregate(table, Aggregation("own"))
     expected = toy().groupby(UID, sort=False)["probability"].min()
     np.testing.assert_array_equal(own["probability"], expected)
     assert (own["missing"] == 0).all()
-    pd.testing.assert_frame_equal(patient_level(table), own.drop(columns="missing"))
     pd.testing.assert_frame_equal(aggregate(table, Aggregation("max")), aggregate(toy(), Aggregation("max")))
-    assert fit_logistic(table) == fit_logistic(toy())
-    names = compare_aggregations(table)["aggregation"].tolist()
-    assert names == ["own score", *compare_aggregations(toy())["aggregation"]]
+    assert learned(table) == learned(toy())
+    names = side_by_side(table)["aggregation"].tolist()
+    assert names == ["own score", *side_by_side(toy())["aggregation"]]
     assert Aggregation("own").phrase == "the model's own score"
     assert Aggregation("noisy_or").phrase == "the noisy or of the vertebrae"
 
@@ -266,32 +264,31 @@ def test_two_scans_of_a_patient_are_never_on_both_sides_of_a_fold():
     table = pd.concat([once, once.assign(**{UID: once[UID] + ".9"})], ignore_index=True)
     table["patient"] = table[UID].str.removesuffix(".9")
     noise = table.assign(probability=np.tile(np.random.default_rng(0).random(len(once)), 2))
-    judged = compare_aggregations(noise).set_index("aggregation")["auroc"]
-    apart = compare_aggregations(noise.drop(columns="patient")).set_index("aggregation")["auroc"]
+    judged = side_by_side(noise).set_index("aggregation")["auroc"]
+    apart = side_by_side(noise.drop(columns="patient")).set_index("aggregation")["auroc"]
     assert judged["max"] == apart["max"]
     assert judged["logistic, cross-fitted"] != apart["logistic, cross-fitted"]
 
 
+def without_rsna(found):
+    return found[~found["metric"].str.startswith("rsna")]
+
+
+def slider(table, level, threshold):
+    return pd.Series(asdict(Operating(table, level, weigh(table, resamples=50)).at(threshold, 0.07)))
+
+
 VERTEBRA_NUMBERS = {
-    "bootstrap": lambda table: bootstrap(table, threshold=0.3).query("not metric.str.startswith('rsna')"),
-    "per_vertebra": lambda table: per_vertebra(table, threshold=0.3),
-    "compare": lambda table: compare(
-        table, table.assign(probability=table["probability"] ** 2), threshold=0.3
-    ).query("not metric.str.startswith('rsna')"),
-    "curve_bands": lambda table: curve_bands(table, resamples=50),
-    "reliability": reliability_table,
-    "calibration": calibration_scores,
-    "calibrator": lambda table: pd.Series(fit_calibrator(table, kind="platt").record()),
-    "cross-fitted": lambda table: cross_fitted(table, kind="platt"),
-    "decision curve": lambda table: decision_curve(table, level="all", resamples=50),
+    "bootstrap": lambda table: without_rsna(bootstrap(Cases.of(table), threshold=0.3, resamples=50)),
+    "per_vertebra": lambda table: per_vertebra(Cases.of(table), threshold=0.3, resamples=50),
+    "compare": lambda table: without_rsna(
+        compare(Cases.of(table), threshold=0.3, other_threshold=0.2, resamples=50)
+    ),
+    "calibrator": lambda table: pd.Series(fit_calibrator(Cases.of(table), kind="platt").record()),
+    "cross-fitted": lambda table: cross_fitted(Cases.of(table), kind="platt").table(),
     "decision": lambda table: pd.Series(choose_decision(table, Rule("max_f1")).record()),
     "of each": lambda table: pd.Series(choose_per_vertebra(table, Rule("max_f1"), min_positives=5).record()),
-    "cleared": lambda table: pd.Series(np.concatenate(cleared_by_vertebrae(table, 0.3))),
-    "levels": lambda table: pd.Series(defined_levels(table)),
-    "slider": lambda table: pd.Series(
-        asdict(Operating(table, "all", weigh(table, resamples=50)).at(0.3, 0.07))
-    ),
-    "guarantee world": lambda table: pd.Series(Population(table).recall([0.2, 0.3], "vertebra")),
+    "slider": lambda table: slider(table, "all", 0.3),
     "card": lambda table: pd.Series([find(table, {}).vertebra_table()]),
 }
 
@@ -308,12 +305,8 @@ def test_no_number_about_vertebrae_changes_with_the_models_own_patient_score(wha
 
 
 PATIENT_NUMBERS = {
-    "bootstrap": lambda table: bootstrap(table, threshold=0.16, level="patient"),
-    "calibration": lambda table: calibration_scores(table, level="patient"),
-    "predictive values": lambda table: predictive_curve(table, 0.16, [0.07, 0.5], resamples=50),
-    "slider": lambda table: pd.Series(
-        asdict(Operating(table, "patient", weigh(table, resamples=50)).at(0.16, 0.07))
-    ),
+    "calibration": lambda table: calibration_scores(Cases.of(table, level="patient")),
+    "slider": lambda table: slider(table, "patient", 0.16),
     "card": lambda table: find(table, {}).scores["patients"],
 }
 
@@ -331,10 +324,10 @@ def test_numbers_about_patients_are_those_of_the_own_score_where_it_is(what):
 
 def test_a_calibrator_of_patients_says_that_it_is_of_the_own_score():
     own = with_own(toy(), "min")
-    calibrator = fit_calibrator(own, kind="temperature", level="patient")
+    calibrator = fit_calibrator(Cases.of(own, level="patient"), kind="temperature")
     assert calibrator.aggregation == "own score"
-    with pytest.raises(ValueError, match="fitted on patients made by 'own score'; these are made by 'max'"):
-        apply(calibrator, toy())
+    with pytest.raises(ValueError, match=r"fitted at level 'patient' by 'own score'; these .* by 'max'"):
+        apply(calibrator, Cases.of(toy(), level="patient"))
 
 
 def test_a_patient_decision_takes_the_own_score_where_nothing_is_said_and_keeps_it():
@@ -426,3 +419,51 @@ def test_a_table_of_patients_alone_has_cases_at_their_level():
         Cases.of(alone)
     with pytest.raises(ValueError, match="20 patients have no vertebra to make a probability of"):
         Cases.of(alone, level="patient", aggregation=Aggregation("max"))
+
+
+def test_defined_levels_need_both_classes():
+    table = toy(3).assign(label=0, probability=0.5)
+    table.loc[1, "label"] = 1  # C2 of the first
+    assert defined_levels(Cases.of(table)) == ["all", "C2", "patient"]
+    assert defined_levels(Cases.of(table[table["vertebra"] == "C1"])) == []
+
+
+def test_share_of_healthy_patients_cleared_falls_with_each_vertebra():
+    probabilities = np.full((3, 7), 0.1)
+    probabilities[0, 1] = probabilities[0, 5] = probabilities[1, 5] = 0.9
+    table = toy(3).assign(label=np.repeat([0, 0, 1], 7), probability=probabilities.ravel())
+    found, independent = cleared_by_vertebrae(Cases.of(table), 0.5)  # the fractured patient does not count
+    assert found.tolist() == [1, 0.5, 0.5, 0.5, 0.5, 0, 0]
+    assert independent.tolist() == [1, 0.5, 0.5, 0.5, 0.5, 0, 0]
+    found, _ = cleared_by_vertebrae(Cases.of(table[table["vertebra"] != "C6"]), 0.5)
+    assert found.tolist() == [1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    with pytest.raises(ValueError, match="Every patient has a fracture"):
+        cleared_by_vertebrae(Cases.of(table.assign(label=1)), 0.5)
+
+
+def test_a_vertebra_at_the_threshold_is_an_alarm():
+    cases = Cases.of(toy(2).assign(label=0, probability=0.5))
+    cleared, independent = cleared_by_vertebrae(cases, 0.5)
+    assert cleared.tolist() == independent.tolist() == [0] * 7
+    assert cleared_by_vertebrae(cases, np.nextafter(0.5, 1))[0].tolist() == [1] * 7
+
+
+def test_mixed_splits_are_refused_by_what_needs_one():
+    cases = Cases.of(pd.concat([toy(5), toy(5, split="test")]))
+    assert cases.where(cases.split == "test").require("test").n_studies == 5
+    with pytest.raises(ValueError, match="mix the splits 'test', 'validation'"):
+        cases.require()
+    with pytest.raises(ValueError, match=r"Only the split 'validation' may be used here; .*'test', 'valid"):
+        cases.require("validation")
+
+
+def test_sums_are_of_each_patient_whatever_the_order_of_the_cases():
+    table = toy(4).drop(index=range(7, 14)).sample(frac=1, random_state=0)
+    table = pd.concat([table, patient(0.4)])
+    cases = Cases.of(table)
+    for part in (cases, cases.where(cases.unit == "C1")):
+        assert part.sums().tolist() == [(part.patient == name).sum() for name in cases.population]
+    both = cases.sums(np.column_stack([cases.label, cases.probability]))
+    expected = [table["probability"][table[UID] == name].sum() for name in cases.population]
+    np.testing.assert_allclose(both[:, 1], expected)
+    assert both[:, 0].tolist() == cases.sums(cases.label).tolist()

@@ -4,32 +4,23 @@ import pytest
 import simulated
 from conftest import RSNA, needs_rsna
 from scipy import stats
+from simulated import patients_of
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
-from cspine_helpers.evaluation import cases as evaluation_cases
 from cspine_helpers.evaluation import reliability
-from cspine_helpers.evaluation import resampling as evaluation_resampling
-from cspine_helpers.evaluation.cases import at_level, patient_level
+from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.intervals import bootstrap
-from cspine_helpers.evaluation.resampling import resampled, score_interval
-from cspine_helpers.labels import UID, VERTEBRAE, read_labels
+from cspine_helpers.evaluation.resampling import score_interval
+from cspine_helpers.labels import UID, read_labels
 from cspine_helpers.metrics import log_losses
 from cspine_helpers.predictions import from_wide
 
 
-def table_of(probabilities, labels, *, split="validation"):
-    """Predictions of whole studies from (studies, 7) arrays."""
-    rows = [(f"1.{study}", name, split) for study in range(len(labels)) for name in VERTEBRAE]
-    table = pd.DataFrame(rows, columns=[UID, "vertebra", "split"])
-    return table.assign(label=np.ravel(labels).astype(int), probability=np.ravel(probabilities))
-
-
-def patients_of(probabilities, labels):
-    """A table of patients from two columns."""
-    uids = [f"1.{n}" for n in range(len(labels))]
-    return pd.DataFrame({UID: uids, "split": "test", "label": labels, "probability": probabilities})
+def vertebrae_of(probabilities, labels):
+    """Cases of whole studies from (studies, 7) arrays."""
+    return Cases.of(simulated.table_of(np.asarray(labels).astype(int), probabilities))
 
 
 def clustered(rng, patients, *, spread=1.0):
@@ -37,25 +28,25 @@ def clustered(rng, patients, *, spread=1.0):
     scores = rng.choice([0.05, 0.2, 0.5], (patients, 7))
     place = rng.random((patients, 1))  # of the patient among all: the same for its seven vertebrae
     share = stats.beta.ppf(place, scores * spread, (1 - scores) * spread)
-    return table_of(scores, rng.random((patients, 7)) < share)
+    return vertebrae_of(scores, rng.random((patients, 7)) < share)
 
 
 @pytest.fixture
-def table():
+def cases():
     rng = np.random.default_rng(3)
     p = rng.beta(1, 5, (80, 7))
-    return table_of(p, rng.random((80, 7)) < p**1.3)
+    return vertebrae_of(p, rng.random((80, 7)) < p**1.3)
 
 
 @pytest.fixture(scope="module")
 def real():
     wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
-    return from_wide(wide, read_labels(RSNA / "train.csv"), "validation", missing="drop")
+    return Cases.of(from_wide(wide, read_labels(RSNA / "train.csv"), "validation", missing="drop"))
 
 
 def test_bins_of_a_hand_worked_case():
     p = [0.1, 0.2, 0.3, 0.4, 0.8, 0.9]
-    found = reliability.reliability_table(patients_of(p, [0, 1, 0, 0, 1, 1]), level="patient", bins=2)
+    found = reliability.reliability_table(patients_of(p, [0, 1, 0, 0, 1, 1]), bins=2)
     assert found[["lower", "upper"]].to_numpy().tolist() == [[0.1, 0.35], [0.35, 0.9]]
     assert found[["cases", "patients", "positives"]].to_numpy().tolist() == [[3, 3, 1], [3, 3, 2]]
     np.testing.assert_allclose(found["probability"], [0.2, 0.7])
@@ -64,25 +55,25 @@ def test_bins_of_a_hand_worked_case():
 
 @pytest.mark.parametrize("strategy", ["quantile", "uniform"])
 @pytest.mark.parametrize("bins", [1, 5, 10, 17])
-def test_bins_are_those_of_scikit_learn(table, strategy, bins):
-    found = reliability.reliability_table(table, bins=bins, strategy=strategy)
-    expected = calibration_curve(table["label"], table["probability"], n_bins=bins, strategy=strategy)
+def test_bins_are_those_of_scikit_learn(cases, strategy, bins):
+    found = reliability.reliability_table(cases, bins=bins, strategy=strategy)
+    expected = calibration_curve(cases.label, cases.probability, n_bins=bins, strategy=strategy)
     filled = found[~found["undefined"]]
     np.testing.assert_allclose(filled["observed"], expected[0], atol=1e-12)
     np.testing.assert_allclose(filled["probability"], expected[1], atol=1e-12)
-    assert found["cases"].sum() == len(table)
+    assert found["cases"].sum() == len(cases)
 
 
 @needs_rsna
 @pytest.mark.parametrize("level", ["all", "patient"])
 def test_real_bins_and_scores_are_those_of_scikit_learn(real, level):
-    rows = at_level(real, level)
-    y, p = rows["label"], rows["probability"]
-    found = reliability.reliability_table(real, level=level, bins=12)
+    cases = real.of_unit(level)
+    y, p = cases.label, cases.probability
+    found = reliability.reliability_table(cases, bins=12)
     expected = calibration_curve(y, p, n_bins=12, strategy="quantile")
     np.testing.assert_allclose(found["observed"], expected[0], atol=1e-12)
     np.testing.assert_allclose(found["probability"], expected[1], atol=1e-12)
-    scores = reliability.calibration_scores(real, level=level, bins=12, resamples=200).set_index("score")
+    scores = reliability.calibration_scores(cases, bins=12, resamples=200).set_index("score")
     assert scores.loc["brier", "value"] == pytest.approx(brier_score_loss(y, p), abs=1e-12)
     assert scores.loc["log_loss", "value"] == pytest.approx(log_loss(y, p), abs=1e-12)
     distance = (found["probability"] - found["observed"]).abs()
@@ -95,20 +86,20 @@ def test_real_bins_and_scores_are_those_of_scikit_learn(real, level):
 
 def test_an_empty_bin_is_marked_and_has_no_figures():
     rows = patients_of([0.05, 0.1, 0.95], [0, 1, 1])
-    found = reliability.reliability_table(rows, level="patient", bins=4, strategy="uniform")
+    found = reliability.reliability_table(rows, bins=4, strategy="uniform")
     assert found["undefined"].tolist() == [False, True, True, False]
     assert found[found["undefined"]][["probability", "observed", "low", "high"]].isna().all(axis=None)
     assert found[~found["undefined"]].notna().all(axis=None)
 
 
 def test_scores_that_tie_share_a_bin():
-    found = reliability.reliability_table(patients_of([0.3] * 6, [0, 1] * 3), level="patient")
+    found = reliability.reliability_table(patients_of([0.3] * 6, [0, 1] * 3))
     assert found[["cases", "observed", "probability"]].to_numpy().tolist() == [[6, 0.5, pytest.approx(0.3)]]
 
 
 def test_an_interval_of_single_cases_is_that_of_wilson():
     y = np.tile([1, 0, 0, 0], 10)
-    found = reliability.reliability_table(patients_of([0.3] * 40, y), level="patient").iloc[0]
+    found = reliability.reliability_table(patients_of([0.3] * 40, y)).iloc[0]
     cases = 40 - 1  # the variance of a sample has one degree of freedom less
     z = stats.norm.ppf(0.975)
     for end in ("low", "high"):  # where the score test of Wilson stands at z
@@ -116,7 +107,7 @@ def test_an_interval_of_single_cases_is_that_of_wilson():
 
 
 def test_a_bin_where_all_are_intact_counts_its_patients_not_its_cases():
-    found = reliability.reliability_table(table_of(np.full((5, 7), 0.1), np.zeros((5, 7)))).iloc[0]
+    found = reliability.reliability_table(vertebrae_of(np.full((5, 7), 0.1), np.zeros((5, 7)))).iloc[0]
     expected = stats.binomtest(0, 5).proportion_ci(method="wilson")
     assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
 
@@ -158,9 +149,8 @@ def test_calibration_is_stated_as_surely_as_it_is_known(many, draws, kind):
     rng, held, rejected, errors = np.random.default_rng(many), {}, 0, []
     for draw in range(draws):
         _, labels, p = simulated.calibrated(rng, many, vertebrae=vertebrae, intercept=intercept, slope=slope)
-        table = table_of(p, labels) if vertebrae == 7 else patients_of(p[:, 0], labels[:, 0])
-        level = "all" if vertebrae == 7 else "patient"
-        found = reliability.calibration_scores(table, level=level, resamples=199, seed=draw)
+        cases = vertebrae_of(p, labels) if vertebrae == 7 else patients_of(p[:, 0], labels[:, 0])
+        found = reliability.calibration_scores(cases, resamples=199, seed=draw)
         found = found.set_index("score")
         for name in ("bias", "slope", "brier"):
             low, high = found.loc[name, ["low", "high"]]
@@ -179,9 +169,7 @@ def test_calibration_is_stated_as_surely_as_it_is_known(many, draws, kind):
 
 def test_the_debiased_error_of_a_hand_worked_case():
     rows = patients_of([0.2] * 10 + [0.6] * 10, [1] * 4 + [0] * 6 + [1] * 9 + [0])
-    found = reliability.calibration_scores(rows, level="patient", bins=2, strategy="uniform").set_index(
-        "score"
-    )
+    found = reliability.calibration_scores(rows, bins=2, strategy="uniform").set_index("score")
     squares = [0.2**2, 0.3**2]  # 0.4 of ten for 0.2, 0.9 of ten for 0.6
     spread = np.array([[-0.8] * 4 + [0.2] * 6 + [0] * 10, [0] * 10 + [-0.4] * 9 + [0.6]]).var(axis=1, ddof=1)
     expected = np.sqrt(np.mean(squares - 20 * spread / 10**2))
@@ -194,8 +182,8 @@ def test_the_test_of_calibration_turns_patients_not_rows():
     rng = np.random.default_rng(5)
     p = rng.random((30, 1))
     y = rng.random((30, 1)) < p**1.5
-    alone = reliability.calibration_scores(patients_of(p[:, 0], y[:, 0].astype(int)), level="patient", bins=5)
-    seven = reliability.calibration_scores(table_of(np.repeat(p, 7, 1), np.repeat(y, 7, 1)), bins=5)
+    alone = reliability.calibration_scores(patients_of(p[:, 0], y[:, 0].astype(int)), bins=5)
+    seven = reliability.calibration_scores(vertebrae_of(np.repeat(p, 7, 1), np.repeat(y, 7, 1)), bins=5)
     pd.testing.assert_series_equal(alone["p"], seven["p"])
     for name in ("bias", "slope"):
         pair = [found.set_index("score").loc[name, ["value", "low", "high"]] for found in (alone, seven)]
@@ -205,7 +193,7 @@ def test_the_test_of_calibration_turns_patients_not_rows():
 def test_the_slope_is_that_of_a_logistic_fit():
     rng = np.random.default_rng(6)
     _, labels, p = simulated.calibrated(rng, 150, slope=1.5)
-    found = reliability.calibration_scores(table_of(p, labels)).set_index("score").loc["slope"]
+    found = reliability.calibration_scores(vertebrae_of(p, labels)).set_index("score").loc["slope"]
     fit = LogisticRegression(C=np.inf, tol=1e-10).fit(np.log(p / (1 - p)).reshape(-1, 1), labels.ravel())
     assert found["value"] == pytest.approx(fit.coef_[0, 0], rel=1e-4)
     assert found["low"] < 1 / 1.5 < found["high"] < 1
@@ -213,13 +201,13 @@ def test_the_slope_is_that_of_a_logistic_fit():
 
 @pytest.mark.parametrize("p", [[0.3] * 6, [0.1, 0.2, 0.3, 0.6, 0.7, 0.8]])
 def test_scores_that_are_alike_or_part_the_classes_have_no_slope(p):
-    found = reliability.calibration_scores(patients_of(p, [0, 0, 0, 1, 1, 1]), level="patient", resamples=9)
+    found = reliability.calibration_scores(patients_of(p, [0, 0, 0, 1, 1, 1]), resamples=9)
     assert found.set_index("score").loc["slope", ["value", "low", "high"]].isna().all()
     assert reliability.written_scores(found)["slope"] == "undefined"
 
 
 def test_one_patient_has_values_and_no_intervals():
-    found = reliability.calibration_scores(table_of([[0.1] * 6 + [0.7]], [[0] * 6 + [1]]), resamples=9)
+    found = reliability.calibration_scores(vertebrae_of([[0.1] * 6 + [0.7]], [[0] * 6 + [1]]), resamples=9)
     assert found[["low", "high", "p"]].isna().all(axis=None)
     assert found.set_index("score")["value"].drop(["slope", "ece"]).notna().all()
 
@@ -244,9 +232,9 @@ def test_intervals_of_single_cases_are_nearly_those_of_scipy_and_those_of_the_he
     rng = np.random.default_rng(2)
     p = rng.random(150)
     rows = patients_of(p, (rng.random(150) < p).astype(int))
-    found = reliability.calibration_scores(rows, level="patient", resamples=5000).set_index("score")
-    losses = {"brier": (p - rows["label"]) ** 2, "log_loss": log_losses(rows["label"], p)}
-    same = bootstrap(rows.assign(vertebra="C1"), threshold=None, resamples=5000).set_index("metric")
+    found = reliability.calibration_scores(rows, resamples=5000).set_index("score")
+    losses = {"brier": (p - rows.label) ** 2, "log_loss": log_losses(rows.label, p)}
+    same = bootstrap(rows, threshold=None, resamples=5000).set_index("metric")
     for name, loss in losses.items():
         drawn = stats.bootstrap((loss,), np.mean, n_resamples=5000, method="percentile", rng=0)
         expected = drawn.confidence_interval
@@ -256,31 +244,20 @@ def test_intervals_of_single_cases_are_nearly_those_of_scipy_and_those_of_the_he
             assert found.loc[name, end] == pytest.approx(same.loc[name, end], abs=1e-9)
 
 
-def test_patients_that_are_drawn_bring_all_their_rows():
-    rng = np.random.default_rng(4)
-    rows = pd.DataFrame({UID: ["1.1", "1.2", "1.1", "1.3"]})
-    sums = evaluation_resampling.patient_sums(rows, np.array([[1.0, 2], [3, 4], [5, 6], [7, 8]]))
-    assert sums.tolist() == [[6, 8], [3, 4], [7, 8]]
-    many = rng.random((9, 2))
-    drawn = resampled(np.column_stack([np.ones(9), many]), 4000, 0)
-    assert (drawn[:, 0] == 9).all()
-    np.testing.assert_allclose(drawn[:, 1:].mean(axis=0), many.sum(axis=0), rtol=0.02)
-
-
-def test_same_seed_same_intervals(table):
-    first, again, other = (reliability.calibration_scores(table, seed=seed) for seed in (5, 5, 6))
+def test_same_seed_same_intervals(cases):
+    first, again, other = (reliability.calibration_scores(cases, seed=seed) for seed in (5, 5, 6))
     pd.testing.assert_frame_equal(first, again)
     assert not first.equals(other)
 
 
 @pytest.mark.parametrize("strategy", ["quantile", "uniform"])
-def test_the_parts_of_the_brier_score_add_up(table, strategy):
-    y, p = table["label"], table["probability"]
+def test_the_parts_of_the_brier_score_add_up(cases, strategy):
+    y, p = cases.label, cases.probability
     parts = reliability.brier_decomposition(y, p, strategy=strategy)
     whole = parts["reliability"] - parts["resolution"] + parts["uncertainty"] + parts["within"]
     assert whole == pytest.approx(brier_score_loss(y, p), abs=1e-12)
-    bins = reliability.reliability_table(table, strategy=strategy).dropna()
-    rows = bins["cases"] / len(table)
+    bins = reliability.reliability_table(cases, strategy=strategy).dropna()
+    rows = bins["cases"] / len(cases)
     assert parts["reliability"] == pytest.approx((rows * (bins["probability"] - bins["observed"]) ** 2).sum())
     assert parts["resolution"] == pytest.approx((rows * (bins["observed"] - y.mean()) ** 2).sum())
 
@@ -292,35 +269,12 @@ def test_nothing_lies_within_bins_of_one_score_each():
     assert parts["within"] == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("level", ["all", "C3"])
-def test_patients_are_not_taken_for_vertebrae(level):
-    with pytest.raises(ValueError, match=f"Level '{level}' is one of vertebrae.*its rows are patients"):
-        evaluation_cases.scored_rows(patients_of([0.1], [0]), level)
-
-
-def test_levels_take_their_rows(table):
-    assert len(evaluation_cases.scored_rows(table, "all")) == 560
-    assert (evaluation_cases.scored_rows(table, "C3")["vertebra"] == "C3").all()
-    rows = evaluation_cases.scored_rows(table, "patient")
-    pd.testing.assert_frame_equal(rows, patient_level(table))
-    pd.testing.assert_frame_equal(evaluation_cases.scored_rows(rows, "patient"), rows)
-
-
-def test_bad_tables_are_refused(table):
-    patients = patients_of([0.1, 0.2], [0, 1])
-    with pytest.raises(ValueError, match="Unknown level 'C8'"):
-        evaluation_cases.scored_rows(patients, "C8")
-    with pytest.raises(ValueError, match=r"lacks the column\(s\) 'label'"):
-        evaluation_cases.scored_rows(patients.drop(columns="label"), "patient")
-    with pytest.raises(ValueError, match=r"1 probabilities are missing or outside \[0, 1\]"):
-        evaluation_cases.scored_rows(patients.assign(probability=[0.1, np.nan]), "patient")
-    with pytest.raises(ValueError, match=r"more than once: '1\.1'"):
-        evaluation_cases.scored_rows(patients.assign(**{UID: "1.1"}), "patient")
-    with pytest.raises(ValueError, match="repeat a study and vertebra"):
-        evaluation_cases.scored_rows(pd.concat([table, table[:1]]), "all")
-    mixed = table.assign(split=np.where(table[UID] == "1.3", "test", "validation"))
-    with pytest.raises(ValueError, match=r"splits 'validation', 'test'\. Pass the rows of one"):
-        reliability.reliability_table(mixed)
+def test_mixed_splits_are_refused():
+    table = simulated.cohort(many=5)
+    mixed = Cases.of(table.assign(split=np.where(table[UID] == "1.3", "test", "validation")))
+    for function in (reliability.reliability_table, reliability.calibration_scores):
+        with pytest.raises(ValueError, match="mix the splits 'test', 'validation'"):
+            function(mixed)
 
 
 @pytest.mark.parametrize(
@@ -332,12 +286,12 @@ def test_bad_tables_are_refused(table):
         ({"confidence": 95}, "confidence lies between 0 and 1; found 95"),
     ],
 )
-def test_bad_options_are_refused(table, options, message):
+def test_bad_options_are_refused(cases, options, message):
     for function in (reliability.reliability_table, reliability.calibration_scores):
         with pytest.raises(ValueError, match=message):
-            function(table, **options)
+            function(cases, **options)
 
 
-def test_at_least_one_resample_is_asked_for(table):
+def test_at_least_one_resample_is_asked_for(cases):
     with pytest.raises(ValueError, match="resamples is a whole number from 1; found 0"):
-        reliability.calibration_scores(table, resamples=0)
+        reliability.calibration_scores(cases, resamples=0)

@@ -5,9 +5,9 @@ import pytest
 from drawn import line, texts
 
 from cspine_helpers.evaluation import calibration, reliability
-from cspine_helpers.evaluation import cases as evaluation_cases
 from cspine_helpers.evaluation import clinical_utility as benefit
 from cspine_helpers.evaluation import clinical_utility as prevalence
+from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.figures import calibration as evidence
 from cspine_helpers.labels import UID, VERTEBRAE
 
@@ -26,8 +26,14 @@ def table():
 
 
 @pytest.fixture
-def mended(table):
-    return calibration.apply(calibration.fit_calibrator(made(2), kind="platt", level="patient"), table)
+def patients(table):
+    return Cases.of(table, level="patient")
+
+
+@pytest.fixture
+def mended(patients):
+    fitted = calibration.fit_calibrator(Cases.of(made(2), level="patient"), kind="platt")
+    return calibration.apply(fitted, patients)
 
 
 def ends(axes):
@@ -40,11 +46,12 @@ def test_reliability_diagrams_draw_the_bins_of_each_level(table):
     figure = evidence.reliability_diagrams(table, bins=6)
     assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["All vertebrae", "Patients by max"]
     for axes, level in zip(figure.axes[:2], ("all", "patient"), strict=True):
-        found = reliability.reliability_table(table, level=level, bins=6)
+        found = reliability.reliability_table(Cases.of(table).of_unit(level), bins=6)
         points = axes.lines[1].get_xydata()
         np.testing.assert_array_equal(points, found[["probability", "observed"]])
         np.testing.assert_allclose(ends(axes), found[["low", "high"]].to_numpy().T)
-        written = reliability.written_scores(reliability.calibration_scores(table, level=level, bins=6))
+        scores = reliability.calibration_scores(Cases.of(table).of_unit(level), bins=6)
+        written = reliability.written_scores(scores)
         names = {"log loss": "log_loss", "Brier": "brier", "slope": "slope", "ECE": "ece"}
         for name, key in names.items():
             assert f"{name} {written[key]}" in texts(axes)
@@ -61,9 +68,9 @@ def test_a_reliability_diagram_says_how_many_log_losses_the_clip_decides(table):
 def test_histograms_count_every_case(table):
     lower = evidence.reliability_diagrams(table).axes[2:]
     for axes, level in zip(lower, ("all", "patient"), strict=True):
-        rows = evaluation_cases.at_level(table, level)
+        cases = Cases.of(table).of_unit(level)
         heights = np.array([[bar.get_height() for bar in bars] for bars in axes.containers])
-        assert heights.sum(axis=1).tolist() == [(rows["label"] == 0).sum(), (rows["label"] == 1).sum()]
+        assert heights.sum(axis=1).tolist() == [(cases.label == 0).sum(), (cases.label == 1).sum()]
 
 
 def test_bins_without_a_case_are_left_out(table):
@@ -73,18 +80,18 @@ def test_bins_without_a_case_are_left_out(table):
     assert np.isfinite(figure.axes[0].lines[1].get_xydata()).all()
 
 
-def test_a_comparison_has_a_panel_for_each_table(table, mended):
-    figure = evidence.calibration_comparison({"before": table, "Platt": mended}, level="patient", bins=5)
+def test_a_comparison_has_a_panel_for_each_model(patients, mended):
+    figure = evidence.calibration_comparison({"before": patients, "Platt": mended}, bins=5)
     assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["before", "Platt"]
-    found = reliability.reliability_table(mended, level="patient", bins=5)
+    found = reliability.reliability_table(mended, bins=5)
     np.testing.assert_array_equal(
         figure.axes[1].lines[1].get_xydata(), found[["probability", "observed"]].to_numpy()
     )
 
 
 @pytest.mark.parametrize("elsewhere", [None, 0.07])
-def test_decision_curves_are_those_of_benefit(table, mended, elsewhere):
-    tables = {"before": table, "Platt": mended}
+def test_decision_curves_are_those_of_clinical_utility(patients, mended, elsewhere):
+    tables = {"before": patients, "Platt": mended}
     (axes,) = evidence.decision_curves(tables, prevalence=elsewhere).axes
     for name, rows in tables.items():
         found = benefit.decision_curve(rows, prevalence=elsewhere)
@@ -95,41 +102,41 @@ def test_decision_curves_are_those_of_benefit(table, mended, elsewhere):
     assert ("7.0%" in axes.get_title(loc="left")) == (elsewhere is not None)
 
 
-def test_bands_of_many_tables_are_left_out_and_lines_differ_in_more_than_colour(table):
-    (axes,) = evidence.decision_curves(dict.fromkeys("abcd", table)).axes
+def test_bands_of_many_models_are_left_out_and_lines_differ_in_more_than_colour(patients):
+    (axes,) = evidence.decision_curves(dict.fromkeys("abcd", patients)).axes
     assert len(axes.collections) == 0
     assert len({line(axes, name).get_linestyle() for name in "abcd"}) == 4
 
 
-def test_predictive_values_are_written_where_marked(table):
-    (axes,) = evidence.predictive_value_curves(table, 0.3).axes
+def test_predictive_values_are_written_where_marked(patients):
+    (axes,) = evidence.predictive_value_curves(patients, 0.3).axes
     marks = [prevalence.SCREENING_PREVALENCE, prevalence.COMPETITION_PREVALENCE]
-    found = prevalence.predictive_curve(table, 0.3, marks)
+    found = prevalence.predictive_curve(patients, 0.3, marks)
     for row in found.itertuples():
         assert f"{row.ppv:.2f}" in texts(axes)
         assert f"{row.npv:.2f}" in texts(axes)
     assert "screening\n7.0%" in texts(axes)
     assert "competition\n47.6%" in texts(axes)
     drawn = line(axes, "positive (fractured)")
-    expected = prevalence.predictive_curve(table, 0.3, drawn.get_xdata())
+    expected = prevalence.predictive_curve(patients, 0.3, drawn.get_xdata())
     np.testing.assert_allclose(drawn.get_ydata(), expected["ppv"])
 
 
 def test_prevalences_of_patients_are_not_marked_for_vertebrae(table):
-    (axes,) = evidence.predictive_value_curves(table, 0.2, level="all").axes
+    (axes,) = evidence.predictive_value_curves(Cases.of(table), 0.2).axes
     assert "screening" not in texts(axes)
     assert f"this split\n{table['label'].mean():.1%}" in texts(axes)
-    (axes,) = evidence.predictive_value_curves(table, 0.2, level="all", marks={}).axes
+    (axes,) = evidence.predictive_value_curves(Cases.of(table), 0.2, marks={}).axes
     assert texts(axes) == ""
 
 
 @pytest.mark.slow
-def test_every_picture_shows_itself_and_touches_no_global_state(table):
+def test_every_picture_shows_itself_and_touches_no_global_state(table, patients):
     before = dict(matplotlib.rcParams)
     for draw in (
         lambda: evidence.reliability_diagrams(table),
-        lambda: evidence.decision_curves({"before": table}),
-        lambda: evidence.predictive_value_curves(table, 0.3),
+        lambda: evidence.decision_curves({"before": patients}),
+        lambda: evidence.predictive_value_curves(patients, 0.3),
     ):
         assert draw()._repr_png_() == draw()._repr_png_()
     after = dict(matplotlib.rcParams)
@@ -141,11 +148,9 @@ def test_what_cannot_be_drawn_is_refused(table, mended):
         evidence.reliability_diagrams(table, levels=[])
     with pytest.raises(ValueError, match="Unknown level 'C8'"):
         evidence.reliability_diagrams(table, levels=["C8"])
-    with pytest.raises(ValueError, match="One to 4 tables can be told apart; found 5"):
-        evidence.decision_curves(dict.fromkeys("abcde", table))
+    with pytest.raises(ValueError, match="One to 4 curves can be told apart; found 5"):
+        evidence.decision_curves(dict.fromkeys("abcde", mended))
     with pytest.raises(ValueError, match="not of the same cases"):
-        evidence.decision_curves({"a": mended, "b": mended.assign(label=1 - mended["label"])})
-    with pytest.raises(ValueError, match="is one of vertebrae"):
-        evidence.decision_curves({"a": mended}, level="all")
+        evidence.decision_curves({"a": mended, "b": Cases.of(table)})
     with pytest.raises(ValueError, match="All 840 labels are 0"):
-        evidence.predictive_value_curves(table.assign(label=0), 0.3, level="all", marks={"here": 0.1})
+        evidence.predictive_value_curves(Cases.of(table.assign(label=0)), 0.3, marks={"here": 0.1})

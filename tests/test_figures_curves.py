@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 from drawn import colours, line, picture, table_to_draw, texts
 from matplotlib.figure import Figure
+from simulated import patients_of
 
 from cspine_helpers import metrics
-from cspine_helpers.evaluation import cases as evaluation_cases
+from cspine_helpers.evaluation.cases import Cases, cleared_by_vertebrae
 from cspine_helpers.evaluation.intervals import curve_bands
 from cspine_helpers.figures import curves, style
 from cspine_helpers.figures.style import VERTEBRA_COLOURS
@@ -33,7 +34,7 @@ def test_pr_curves_are_those_of_metrics_and_carry_the_operating_point(table):
 def test_every_panel_shows_the_curve_and_the_area_of_its_rows(table):
     pooled, single, patients = curves.pr_curves(table, threshold=0.3, patient_threshold=0.5).axes
     rows = {name: table[table["vertebra"] == name] for name in VERTEBRAE}
-    rows |= {"patients": evaluation_cases.patient_level(table), "all": table}
+    rows |= {"patients": Cases.of(table, level="patient").table(), "all": table}
     drawn = dict(zip(VERTEBRAE, single.lines[::2], strict=True))  # and a point between each two
     drawn |= {"patients": patients.lines[0], "all": pooled.lines[0]}
     for name, drawn_line in drawn.items():
@@ -61,7 +62,7 @@ def test_operating_points_are_at_the_rates_of_their_own_level_and_threshold(tabl
     rows = [table[table["vertebra"] == name] for name in VERTEBRAE]
     points = zip([*single.lines[1::2], pooled.lines[2], patients.lines[2]], [*rows, table, None], strict=True)
     for point, its in points:
-        its, at = (evaluation_cases.patient_level(table), 0.5) if its is None else (its, 0.3)
+        its, at = (Cases.of(table, level="patient").table(), 0.5) if its is None else (its, 0.3)
         called = its["probability"] >= at
         hits = (called & (its["label"] == 1)).sum()
         assert point.get_marker() == "o"
@@ -82,7 +83,7 @@ def test_operating_points_are_at_the_rates_of_their_own_level_and_threshold(tabl
 )
 def test_words_of_an_operating_point_lie_on_the_empty_side(labels, probabilities, side):
     axes = Figure().subplots()
-    rows = pd.DataFrame({"label": labels, "probability": probabilities})
+    rows = patients_of(probabilities, labels)
     curves._operating_point(axes, rows, 0.5, colour="k", named=True)
     (words,) = axes.texts
     assert (words.get_ha(), words.get_va()) == ((side, "top") if side == "right" else (side, "bottom"))
@@ -119,7 +120,7 @@ def test_curves_of_vertebrae_and_patients_carry_the_bands_of_bands(table):
         ("roc", "patient"): roc_patients,
     }
     for (kind, level), axes in drawn.items():
-        band = curve_bands(table, kind=kind, level=level)
+        band = curve_bands(Cases.of(table).of_unit(level), kind=kind)
         corners = axes.collections[0].get_paths()[0].vertices
         across = band["recall" if kind == "pr" else "false_positive_rate"]
         for edge in ("low", "high"):
@@ -132,7 +133,7 @@ def test_roc_curves_are_those_of_metrics(table):
     expected = metrics.roc_curve(table["label"], table["probability"])
     np.testing.assert_array_equal(pooled.lines[0].get_xdata(), expected["false_positive_rate"])
     np.testing.assert_array_equal(pooled.lines[0].get_ydata(), expected["recall"])
-    rows = evaluation_cases.patient_level(table)
+    rows = Cases.of(table, level="patient").table()
     area = metrics.auroc(rows["label"], rows["probability"])
     assert patients.get_title(loc="left") == f"Patients by max: AUROC {area:.2f}"
     expected = metrics.roc_curve(rows["label"], rows["probability"])
@@ -176,9 +177,9 @@ def test_histograms_scale_each_class_to_one(table):
 def test_vertebra_against_patient_shows_the_rates_of_each(table):
     left, right = curves.vertebra_against_patient(table, threshold=0.3, patient_threshold=0.5).axes
     np.testing.assert_array_equal(
-        line(left, "observed").get_ydata(), evaluation_cases.cleared_by_vertebrae(table, 0.3)[0]
+        line(left, "observed").get_ydata(), cleared_by_vertebrae(Cases.of(table), 0.3)[0]
     )
-    patients = evaluation_cases.patient_level(table)
+    patients = Cases.of(table, level="patient").table()
     row = metrics.rates(metrics.confusion(patients["label"], patients["probability"], 0.3)).iloc[0]
     bars = right.containers[1]
     assert bars.get_label() == "patients at 0.3000"

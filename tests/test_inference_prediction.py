@@ -18,7 +18,7 @@ from cspine_helpers.cohort import read_cohort
 from cspine_helpers.decisions.test_split import freeze
 from cspine_helpers.decisions.thresholds import Rule, choose_decision
 from cspine_helpers.evaluation.calibration import calibrated, fit_calibrator
-from cspine_helpers.evaluation.cases import Aggregation
+from cspine_helpers.evaluation.cases import Aggregation, Cases
 from cspine_helpers.inference import prediction as inference
 from cspine_helpers.inference.prediction import predict, predict_cohort, predict_study
 from cspine_helpers.labels import UID, VERTEBRAE, write_labels
@@ -355,7 +355,7 @@ def calibrating(run, tmp_path):
         choose_decision(table, Rule("max_f1")),
         choose_decision(table, Rule("max_f1", level="patient", aggregation=Aggregation("max"))),
     ]
-    fitted = [fit_calibrator(table, kind="platt", level=level) for level in ("all", "patient")]
+    fitted = [fit_calibrator(Cases.of(table, level=level), kind="platt") for level in ("vertebra", "patient")]
     freeze(folder, decisions, table, calibrators=fitted)
     return replace(run, folder=folder), fitted
 

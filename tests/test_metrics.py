@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from cspine_helpers import metrics
-from cspine_helpers.evaluation import cases as evaluation_cases
-from cspine_helpers.labels import UID, VERTEBRAE, read_labels
+from cspine_helpers.evaluation.cases import Cases
+from cspine_helpers.labels import read_labels
 from cspine_helpers.predictions import from_wide
 
 LABELS = [1, 0, 1, 0, 0]
@@ -16,17 +16,10 @@ PROBABILITIES = [0.9, 0.8, 0.5, 0.5, 0.1]
 TIED = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8)), min_size=1, max_size=40)
 
 
-def table_of(probabilities, labels, studies=("1.1", "1.2")):
-    """Predictions of whole studies from (studies, 7) arrays."""
-    rows = [(uid, vertebra, "validation") for uid in studies for vertebra in VERTEBRAE]
-    table = pd.DataFrame(rows, columns=[UID, "vertebra", "split"])
-    return table.assign(label=np.ravel(labels), probability=np.ravel(probabilities))
-
-
 @pytest.fixture(scope="module")
 def real():
     wide = pd.read_csv(RSNA / "oof_predictions.csv", dtype={"uid": str})
-    return from_wide(wide, read_labels(RSNA / "train.csv"), "validation", missing="drop")
+    return Cases.of(from_wide(wide, read_labels(RSNA / "train.csv"), "validation", missing="drop"))
 
 
 def test_counts_of_a_hand_worked_case_with_a_tie():
@@ -95,10 +88,10 @@ def test_counts_equal_their_definition_at_any_threshold(cases, thresholds):
 
 
 @needs_rsna
-@pytest.mark.parametrize("level", evaluation_cases.LEVELS)
+@pytest.mark.parametrize("level", ["all", "C2", "C7", "patient"])
 def test_real_predictions_agree_with_scikit_learn(real, level):
-    rows = evaluation_cases.at_level(real, level)
-    labels, probabilities = rows["label"].to_numpy(), rows["probability"].to_numpy()
+    cases = real.of_unit(level)
+    labels, probabilities = cases.label, cases.probability
     precision, recall, threshold = sk.precision_recall_curve(labels, probabilities)
     table = metrics.rates(metrics.threshold_counts(labels, probabilities))[::-1]
     np.testing.assert_allclose(table["precision"], precision[:-1], rtol=0, atol=1e-12)
@@ -118,8 +111,8 @@ def test_real_predictions_agree_with_scikit_learn(real, level):
 @needs_rsna
 @pytest.mark.parametrize("threshold", [0.05, 0.2458524309799504, 0.5])
 def test_rates_of_real_predictions_agree_with_scikit_learn(real, threshold):
-    labels, called = real["label"], real["probability"] >= threshold
-    row = metrics.rates(metrics.confusion(labels, real["probability"], threshold)).iloc[0]
+    labels, called = real.label, real.probability >= threshold
+    row = metrics.rates(metrics.confusion(labels, real.probability, threshold)).iloc[0]
     assert row["recall"] == pytest.approx(sk.recall_score(labels, called), abs=1e-12)
     assert row["precision"] == pytest.approx(sk.precision_score(labels, called), abs=1e-12)
     assert row["specificity"] == pytest.approx(sk.recall_score(labels, called, pos_label=0), abs=1e-12)
@@ -133,24 +126,6 @@ def test_rates_of_real_predictions_agree_with_scikit_learn(real, threshold):
 def test_auroc_counts_ties_half():
     assert metrics.auroc([1, 0], [0.4, 0.4]) == 0.5
     assert metrics.auroc(LABELS, PROBABILITIES) == pytest.approx(4.5 / 6)
-
-
-def test_patient_level_takes_the_highest_vertebra():
-    labels, probabilities = np.zeros((2, 7), int), np.full((2, 7), 0.1)
-    labels[1, 4], probabilities[0, 2], probabilities[1, 6] = 1, 0.6, 0.3
-    patients = evaluation_cases.patient_level(table_of(probabilities, labels))
-    assert patients.to_numpy().tolist() == [["1.1", "validation", 0, 0.6], ["1.2", "validation", 1, 0.3]]
-
-
-def test_levels_select_their_rows():
-    table = table_of(np.arange(14) / 20, [0, 1] * 7)
-    assert evaluation_cases.at_level(table, "C3")["probability"].tolist() == [0.1, 0.45]
-    assert len(evaluation_cases.at_level(table, "all")) == 14
-    assert len(evaluation_cases.at_level(table, "patient")) == 2
-    with pytest.raises(ValueError, match=r"Unknown level 'C8'.*all, C1, C2"):
-        evaluation_cases.at_level(table, "C8")
-    with pytest.raises(ValueError, match="no row at level 'C3'"):
-        evaluation_cases.at_level(table[table["vertebra"] != "C3"], "C3")
 
 
 @pytest.mark.parametrize(
@@ -184,29 +159,6 @@ def test_a_missing_threshold_is_refused():
         metrics.confusion(LABELS, PROBABILITIES, np.nan)
 
 
-def test_defined_levels_need_both_classes():
-    labels = np.zeros((3, 7), int)
-    labels[0, 1] = 1
-    table = table_of(np.full((3, 7), 0.5), labels, ["1.1", "1.2", "1.3"])
-    assert evaluation_cases.defined_levels(table) == ["all", "C2", "patient"]
-    assert evaluation_cases.defined_levels(table[table["vertebra"] == "C1"]) == []
-
-
-def test_share_of_healthy_patients_cleared_falls_with_each_vertebra():
-    probabilities = np.full((3, 7), 0.1)
-    probabilities[0, 1] = probabilities[0, 5] = probabilities[1, 5] = 0.9
-    labels = np.zeros((3, 7), int)
-    labels[2] = 1  # a fractured patient does not count
-    table = table_of(probabilities, labels, ["1.1", "1.2", "1.3"])
-    found, independent = evaluation_cases.cleared_by_vertebrae(table, 0.5)
-    assert found.tolist() == [1, 0.5, 0.5, 0.5, 0.5, 0, 0]
-    assert independent.tolist() == [1, 0.5, 0.5, 0.5, 0.5, 0, 0]
-    found, _ = evaluation_cases.cleared_by_vertebrae(table[table["vertebra"] != "C6"], 0.5)
-    assert found.tolist() == [1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
-    with pytest.raises(ValueError, match="Every patient has a fracture"):
-        evaluation_cases.cleared_by_vertebrae(table.assign(label=1), 0.5)
-
-
 def test_log_losses_of_certain_mistakes_stay_finite():
     assert metrics.log_losses([1, 0], [0.25, 0.5]) == pytest.approx([np.log(4), np.log(2)])
     assert metrics.log_losses([1, 0], [0.0, 1.0]) == pytest.approx(-np.log(np.finfo(float).eps))
@@ -229,8 +181,34 @@ def test_a_roc_curve_has_a_point_for_every_distinct_probability():
     assert curve["recall"].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1, 1])
 
 
-def test_a_vertebra_at_the_threshold_is_an_alarm():
-    table = table_of(np.full((2, 7), 0.5), np.eye(2, 7, dtype=int) * [[0], [1]])
-    cleared, independent = evaluation_cases.cleared_by_vertebrae(table, 0.5)
-    assert cleared.tolist() == independent.tolist() == [0] * 7
-    assert evaluation_cases.cleared_by_vertebrae(table, np.nextafter(0.5, 1))[0].tolist() == [1] * 7
+def as_participants_scored(labels, probabilities):
+    """The participants' public code in a line of numpy each: columns are the patient, C1 … C7."""
+    weights = np.where(labels == 1, [14] + 7 * [2], [7] + 7 * [1])
+    loss = -(labels * np.log(probabilities) + (1 - labels) * np.log(1 - probabilities))
+    return np.mean((loss * weights).sum(axis=1) / weights.sum(axis=1))
+
+
+def test_the_competition_terms_of_a_hand_worked_study():
+    loss, weight = metrics.rsna_terms([[1, 0, 0, 0, 0, 0, 0]], [[0.8] + 6 * [0.1]], [1], [0.5])
+    assert weight.tolist() == [2 + 6 + 14]
+    assert loss.tolist() == pytest.approx([-(2 * np.log(0.8) + 6 * np.log(0.9) + 14 * np.log(0.5))])
+
+
+def test_the_mean_of_the_studies_losses_is_that_of_the_participants_code():
+    rng = np.random.default_rng(0)
+    labels, probabilities, overall = rng.integers(0, 2, (40, 7)), rng.random((40, 7)), rng.random(40)
+    loss, weight = metrics.rsna_terms(labels, probabilities, labels.max(axis=1), overall)
+    both = np.column_stack([labels.max(axis=1), labels]), np.column_stack([overall, probabilities])
+    assert (loss / weight).mean() == pytest.approx(as_participants_scored(*both), abs=1e-12)
+
+
+def test_the_competition_loss_stays_finite_at_certain_mistakes():
+    labels = np.eye(2, 7, dtype=int)
+    assert np.isfinite(metrics.rsna_terms(labels, 1 - labels, [1, 1], [0, 0])[0]).all()
+
+
+def test_costs_are_the_weights_of_the_competition():
+    assert metrics.RSNA_COSTS == {
+        "vertebra": {"cost_miss": 2, "cost_false_alarm": 1},
+        "patient": {"cost_miss": 14, "cost_false_alarm": 7},
+    }

@@ -22,9 +22,8 @@ from cspine_helpers.decisions.thresholds import (
     state_threshold,
 )
 from cspine_helpers.evaluation.calibration import fit_calibrator
-from cspine_helpers.evaluation.cases import Aggregation, Cases, aggregate
-from cspine_helpers.evaluation.competition import rsna_weighted_log_loss
-from cspine_helpers.evaluation.intervals import bootstrap, per_vertebra
+from cspine_helpers.evaluation.cases import Aggregation, Cases
+from cspine_helpers.evaluation.intervals import bootstrap, per_vertebra, rsna_loss
 from cspine_helpers.evaluation.reliability import calibration_scores, written_scores
 from cspine_helpers.files.paths import sha256_of
 from cspine_helpers.files.records import write_sealed
@@ -162,8 +161,9 @@ def test_every_result_is_that_of_the_modules(told):
     ]
     assert cells == [[f"{counts[name]:.0f}" for name in pair] for pair in (("tp", "fn"), ("fp", "tn"))]
 
-    vertebrae = bootstrap(VALIDATION, threshold=CHOSEN.require(), resamples=100).set_index("metric")
-    patients = bootstrap(VALIDATION, threshold=None, level="patient", resamples=100).set_index("metric")
+    cases = {"vertebrae": Cases.of(VALIDATION), "patients": Cases.of(VALIDATION, level="patient")}
+    vertebrae = bootstrap(cases["vertebrae"], threshold=CHOSEN.require(), resamples=100).set_index("metric")
+    patients = bootstrap(cases["patients"], threshold=None, resamples=100).set_index("metric")
     title = "vertebrae at the threshold"
     rates = {NAMES[row[title]]: row[VALUE] for row in tables[section, title, VALUE]}
     assert rates == {name: written(vertebrae.loc[name]) for name in rates}
@@ -173,10 +173,7 @@ def test_every_result_is_that_of_the_modules(told):
     assert len(ranking) == 4
     for (level, name), row in ranking.items():
         assert row[VALUE] == written({"vertebrae": vertebrae, "patients": patients}[level].loc[name])
-    shares = {
-        "vertebrae": VALIDATION["label"].mean(),
-        "patients": aggregate(VALIDATION, Aggregation())["label"].mean(),
-    }
+    shares = {level: of.label.mean() for level, of in cases.items()}
     for level, prevalence in shares.items():
         assert ranking[level, "auroc"]["chance"] == "0.500"
         assert ranking[level, "average_precision"]["chance"] == number(prevalence)
@@ -187,10 +184,7 @@ def test_every_result_is_that_of_the_modules(told):
         source = {"vertebrae": vertebrae, "patients": patients}[level]
         expected = written(source.loc[name]) if name in source.index else None
         if name in ("bias", "slope", "ece"):
-            scores = calibration_scores(
-                VALIDATION, level={"vertebrae": "all", "patients": "patient"}[level], resamples=100
-            )
-            expected = written_scores(scores)[name].replace("-", "−")
+            expected = written_scores(calibration_scores(cases[level], resamples=100))[name].replace("-", "−")
         assert calibration[level, name][VALUE] == expected, (level, name)
     p = shares["vertebrae"]
     constants = {
@@ -204,18 +198,16 @@ def test_every_result_is_that_of_the_modules(told):
 
     losses = {NAMES[row["loss"]]: row for row in tables[section, "loss", VALUE]}
     assert list(losses) == ["rsna_loss", "rsna_loss_per_patient"]
-    ill = pd.Series(shares["patients"], index=VALIDATION[UID].unique())
+    constant = [of.with_probability(shares[level]) for level, of in cases.items()]
     for name, row in losses.items():
         assert row[VALUE] == written(vertebrae.loc[name])
-        always = rsna_weighted_log_loss(
-            VALIDATION.assign(probability=p), patient=ill, per_patient=name != "rsna_loss"
-        )
+        always = rsna_loss(*constant, per_patient=name != "rsna_loss")
         assert row["always saying the share of fractures"] == number(always)
 
 
 def test_each_vertebra_is_told_with_its_counts(told):
     rows = tables_of(told)["Results on validation", "vertebra", "studies"]
-    expected = per_vertebra(VALIDATION, threshold=CHOSEN.require(), resamples=100)
+    expected = per_vertebra(Cases.of(VALIDATION), threshold=CHOSEN.require(), resamples=100)
     assert [row["vertebra"] for row in rows] == list(VERTEBRAE)
     for row in rows:
         part = expected[expected["vertebra"] == row["vertebra"]].set_index("metric")
@@ -414,8 +406,8 @@ def test_test_results_appear_once_the_split_was_opened_with_the_frozen_decisions
     assert opening["decision"] == f"{openings['decision_sha256'].iloc[0][:12]}, those above"
     area = {(row["level"], row["metric"]): row[VALUE] for row in tables[section, "level", "metric"]}
     assert area["vertebrae", "AUROC"].startswith(number(auroc(TEST["label"], TEST["probability"])))
-    patients = aggregate(TEST, PATIENT.rule.aggregation)
-    assert area["patients", "AUROC"].startswith(number(auroc(patients["label"], patients["probability"])))
+    patients = Cases.of(TEST, level="patient", aggregation=PATIENT.rule.aggregation)
+    assert area["patients", "AUROC"].startswith(number(auroc(patients.label, patients.probability)))
 
 
 def test_an_opening_with_another_decision_shows_no_results(run):
@@ -436,7 +428,7 @@ def test_an_opening_with_another_decision_shows_no_results(run):
 
 def test_frozen_calibrators_stand_beside_their_decisions(run):
     assert "The probabilities are not calibrated." in text_of(run)
-    calibrator = fit_calibrator(VALIDATION, kind="platt")
+    calibrator = fit_calibrator(Cases.of(VALIDATION), kind="platt")
     freeze(run, [CHOSEN, PATIENT], WHOLE, calibrators=[calibrator])
     text = text_of(run)
     rows = {row["what"]: row for row in tables_of(text)["Decision", "what", "vertebrae"]}

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from test_slider_widget import made_table
 
-from cspine_helpers.evaluation.cases import LEVELS, Aggregation, aggregate, at_level
+from cspine_helpers.evaluation.cases import LEVELS, Aggregation, Cases, aggregate, at_level
 from cspine_helpers.evaluation.clinical_utility import predictive_curve, predictive_values
 from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.evaluation.resampling import score_interval
@@ -45,7 +45,8 @@ def test_intervals_are_those_of_the_bootstrap(level):
     table = made_table(studies=120)
     explored = operating(table, level)
     for threshold in (0.1, 0.3):
-        expected = bootstrap(table, threshold=threshold, level=level, keep_undefined=True).set_index("metric")
+        expected = bootstrap(Cases.of(table).of_unit(level), threshold=threshold, keep_undefined=True)
+        expected = expected.set_index("metric")
         for name, found in explored.at(threshold).rates.items():
             value, low, high, undefined = expected.loc[name]
             limits = (low, high) if undefined <= 50 else (np.nan, np.nan)  # of 1,000 resamples
@@ -103,7 +104,7 @@ def test_predictive_values_of_patients_are_those_of_notebook_06(threshold):
     table = made_table(studies=120)
     for prevalence in (0.02, 0.4):
         point = operating(table, "patient").at(threshold, prevalence)
-        expected = predictive_curve(table, threshold, prevalence).iloc[0]
+        expected = predictive_curve(Cases.of(table, level="patient"), threshold, prevalence).iloc[0]
         for ours, theirs in (("precision", "ppv"), ("npv", "npv")):
             ends = [expected[f"{theirs}{end}"] for end in ("", "_low", "_high")]
             assert point.rates[ours] == pytest.approx(ends, abs=2e-6)

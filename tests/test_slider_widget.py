@@ -16,7 +16,7 @@ from test_evaluation_cases import toy, with_own
 from cspine_helpers.decisions.guarantees import RecallTarget, guarantee_on_validation
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_decision
 from cspine_helpers.decisions.thresholds import Rule, choose_decision, choose_per_vertebra, choose_threshold
-from cspine_helpers.evaluation.cases import LEVELS, Aggregation, aggregate, at_level
+from cspine_helpers.evaluation.cases import LEVELS, Aggregation, Cases, aggregate, at_level
 from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import confusion, rates
@@ -92,7 +92,7 @@ def test_the_numbers_are_those_of_metrics_at_every_level(level, undrawn):
 def test_the_intervals_are_those_of_the_bootstrap(undrawn):
     table = made_table(studies=80)
     summary = ThresholdExplorer(table, threshold=0.2).summary()
-    expected = bootstrap(table, threshold=0.2).set_index("metric")
+    expected = bootstrap(Cases.of(table), threshold=0.2).set_index("metric")
     for name in ("recall", "precision", "specificity", "npv", "f1"):
         found = [summary[name + end] for end in ("", "_low", "_high")]
         assert found == pytest.approx(expected.loc[name, ["value", "low", "high"]].tolist(), abs=1e-6)

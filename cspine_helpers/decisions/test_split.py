@@ -419,17 +419,15 @@ def _named(what: Rule | RecallTarget) -> str:
 def _check_fitted(parts: Parts, cases: Cases) -> None:
     """Refuse a calibrator that the validation cases do not give, or of other patients than the decision's."""
     for level, part in parts["calibrators"].items():
-        given, fitted_on, options = Calibrator.from_record(part["calibrator"]), cases, dict[str, Any]()
+        given, fitted_on = Calibrator.from_record(part["calibrator"]), cases
         if level != "all":
             if level not in parts["decisions"]:
                 raise ValueError(
                     "A calibrator is frozen for level 'all', and for 'patient' with a decision there; found "
                     f"one for {level!r} without. Hand in that decision as well."
                 )
-            rule = Decision.from_record(parts["decisions"][level]["decision"]).rule
-            fitted_on = at_level_of(rule, cases)
-            options = {"level": "patient", "aggregation": rule.aggregation and rule.aggregation.name}
-        again = fit_calibrator(fitted_on.table(), kind=given.kind, **options)
+            fitted_on = at_level_of(Decision.from_record(parts["decisions"][level]["decision"]).rule, cases)
+        again = fit_calibrator(fitted_on, kind=given.kind)
         if not _alike(given.record(), again.record()):
             raise ValueError(
                 f"The calibrator at level {level!r} was not fitted on the validation split of these "

@@ -1,16 +1,7 @@
 """How good probabilities are: cases, bootstrap over patients, reliability, calibration, clinical utility."""
 
 from cspine_helpers.evaluation.calibration import choose_calibrator, cross_fitted
-from cspine_helpers.evaluation.cases import (
-    Cases,
-    at_level,
-    cleared_by_vertebrae,
-    compare_aggregations,
-    default_aggregation,
-    patient_level,
-    patients_in_words,
-    scored_rows,
-)
+from cspine_helpers.evaluation.cases import Aggregation, Cases, cleared_by_vertebrae, compare_aggregations
 from cspine_helpers.evaluation.clinical_utility import (
     COMPETITION_PREVALENCE,
     SCREENING_PREVALENCE,
@@ -18,6 +9,6 @@ from cspine_helpers.evaluation.clinical_utility import (
     predictive_curve,
     restate,
 )
-from cspine_helpers.evaluation.competition import RSNA_COSTS
 from cspine_helpers.evaluation.intervals import bootstrap, compare, per_vertebra
 from cspine_helpers.evaluation.reliability import calibration_scores, written_scores
+from cspine_helpers.metrics import RSNA_COSTS

@@ -1,8 +1,6 @@
-"""Calibrators judged on patients who had no part in the fit, and one chosen so, without the test split.
+"""Calibrators: fitted on the validation split and on no other, judged on patients who had no part in the fit.
 
-Probabilities put right: calibrators, fitted on the validation split and on no other.
-
-A calibrator belongs to one level (`metrics.LEVELS`): one fitted on vertebrae says nothing about patients.
+A calibrator belongs to one level (`cases.LEVELS`): one fitted on vertebrae says nothing about patients.
 """
 
 from collections.abc import Mapping
@@ -12,21 +10,12 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
-from cspine_helpers.evaluation.cases import (
-    LEVELS,
-    Aggregation,
-    Level,
-    default_aggregation,
-    resampled_units,
-    rows_at,
-    scored_rows,
-)
-from cspine_helpers.evaluation.reliability import logistic, logit, parted, sigmoid
-from cspine_helpers.evaluation.resampling import patient_sums
+from cspine_helpers.evaluation.cases import LEVELS, Cases, check_choice
+from cspine_helpers.evaluation.reliability import logistic, parted, score_logit
 from cspine_helpers.files.paths import listing
 from cspine_helpers.metrics import check_scores, log_losses
-from cspine_helpers.predictions import validation_rows
 
 Kind = Literal["temperature", "platt", "isotonic"]
 # Patients with a fractured case, and patients with an intact one, that a fit needs at least: ten for each
@@ -67,9 +56,8 @@ class Calibrator:
     probabilities: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_kind(self.kind)
-        if self.level not in LEVELS:
-            raise ValueError(f"Unknown level {self.level!r}. Choose one of {', '.join(LEVELS)}.")
+        check_choice("kind", self.kind, get_args(Kind))
+        check_choice("level", self.level, LEVELS)
         if (self.level == "patient") != bool(self.aggregation):
             raise ValueError(
                 f"A calibrator has an aggregation at level 'patient' and only there; found "
@@ -117,14 +105,7 @@ class Calibrator:
         return cls(**record)
 
 
-def _check_kind(kind: str) -> None:
-    if kind not in get_args(Kind):
-        raise ValueError(f"Unknown kind {kind!r}. Choose one of {', '.join(get_args(Kind))}.")
-
-
-def fit_calibrator(
-    predictions: pd.DataFrame, *, kind: Kind, level: str = "all", aggregation: str | None = None
-) -> Calibrator:
+def fit_calibrator(cases: Cases, *, kind: Kind) -> Calibrator:
     """Fit a calibrator by least log loss (`temperature`, `platt`) or least squares (`isotonic`).
 
     Temperature only sharpens or softens: it leaves 0.5 where it is. Platt also shifts. Isotonic regression
@@ -133,65 +114,50 @@ def fit_calibrator(
     its neighbour lets it.
 
     Args:
-        predictions: predictions table, or one of patients; validation rows only.
+        cases: of the validation split.
         kind: `temperature`, `platt` or `isotonic`.
-        level: one of `metrics.LEVELS`; patients are those of `metrics.patient_level`.
-        aggregation: of a table of patients: how they were made of vertebrae, in a word, as "noisy or".
 
     Raises:
-        ValueError: see `reliability.scored_rows`; rows of another split than validation; fewer patients of
-            either kind than `LEAST_PATIENTS`; scores that part the classes without a mistake, or rank them
-            the wrong way round, so that no best fit exists; an aggregation missing, or where none belongs.
+        ValueError: cases of another split; fewer patients of either kind than `LEAST_PATIENTS`; scores that
+            separate the classes without a mistake, or rank them the wrong way round, so that no best fit
+            exists.
 
     Source: Guo et al., ICML (2017) 1321-1330, temperature; Platt, Advances in Large Margin Classifiers (1999)
     61-74; Zadrozny & Elkan, KDD (2002) 694-699, isotonic; rule of succession: Laplace (1774).
     """
-    _check_kind(kind)
-    rows = scored_rows(predictions, level, one_split=False)
-    aggregation = _aggregation(predictions, level, aggregation)
-    if others := sorted(set(rows["split"]) - {"validation"}):
-        raise ValueError(
-            f"A calibrator is fitted on validation only; the table also holds, or only holds, rows of "
-            f"{listing(others)}. Pass predictions[predictions['split'] == 'validation']."
-        )
-    y, p = rows["label"].to_numpy(), rows["probability"].to_numpy()
-    size = (resampled_units(rows).nunique(), len(rows), int(y.sum()))
-    kinds = (patient_sums(rows, np.column_stack([y, 1 - y])) > 0).sum(axis=0)
+    check_choice("kind", kind, get_args(Kind))
+    y, p = cases.require("validation").label, cases.probability
+    size = (cases.n_patients, len(cases), int(y.sum()))
+    counted = (cases.sums(np.column_stack([y, 1 - y])) > 0).sum(axis=0)
     least = LEAST_PATIENTS[kind]
-    if kinds.min() < least:
-        simpler = [name for name, count in LEAST_PATIENTS.items() if kinds.min() >= count]
-        case = "vertebra" if level == "all" else level
+    if counted.min() < least:
+        simpler = [name for name, count in LEAST_PATIENTS.items() if counted.min() >= count]
+        case = "vertebra" if cases.name == "all" else cases.name
         both = f"patients with a fractured {case} and {least} with an intact one"
-        both = f"fractured patients and {least} intact ones" if level == "patient" else both
+        both = f"fractured patients and {least} intact ones" if cases.level == "patient" else both
         raise ValueError(
-            f"{kind} needs {least} {both}; found {kinds[0]} and {kinds[1]} of {size[0]} patients. "
+            f"{kind} needs {least} {both}; found {counted[0]} and {counted[1]} of {size[0]} patients. "
             f"Use {' or '.join([*simpler, 'more studies'])}."
         )
     if kind == "isotonic":
         scores, values = _isotonic(y, p)
         slope, intercept, rise = 1.0, 0.0, values[-1] - values[0]
     else:
-        scores, values, z = (), (), logit(p)
+        scores, values, z = (), (), score_logit(p)
         _check_overlap(y, z, kind)
-        slope, intercept = logistic(y, np.stack([z, np.ones_like(z)][: 1 + (kind == "platt")], axis=1))
+        slope, intercept = logistic(y, z, shift=kind == "platt")
         rise = slope
     if rise <= 0:
         raise ValueError(
-            f"Higher scores do not go with more fractures at level {level!r} (slope {rise:.3g}), and a "
+            f"Higher scores do not go with more fractures at level {cases.name!r} (slope {rise:.3g}), and a "
             "calibrator does not turn a ranking round. Check labels and scores; the model may know nothing."
         )
-    return Calibrator(kind, level, *size, aggregation, slope, intercept, scores, values)
+    return Calibrator(kind, cases.name, *size, _aggregation(cases), slope, intercept, scores, values)
 
 
-def _aggregation(predictions: pd.DataFrame, level: str, given: str | None) -> str:
-    """How the table's vertebrae become, or became, the rows at a level."""
-    by_patient = "vertebra" not in predictions.columns
-    if by_patient != bool(given):
-        raise ValueError(
-            f"aggregation says how a table of patients was made of vertebrae, as 'noisy or', and belongs to "
-            f"such a table only; found {given!r} with a table of {'patients' if by_patient else 'vertebrae'}."
-        )
-    return given or (default_aggregation(predictions).name if level == "patient" else "")
+def _aggregation(cases: Cases) -> str:
+    """How vertebrae became the cases, in a word; empty where the cases are vertebrae."""
+    return cases.aggregation.name if cases.aggregation else ""
 
 
 def _check_overlap(y: NDArray[np.int64], z: NDArray[np.float64], kind: str) -> None:
@@ -223,31 +189,24 @@ def _isotonic(y: NDArray[np.int64], p: NDArray[np.float64]) -> tuple[tuple[float
     return tuple(scores.tolist()), tuple(values.tolist())
 
 
-def apply(
-    calibrator: Calibrator, predictions: pd.DataFrame, *, aggregation: str | None = None
-) -> pd.DataFrame:
-    """The rows at the calibrator's level, of any split, with calibrated probabilities.
+def apply(calibrator: Calibrator, cases: Cases) -> Cases:
+    """The cases, of any split, with calibrated probabilities.
 
-    For level `all` that is the predictions table again; for `patient` a table of patients, and for one of C1
-    … C7 its rows. The highest of calibrated vertebrae is not a calibrated patient: fit one at that level.
-
-    Args:
-        calibrator: what to apply.
-        predictions: predictions table, or one of patients.
-        aggregation: of a table of patients, see `fit_calibrator`.
+    The highest of calibrated vertebrae is not a calibrated patient: fit one at that level.
 
     Raises:
-        ValueError: see `reliability.scored_rows`; the patients were made of vertebrae in another way than
-            those that the calibrator was fitted on.
+        ValueError: the calibrator was fitted at another level, or on patients made in another way.
     """
-    rows = scored_rows(predictions, calibrator.level, one_split=False)
-    found = _aggregation(predictions, calibrator.level, aggregation)
-    if found != calibrator.aggregation:
-        raise ValueError(
-            f"The calibrator was fitted on patients made by {calibrator.aggregation!r}; these are made by "
-            f"{found!r}. Make them the same way, or fit another."
+    if (calibrator.level, calibrator.aggregation) != (cases.name, _aggregation(cases)):
+        fitted, found = (
+            f"level {level!r}" + (f" by {by!r}" if by else "")
+            for level, by in ((calibrator.level, calibrator.aggregation), (cases.name, _aggregation(cases)))
         )
-    return rows.assign(probability=calibrated(calibrator, rows["probability"])).reset_index(drop=True)
+        raise ValueError(
+            f"The calibrator was fitted at {fitted}; these cases are at {found}. "
+            "Make them the same way, or fit another."
+        )
+    return cases.with_probability(calibrated(calibrator, cases.probability))
 
 
 def calibrated(calibrator: Calibrator, probabilities: ArrayLike) -> NDArray[np.float64]:
@@ -259,96 +218,81 @@ def calibrated(calibrator: Calibrator, probabilities: ArrayLike) -> NDArray[np.f
     _, p = check_scores(np.zeros(np.shape(probabilities)), probabilities)
     if calibrator.kind == "isotonic":
         return np.interp(p, calibrator.scores, calibrator.probabilities)
-    return sigmoid(calibrator.slope * logit(p) + calibrator.intercept)
+    return expit(calibrator.slope * score_logit(p) + calibrator.intercept)
 
 
 AS_PREDICTED = "as predicted"
 
 
-def choose_calibrator(
-    predictions: pd.DataFrame, *, level: Level, aggregation: Aggregation | None = None
-) -> tuple[Calibrator | None, pd.DataFrame]:
-    """Choose a kind of calibrator by the lowest cross-fitted log loss, and fit it on all of validation.
+def choose_calibrator(cases: Cases) -> tuple[Calibrator | None, pd.DataFrame]:
+    """Choose a kind of calibrator by the lowest cross-fitted log loss, and fit it on all cases.
 
     The probabilities as predicted take part, and win where no kind helps.
 
     Args:
-        predictions: predictions table; splits other than validation are not looked at.
-        level: `vertebra`, one calibrator for all of them, or `patient`.
-        aggregation: how a patient's vertebrae become one probability; at patient level, and only there.
+        cases: of the validation split: all vertebrae, or patients.
 
     Returns:
-        The calibrator, which `frozen.freeze` takes; None: as predicted. And columns `kind, log_loss,
+        The calibrator, which `decisions.freeze` takes; None: as predicted. And columns `kind, log_loss,
         refused`, one row a kind: the log loss on patients that were not fitted on, or why there is none.
 
     Example:
-        >>> calibrator, scores = choose_calibrator(predictions, level="vertebra")
-        >>> calibrator.kind
-        'platt'
+        >>> calibrator, scores = choose_calibrator(Cases.of(predictions, split="validation"))
+        >>> scores["kind"].tolist()
+        ['as predicted', 'temperature', 'platt', 'isotonic']
 
     Raises:
-        ValueError: the table breaks the schema or has no validation rows; see `levels.rows_at`.
+        ValueError: cases of another split.
     """
-    rows = rows_at(validation_rows(predictions), level, aggregation)
-    options: dict[str, Any] = {} if aggregation is None else {"level": level, "aggregation": aggregation.name}
-    losses = {AS_PREDICTED: float(log_losses(rows["label"], rows["probability"]).mean())}
-    refused = {}
+    cases.require("validation")
+    rows: list[tuple[str, float, str]] = [(AS_PREDICTED, _log_loss(cases), "")]
     for kind in get_args(Kind):
         try:
-            found = cross_fitted(rows, kind=kind, **options)
+            rows.append((kind, _log_loss(cross_fitted(cases, kind=kind)), ""))
         except ValueError as error:
-            refused[kind] = str(error)
-        else:
-            losses[kind] = float(log_losses(found["label"], found["probability"]).mean())
-    scores = pd.DataFrame(
-        [(kind, losses.get(kind, np.nan), refused.get(kind, "")) for kind in (AS_PREDICTED, *get_args(Kind))],
-        columns=["kind", "log_loss", "refused"],
-    )
-    best = min(losses, key=losses.__getitem__)
-    chosen = None if best == AS_PREDICTED else fit_calibrator(rows, kind=cast(Kind, best), **options)
-    return chosen, scores
+            rows.append((kind, np.nan, str(error)))
+    scores = pd.DataFrame(rows, columns=["kind", "log_loss", "refused"])
+    best = min((row for row in rows if not np.isnan(row[1])), key=lambda row: row[1])[0]
+    return None if best == AS_PREDICTED else fit_calibrator(cases, kind=cast(Kind, best)), scores
 
 
-def cross_fitted(
-    predictions: pd.DataFrame,
-    *,
-    kind: Kind,
-    level: str = "all",
-    aggregation: str | None = None,
-    folds: int = 5,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """The validation rows at a level, each calibrated by a calibrator that saw other patients only.
+def _log_loss(cases: Cases) -> float:
+    return float(log_losses(cases.label, cases.probability).mean())
+
+
+def cross_fitted(cases: Cases, *, kind: Kind, folds: int = 5, seed: int = 0) -> Cases:
+    """The cases, each calibrated by a calibrator that saw other patients only.
 
     So kinds can be compared, and calibrated probabilities judged, without the test split. Patients with and
     without a fracture are dealt to the folds evenly.
 
     Args:
-        predictions: see `fit_calibrator`.
+        cases: see `fit_calibrator`.
         kind: see there.
-        level: see there.
-        aggregation: see there.
         folds: how many calibrators are fitted, each without one part of the patients.
         seed: of the dealing.
 
     Raises:
         ValueError: see `fit_calibrator`, for all patients or for all but one fold; fewer than 2 folds.
+
+    Example:
+        >>> cases = Cases.of(predictions, split="validation")
+        >>> len(cross_fitted(cases, kind="platt")) == len(cases)
+        True
     """
-    fit_calibrator(predictions, kind=kind, level=level, aggregation=aggregation)
+    fit_calibrator(cases, kind=kind)
     if folds < 2:
         raise ValueError(f"Cross-fitting needs 2 folds or more, as somebody has to be left; found {folds}.")
-    rows = scored_rows(predictions, level)
-    whose = resampled_units(rows)
-    fractured = rows.groupby(whose, sort=False)["label"].max()
+    present = cases.sums() > 0
+    fractured = cases.sums(cases.label)[present] > 0
     order = np.lexsort((np.random.default_rng(seed).random(len(fractured)), fractured))
-    fold = pd.Series(np.argsort(order) % folds, index=fractured.index)  # by place in that order
-    found = rows["probability"].to_numpy(copy=True)
-    for held_out in range(folds):
-        others = predictions[resampled_units(predictions).map(fold) != held_out]
+    fold = np.empty(len(present), dtype=np.intp)
+    fold[present] = np.argsort(order) % folds  # by place in that order
+    held_out, found = fold[cases.number], cases.probability.copy()
+    for each in range(folds):
         try:
-            calibrator = fit_calibrator(others, kind=kind, level=level, aggregation=aggregation)
+            calibrator = fit_calibrator(cases.where(held_out != each), kind=kind)
         except ValueError as error:
             raise ValueError(f"With 1 of {folds} parts of the patients held out: {error}") from error
-        here = (whose.map(fold) == held_out).to_numpy()
-        found[here] = calibrated(calibrator, rows["probability"][here])
-    return rows.assign(probability=found).reset_index(drop=True)
+        found[held_out == each] = calibrated(calibrator, cases.probability[held_out == each])
+    return cases.with_probability(found)

@@ -1,22 +1,25 @@
-"""From vertebrae to the patient: four ways to make one probability of seven, and the model's own."""
+"""The rows that are judged: vertebrae, or patients made of them, checked once at the door."""
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
 
 from cspine_helpers.files.paths import listing
-from cspine_helpers.files.tables import require_columns
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.metrics import auroc, average_precision, check_scores
-from cspine_helpers.predictions import validate_predictions, validation_rows
+from cspine_helpers.predictions import validate_predictions
 
 LEVELS = ("all", *VERTEBRAE, "patient")  # all vertebrae pooled, one of them, or whole patients
-
-
 Level = Literal["vertebra", "patient"]
+Method = Literal["max", "noisy_or", "top_k", "logistic", "own"]
+MIN_PATIENTS = 20  # with and without fracture each, for the learned aggregation
+_LOGIT_LIMIT = 15.0  # probabilities of 0 and 1 have no finite logit
+_COUNT = len(VERTEBRAE)
 
 
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
@@ -29,104 +32,9 @@ def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"Unknown {what} {value!r}. Choose one of {', '.join(choices)}.")
 
 
-def resampled_units(predictions: pd.DataFrame) -> pd.Series:
-    """Who varies by chance, for each row: its `patient` where the table has that column, else its study.
-
-    Two scans of one patient are no two independent cases: whatever resamples, deals out or counts patients
-    asks here whose row it is.
-    """
-    return predictions["patient" if "patient" in predictions.columns else UID]
-
-
-def patients_in_words(predictions: pd.DataFrame) -> str:
-    """How many patients the table holds: "60 patients", or "120 studies of 60 patients"."""
-    studies, patients = predictions[UID].nunique(), resampled_units(predictions).nunique()
-    whose = "" if studies == patients else f"{studies:,} studies of "
-    return f"{whose}{patients:,} patients"
-
-
-def patient_level(predictions: pd.DataFrame) -> pd.DataFrame:
-    """One row for each study, its patient: the model's own score where it has one, else the highest vertebra.
-
-    The model's own score is the row whose `vertebra` is `patient_overall` (`labels.PATIENT`). The label is
-    the highest of all rows of the study. `aggregation.default_aggregation` says which of the two it is.
-
-    Returns:
-        Columns `StudyInstanceUID, split, label, probability`, and `patient` where the table has it, in the
-        order of first appearance.
-    """
-    keys = [UID, "split", *(["patient"] if "patient" in predictions.columns else [])]
-    grouped = predictions.groupby(keys, sort=False, observed=True)
-    table = grouped[["label", "probability"]].max().reset_index()
-    if has_own_score(predictions):
-        own = predictions[predictions["vertebra"] == PATIENT].set_index(UID)["probability"]
-        table["probability"] = table[UID].map(own)
-    return table[[UID, "split", "label", "probability", *keys[2:]]]
-
-
-def has_own_score(predictions: pd.DataFrame) -> bool:
-    """Whether the table holds the model's own patient scores: rows whose vertebra is `patient_overall`."""
-    return "vertebra" in predictions.columns and bool((predictions["vertebra"] == PATIENT).any())
-
-
-def at_level(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
-    """The rows of one of `LEVELS`: all vertebrae, one of C1…C7, or patients (`patient_level`).
-
-    Everything about vertebrae comes through here, so that a model's own patient score is never taken for one.
-
-    Raises:
-        ValueError: unknown level, or one of which the table has no row.
-    """
-    if level not in LEVELS:
-        raise ValueError(f"Unknown level {level!r}. Choose one of {', '.join(LEVELS)}.")
-    if level == "patient":
-        return patient_level(predictions)
-    name = predictions["vertebra"]
-    rows = predictions[name != PATIENT if level == "all" else name == level]
-    if rows.empty:
-        raise ValueError(f"The predictions have no row at level {level!r}. Predict it, or choose another.")
-    return rows
-
-
-def defined_levels(predictions: pd.DataFrame) -> list[str]:
-    """Those of `LEVELS` at which the table holds both classes, so that curves are defined."""
-    present = {"all", "patient", *predictions["vertebra"].unique()}
-    if not predictions["vertebra"].isin(VERTEBRAE).any():
-        present.remove("all")
-    return [
-        level for level in LEVELS if level in present and at_level(predictions, level)["label"].nunique() == 2
-    ]
-
-
-def cleared_by_vertebrae(
-    predictions: pd.DataFrame, threshold: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Share of patients without fracture who raise no alarm at C1, at C1 and C2, … at all seven.
-
-    Returns:
-        The shares found, and those that independent vertebrae would give (products of the single
-        vertebrae's shares), (7,) each. A vertebra that is missing raises no alarm.
-
-    Raises:
-        ValueError: every patient has a fracture.
-    """
-    intact = predictions.groupby(UID)["label"].transform("max") == 0
-    if not intact.any():
-        raise ValueError("Every patient has a fracture, so none can be cleared. Use more studies.")
-    wide = predictions[intact].pivot_table("probability", index=UID, columns="vertebra")
-    below = ~(wide.reindex(columns=list(VERTEBRAE)).to_numpy() >= threshold)  # (patients, 7)
-    return np.logical_and.accumulate(below, axis=1).mean(axis=0), np.cumprod(below.mean(axis=0))
-
-
-Method = Literal["max", "noisy_or", "top_k", "logistic", "own"]
-MIN_PATIENTS = 20  # with and without fracture each, for the learned aggregation
-_LOGIT_LIMIT = 15.0  # probabilities of 0 and 1 have no finite logit
-_COUNT = len(VERTEBRAE)
-
-
 @dataclass(frozen=True)
 class Aggregation:
-    """How the probabilities of a patient's vertebrae become one; plain values, so it can stand in JSON.
+    """How the probabilities of a patient's vertebrae become one; plain values, as JSON holds them.
 
     A vertebra that is missing says nothing: each method uses those that are present.
 
@@ -140,6 +48,10 @@ class Aggregation:
         intercept: of `logistic`.
         weights: of `logistic`, seven, none below 0, so that a higher probability never lowers the patient's.
         fitted_on: of `logistic`: split, patients and positives that it was fitted on.
+
+    Example:
+        >>> Aggregation("top_k", k=3).phrase
+        'the mean of top 3 of the vertebrae'
     """
 
     method: Method = "max"
@@ -149,9 +61,7 @@ class Aggregation:
     fitted_on: dict[str, str | int] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            choices = ", ".join(get_args(Method))
-            raise ValueError(f"Unknown aggregation {self.method!r}. Choose one of {choices}.")
+        check_choice("aggregation", self.method, get_args(Method))
         if (self.method == "top_k") != (self.k is not None) or (
             self.k is not None and not (isinstance(self.k, int) and 1 <= self.k <= _COUNT)
         ):
@@ -171,9 +81,7 @@ class Aggregation:
                     f"logistic has {_COUNT} finite weights, none below 0; found {list(self.weights)}, "
                     f"intercept {self.intercept}. Make it with fit_logistic(...)."
                 )
-            object.__setattr__(
-                self, "weights", tuple(values[1:].tolist())
-            )  # a tuple also where JSON had a list
+            object.__setattr__(self, "weights", tuple(values[1:].tolist()))  # JSON brings a list
 
     @property
     def name(self) -> str:
@@ -206,6 +114,11 @@ class Cases:
         name: one of `LEVELS`, as `of_unit` takes it.
         studies: by study, in order of first appearance, of all splits and vertebrae that the table gave:
             `patient, split, label`, `own` (the model's own score, or NaN), `vertebrae` (how many it has).
+
+    Example:
+        >>> cases = Cases.of(predictions, split="validation")
+        >>> len(cases), len(cases.patients()), cases.patients().aggregation.name
+        (1400, 200, 'max')
     """
 
     patient: NDArray[np.str_]
@@ -233,11 +146,6 @@ class Cases:
         Raises:
             ValueError: the table breaks the schema, or has no row of that split or level; an unknown level;
                 an aggregation at vertebra level; see `patients`.
-
-        Example:
-            >>> cases = Cases.of(predictions, split="validation")
-            >>> len(cases), len(cases.patients()), cases.patients().aggregation.name
-            (140, 20, 'max')
         """
         check_choice("level", level, get_args(Level))
         if aggregation is not None and level == "vertebra":
@@ -291,24 +199,21 @@ class Cases:
                     f"These patients are by {self.aggregation}, not by {aggregation}. Start from vertebrae."
                 )
             return self
-        has_own = self.studies["own"].notna().any()
+        own = self.studies["own"].to_numpy()
+        has_own = not np.isnan(own).all()
         aggregation = aggregation or Aggregation("own" if has_own else "max")
         if aggregation.method == "own" and not has_own:
             raise ValueError(
                 f"The predictions hold no patient score of the model's own (rows with vertebra {PATIENT}). "
                 "Choose another aggregation, or add that row for each study."
             )
-        if aggregation.method == "own":
-            score = self.studies["own"].to_numpy()
-        else:
-            score = _combine(self.wide(), aggregation)
         return replace(
             self,
             patient=self.studies["patient"].to_numpy(dtype=np.str_),
             study=self.studies.index.to_numpy(dtype=np.str_),
             unit=np.full(len(self.studies), "patient"),
             label=self.studies["label"].to_numpy(),
-            probability=score,
+            probability=own if aggregation.method == "own" else _combine(self.wide(), aggregation),
             split=self.studies["split"].to_numpy(dtype=np.str_),
             level="patient",
             aggregation=aggregation,
@@ -342,6 +247,24 @@ class Cases:
         _, checked = check_scores(self.label, np.broadcast_to(probability, len(self)))
         return replace(self, probability=checked)
 
+    def require(self, split: str | None = None) -> Self:
+        """The same cases, if all are of one split: of the one that is named.
+
+        Raises:
+            ValueError: names the splits.
+        """
+        found = np.unique(self.split).tolist()
+        if split is not None and found != [split]:
+            raise ValueError(
+                f"Only the split {split!r} may be used here; these are of {listing(found)}. "
+                f"Pass Cases.of(predictions, split={split!r})."
+            )
+        if len(found) > 1:
+            raise ValueError(
+                f"The predictions mix the splits {listing(found)}. Name one: Cases.of(predictions, split=…)."
+            )
+        return self
+
     def __len__(self) -> int:
         return len(self.label)
 
@@ -356,14 +279,42 @@ class Cases:
         return len(np.unique(self.study))
 
     @property
+    def words(self) -> str:
+        """How many patients: "60 patients", or "120 studies of 60 patients"."""
+        studies = "" if self.n_studies == self.n_patients else f"{self.n_studies:,} studies of "
+        return f"{studies}{self.n_patients:,} patients"
+
+    @property
+    def prevalence(self) -> float:
+        """Share of the cases that are fractured."""
+        return float(self.label.mean())
+
+    @cached_property
+    def population(self) -> pd.Index:
+        """(P,) the patients that a resample draws from: also those without a case at this level."""
+        return pd.Index(self.studies["patient"].unique())
+
+    @cached_property
+    def number(self) -> NDArray[np.intp]:
+        """(n,) each case's patient, as its place in `population`."""
+        return self.population.get_indexer(pd.Index(self.patient))
+
+    def sums(self, values: NDArray | None = None) -> NDArray[np.float64]:
+        """Values (n,) or (n, K) summed over each patient's cases, (P,) or (P, K); None: cases counted."""
+        if values is not None and values.ndim == 2:
+            return np.stack([self.sums(column) for column in values.T], axis=1)
+        return np.bincount(self.number, values, len(self.population)).astype(np.float64)
+
+    @property
     def missing(self) -> NDArray[np.int_]:
         """How many of C1 … C7 the study of each case lacks, (n,)."""
-        return len(VERTEBRAE) - self.studies["vertebrae"].to_numpy()[self._place()]
+        return _COUNT - self.studies["vertebrae"].to_numpy()[self._place()]
 
-    def wide(self) -> NDArray[np.float64]:
-        """Probabilities of C1 … C7 of each of `studies`, (studies, 7); NaN where a vertebra is missing."""
-        found = np.full((len(self.studies), len(VERTEBRAE)), np.nan)
-        found[self._place(), pd.Index(VERTEBRAE).get_indexer(pd.Index(self.unit))] = self.probability
+    def wide(self, values: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Values (n,), or the probabilities, by study and C1 … C7, (studies, 7); NaN where one is missing."""
+        found = np.full((len(self.studies), _COUNT), np.nan)
+        vertebra = pd.Index(VERTEBRAE).get_indexer(pd.Index(self.unit))
+        found[self._place(), vertebra] = self.probability if values is None else values
         return found
 
     def _place(self) -> NDArray[np.intp]:
@@ -384,52 +335,6 @@ class Cases:
         )
 
 
-def default_aggregation(predictions: pd.DataFrame) -> Aggregation:
-    """How patients are made where nobody says how: the model's own score where the table has it, else max.
-
-    `metrics.patient_level` makes them so; with `name`, this says which it is.
-
-    Example:
-        >>> default_aggregation(predictions).name
-        'max'
-    """
-    return Aggregation("own" if has_own_score(predictions) else "max")
-
-
-def aggregate(predictions: pd.DataFrame, aggregation: Aggregation) -> pd.DataFrame:
-    """One row for each patient.
-
-    Returns:
-        Columns `StudyInstanceUID, split, label, probability` (and `patient`, where the table has it) as
-        `metrics.patient_level`, and `missing`, how many of C1 … C7 are not there.
-
-    Raises:
-        ValueError: the table breaks the schema of predictions, or lacks what the aggregation is made of.
-
-    Example:
-        >>> aggregate(predictions, Aggregation("noisy_or"))["probability"]
-    """
-    table = validate_predictions(predictions)
-    patients, wide = _wide(table)
-    if aggregation.method == "own":
-        if not has_own_score(table):
-            raise ValueError(
-                f"The predictions hold no patient score of the model's own (rows with vertebra {PATIENT}). "
-                "Choose another aggregation, or add that row for each study."
-            )
-        score = patients["probability"].to_numpy()
-    else:
-        score = _combine(wide, aggregation)
-    return patients.assign(probability=score, missing=np.isnan(wide).sum(axis=1))
-
-
-def _wide(table: pd.DataFrame) -> tuple[pd.DataFrame, NDArray[np.float64]]:
-    """Patients of `metrics.patient_level`, and their vertebrae (patients, 7), NaN where one is missing."""
-    patients = patient_level(table)
-    wide = table.pivot_table("probability", UID, "vertebra", sort=False)
-    return patients, wide.reindex(index=patients[UID], columns=list(VERTEBRAE)).to_numpy(dtype=np.float64)
-
-
 def _combine(wide: NDArray[np.float64], aggregation: Aggregation) -> NDArray[np.float64]:
     """Probability of each patient (N,) from those of the vertebrae (N, 7)."""
     if without := np.isnan(wide).all(axis=1).sum():
@@ -446,38 +351,57 @@ def _combine(wide: NDArray[np.float64], aggregation: Aggregation) -> NDArray[np.
         return np.clip(np.nanmean(highest, axis=1), 0, 1)
     assert aggregation.weights is not None
     assert aggregation.intercept is not None
-    logit = aggregation.intercept + sorted_logits(wide) @ np.array(aggregation.weights)
-    return _sigmoid(logit)
+    return expit(aggregation.intercept + sorted_logits(wide) @ np.array(aggregation.weights))
 
 
 def sorted_logits(wide: ArrayLike) -> NDArray[np.float64]:
     """Logits (N, 7), highest first, of probabilities (N, 7); a missing one (NaN) is the lowest present."""
     p = np.asarray(wide, dtype=np.float64)
     filled = np.where(np.isnan(p), np.nanmin(p, axis=1, keepdims=True), p)
-    with np.errstate(divide="ignore"):  # the logits of 0 and 1 are infinite, and clipped
-        logits = np.log(filled) - np.log1p(-filled)
-    return -np.sort(-np.clip(logits, -_LOGIT_LIMIT, _LOGIT_LIMIT), axis=1)
+    return -np.sort(-np.clip(logit(filled), -_LOGIT_LIMIT, _LOGIT_LIMIT), axis=1)
 
 
-def _sigmoid(logit: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.exp(-np.logaddexp(0, -logit))
+def defined_levels(cases: Cases) -> list[str]:
+    """Those of `LEVELS` at which both classes occur, so that curves are defined."""
+    labels = {name: cases.label[cases.unit == name] for name in VERTEBRAE}
+    labels |= {"all": np.concatenate([*labels.values()]), "patient": cases.studies["label"].to_numpy()}
+    return [level for level in LEVELS if len(set(labels[level])) == 2]
 
 
-def fit_logistic(predictions: pd.DataFrame, *, penalty: float = 1.0) -> Aggregation:
-    """The `logistic` aggregation, fitted on the patients of the validation split; no other row is looked at.
+def cleared_by_vertebrae(cases: Cases, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Share of patients without fracture who raise no alarm at C1, at C1 and C2, … at all seven.
 
-    Least Σ log loss + `penalty` / 2 · Σ weights², no weight below 0. A threshold that is then chosen on the
-    same patients looks a little better than it is; the test split tells.
+    Returns:
+        The shares observed, and those that independent vertebrae would give (products of the single
+        vertebrae's shares), (7,) each. A vertebra that is missing raises no alarm.
 
     Raises:
-        ValueError: the table breaks the schema, has no validation rows, or fewer than `MIN_PATIENTS` patients
-            there with, or without, a fracture.
+        ValueError: every patient has a fracture.
+
+    Example:
+        >>> observed, independent = cleared_by_vertebrae(Cases.of(predictions, split="validation"), 0.5)
+        >>> bool((np.diff(observed) <= 0).all())
+        True
+    """
+    intact = cases.studies["label"].to_numpy() == 0
+    if not intact.any():
+        raise ValueError("Every patient has a fracture, so none can be cleared. Use more studies.")
+    below = ~(cases.wide()[intact] >= threshold)  # (patients, 7)
+    return np.logical_and.accumulate(below, axis=1).mean(axis=0), np.cumprod(below.mean(axis=0))
+
+
+def fit_logistic(cases: Cases, *, penalty: float = 1.0) -> Aggregation:
+    """The `logistic` aggregation, fitted on the patients of the validation split.
+
+    Least Σ log loss + `penalty` / 2 · Σ weights², no weight below 0. A threshold that is then chosen on the
+    same patients looks a little better than it is; the test split shows how much.
+
+    Raises:
+        ValueError: cases of another split, or fewer than `MIN_PATIENTS` patients with or without a fracture.
     """
     if not (np.isfinite(penalty) and penalty >= 0):
         raise ValueError(f"penalty is a finite number, 0 or more; found {penalty}. 1 is usual.")
-    patients, wide = _wide(validation_rows(predictions))
-    labels = patients["label"].to_numpy()
-    return _fit(labels, wide, penalty)
+    return _fit(cases.require("validation").studies["label"].to_numpy(), cases.wide(), penalty)
 
 
 def _fit(labels: NDArray[np.int64], wide: NDArray[np.float64], penalty: float = 1.0) -> Aggregation:
@@ -485,12 +409,11 @@ def _fit(labels: NDArray[np.int64], wide: NDArray[np.float64], penalty: float = 
     from scipy.optimize import minimize
 
     _require_both(labels)
-    features = sorted_logits(wide)
-    sign = 2 * labels - 1
+    features, sign = sorted_logits(wide), 2 * labels - 1
 
     def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         margin = sign * (values[0] + features @ values[1:])
-        slope = -sign * _sigmoid(-margin)
+        slope = -sign * expit(-margin)
         gradient = np.concatenate([[slope.sum()], features.T @ slope + penalty * values[1:]])
         return np.logaddexp(0, -margin).sum() + penalty / 2 * (values[1:] ** 2).sum(), gradient
 
@@ -515,7 +438,7 @@ def _require_both(labels: NDArray[np.int64]) -> None:
 
 
 def compare_aggregations(
-    predictions: pd.DataFrame, *, k: tuple[int, ...] = (2, 3), folds: int = 5, seed: int = 0
+    cases: Cases, *, k: tuple[int, ...] = (2, 3), folds: int = 5, seed: int = 0
 ) -> pd.DataFrame:
     """All aggregations side by side, on the patients of the validation split.
 
@@ -529,98 +452,118 @@ def compare_aggregations(
         `undefined` says why; else that is empty.
 
     Raises:
-        ValueError: as `fit_logistic` about the table; or the split has one class only.
+        ValueError: cases of another split, or patients of one class only.
+
+    Example:
+        >>> compare_aggregations(Cases.of(predictions, split="validation"))["aggregation"].tolist()
+        ['max', 'noisy or', 'mean of top 2', 'mean of top 3', 'logistic, cross-fitted']
     """
-    table = validation_rows(predictions)
-    patients, wide = _wide(table)
-    labels, _ = check_scores(patients["label"], np.zeros(len(patients)), both_classes=True)
+    wide = cases.require("validation").wide()
+    patients = cases.patients()
+    labels, _ = check_scores(patients.label, patients.probability, both_classes=True)
     simple = [Aggregation("max"), Aggregation("noisy_or"), *(Aggregation("top_k", k=each) for each in k)]
-    rows: list[tuple[str, NDArray[np.float64] | None, str]]
-    rows = [(aggregation.name, _combine(wide, aggregation), "") for aggregation in simple]
-    if has_own_score(table):
-        rows.insert(0, (Aggregation("own").name, patients["probability"].to_numpy(), ""))
+    scores: dict[str, NDArray[np.float64] | str] = {}
+    if patients.aggregation == Aggregation("own"):
+        scores["own score"] = patients.probability
+    scores |= {each.name: _combine(wide, each) for each in simple}
     try:
-        groups = resampled_units(patients)
-        rows.append(("logistic, cross-fitted", _cross_fitted(labels, wide, groups, folds, seed), ""))
+        scores["logistic, cross-fitted"] = _cross_fitted(labels, wide, patients.patient, folds, seed)
     except ValueError as error:
-        rows.append(("logistic, cross-fitted", None, str(error)))
-    return pd.DataFrame(
-        {
-            "aggregation": name,
-            "patients": len(labels),
-            "positives": int(labels.sum()),
-            "incomplete": int(np.isnan(wide).any(axis=1).sum()),
-            "auroc": np.nan if score is None else auroc(labels, score),
-            "average_precision": np.nan if score is None else average_precision(labels, score),
-            "brier": np.nan if score is None else float(((score - labels) ** 2).mean()),
-            "undefined": undefined,
-        }
-        for name, score, undefined in rows
-    )
+        scores["logistic, cross-fitted"] = str(error)
+    rows = []
+    for name, score in scores.items():
+        numbers, undefined = (np.nan,) * 3, score
+        if not isinstance(score, str):
+            brier = float(((score - labels) ** 2).mean())
+            numbers, undefined = (auroc(labels, score), average_precision(labels, score), brier), ""
+        incomplete = int(np.isnan(wide).any(axis=1).sum())
+        rows.append((name, len(labels), int(labels.sum()), incomplete, *numbers, undefined))
+    columns = ["aggregation", "patients", "positives", "incomplete"]
+    return pd.DataFrame(rows, columns=[*columns, "auroc", "average_precision", "brier", "undefined"])
 
 
 def _cross_fitted(
-    labels: NDArray[np.int64], wide: NDArray[np.float64], patients: pd.Series, folds: int, seed: int
+    labels: NDArray[np.int64], wide: NDArray[np.float64], patients: NDArray, folds: int, seed: int
 ) -> NDArray[np.float64]:
     """Probability of each row (N,) from an aggregation that was fitted on the other folds' patients."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     _require_both(labels)
+    several = len(np.unique(patients)) < len(patients)
+    parts = (StratifiedGroupKFold if several else StratifiedKFold)(folds, shuffle=True, random_state=seed)
     found = np.empty(len(labels))
-    kind = StratifiedKFold if patients.is_unique else StratifiedGroupKFold
-    parts = kind(folds, shuffle=True, random_state=seed)
-    for fit, judge in parts.split(wide, labels, None if patients.is_unique else patients):
+    for fit, judge in parts.split(wide, labels, patients if several else None):
         found[judge] = _combine(wide[judge], _fit(labels[fit], wide[fit]))
     return found
 
 
-def scored_rows(predictions: pd.DataFrame, level: str, *, one_split: bool = True) -> pd.DataFrame:
-    """The checked rows of a predictions table at one level, or of a table of patients at level `patient`.
+# Until decisions take Cases: tables in, tables out.
 
-    Args:
-        predictions: predictions table, or `StudyInstanceUID, split, label, probability` with one row a
-            patient.
-        level: one of `metrics.LEVELS`; patients are those of `metrics.patient_level`.
-        one_split: refuse rows of several splits, as a figure that pools them describes neither.
+
+def resampled_units(predictions: pd.DataFrame) -> pd.Series:
+    """Who varies by chance, for each row: its `patient` where the table has that column, else its study.
+
+    Two scans of one patient are no two independent cases: whatever resamples, deals out or counts patients
+    asks here whose row it is.
+    """
+    return predictions["patient" if "patient" in predictions.columns else UID]
+
+
+def patient_level(predictions: pd.DataFrame) -> pd.DataFrame:
+    """One row for each study, its patient: the model's own score where it has one, else the highest vertebra.
+
+    The model's own score is the row whose `vertebra` is `patient_overall` (`labels.PATIENT`). The label is
+    the highest of all rows of the study. `aggregation.default_aggregation` says which of the two it is.
+
+    Returns:
+        Columns `StudyInstanceUID, split, label, probability`, and `patient` where the table has it, in the
+        order of first appearance.
+    """
+    keys = [UID, "split", *(["patient"] if "patient" in predictions.columns else [])]
+    grouped = predictions.groupby(keys, sort=False, observed=True)
+    table = grouped[["label", "probability"]].max().reset_index()
+    if has_own_score(predictions):
+        own = predictions[predictions["vertebra"] == PATIENT].set_index(UID)["probability"]
+        table["probability"] = table[UID].map(own)
+    return table[[UID, "split", "label", "probability", *keys[2:]]]
+
+
+def has_own_score(predictions: pd.DataFrame) -> bool:
+    """Whether the table holds the model's own patient scores: rows whose vertebra is `patient_overall`."""
+    return "vertebra" in predictions.columns and bool((predictions["vertebra"] == PATIENT).any())
+
+
+def at_level(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
+    """The rows of one of `LEVELS`: all vertebrae, one of C1…C7, or patients (`patient_level`).
+
+    Everything about vertebrae comes through here, so that a model's own patient score is never taken for one.
 
     Raises:
-        ValueError: the table breaks the schema, holds patients where the level is one of vertebrae, has no
-            row at that level, or holds several splits.
+        ValueError: unknown level, or one of which the table has no row.
     """
-    if "vertebra" in predictions.columns:
-        rows = at_level(validate_predictions(predictions), level)
-    elif level in LEVELS and level != "patient":
-        raise ValueError(
-            f"Level {level!r} is one of vertebrae, and the table has no column 'vertebra': its rows are "
-            "patients. Use level='patient', or the predictions table."
-        )
-    else:
-        require_columns(predictions, (UID, "split", "label", "probability"), what="The table of patients")
-        check_scores(predictions["label"], predictions["probability"])
-        if (twice := predictions[UID].duplicated()).any():
-            names = listing(predictions[UID][twice].drop_duplicates())
-            raise ValueError(f"Patients that stand in the table more than once: {names}. Keep one row each.")
-        rows = at_level(predictions, level)
-    splits = rows["split"].drop_duplicates().tolist()
-    if one_split and len(splits) > 1:
-        raise ValueError(f"The table holds the splits {listing(splits)}. Pass the rows of one of them.")
+    if level not in LEVELS:
+        raise ValueError(f"Unknown level {level!r}. Choose one of {', '.join(LEVELS)}.")
+    if level == "patient":
+        return patient_level(predictions)
+    name = predictions["vertebra"]
+    rows = predictions[name != PATIENT if level == "all" else name == level]
+    if rows.empty:
+        raise ValueError(f"The predictions have no row at level {level!r}. Predict it, or choose another.")
     return rows
 
 
-def rows_at(table: pd.DataFrame, level: str, aggregation: Aggregation | None) -> pd.DataFrame:
-    """The rows of a predictions table at a level: its vertebrae, or its patients by an aggregation.
+def default_aggregation(predictions: pd.DataFrame) -> Aggregation:
+    """How patients are made where nobody says how: the model's own score where the table has it, else max.
 
-    Raises:
-        ValueError: there is an aggregation at vertebra level, or none at patient level.
+    `metrics.patient_level` makes them so; with `name`, this says which it is.
+
+    Example:
+        >>> default_aggregation(predictions).name
+        'max'
     """
-    check_choice("level", level, get_args(Level))
-    if level == "patient":
-        if aggregation is None:
-            raise ValueError(
-                "At patient level, say how the vertebrae of a patient become one probability: "
-                "aggregation=Aggregation(...)."
-            )
-        return aggregate(table, aggregation)
-    if aggregation is not None:
-        raise ValueError("An aggregation belongs to the patient level. Leave it out, or choose that level.")
-    return at_level(table, "all")
+    return Aggregation("own" if has_own_score(predictions) else "max")
+
+
+def aggregate(predictions: pd.DataFrame, aggregation: Aggregation) -> pd.DataFrame:
+    """One row for each patient; `Cases.patients` as a table."""
+    return Cases.of(predictions, level="patient", aggregation=aggregation).table()

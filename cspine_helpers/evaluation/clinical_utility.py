@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from cspine_helpers.evaluation.cases import scored_rows
+from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.intervals import MOST_UNDEFINED
 from cspine_helpers.evaluation.resampling import (
     RATES,
+    check_confidence,
     effective_cases,
-    interval,
-    patient_sums,
     quantiles,
     resampled,
     score_interval,
@@ -45,6 +44,10 @@ def restate(probabilities: ArrayLike, *, was: float, now: float) -> NDArray[np.f
         ValueError: a prevalence or probability outside its range.
 
     Source: Saerens, Latinne & Decaestecker, Neural Comput 14 (2002) 21-41, equation 2.4.
+
+    Example:
+        >>> restate([0.5, 0.9], was=0.5, now=0.1).round(2).tolist()
+        [0.1, 0.5]
     """
     _, p = check_scores(np.zeros(np.shape(probabilities)), probabilities)
     old, new = check_prevalence([was, now])
@@ -90,40 +93,39 @@ def predictive_values(sensitivity: float, specificity: float, prevalence: ArrayL
 
 
 def predictive_curve(
-    predictions: pd.DataFrame,
+    cases: Cases,
     threshold: float,
     prevalence: ArrayLike,
     *,
-    level: str = "patient",
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Predictive values at other prevalences, as `predictive_values`, with intervals from resampled patients.
-
-    The intervals are those of `restated_rates`.
+    """Predictive values at other prevalences, as `predictive_values`, with intervals of `restated_rates`.
 
     Args:
-        predictions: see `reliability.scored_rows`; one split.
-        threshold: of that level; a case is positive at or above it.
-        prevalence: prevalences of that level.
-        level: one of `metrics.LEVELS`.
-        resamples: how often the patients are drawn anew.
+        cases: of one split.
+        threshold: a case is positive at or above it.
+        prevalence: of the level of the cases.
+        resamples: of the patients.
         confidence: of the intervals.
-        seed: of the draws.
+        seed: of the resamples.
 
     Returns:
         One row a prevalence: `prevalence, ppv, ppv_low, ppv_high, npv, npv_low, npv_high, alarms`, and
         `undefined`: how many resamples lack a class or call all cases alike, and were left out.
 
     Raises:
-        ValueError: see `reliability.scored_rows` and `predictive_values`; the level holds one class only, or
-            no resample is defined.
+        ValueError: cases of several splits or of one class; see `predictive_values`; no resample is defined.
+
+    Example:
+        >>> patients = Cases.of(predictions, split="validation", level="patient")
+        >>> found = predictive_curve(patients, 0.5, [0.07, 0.476], resamples=50)
+        >>> bool(found["ppv"][0] < found["ppv"][1])
+        True
     """
-    rows = scored_rows(predictions, level)
-    y, p = check_scores(rows["label"], rows["probability"], both_classes=True)
-    terms = np.column_stack([y * (p >= threshold), y, (1 - y) * (p < threshold), 1 - y])
-    sums = patient_sums(rows, terms)
+    y, p = check_scores(cases.require().label, cases.probability, both_classes=True)
+    sums = cases.sums(np.column_stack([y * (p >= threshold), y, (1 - y) * (p < threshold), 1 - y]))
     tp, positives, tn, negatives = sums.sum(axis=0)
     table = predictive_values(tp / positives, tn / negatives, prevalence)
     tp, positives, tn, negatives = resampled(sums, resamples, seed).T
@@ -135,11 +137,11 @@ def predictive_curve(
         [sums.sum(axis=0, keepdims=True), np.stack([tp, positives, tn, negatives], 1)[defined]]
     )
     tp, positives, tn, negatives = counts.T
-    called, cases = np.stack([tp, negatives - tn]), np.stack([positives, negatives])
+    called, counted = np.stack([tp, negatives - tn]), np.stack([positives, negatives])
     held = (sums[:, [1, 3]] > 0).sum(axis=0)  # patients with a case of either class
     for place, share in enumerate(table["prevalence"]):
-        weights = np.array([[share], [1 - share]]) / cases
-        found = restated_rates(called, cases, held, weights, confidence).loc[["precision", "npv"]]
+        weights = np.array([[share], [1 - share]]) / counted
+        found = restated_rates(called, counted, held, weights, confidence).loc[["precision", "npv"]]
         for name, (_, low, high) in zip(("ppv", "npv"), found.to_numpy(), strict=True):
             table.loc[place, [f"{name}_low", f"{name}_high"]] = low, high
     names = [f"{name}{end}" for name in ("ppv", "npv") for end in ("", "_low", "_high")]
@@ -230,26 +232,24 @@ def net_benefit(
 
 
 def decision_curve(
-    predictions: pd.DataFrame,
+    cases: Cases,
     *,
-    level: str = "patient",
     thresholds: ArrayLike = THRESHOLDS,
     prevalence: float | None = None,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The decision curve of one level, with intervals from resampled patients, each threshold by itself.
+    """The decision curve, with intervals from resampled patients, each threshold by itself.
 
     Args:
-        predictions: see `reliability.scored_rows`; one split.
-        level: one of `metrics.LEVELS`.
+        cases: of one split.
         thresholds: (K,) in [0, 1).
-        prevalence: of that level, elsewhere: probabilities are restated for it (`prevalence.restate`), and
-            cases weighed as often as they would occur there. The table's own where not given.
-        resamples: how often the patients are drawn anew.
+        prevalence: of the level of the cases, elsewhere: probabilities are restated for it (`restate`), and
+            cases weighted as often as they would occur there. Their own where not given.
+        resamples: of the patients.
         confidence: of the intervals.
-        seed: of the draws.
+        seed: of the resamples.
 
     Returns:
         One row a threshold: `threshold, net_benefit, low, high, treat_all, treat_none` (0); `gain` over the
@@ -257,27 +257,32 @@ def decision_curve(
         a class and were left out (none, unless a prevalence is given).
 
     Raises:
-        ValueError: see `reliability.scored_rows` and `net_benefit`; a prevalence outside (0, 1); no resample
-            is defined.
+        ValueError: cases of several splits; see `net_benefit`; a prevalence outside (0, 1); no resample is
+            defined.
 
     Source: Vickers & Elkin, Med Decis Making 26 (2006) 565-574; Vickers et al., BMC Med Inform Decis Mak 8
     (2008) 53.
+
+    Example:
+        >>> patients = Cases.of(predictions, split="validation", level="patient")
+        >>> decision_curve(patients, thresholds=[0.1, 0.3], resamples=50)["treat_none"].tolist()
+        [0.0, 0.0]
     """
-    rows = scored_rows(predictions, level)
-    y, p = check_scores(rows["label"], rows["probability"], both_classes=True)
+    check_confidence(confidence)
+    y, p = check_scores(cases.require().label, cases.probability, both_classes=True)
     t = _check_thresholds(thresholds)
     if prevalence is not None:
         prevalence = float(check_prevalence(prevalence))
         p = restate(p, was=float(y.mean()), now=prevalence)
-    sums = patient_sums(rows, _terms(y, p, t))
+    sums = cases.sums(_terms(y, p, t))
     model, treat_all = _benefit(sums.sum(axis=0), t, prevalence)
     drawn = resampled(sums, resamples, seed)
     defined = (drawn[:, -2:] > 0).all(axis=1) | (prevalence is None)
     if not defined.any():
         raise ValueError(f"None of {resamples} resamples holds both classes. Use more studies.")
     models, all_of_them = _benefit(drawn[defined], t, prevalence)
-    low, high = interval(models, confidence)
-    gain_low, gain_high = interval(models - np.maximum(all_of_them, 0), confidence)
+    low, high = quantiles(models.T, confidence)
+    gain_low, gain_high = quantiles((models - np.maximum(all_of_them, 0)).T, confidence)
     table = {"threshold": t, "net_benefit": model, "low": low, "high": high}
     table |= {"treat_all": treat_all, "treat_none": np.zeros(len(t))}
     table |= {"gain": model - np.maximum(treat_all, 0), "gain_low": gain_low, "gain_high": gain_high}

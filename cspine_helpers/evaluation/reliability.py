@@ -8,13 +8,13 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
 
-from cspine_helpers.evaluation.cases import resampled_units, scored_rows
+from cspine_helpers.evaluation.cases import Cases, check_choice
 from cspine_helpers.evaluation.resampling import (
-    _check_confidence,
+    check_confidence,
     loss_interval,
     mean_interval,
-    patient_sums,
     resampled,
     score_interval,
     shares_of,
@@ -26,22 +26,16 @@ _EDGE = 1e-6  # scores nearer to 0 or 1 count as this near, where their logit is
 
 
 def reliability_table(
-    predictions: pd.DataFrame,
-    *,
-    level: str = "all",
-    bins: int = 10,
-    strategy: Bins = "quantile",
-    confidence: float = 0.95,
+    cases: Cases, *, bins: int = 10, strategy: Bins = "quantile", confidence: float = 0.95
 ) -> pd.DataFrame:
-    """What was said against what was found, in bins of the probability.
+    """Predicted against observed, in bins of the probability.
 
     The interval of a bin's share of fractures is Wilson's, for as many independent cases as would leave the
     share as uncertain as the bin's patients do (never more than its cases; its patients, where all cases are
     alike).
 
     Args:
-        predictions: see `scored_rows`; one split.
-        level: one of `metrics.LEVELS`.
+        cases: of one split.
         bins: how many bins are asked for.
         strategy: `quantile`, bins of about equally many cases (fewer bins where scores tie), or `uniform`,
             bins of equal width. As in scikit-learn, a score on an edge belongs to the bin below.
@@ -53,39 +47,38 @@ def reliability_table(
         whose `probability, observed, low, high` are NaN.
 
     Raises:
-        ValueError: see `scored_rows`; no bin, an unknown strategy, a confidence outside (0, 1).
+        ValueError: cases of several splits; no bin, an unknown strategy, a confidence outside (0, 1).
 
     Source: Korn & Graubard, Survey Methodology 24 (1998) 193-201, effective sample size; Wilson, J Am Stat
     Assoc 22 (1927) 209-212.
+
+    Example:
+        >>> reliability_table(Cases.of(predictions, split="validation"), bins=5)["cases"].sum().item()
+        1400
     """
-    _check_confidence(confidence)
-    rows = scored_rows(predictions, level)
-    y, p = rows["label"].to_numpy(), rows["probability"].to_numpy()
+    check_confidence(confidence)
+    y, p = cases.require().label, cases.probability
     edges, place = _bins(p, bins, strategy)
-    count = len(edges) - 1
-    patient, names = pd.factorize(resampled_units(rows))
-    cell, cells = patient * count + place, len(names) * count
-    n = np.bincount(cell, minlength=cells).reshape(-1, count)  # (patients, bins)
-    k = np.bincount(cell, y, cells).reshape(-1, count)
-    cases, patients, positives = n.sum(axis=0), (n > 0).sum(axis=0), k.sum(axis=0)
+    inside = place[:, None] == np.arange(len(edges) - 1)  # (n, bins)
+    n, k = cases.sums(inside), cases.sums(inside * y[:, None])  # (patients, bins)
+    counted, patients, positives = n.sum(axis=0), (n > 0).sum(axis=0), k.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):  # a bin without a case: the documented NaN
-        observed = positives / cases
-        spread = ((k - observed * n) ** 2).sum(axis=0) / cases**2 * patients / (patients - 1)
-        effective = np.minimum(observed * (1 - observed) / spread, cases)
+        observed = positives / counted
+        spread = ((k - observed * n) ** 2).sum(axis=0) / counted**2 * patients / (patients - 1)
+        effective = np.minimum(observed * (1 - observed) / spread, counted)
         effective = np.where((spread > 0) & (patients > 1), effective, patients)
-        mean = np.bincount(place, p, count) / cases
+        mean = (inside * p[:, None]).sum(axis=0) / counted
         low, high = score_interval(observed, effective, confidence)
-    table = {"lower": edges[:-1], "upper": edges[1:], "cases": cases, "patients": patients}
+    table = {"lower": edges[:-1], "upper": edges[1:], "cases": counted.astype(np.int64), "patients": patients}
     table |= {"positives": positives.astype(np.int64), "probability": mean, "observed": observed}
-    return pd.DataFrame(table | {"low": low, "high": high, "undefined": cases == 0})
+    return pd.DataFrame(table | {"low": low, "high": high, "undefined": counted == 0})
 
 
 def _bins(p: NDArray[np.float64], bins: int, strategy: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Edges (K + 1,) and the bin of each score (N,)."""
     if not isinstance(bins, int) or bins < 1:
         raise ValueError(f"bins is a whole number from 1; found {bins!r}. 10 is usual.")
-    if strategy not in get_args(Bins):
-        raise ValueError(f"Unknown strategy {strategy!r}. Choose one of {', '.join(get_args(Bins))}.")
+    check_choice("strategy", strategy, get_args(Bins))
     steps = np.linspace(0, 1, bins + 1)
     edges = steps if strategy == "uniform" else np.unique(np.quantile(p, steps))
     if len(edges) == 1:  # all scores alike
@@ -94,16 +87,15 @@ def _bins(p: NDArray[np.float64], bins: int, strategy: str) -> tuple[NDArray[np.
 
 
 def calibration_scores(
-    predictions: pd.DataFrame,
+    cases: Cases,
     *,
-    level: str = "all",
     bins: int = 10,
     strategy: Bins = "quantile",
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Scores of the probabilities with intervals from resampled patients.
+    """Scores of the probabilities with 95 % bootstrap intervals, resampling patients.
 
     - `brier`, the mean squared error, and `log_loss`, the mean of `metrics.log_losses`; intervals as those of
       `intervals.bootstrap`.
@@ -117,8 +109,7 @@ def calibration_scores(
       patient's error turned round or not (all rows of a patient together).
 
     Args:
-        predictions: see `scored_rows`; one split.
-        level: one of `metrics.LEVELS`.
+        cases: of one split.
         bins: bins of the ECE.
         strategy: see `reliability_table`.
         resamples: of the patients, for the losses, and of the signs of their errors, for `p`.
@@ -134,12 +125,17 @@ def calibration_scores(
     Source: Brier, Mon Weather Rev 78 (1950) 1-3; Van Calster et al., BMC Med 17 (2019) 230, bias and slope;
     Kumar, Liang & Ma, NeurIPS (2019), the debiased error; Lee et al., J Mach Learn Res 24 (2023) 335, the
     test on it; Canay, Romano & Shaikh, Econometrica 85 (2017) 1013-1030, turning signs of clusters.
+
+    Example:
+        >>> scores = calibration_scores(Cases.of(predictions, split="validation"), resamples=50)
+        >>> scores["score"].tolist()
+        ['brier', 'log_loss', 'bias', 'slope', 'ece']
     """
-    _check_confidence(confidence)
-    rows = scored_rows(predictions, level)
-    y, p = rows["label"].to_numpy(), rows["probability"].to_numpy()
+    check_confidence(confidence)
+    y, p = cases.require().label, cases.probability
     # 1. Losses, as the headline numbers have them.
-    losses = patient_sums(rows, np.column_stack([np.ones(len(y)), (p - y) ** 2, log_losses(y, p)]))
+    losses = cases.sums(np.column_stack([np.ones(len(y)), (p - y) ** 2, log_losses(y, p)]))
+    losses = losses[losses[:, 0] > 0]
     total, drawn, patients = losses.sum(axis=0), resampled(losses, resamples, seed), len(losses)
     found: dict[str, tuple[float, float, float, float]] = {}
     for name, place in (("brier", 1), ("log_loss", 2)):
@@ -148,15 +144,16 @@ def calibration_scores(
         found[name] = (value, *limits, np.nan)
 
     # 2. Bias and slope: means over patients.
-    shares = shares_of((patient_sums(rows, (p - y)[:, None])[:, 0], losses[:, 0]))
-    found["bias"] = (float(shares.mean()), *mean_interval(shares, confidence), np.nan)
-    shares = _slopes(rows, y, p)
-    found["slope"] = (float(np.mean(shares)), *mean_interval(shares, confidence), np.nan)
+    for name, shares in {
+        "bias": shares_of((cases.sums(p - y), cases.sums())),
+        "slope": _slopes(cases),
+    }.items():
+        found[name] = (float(shares.mean()), *mean_interval(shares, confidence), np.nan)
 
     # 3. Distances of the bins.
     edges, bin_of = _bins(p, bins, strategy)
     inside = bin_of[:, None] == np.arange(len(edges) - 1)
-    errors = patient_sums(rows, (p - y)[:, None] * inside)  # (patients, bins)
+    errors = cases.sums((p - y)[:, None] * inside)[cases.sums() > 0]  # (patients, bins)
     value, chance = _distance(errors, inside.sum(axis=0), resamples, seed)
     found["ece"] = (value, np.nan, np.nan, chance)
     table = pd.DataFrame.from_dict(found, orient="index", columns=["value", "low", "high", "p"])
@@ -167,8 +164,9 @@ def written_scores(table: pd.DataFrame) -> dict[str, str]:
     """Each score of `calibration_scores` in words: its value, and its interval or the p of its test.
 
     Example:
-        >>> written_scores(calibration_scores(validation))["ece"]
-        '0.041 (p = 0.032)'
+        >>> scores = calibration_scores(Cases.of(predictions, split="validation"))
+        >>> written_scores(scores)["slope"]
+        '... (...)'
     """
     found = {}
     for score, value, low, high, p in table[["score", "value", "low", "high", "p"]].itertuples(index=False):
@@ -196,21 +194,21 @@ def _distance(
     return value, float((1 + as_large.sum()) / (1 + resamples))
 
 
-def _slopes(rows: pd.DataFrame, y: NDArray[np.int64], p: NDArray[np.float64]) -> NDArray[np.float64]:
+def _slopes(cases: Cases) -> NDArray[np.float64]:
     """What each patient contributes to the calibration slope, their mean, (P,); NaN where none fits best.
 
     Jackknife: the slope moves so far when a patient is left out, to one step of Newton's method.
 
     Source: Cox, Biometrika 45 (1958) 562-565; Bell & McCaffrey, Surv Methodol 28 (2002) 169-181.
     """
-    z = logit(p)
+    y, z = cases.label, score_logit(cases.probability)
     if len(np.unique(y)) < 2 or np.ptp(z) == 0 or parted(y, z):
         return np.array([np.nan])
     x = np.stack([z, np.ones_like(z)], axis=1)
-    slope, intercept = logistic(y, x)
-    fitted = sigmoid(slope * z + intercept)
+    slope, intercept = logistic(y, z)
+    fitted = expit(slope * z + intercept)
     terms = np.column_stack([x * (y - fitted)[:, None], (fitted * (1 - fitted))[:, None] * x[:, :1] * x])
-    sums = patient_sums(rows, np.column_stack([terms, fitted * (1 - fitted)]))
+    sums = cases.sums(np.column_stack([terms, fitted * (1 - fitted)]))[cases.sums() > 0]
     curvature = sums[:, [2, 3, 3, 4]].reshape(-1, 2, 2)
     try:
         moved = np.linalg.solve(curvature.sum(axis=0) - curvature, sums[:, :2, None])[:, 0, 0]
@@ -219,41 +217,24 @@ def _slopes(rows: pd.DataFrame, y: NDArray[np.int64], p: NDArray[np.float64]) ->
     return slope + (len(moved) - 1) * (moved - moved.mean())
 
 
-def logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log odds of probabilities, which stay a millionth off 0 and 1."""
-    p = np.clip(p, _EDGE, 1 - _EDGE)
-    return np.log(p) - np.log1p(-p)
+def score_logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log odds of scores, which are kept a millionth off 0 and 1."""
+    return logit(np.clip(p, _EDGE, 1 - _EDGE))
 
 
-def sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probabilities of log odds."""
-    return np.exp(-np.logaddexp(0, -z))
-
-
-def parted(y: NDArray[np.int64], z: NDArray[np.float64]) -> bool:
-    """Whether a score parts the classes, so that a steeper curve always fits better."""
+def parted(y: NDArray[np.int_], z: NDArray[np.float64]) -> bool:
+    """Whether a score separates the classes, so that a steeper curve always fits better."""
     positive, negative = z[y == 1], z[y == 0]
     return bool(positive.min() >= negative.max() or positive.max() <= negative.min())
 
 
-def logistic(y: NDArray[np.int64], x: NDArray[np.float64]) -> tuple[float, float]:
-    """Slope and intercept (0 without its column in `x`) of the highest likelihood, by Newton's method."""
+def logistic(y: NDArray[np.int_], z: NDArray[np.float64], *, shift: bool = True) -> tuple[float, float]:
+    """Slope and intercept (0 without `shift`) of the highest likelihood."""
+    from sklearn.linear_model import LogisticRegression
 
-    def loss(beta: NDArray[np.float64]) -> float:
-        z = x @ beta
-        return float(np.logaddexp(0, np.where(y == 1, -z, z)).sum())
-
-    beta = np.zeros(x.shape[1])
-    for _ in range(100):
-        p = sigmoid(x @ beta)
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x, x.T @ (y - p))
-        size = 1.0  # of the step; halved while it goes too far, as the loss is convex
-        while size > 1e-6 and loss(beta + size * step) > loss(beta):
-            size /= 2
-        beta = beta + size * step
-        if np.abs(step).max() < 1e-10:
-            break
-    return float(beta[0]), float(beta[1]) if len(beta) > 1 else 0.0
+    options = {"C": np.inf, "fit_intercept": shift, "solver": "newton-cholesky", "tol": 1e-10}
+    fit = LogisticRegression(max_iter=1000, **options).fit(z[:, None], y)
+    return float(fit.coef_[0, 0]), float(fit.intercept_[0]) if shift else 0.0
 
 
 def brier_decomposition(

@@ -1,11 +1,7 @@
-"""Resampled patients: how often each is drawn, and every metric as a count weighted by that.
+"""Bootstrap over patients: how often each is drawn, and every metric as sums weighted by that.
 
 A patient drawn three times counts as three, each time with all of its rows. Scores are sorted once; after
-that a resample costs sums only. Shapes: N rows, P patients, R resamples.
-
-Headline numbers of one sample under any patient weights, and the limits of their intervals.
-
-`intervals` says which interval is made how, and why.
+that a resample costs sums only. Shapes: n cases, P patients, R resamples.
 
 Source: effective number of cases, Korn and Graubard, Survey Methodology 24 (1998); for areas, Kottas, Kuo and
 Zapf, Statistics in Medicine 33 (2014).
@@ -20,54 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from scipy.stats import t
 
-from cspine_helpers.evaluation.cases import at_level, resampled_units
-from cspine_helpers.metrics import check_scores, log_losses, rates
+from cspine_helpers.evaluation.cases import Cases
+from cspine_helpers.metrics import log_losses, rates
 
 Floats = NDArray[np.float64]
 Ratio = tuple[Floats, Floats]  # numerator and denominator summed over each patient's rows, (P,) both
 COUNTS = ("tp", "fp", "fn", "tn")
 _ENTRIES = 2**21  # rows × resamples worked on at once: 16 MB, about a processor's cache
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Scored rows and whose they are.
-
-    Attributes:
-        labels: (N,) of 0/1.
-        probabilities: (N,) in [0, 1].
-        patient: (N,) numbers of the patients, 0 … patients − 1; a patient may have no row here.
-        patients: P.
-    """
-
-    labels: NDArray[np.int64]
-    probabilities: Floats
-    patient: NDArray[np.intp]
-    patients: int
-
-    def sums(self, values: NDArray | None = None) -> Floats:
-        """Values (N,) summed over the rows of each patient, (P,); rows counted where none are given."""
-        return np.bincount(self.patient, values, self.patients).astype(np.float64)
-
-
-def sample(predictions: pd.DataFrame, level: str = "all", *, patients: pd.Index | None = None) -> Sample:
-    """The rows of a predictions table at one of `metrics.LEVELS`.
-
-    Args:
-        predictions: predictions table.
-        level: all vertebrae, one of C1…C7, or patients.
-        patients: names of the patients (`metrics.resampled_units`), in the order of their numbers; those of
-            the table where not given.
-
-    Raises:
-        ValueError: see `metrics.at_level` and `metrics.check_scores`.
-    """
-    if patients is None:
-        patients = pd.Index(resampled_units(predictions).unique())
-    rows = at_level(predictions, level)
-    labels, probabilities = check_scores(rows["label"], rows["probability"])
-    whose = patients.get_indexer(pd.Index(resampled_units(rows)))
-    return Sample(labels, probabilities, whose, len(patients))
 
 
 def patient_weights(patients: int, resamples: int, seed: int, *, rows: int = 1) -> Iterator[Floats]:
@@ -102,19 +57,10 @@ def resampled(sums: Floats, resamples: int, seed: int) -> Floats:
     return np.concatenate([drawn.T @ sums for drawn in patient_weights(len(sums), resamples, seed)])
 
 
-def confusion_sums(rows: Sample, threshold: float) -> Floats:
+def confusion_sums(cases: Cases, threshold: float) -> Floats:
     """Each patient's `COUNTS` at a threshold, (4, P)."""
-    called, y = rows.probabilities >= threshold, rows.labels == 1
-    return np.stack([rows.sums(cell) for cell in (called & y, called & ~y, ~called & y, ~called & ~y)])
-
-
-def loss_ratios(rows: Sample) -> dict[str, Ratio]:
-    """Log loss (see `metrics.log_losses`) and Brier score, means over rows."""
-    count = rows.sums()
-    return {
-        "log_loss": (rows.sums(log_losses(rows.labels, rows.probabilities)), count),
-        "brier": (rows.sums((rows.probabilities - rows.labels) ** 2), count),
-    }
+    called, y = cases.probability >= threshold, cases.label == 1
+    return np.stack([cases.sums(cell) for cell in (called & y, called & ~y, ~called & y, ~called & ~y)])
 
 
 class Ranking:
@@ -124,18 +70,18 @@ class Ranking:
     their number alone. So a resample costs one pass over the rows and then works on the steps.
     """
 
-    def __init__(self, rows: Sample) -> None:
-        score, step = np.unique(-rows.probabilities, return_inverse=True)  # from the highest score down
-        y = rows.labels == 1
+    def __init__(self, cases: Cases) -> None:
+        score, step = np.unique(-cases.probability, return_inverse=True)  # from the highest score down
+        y = cases.label == 1
         found = np.bincount(step[y], minlength=len(score)) > 0  # scores with a positive row
-        place: NDArray[np.intp] = (np.cumsum(found) - found)[
-            step
-        ]  # how many of them lie above the row's own score
+        place: NDArray[np.intp] = (np.cumsum(found) - found)[step]  # how many lie above the row's own score
         tied, many = ~y & found[step], int(found.sum())
 
         def counts(mask: NDArray[np.bool_]) -> csr_array:
             ones = np.ones(int(mask.sum()))
-            return csr_array((ones, (place[mask], rows.patient[mask])), shape=(many + 1, rows.patients))
+            return csr_array(
+                (ones, (place[mask], cases.number[mask])), shape=(many + 1, len(cases.population))
+            )
 
         self._positive, self._tied, self._between = counts(y), counts(tied), counts(~y & ~tied)
 
@@ -389,46 +335,32 @@ class Estimates:
         return pd.DataFrame(columns)
 
 
-def estimates(rows: Sample, threshold: float | None, *, rsna: pd.DataFrame | None = None) -> Estimates:
-    """The headline numbers of a sample.
-
-    Args:
-        rows: the sample.
-        threshold: for the rates; None leaves them out.
-        rsna: `competition.rsna_terms` with the column `patient`, the number of the study's patient in the
-            sample; None leaves its losses out.
-    """
-    counts = None if threshold is None else confusion_sums(rows, threshold)
-    means = loss_ratios(rows)
+def estimates(
+    cases: Cases, threshold: float | None, *, rsna: tuple[Floats, Floats] | None = None
+) -> Estimates:
+    """The headline numbers of cases; `rsna`: of `metrics.rsna_terms` by `cases.studies`."""
+    counts = None if threshold is None else confusion_sums(cases, threshold)
+    count = cases.sums()
+    means: dict[str, Ratio] = {
+        "log_loss": (cases.sums(log_losses(cases.label, cases.probability)), count),
+        "brier": (cases.sums((cases.probability - cases.label) ** 2), count),
+    }
     if rsna is not None:
-        each = rsna.assign(mean=rsna["loss"] / rsna["weight"], studies=1.0).groupby("patient").sum()
-        sums = each.reindex(range(rows.patients), fill_value=0.0).to_dict("series")
-        loss, weight, mean, studies = (
-            sums[name].to_numpy() for name in ("loss", "weight", "mean", "studies")
-        )
-        means["rsna_loss"] = (loss, weight)
-        means["rsna_loss_per_patient"] = (mean, studies)
-    positive = rows.sums(rows.labels)
-    ranked = min((positive > 0).sum(), (rows.sums() > positive).sum())
-    return Estimates(counts, means, Ranking(rows), int(ranked))
+        loss, weight = rsna
+        whose = cases.population.get_indexer(pd.Index(cases.studies["patient"]))
+        terms = (loss, weight, loss / weight, np.ones(len(loss)))
+        sums = [np.bincount(whose, each, len(cases.population)).astype(np.float64) for each in terms]
+        means |= {"rsna_loss": (sums[0], sums[1]), "rsna_loss_per_patient": (sums[2], sums[3])}
+    positive = cases.sums(cases.label)
+    ranked = min((positive > 0).sum(), (count > positive).sum())
+    return Estimates(counts, means, Ranking(cases), int(ranked))
 
 
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence lies between 0 and 1; found {confidence}. 0.95 is usual.")
-
-
-def interval(drawn: NDArray[np.float64], confidence: float) -> NDArray[np.float64]:
-    """Percentile limits (2, …) of draws (R, …).
+def check_confidence(confidence: float) -> None:
+    """Refuse a confidence outside (0, 1).
 
     Raises:
-        ValueError: a confidence outside (0, 1).
+        ValueError: it is.
     """
-    _check_confidence(confidence)
-    return np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-
-
-def patient_sums(rows: pd.DataFrame, terms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Terms (N, K) of the rows added up for each patient (`metrics.resampled_units`), (patients, K)."""
-    patient, names = pd.factorize(resampled_units(rows))
-    return np.stack([np.bincount(patient, column, len(names)) for column in terms.T], axis=1)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence lies between 0 and 1; found {confidence}. 0.95 is usual.")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
-from cspine_helpers.evaluation.cases import scored_rows
+from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.clinical_utility import (
     COMPETITION_PREVALENCE,
     SCREENING_PREVALENCE,
@@ -41,53 +41,48 @@ def reliability_diagrams(
     scores of `reliability.calibration_scores`. Bins without a case are left out.
 
     Raises:
-        ValueError: nothing to draw; see `reliability.scored_rows`.
+        ValueError: nothing to draw; cases of several splits.
     """
-    panels = {level_title(predictions, level): (predictions, level) for level in levels}
+    cases = [Cases.of(predictions).of_unit(level) for level in levels]
+    panels = {level_title(each): each for each in cases}
     return _diagrams(panels, bins, strategy)
 
 
 @in_style
 def calibration_comparison(
-    tables: Mapping[str, pd.DataFrame],
-    *,
-    level: str = "all",
-    bins: int = 10,
-    strategy: Bins = "quantile",
+    cases: Mapping[str, Cases], *, bins: int = 10, strategy: Bins = "quantile"
 ) -> Picture:
-    """Reliability diagrams of several tables at one level side by side: as predicted, and calibrated.
+    """Reliability diagrams side by side: as predicted, and calibrated.
 
     Args:
-        tables: title → predictions table, or table of patients, of one split that fitted no calibrator.
-        level: one of `metrics.LEVELS`.
+        cases: title → cases of one split that fitted no calibrator.
         bins: see `reliability.reliability_table`.
         strategy: see there.
 
     Raises:
-        ValueError: nothing to draw; see `reliability.scored_rows`.
+        ValueError: nothing to draw; cases of several splits.
     """
-    return _diagrams({title: (table, level) for title, table in tables.items()}, bins, strategy)
+    return _diagrams(cases, bins, strategy)
 
 
-def _diagrams(panels: Mapping[str, tuple[pd.DataFrame, str]], bins: int, strategy: Bins) -> Picture:
+def _diagrams(panels: Mapping[str, Cases], bins: int, strategy: Bins) -> Picture:
     if not panels:
         raise ValueError("There is nothing to draw: give at least one level, or one table.")
     shape: dict = {"height_ratios": [3.4, 1], "sharex": True, "squeeze": False}
     figure, grid = canvas(1.2 + 3.8 * len(panels), 5.3, 2, len(panels), **shape)
-    for (upper, lower), (title, (table, level)) in zip(grid.T, panels.items(), strict=True):
-        found = reliability_table(table, level=level, bins=bins, strategy=strategy)
+    for (upper, lower), (title, cases) in zip(grid.T, panels.items(), strict=True):
+        found = reliability_table(cases, bins=bins, strategy=strategy)
         _reliability_panel(upper, found[~found["undefined"]])
-        scores = calibration_scores(table, level=level, bins=bins, strategy=strategy)
+        scores = calibration_scores(cases, bins=bins, strategy=strategy)
         written = written_scores(scores)
         lines = [f"{name} {written[key]}" for key, name in _SCORE_NAMES.items()]
-        rows = scored_rows(table, level)
-        if note := clip_note(rows["label"], rows["probability"]):
+        if note := clip_note(cases.label, cases.probability):
             lines.insert(1, f"  clipped: {note.partition(' cases')[0]} cases")
         too_high = scores.set_index("score")["value"]["bias"] > 0  # then the points lie below the diagonal
         x, y, side, end = (0.03, 0.97, "left", "top") if too_high else (0.97, 0.03, "right", "bottom")
         upper.text(x, y, "\n".join(lines), transform=upper.transAxes, ha=side, va=end, fontsize=9)
         upper.set_title(title)
-        _score_panel(lower, rows)
+        _score_panel(lower, cases)
     for axes in grid[0]:
         axes.set_xlabel("")
     for axes in grid[:, 1:].flat:
@@ -105,10 +100,10 @@ def _reliability_panel(axes: Axes, bins: pd.DataFrame) -> None:
     style.unit_square(axes, "predicted probability", "observed share of fractures")
 
 
-def _score_panel(axes: Axes, rows: pd.DataFrame) -> None:
+def _score_panel(axes: Axes, cases: Cases) -> None:
     edges = np.linspace(0, 1, 41)
     truth = {"intact": INTACT, "fractured": FRACTURED}
-    scores = [rows.loc[rows["label"] == label, "probability"] for label in range(2)]
+    scores = [cases.probability[cases.label == label] for label in range(2)]
     axes.hist(scores, edges.tolist(), stacked=True, color=list(truth.values()), label=list(truth))
     axes.set(xlim=(-0.02, 1.02), xlabel="probability", ylabel="cases")
     axes.yaxis.set_major_formatter("{x:,.0f}")
@@ -116,35 +111,30 @@ def _score_panel(axes: Axes, rows: pd.DataFrame) -> None:
 
 @in_style
 def decision_curves(
-    tables: Mapping[str, pd.DataFrame],
-    *,
-    level: str = "patient",
-    prevalence: float | None = None,
-    thresholds: ArrayLike = THRESHOLDS,
+    cases: Mapping[str, Cases], *, prevalence: float | None = None, thresholds: ArrayLike = THRESHOLDS
 ) -> Picture:
-    """Net benefit of treating by each table's probabilities, against treating all and none.
+    """Net benefit of treating by each model's probabilities, against treating all and none.
 
-    Bands are 95 % intervals with patients as units, each threshold by itself; of three tables or more they
+    Bands are 95 % intervals with patients as units, each threshold by itself; of three or more they
     would hide each other, and are left out.
 
     Args:
-        tables: name → predictions table, or table of patients, all of the same cases; at most four.
-        level: one of `metrics.LEVELS`.
-        prevalence: of that level, elsewhere; see `benefit.decision_curve`.
+        cases: name → cases, all of the same patients and level; at most four.
+        prevalence: of that level, elsewhere; see `clinical_utility.decision_curve`.
         thresholds: where to draw.
 
     Raises:
-        ValueError: no table, or more than four; tables of other cases; see `benefit.decision_curve`.
+        ValueError: none, or more than four; not of the same patients; see `clinical_utility.decision_curve`.
     """
-    if not 1 <= len(tables) <= len(_LOOKS):
-        raise ValueError(f"One to {len(_LOOKS)} tables can be told apart; found {len(tables)}.")
+    if not 1 <= len(cases) <= len(_LOOKS):
+        raise ValueError(f"One to {len(_LOOKS)} curves can be told apart; found {len(cases)}.")
     found = {
-        name: decision_curve(table, level=level, prevalence=prevalence, thresholds=thresholds)
-        for name, table in tables.items()
+        name: decision_curve(each, prevalence=prevalence, thresholds=thresholds)
+        for name, each in cases.items()
     }
     first = next(iter(found.values()))
     if any(not np.allclose(curve["treat_all"], first["treat_all"]) for curve in found.values()):
-        raise ValueError("The tables differ in their share of fractures: they are not of the same cases.")
+        raise ValueError("The models differ in their share of fractures: they are not of the same cases.")
     figure, axes = canvas(9, 4.6)
     axes.plot(first["threshold"], first["treat_all"], color=GREY, linewidth=1.4, label="treat all")
     axes.axhline(0, color=INK, linewidth=1, label="treat none")
@@ -161,17 +151,13 @@ def decision_curves(
     style.grid_behind(axes)
     style.legend_beside(axes)
     where = "" if prevalence is None else f" at a prevalence of {prevalence:.1%}"
-    axes.set_title(f"{level_title(next(iter(tables.values())), level)}: net benefit{where}")
+    axes.set_title(f"{level_title(next(iter(cases.values())))}: net benefit{where}")
     return figure
 
 
 @in_style
 def predictive_value_curves(
-    predictions: pd.DataFrame,
-    threshold: float,
-    *,
-    level: str = "patient",
-    marks: Mapping[str, float] | None = None,
+    cases: Cases, threshold: float, *, marks: Mapping[str, float] | None = None
 ) -> Picture:
     """Positive and negative predictive value of a threshold at other prevalences.
 
@@ -179,20 +165,19 @@ def predictive_value_curves(
     same everywhere, which external tests have not borne out: read it as the better case.
 
     Args:
-        predictions: predictions table, or table of patients; one split.
-        threshold: of that level.
-        level: one of `metrics.LEVELS`.
-        marks: name → prevalence of that level to write the values at; for patients a screening set and the
-            competition where not given, for vertebrae the table's own prevalence.
+        cases: of one split.
+        threshold: a case is called positive at or above it.
+        marks: name → prevalence of their level to write the values at; for patients a screening set and the
+            competition where not given, for vertebrae their own prevalence.
 
     Raises:
-        ValueError: see `prevalence.predictive_curve`.
+        ValueError: see `clinical_utility.predictive_curve`.
     """
     if marks is None:
-        own = {"this split": float(scored_rows(predictions, level)["label"].mean())}
+        own = {"this split": cases.prevalence}
         shown = {"screening": SCREENING_PREVALENCE, "competition": COMPETITION_PREVALENCE}
-        marks = shown if level == "patient" else own
-    curve = predictive_curve(predictions, threshold, np.geomspace(0.005, 0.9, 120), level=level)
+        marks = shown if cases.level == "patient" else own
+    curve = predictive_curve(cases, threshold, np.geomspace(0.005, 0.9, 120))
     figure, axes = canvas(9, 4.6)
     names = {
         "ppv": ("positive (fractured)", FRACTURED, "-"),
@@ -203,7 +188,7 @@ def predictive_value_curves(
         axes.fill_between(x, curve[f"{key}_low"], curve[f"{key}_high"], color=colour, alpha=0.18, linewidth=0)
         axes.plot(x, curve[key], color=colour, linestyle=line, label=name)
     if marks:
-        values = predictive_curve(predictions, threshold, list(marks.values()), level=level)
+        values = predictive_curve(cases, threshold, list(marks.values()))
         _mark_prevalences(axes, list(marks), values)
     axes.set_xscale("log")
     axes.set(
@@ -214,7 +199,7 @@ def predictive_value_curves(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
     style.grid_behind(axes)
     style.legend_beside(axes)
-    axes.set_title(f"{level_title(predictions, level)} at threshold {threshold:.4f}: predictive values")
+    axes.set_title(f"{level_title(cases)} at threshold {threshold:.4f}: predictive values")
     return figure
 
 

@@ -11,12 +11,7 @@ from numpy.typing import ArrayLike
 
 from cspine_helpers import metrics
 from cspine_helpers.decisions.simulation import METHODS, TARGETS
-from cspine_helpers.evaluation.cases import (
-    at_level,
-    cleared_by_vertebrae,
-    default_aggregation,
-    defined_levels,
-)
+from cspine_helpers.evaluation.cases import Cases, cleared_by_vertebrae, defined_levels
 from cspine_helpers.evaluation.intervals import curve_bands
 from cspine_helpers.figures import style
 from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style
@@ -40,53 +35,48 @@ _CURVES: dict[str, tuple[Any, str, str, Any, str]] = {  # function, its columns 
 _AXES = {"false_positive_rate": "false positive rate (1 − specificity)"}
 
 
-def level_title(predictions: pd.DataFrame, level: str) -> str:
-    """A level's name; of patients with their aggregation, where the table holds vertebrae."""
-    if level == "patient" and "vertebra" in predictions:
-        return f"Patients by {default_aggregation(predictions).name}"
-    return LEVEL_NAMES.get(level, level)
+def level_title(cases: Cases) -> str:
+    """The level's name; of patients with their aggregation."""
+    return f"Patients by {cases.aggregation.name}" if cases.aggregation else LEVEL_NAMES[cases.name]
 
 
-def draw_pr(axes: Axes, predictions: pd.DataFrame, level: str, *, colour: str = INTACT) -> pd.DataFrame:
-    """Draw the precision–recall curve of one level over its chance line; returns the level's rows."""
-    rows = at_level(predictions, level)
-    prevalence = rows["label"].mean()
-    _steps(axes, rows, "pr", color=colour)
+def draw_pr(axes: Axes, cases: Cases, *, colour: str = INTACT) -> None:
+    """Draw the precision–recall curve over its chance line."""
+    prevalence = cases.prevalence
+    _steps(axes, cases, "pr", color=colour)
     style.reference(axes, prevalence, "y", colour=GREY)
     axes.text(0.01, prevalence - 0.01, f"chance {prevalence:.2f}", color=GREY, va="top", fontsize=9)
-    return rows
 
 
-def _steps(axes: Axes, rows: pd.DataFrame, kind: str, **line: Any) -> float:
+def _steps(axes: Axes, cases: Cases, kind: str, **line: Any) -> float:
     """Draw the curve of these cases; returns the area under it."""
     curve_of, x, y, area_of, _ = _CURVES[kind]
-    curve = curve_of(rows["label"], rows["probability"])
+    curve = curve_of(cases.label, cases.probability)
     axes.step(curve[x], curve[y], where="post", **line)
     style.unit_square(axes, _AXES.get(x, x), y)
-    return area_of(rows["label"], rows["probability"])
+    return area_of(cases.label, cases.probability)
 
 
-def _panel(axes: Axes, predictions: pd.DataFrame, level: str, kind: Literal["pr", "roc"]) -> None:
+def _panel(axes: Axes, cases: Cases, kind: Literal["pr", "roc"]) -> None:
     """The curve of one level with chance, band and area; words where it has one class only."""
     _, x, y, _, name = _CURVES[kind]
-    title = level_title(predictions, level)
-    if level == "patient" and level not in defined_levels(predictions):
+    title = level_title(cases)
+    if cases.level == "patient" and len(np.unique(cases.label)) < 2:
         axes.set_title(f"{title}: one class only, no curve")
         style.unit_square(axes, _AXES.get(x, x), y)
         return
-    rows = at_level(predictions, level)
     if kind == "pr":
-        draw_pr(axes, predictions, level)
+        draw_pr(axes, cases)
     else:
-        _steps(axes, rows, kind, color=INTACT)
+        _steps(axes, cases, kind, color=INTACT)
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
         axes.text(0.56, 0.53, "chance", color=GREY, va="top", fontsize=9)
     try:
-        band = curve_bands(predictions, kind=kind, level=level)
+        band = curve_bands(cases, kind=kind)
         axes.fill_between(band[x], band["low"], band["high"], color=INTACT, alpha=0.15, linewidth=0)
     except ValueError:  # too many resamples of one class only
         axes.text(0.99, 0.01, "no band: too few patients", color=GREY, ha="right", va="bottom", fontsize=9)
-    area = _CURVES[kind][3](rows["label"], rows["probability"])
+    area = _CURVES[kind][3](cases.label, cases.probability)
     axes.set_title(f"{title}: {name} {area:.2f}")
 
 
@@ -111,20 +101,21 @@ def pr_curves(
         >>> figure = pr_curves(predictions[predictions["split"] == "validation"], threshold=0.5)
     """
     figure, (pooled, single, patients) = canvas(13.6, 4.3, 1, 3)
-    _panel(pooled, predictions, "all", "pr")
-    levels = defined_levels(predictions)
+    cases = Cases.of(predictions)
+    _panel(pooled, cases, "pr")
+    levels = defined_levels(cases)
     for name in [level for level in VERTEBRAE if level in levels]:
-        rows, colour = at_level(predictions, name), style.VERTEBRA_COLOURS[name]
+        rows, colour = cases.of_unit(name), style.VERTEBRA_COLOURS[name]
         area = _steps(single, rows, "pr", color=colour, linewidth=1.4)
         single.lines[-1].set_label(f"{name}  {area:.2f}")
         _operating_point(single, rows, threshold, colour=colour)
     style.unit_square(single, "recall", "precision")
     style.legend_beside(single, title="average\nprecision", fontsize=9, title_fontsize=9)
     single.set_title("One vertebra at a time")
-    _panel(patients, predictions, "patient", "pr")
+    _panel(patients, cases.patients(), "pr")
     for axes, level, mark in ((pooled, "all", threshold), (patients, "patient", patient_threshold)):
         if level in levels:
-            _operating_point(axes, at_level(predictions, level), mark, named=True)
+            _operating_point(axes, cases.of_unit(level), mark, named=True)
     return figure
 
 
@@ -140,16 +131,16 @@ def roc_curves(predictions: pd.DataFrame) -> Picture:
     """
     figure, panels = canvas(9.2, 4.3, 1, 2)
     for axes, level in zip(panels, ("all", "patient"), strict=True):
-        _panel(axes, predictions, level, "roc")
+        _panel(axes, Cases.of(predictions).of_unit(level), "roc")
     return figure
 
 
 def _operating_point(
-    axes: Axes, rows: pd.DataFrame, threshold: float | None, *, colour: str = INK, named: bool = False
+    axes: Axes, cases: Cases, threshold: float | None, *, colour: str = INK, named: bool = False
 ) -> None:
     if threshold is None:
         return
-    rates = metrics.rates(metrics.confusion(rows["label"], rows["probability"], threshold))
+    rates = metrics.rates(metrics.confusion(cases.label, cases.probability, threshold))
     x, y = rates[["recall", "precision"]].iloc[0]
     axes.plot(x, y, "o", color=colour, markersize=8, mec="white", zorder=4)
     if named and not np.isnan(y):
@@ -239,16 +230,16 @@ def score_histograms(predictions: pd.DataFrame) -> Picture:
     """
     figure, panels = canvas(11, 3.9, 1, 2)
     for axes, level in zip(panels, ("all", "patient"), strict=True):
-        rows = at_level(predictions, level)
+        cases = Cases.of(predictions).of_unit(level)
         for truth, (name, colour) in enumerate({"intact": INTACT, "fractured": FRACTURED}.items()):
-            scores = rows.loc[rows["label"] == truth, "probability"].to_numpy()
+            scores = cases.probability[cases.label == truth]
             share = np.full(len(scores), 1 / max(len(scores), 1))
             label = f"{name} ({len(scores):,})"
             axes.hist(scores, np.linspace(0, 1, 26), weights=share, color=colour, alpha=0.55, label=label)
         axes.set(xlim=(0, 1), xlabel="probability", ylabel="share of the class")
         axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
         axes.legend(loc="upper right", ncols=2, fontsize=9)
-        axes.set_title(level_title(predictions, level))
+        axes.set_title(level_title(cases))
     return figure
 
 
@@ -269,7 +260,8 @@ def vertebra_against_patient(
         >>> figure = vertebra_against_patient(predictions, threshold=0.5, patient_threshold=0.6)
     """
     figure, (left, right) = canvas(12, 4.4, 1, 2, width_ratios=[1, 1.25])
-    cleared, independent = cleared_by_vertebrae(predictions, threshold)
+    vertebrae = Cases.of(predictions)
+    cleared, independent = cleared_by_vertebrae(vertebrae, threshold)
     places = np.arange(1, len(VERTEBRAE) + 1)
     left.plot(places, independent, color=GREY, linestyle="--", label="if vertebrae erred independently")
     left.plot(places, cleared, "o-", color=INTACT, label="observed")
@@ -282,13 +274,13 @@ def vertebra_against_patient(
     left.grid(True, axis="y")
     left.legend(loc="lower left")
     left.set_title("Still below the threshold")
-    patients, vertebrae = at_level(predictions, "patient"), at_level(predictions, "all")
+    patients = vertebrae.patients()
     groups = [("vertebrae", vertebrae, threshold, GREY), ("patients", patients, threshold, FRACTURED)]
     if patient_threshold is not None:
         groups.append(("patients, own", patients, patient_threshold, INTACT))
     names, width = ["recall", "precision", "specificity"], 0.8 / len(groups)
     for place, (name, rows, mark, colour) in enumerate(groups):
-        row = metrics.rates(metrics.confusion(rows["label"], rows["probability"], mark)).iloc[0]
+        row = metrics.rates(metrics.confusion(rows.label, rows.probability, mark)).iloc[0]
         x = np.arange(3) + (place - (len(groups) - 1) / 2) * width
         bars = right.bar(x, row[names], width * 0.94, color=colour, label=f"{name} at {mark:.4f}")
         right.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
@@ -296,7 +288,7 @@ def vertebra_against_patient(
     right.tick_params(axis="x", length=0)
     right.set(ylim=(0, 1.12))
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(groups), fontsize=9)
-    right.set_title(f"Vertebrae and {level_title(predictions, 'patient').lower()}")
+    right.set_title(f"Vertebrae and {level_title(patients).lower()}")
     return figure
 
 

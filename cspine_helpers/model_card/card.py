@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from cspine_helpers import __version__
 from cspine_helpers.decisions.test_split import MEMORY
 from cspine_helpers.decisions.thresholds import MIN_POSITIVES
-from cspine_helpers.evaluation.cases import at_level, patients_in_words, resampled_units
+from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.intervals import MOST_UNDEFINED
 from cspine_helpers.files.paths import atomic_path, inside
 from cspine_helpers.labels import UID
@@ -59,7 +59,7 @@ def render(run: Dossier) -> str:
     counts = [[name, *_counted(rows)] for name, rows in run.splits.items()]
     if run.record and "train" not in run.splits:
         counts.insert(0, ["train", *_on_record(run)])
-    patients = {name: patients_in_words(rows) for name, rows in run.splits.items()}
+    patients = {name: Cases.of(rows).words for name, rows in run.splits.items()}
     text = _TEMPLATES.get_template(f"{CARD}.jinja").render(
         run=run,
         found={name: find(run.splits[name], run.decisions) for name in shown},
@@ -100,7 +100,8 @@ def _on_record(run: Dossier) -> list[str]:
 
 
 def _counted(rows: pd.DataFrame) -> list[str]:
-    patients, vertebrae = rows.groupby(resampled_units(rows))["label"].max(), at_level(rows, "all")["label"]
+    cases = Cases.of(rows)
+    patients, vertebrae = cases.studies.groupby("patient")["label"].max(), cases.label
     counts = [(f"{len(part):,}", share(int(part.sum()), len(part))) for part in (patients, vertebrae)]
     return [value for pair in counts for value in pair]
 

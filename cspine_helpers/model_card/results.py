@@ -8,12 +8,10 @@ import numpy as np
 import pandas as pd
 
 from cspine_helpers.decisions.thresholds import MIN_POSITIVES, Decision, apply_decision
-from cspine_helpers.evaluation.cases import Aggregation, aggregate, at_level, default_aggregation
-from cspine_helpers.evaluation.competition import rsna_weighted_log_loss
-from cspine_helpers.evaluation.intervals import MOST_UNDEFINED, bootstrap, per_vertebra
+from cspine_helpers.evaluation.cases import Aggregation, Cases
+from cspine_helpers.evaluation.intervals import MOST_UNDEFINED, bootstrap, per_vertebra, rsna_loss
 from cspine_helpers.evaluation.reliability import calibration_scores, written_scores
 from cspine_helpers.evaluation.resampling import AREAS, RATES
-from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.metrics import clip_note, confusion
 
 RESAMPLES, BINS = 1000, 10
@@ -62,11 +60,6 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def patients_of(rows: pd.DataFrame, aggregation: Aggregation) -> pd.DataFrame:
-    """One row a patient, as a predictions table: its vertebra stands for all."""
-    return aggregate(rows, aggregation).assign(vertebra=VERTEBRAE[0])
-
-
 class Reached(NamedTuple):
     """What a decision reaches at its level.
 
@@ -84,18 +77,21 @@ class Findings:
     """Numbers of one split; each frame has `value, low, high, undefined` by `metric`.
 
     Attributes:
-        rows: predictions table of the split.
-        aggregation: how patients were made of vertebrae.
+        cases: vertebrae and patients → cases of the split.
         reached: level of a decision with a threshold → what it reaches.
         scores: vertebrae and patients → losses and areas of the probabilities.
         vertebrae: of `intervals.per_vertebra`; rates only for a decision about vertebrae.
     """
 
-    rows: pd.DataFrame
-    aggregation: Aggregation
+    cases: dict[str, Cases]
     reached: dict[str, Reached]
     scores: dict[str, pd.DataFrame]
     vertebrae: pd.DataFrame
+
+    @property
+    def aggregation(self) -> Aggregation | None:
+        """How patients were made of vertebrae."""
+        return self.cases["patients"].aggregation
 
     def decision_table(self, level: str) -> str:
         """Counts and rates of the decision at a level."""
@@ -111,10 +107,8 @@ class Findings:
     def ranking_table(self) -> str:
         """Areas under curves, with what chance alone gives."""
         chance = {"auroc": lambda share: 0.5, "average_precision": lambda share: share}
-        prevalence = {"vertebrae": at_level(self.rows, "all")["label"].mean()}
-        prevalence["patients"] = patients_of(self.rows, self.aggregation)["label"].mean()
         rows = [
-            [level, TITLES[name], _estimate(found, name), number(chance[name](prevalence[level]))]
+            [level, TITLES[name], _estimate(found, name), number(chance[name](self.cases[level].prevalence))]
             for level, found in self.scores.items()
             for name in AREAS
         ]
@@ -133,12 +127,10 @@ class Findings:
 
     def calibration_table(self) -> str:
         """Scores of the probabilities as they are, beside those of always saying the share of fractures."""
-        tables = {"vertebrae": at_level(self.rows, "all")}
-        tables["patients"] = patients_of(self.rows, self.aggregation)
         rows = []
-        for level, table in tables.items():
-            written = written_scores(calibration_scores(table, bins=BINS, resamples=RESAMPLES))
-            p = table["label"].mean()
+        for level, cases in self.cases.items():
+            written = written_scores(calibration_scores(cases, bins=BINS, resamples=RESAMPLES))
+            p = cases.label.mean()
             with np.errstate(divide="ignore", invalid="ignore"):  # one class only: nothing is uncertain
                 entropy = np.nan_to_num(-p * np.log(p) - (1 - p) * np.log1p(-p))
             constant = {"brier": number(p * (1 - p)), "log_loss": number(entropy)}
@@ -153,33 +145,28 @@ class Findings:
 
     def clipped(self) -> str:
         """Which log losses the clip decides, of vertebrae and of patients; empty where it decides none."""
-        tables = {"Vertebrae": self.rows, "Patients": patients_of(self.rows, self.aggregation)}
-        notes = {name: clip_note(table["label"], table["probability"]) for name, table in tables.items()}
+        notes = {name.title(): clip_note(of.label, of.probability) for name, of in self.cases.items()}
         return " ".join(f"{name}: {note}" for name, note in notes.items() if note)
 
     def competition_table(self) -> str | None:
         """The RSNA 2022 loss, beside that of always saying the shares of fractures; None: not defined."""
         if "rsna_loss" not in self.scores["vertebrae"].index:
             return None
-        patients = aggregate(self.rows, self.aggregation).set_index(UID)["label"].astype(float)
-        patients[:] = patients.mean()
-        vertebrae = at_level(self.rows, "all")
-        said = vertebrae.assign(probability=vertebrae["label"].mean())
+        shares = [cases.with_probability(cases.prevalence) for cases in self.cases.values()]
         rows = []
         for name in ("rsna_loss", "rsna_loss_per_patient"):
             each = name == "rsna_loss_per_patient"
-            constant = number(rsna_weighted_log_loss(said, patient=patients, per_patient=each))
+            constant = number(rsna_loss(*shares, per_patient=each))
             rows.append([TITLES[name], _estimate(self.scores["vertebrae"], name), constant])
         return markdown(["loss", "value (95 % interval)", "always saying the share of fractures"], rows)
 
     def prevalence(self) -> dict[str, float]:
         """Shares of vertebrae and of patients that are fractured."""
-        tables = {"vertebrae": at_level(self.rows, "all"), "patients": aggregate(self.rows, self.aggregation)}
-        return {level: float(table["label"].mean()) for level, table in tables.items()}
+        return {level: cases.prevalence for level, cases in self.cases.items()}
 
     def incomplete(self) -> tuple[int, int] | None:
         """How many patients lack a vertebra, of how many; None where nobody does."""
-        missing = aggregate(self.rows, self.aggregation)["missing"] > 0
+        missing = self.cases["patients"].missing > 0
         return (int(missing.sum()), len(missing)) if missing.any() else None
 
     def rare(self) -> list[str]:
@@ -211,37 +198,36 @@ def find(rows: pd.DataFrame, decisions: Mapping[str, Decision]) -> Findings:
         ValueError: see `intervals.bootstrap`.
     """
     patient = decisions.get("patient")
-    aggregation = (patient and patient.rule.aggregation) or default_aggregation(rows)
+    vertebrae = Cases.of(rows)
+    patients = vertebrae.patients(patient.rule.aggregation if patient else None)
     decisions = {
         level: each for level, each in decisions.items() if each.threshold is not None or each.thresholds
     }
-    reached = {level: _reached(rows, each) for level, each in decisions.items()}
-    patients = patients_of(rows, aggregation)
-    whole = (patients["missing"] == 0).all()
-    chosen = patients.set_index(UID)["probability"] if whole else None
-    scores = {"vertebrae": _bootstrap(rows, patient=chosen), "patients": _bootstrap(patients)}
+    reached = {level: _reached(rows, each, patients) for level, each in decisions.items()}
+    chosen = None if patients.missing.any() else patients
+    scores = {"vertebrae": _bootstrap(vertebrae, patients=chosen), "patients": _bootstrap(patients)}
 
     vertebral = decisions.get("vertebra")
     threshold = (vertebral.thresholds or vertebral.require()) if vertebral else 0.5
-    vertebrae = per_vertebra(rows, threshold=threshold, resamples=RESAMPLES)
+    single = per_vertebra(vertebrae, threshold=threshold, resamples=RESAMPLES)
     shown = ("recall", "precision", *AREAS) if vertebral else AREAS
-    vertebrae = vertebrae[vertebrae["metric"].isin(shown)]
-    return Findings(rows, aggregation, reached, scores, vertebrae)
+    single = single[single["metric"].isin(shown)]
+    return Findings({"vertebrae": vertebrae, "patients": patients}, reached, scores, single)
 
 
-def _reached(rows: pd.DataFrame, decision: Decision) -> Reached:
+def _reached(rows: pd.DataFrame, decision: Decision, patients: Cases) -> Reached:
     called = apply_decision(decision, rows)
-    called = called.assign(probability=called["positive"].astype(float))
-    called = called if decision.rule.level == "vertebra" else called.assign(vertebra=VERTEBRAE[0])
-    counted = confusion(called["label"], called["probability"], 0.5).iloc[0]
+    cases = patients if decision.rule.level == "patient" else Cases.of(rows)
+    cases = cases.with_probability(called["positive"].astype(float))
+    counted = confusion(cases.label, cases.probability, 0.5).iloc[0]
     counts = {name: int(counted[name]) for name in ("tp", "fp", "fn", "tn")}
-    return Reached(counts, _bootstrap(called, threshold=0.5).loc[[*RATES]])
+    return Reached(counts, _bootstrap(cases, threshold=0.5).loc[[*RATES]])
 
 
 def _bootstrap(
-    table: pd.DataFrame, *, threshold: float | None = None, patient: pd.Series | None = None
+    cases: Cases, *, threshold: float | None = None, patients: Cases | None = None
 ) -> pd.DataFrame:
-    found = bootstrap(table, threshold=threshold, resamples=RESAMPLES, patient=patient, keep_undefined=True)
+    found = bootstrap(cases, threshold=threshold, resamples=RESAMPLES, patients=patients, keep_undefined=True)
     return found.set_index("metric")
 
 

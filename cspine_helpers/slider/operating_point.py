@@ -35,10 +35,9 @@ from cspine_helpers.evaluation.resampling import (
     Estimates,
     confusion_sums,
     patient_weights,
-    sample,
     score_interval,
 )
-from cspine_helpers.labels import PATIENT, VERTEBRAE
+from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import rates
 
 DECIMALS = 4  # of a threshold, at least
@@ -82,7 +81,7 @@ class Marks:
         if decision is not None and threshold is not None:
             raise ValueError("A decision has its threshold. Leave out the one or the other.")
         self._predictions, self._given = predictions, decision
-        self.levels = defined_levels(predictions)
+        self.levels = defined_levels(Cases.of(predictions))
         if not self.levels:
             raise ValueError(
                 f"All {len(predictions)} labels are alike, so no threshold can be judged. Use more studies."
@@ -277,7 +276,7 @@ class Operating:
 
     Attributes:
         level: as given.
-        table: predictions table of the level: the one given, or with an aggregation one row for each patient.
+        cases: of the level.
         positives: fractured vertebrae, or patients, of each vertebra (see `Point.recalls`).
         prevalence: share of the level's patients who are fractured.
     """
@@ -291,17 +290,15 @@ class Operating:
         aggregation: Aggregation | None = None,
     ) -> None:
         self.level, self._weights = level, weights
-        self.table = predictions
-        if level == "patient" and aggregation is not None:  # one row a patient is a predictions table as well
-            self.table = aggregate(predictions, aggregation).assign(vertebra=PATIENT)
-        whose = resampled_units(predictions)
-        patients = pd.Index(whose.unique())
+        vertebrae = Cases.of(predictions)
+        self.cases = rows = (
+            vertebrae.patients(aggregation) if level == "patient" else vertebrae.of_unit(level)
+        )
+        whose, patients = resampled_units(predictions), rows.population
         fractured = predictions.groupby(whose, sort=False)["label"].max().to_numpy() == 1
-        self._rows = rows = sample(self.table, level, patients=patients)
-
-        order = np.argsort(-rows.probabilities, kind="stable")
-        self._falling, self._patient = -rows.probabilities[order], rows.patient[order]
-        kind = np.where(rows.labels == 1, 0, np.where(fractured[rows.patient], 1, 2))[order]
+        order = np.argsort(-rows.probability, kind="stable")
+        self._falling, self._patient = -rows.probability[order], rows.number[order]
+        kind = np.where(rows.label == 1, 0, np.where(fractured[rows.number], 1, 2))[order]
         self._kinds = (kind == np.arange(3)[:, None]).astype(np.float32)  # (3, N)
         blocks = -(-len(kind) // _BLOCK) + 1  # nothing is called in the first one
         place = kind * blocks + np.arange(len(kind)) // _BLOCK + 1
@@ -311,11 +308,11 @@ class Operating:
         self._sums = (sums @ weights).reshape(3, blocks, -1).cumsum(axis=1)  # (3, blocks, 1 + R)
         self._holders = np.array([len(np.unique(self._patient[one > 0])) for one in self._kinds])
 
-        present = np.bincount(rows.patient, minlength=len(patients)) > 0
+        present = rows.sums() > 0
         self._patients = np.stack([present & fractured, present & ~fractured]) @ weights  # (2, 1 + R)
         self.prevalence = float(self._patients[0, 0] / present.sum())
         highest = np.zeros(len(patients))
-        np.maximum.at(highest, rows.patient, rows.probabilities)
+        np.maximum.at(highest, rows.number, rows.probability)
         at_level = predictions["vertebra"].to_numpy() == level if level in VERTEBRAE else True
         ill = np.unique(patients.get_indexer(pd.Index(whose[at_level & (predictions["label"] == 1)])))
         self._ill = np.sort(highest[ill])
@@ -330,9 +327,9 @@ class Operating:
 
     @cached_property
     def band(self) -> pd.DataFrame | None:
-        """The precision–recall curve with its band, of `bands.curve_bands`; None: too few patients."""
+        """The precision–recall curve with its band, of `intervals.curve_bands`; None: too few patients."""
         try:
-            return curve_bands(self.table, level=self.level)
+            return curve_bands(self.cases)
         except ValueError:  # the table is checked, so that what is left are resamples of one class only
             return None
 
@@ -357,7 +354,7 @@ class Operating:
         counts = dict(zip(names, cells[0].astype(int).tolist(), strict=True))
         draws = rates(pd.DataFrame(cells, columns=names))[[*RATES]].to_numpy().T  # (rates, 1 + R)
         value, draws = draws[:, 0], draws[:, 1:]
-        limits = np.array(Estimates(confusion_sums(self._rows, threshold)).limits(value, draws, CONFIDENCE))
+        limits = np.array(Estimates(confusion_sums(self.cases, threshold)).limits(value, draws, CONFIDENCE))
         limits[:, np.isnan(draws).mean(axis=1) > MOST_UNDEFINED] = np.nan
         found = pd.DataFrame({"value": value, "low": limits[0], "high": limits[1]}, index=list(RATES))
         restated = found

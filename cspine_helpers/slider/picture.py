@@ -155,7 +155,7 @@ def _curve(
         axes.text(0.5, 0.5, "too few patients for a band", color=GREY, ha="center", fontsize=9)
     else:
         axes.fill_between(band["recall"], band["low"], band["high"], color=INTACT, alpha=0.15, linewidth=0)
-    draw_pr(axes, operating.table, operating.level)
+    draw_pr(axes, operating.cases)
     for marker, (name, threshold) in zip(_MARKERS, marks.items(), strict=False):
         found = operating.at(threshold).found
         style: dict[str, Any] = {"ms": 9, "mfc": "none", "mec": INK, "linestyle": "none"}
