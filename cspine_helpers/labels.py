@@ -33,6 +33,10 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the table breaks the schema; every offender is named.
+
+    Example:
+        >>> read_labels(cohort_folder / "train.csv").shape
+        (6, 9)
     """
     return validate_labels(
         read_table(path, COLUMNS, what="label table", source=cohort_remedy(Path(path).parent), text=(UID,)),
@@ -47,6 +51,10 @@ def validate_labels(table: pd.DataFrame, *, what: str = "The label table") -> pd
 
     Raises:
         ValueError: lists all broken rules at once, each with its offenders.
+
+    Example:
+        >>> validate_labels(labels)["C1"].dtype.name
+        'int64'
     """
     return checked(table, _LABELS, what=what, key=(UID,), rules=_patient_rule)
 
@@ -69,6 +77,11 @@ def read_boxes(path: str | Path) -> pd.DataFrame:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the table breaks the schema; every offender is named.
+
+    Example:
+        >>> write_boxes(pd.DataFrame([["1.2", 3, 4, 5, 6, 7]], columns=BOX_COLUMNS), "boxes.csv")
+        >>> read_boxes("boxes.csv")["width"].tolist()
+        [5.0]
     """
     source = cohort_remedy(Path(path).parent)
     boxes = read_table(path, BOX_COLUMNS, what="table of boxes", source=source, text=(UID,))
@@ -94,12 +107,21 @@ def without(table: pd.DataFrame, studies: Iterable[str]) -> pd.DataFrame:
 
     Raises:
         ValueError: names the studies that the table does not hold.
+
+    Example:
+        >>> without(labels, labels["StudyInstanceUID"][:3]).shape
+        (397, 9)
     """
     return table[~table[UID].isin(_known(table, studies))].reset_index(drop=True)
 
 
 def exclusions(folder: str | Path) -> list[str]:
-    """Studies of the cohort's `exclude.txt`; none where there is no such file."""
+    """Studies of the cohort's `exclude.txt`; none where there is no such file.
+
+    Example:
+        >>> exclusions(cohort_folder)
+        []
+    """
     path = Path(folder) / "exclude.txt"
     return read_exclusions(path) if path.is_file() else []
 
@@ -147,6 +169,10 @@ def prevalence(table: pd.DataFrame) -> pd.DataFrame:
 
     Raises:
         ValueError: the table has no rows.
+
+    Example:
+        >>> prevalence(labels)["target"].tolist()[:2]
+        ['patient_overall', 'C1']
     """
     if table.empty:
         raise ValueError("The label table has no rows; a prevalence needs one study or more.")
@@ -168,7 +194,12 @@ def prevalence(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def cooccurrence(table: pd.DataFrame) -> pd.DataFrame:
-    """Studies in which both vertebrae are fractured, 7 × 7; the diagonal counts each one's fractures."""
+    """Studies in which both vertebrae are fractured, 7 × 7; the diagonal counts each one's fractures.
+
+    Example:
+        >>> cooccurrence(labels).shape
+        (7, 7)
+    """
     labels = table[list(VERTEBRAE)].to_numpy()
     return pd.DataFrame(labels.T @ labels, index=list(VERTEBRAE), columns=list(VERTEBRAE))
 
@@ -181,6 +212,10 @@ def expand(table: pd.DataFrame, studies: Sequence[str]) -> pd.DataFrame:
 
     Raises:
         ValueError: names studies that are unknown, or asked for twice.
+
+    Example:
+        >>> expand(labels, labels["StudyInstanceUID"][:2])["vertebra"].tolist()[:3]
+        ['C1', 'C2', 'C3']
     """
     asked = _known(table, studies)
     if len(set(asked)) < len(asked):

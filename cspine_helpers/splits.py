@@ -14,19 +14,19 @@ from cspine_helpers.files.tables import (
     Column,
     checked,
     read_columns,
-    read_table,
+    require_columns,
     seal_table,
     through_numbers,
     write_table,
 )
 from cspine_helpers.labels import SPLITS, UID, VERTEBRAE, prevalence, validate_labels
 
-OPTIONAL = ("patient",)  # whose study it is, where patients have several
 _CALLED = f"splits not called {', '.join(SPLITS)} (numbered folds belong in a column 'fold')"
 _COLUMNS = {
     "split": Column("split", among=SPLITS, wrong=_CALLED),
     "fold": Column("fold", "whole", low=0),
 }
+_PATIENT = Column("patient", optional=True)  # whose study it is, where patients have several
 _ADOPT = "If it is yours and whole, take it with splits.adopt(path, table)"
 
 
@@ -45,6 +45,10 @@ def split_patients(
     Raises:
         ValueError: the fractions are no shares, the seed is below 0 or not whole, or a split would stay
             empty.
+
+    Example:
+        >>> split_patients(labels)["split"].value_counts().tolist()
+        [241, 80, 79]
     """
     shares = np.asarray(fractions, dtype=float)
     if shares.shape != (len(SPLITS),) or not (shares > 0).all() or not np.isclose(shares.sum(), 1):
@@ -60,6 +64,10 @@ def k_folds(table: pd.DataFrame, *, folds: int = 5, seed: int = 0) -> pd.DataFra
     Raises:
         ValueError: there are fewer than two folds, fewer studies than folds, or the seed is below 0 or not
             whole.
+
+    Example:
+        >>> k_folds(labels, folds=4)["fold"].nunique()
+        4
     """
     if folds < 2:
         raise ValueError(f"folds is 2 or more; found {folds}.")
@@ -149,17 +157,23 @@ def _swap(
 
 
 def split_prevalence(table: pd.DataFrame, split: pd.DataFrame) -> pd.DataFrame:
-    """`labels.prevalence` of every split, one below the other, with the column `split` in front."""
-    parts = []
-    for name in SPLITS:
-        part = prevalence(table[table[UID].isin(studies_of(split, name))])
-        part.insert(0, "split", name)
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+    """`labels.prevalence` of every split, one below the other, with the column `split` in front.
+
+    Example:
+        >>> split_prevalence(labels, split_patients(labels)).shape
+        (24, 7)
+    """
+    parts = {name: prevalence(table[table[UID].isin(studies_of(split, name))]) for name in SPLITS}
+    return pd.concat(parts, names=["split"]).reset_index(level=0).reset_index(drop=True)
 
 
 def largest_gap(table: pd.DataFrame, split: pd.DataFrame) -> float:
-    """Largest difference between two splits in the prevalence of any target (0 … 1)."""
+    """Largest difference between two splits in the prevalence of any target (0 … 1).
+
+    Example:
+        >>> largest_gap(labels, split_patients(labels)) < 0.05
+        True
+    """
     by_target = split_prevalence(table, split).groupby("target")["prevalence"]
     return float((by_target.max() - by_target.min()).max())
 
@@ -179,6 +193,9 @@ def check_leakage(split: pd.DataFrame) -> None:
 
     Raises:
         ValueError: names the first ten such studies, or patients.
+
+    Example:
+        >>> check_leakage(split_patients(labels))
     """
     column = _column(split)
     if "patient" in split.columns:
@@ -204,6 +221,10 @@ def studies_of(split: pd.DataFrame, name: str | int) -> list[str]:
 
     Raises:
         ValueError: the split has no such name, or none of its studies.
+
+    Example:
+        >>> len(studies_of(split_patients(labels), "test"))
+        79
     """
     column = _column(split)
     chosen = split[UID][split[column] == name].tolist()
@@ -217,6 +238,10 @@ def split_hash(split: pd.DataFrame) -> str:
     """SHA-256 of which study is where, whatever the order of rows and whoever the patients are.
 
     Without a column `patient`, that of the file `write_split` writes.
+
+    Example:
+        >>> split_hash(split_patients(labels)) == split_hash(split_patients(labels[::-1]))
+        True
     """
     rows = split[[UID, _column(split)]].sort_values(UID, kind="stable")
     return hashlib.sha256(rows.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
@@ -247,7 +272,7 @@ def validate_split(split: pd.DataFrame, *, table: pd.DataFrame | None = None) ->
                 hint = through_numbers(gone, table[UID]) if name == "label table" else ""
                 yield f"studies that are not in the {name} ({len(gone)}): {listing(gone)}{hint}"
 
-    columns = (Column(UID, "id"), _COLUMNS[column], Column("patient", optional=True))
+    columns = (Column(UID, "id"), _COLUMNS[column], _PATIENT)
     return checked(split, columns, what="The split", key=(UID,), rules=rules)
 
 
@@ -260,8 +285,8 @@ def write_split(
 ) -> None:
     """Check the split (or folds) and write it, with its SHA-256 beside it as `sha256sum --check` reads it.
 
-    A split that stands there already is not written over unasked: runs were trained on it, or somebody made
-    it by hand.
+    A split that is there already is not written over unasked: runs were trained on it, or somebody made it by
+    hand.
 
     Args:
         split: split table, or table of folds.
@@ -270,8 +295,11 @@ def write_split(
         made_with: settings of `split_patients`, noted in `split.json` beside it for the records of runs.
 
     Raises:
-        FileExistsError: another file stands there, and `replace` is not set.
+        FileExistsError: another file is there, and `replace` is not set.
         ValueError: see `validate_split`.
+
+    Example:
+        >>> write_split(split_patients(labels, seed=3), "split.csv", made_with={"seed": 3})
     """
     path, table = Path(path), validate_split(split).sort_values(UID, kind="stable")
     same = table.to_csv(index=False, lineterminator="\n").encode()
@@ -315,29 +343,22 @@ def adopt(path: str | Path, table: pd.DataFrame | None = None) -> pd.DataFrame:
         path: of the file, `data/<cohort>/split.csv` as a rule: `StudyInstanceUID` and `split` (or `fold`).
         table: label table, to check that both hold the same studies.
 
-    Returns:
-        The split, as `read_split` reads it from now on.
-
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: see `validate_split`; or it is sealed, and was changed after that.
 
     Example:
-        >>> split = adopt(cohort_dir("rsna2022") / "split.csv", table)
+        >>> split_patients(labels).to_csv("mine.csv", index=False)
+        >>> adopt("mine.csv", labels).equals(read_split("mine.csv", labels))
+        True
     """
-    what, source = "split", "Put it there, or make one with notebook 02."
-    columns = read_columns(path, what=what, source=source, text=(UID, *OPTIONAL)).columns
-    split = _read(path, "fold" if "split" not in columns and "fold" in columns else "split")
+    split = read_columns(
+        path, what="split", source="Put it there, or make one with notebook 02.", text=(UID, "patient")
+    )
     split = validate_split(split, table=table)
     if not seal_of(path).is_file():
         seal_table(path)
     return split
-
-
-def _read(path: str | Path, column: str) -> pd.DataFrame:
-    what = "split" if column == "split" else "table of folds"
-    source = "Notebook 02 makes it."
-    return read_table(path, (UID, column), what=what, source=source, text=(UID, *OPTIONAL), optional=OPTIONAL)
 
 
 def read_split(
@@ -348,11 +369,18 @@ def read_split(
     Raises:
         FileNotFoundError: the split or its hash is not there.
         ValueError: the file was changed after it was written, or breaks a rule; offenders are named.
+
+    Example:
+        >>> read_split(cohort_folder / "split.csv").columns.tolist()
+        ['StudyInstanceUID', 'split']
     """
-    split = _read(path, column)
+    what = "split" if column == "split" else "table of folds"
+    split = read_columns(path, what=what, source="Notebook 02 makes it.", text=(UID, "patient"))
+    require_columns(split, (UID, column), what=Path(path).name)
     if not (seal := seal_of(path)).is_file():
         raise FileNotFoundError(
-            f"No {seal.name} beside {path}, so that nobody knows whether it is whole. {_ADOPT}, or make the "
-            "split again with notebook 02."
+            f"No {seal.name} beside {path}, so nobody knows whether it is whole. {_ADOPT}, or make the split "
+            "again with notebook 02."
         )
+    split = split.drop(columns={"split": "fold", "fold": "split"}[column], errors="ignore")
     return validate_split(split, table=table)

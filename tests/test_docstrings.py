@@ -18,7 +18,7 @@ from toy_cohort import make_toy_cohort, tiny_model
 import cspine_helpers
 from cspine_helpers.checkpoints import Run
 from cspine_helpers.cohort import read_cohort
-from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
+from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, validate_labels
 from cspine_helpers.model import FractureClassifier
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ def shared(tmp_path_factory) -> dict:
     model = FractureClassifier(tiny_model()).eval()
     return {
         "predictions": predictions,
-        "labels": labels,
+        "labels": validate_labels(labels),
         "run_folder": shutil.copytree(ROOT / "checkpoints" / "builtin", folder / "run"),
         "cohort": cohort,
         "cohort_folder": cohort.folder,
@@ -56,6 +56,7 @@ def shared(tmp_path_factory) -> dict:
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_examples_run(name, shared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
     module = importlib.import_module(name)
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     runner = doctest.DocTestRunner(optionflags=options)

@@ -56,7 +56,12 @@ def project_root() -> Path:
 
 
 def cohort_dir(cohort: str) -> Path:
-    """Folder of a cohort's artefacts, `data/<cohort>`; the name is checked, the folder need not exist."""
+    """Folder of a cohort's artefacts, `data/<cohort>`; the name is checked, the folder need not exist.
+
+    Example:
+        >>> cohort_dir("rsna2022").parts[-2:]
+        ('data', 'rsna2022')
+    """
     return project_root() / "data" / checked_name(cohort, "cohort")
 
 
@@ -72,7 +77,12 @@ def cohort_remedy(folder: str | Path) -> str:
 
 
 def run_dir(run: str) -> Path:
-    """Folder of a run, `checkpoints/<run>`; the name is checked, the folder need not exist."""
+    """Folder of a run, `checkpoints/<run>`; the name is checked, the folder need not exist.
+
+    Example:
+        >>> run_dir("mine").parts[-2:]
+        ('checkpoints', 'mine')
+    """
     return inside(project_root() / "checkpoints" / checked_name(run, "run"))
 
 
@@ -192,9 +202,13 @@ def listing(items: Iterable[object], *, separator: str = ", ", quoted: bool = Tr
     """The first ten items and how many more there are, each cut to 200 characters: an error stays readable.
 
     Args:
-        items: what is named; of the rest only the number is said.
+        items: what is named; of the rest, only the number.
         separator: between two.
-        quoted: whether text stands in quotation marks, as names do and phrases do not.
+        quoted: whether text is in quotation marks, as names are and phrases are not.
+
+    Example:
+        >>> listing(["C1"] * 10 + ["C2", "C3"], separator=" ")
+        "'C1' 'C1' 'C1' 'C1' 'C1' 'C1' 'C1' 'C1' 'C1' 'C1' and 2 more"
     """
     rest = iter(items)
     named = [repr(item) if quoted and isinstance(item, str) else str(item) for item in islice(rest, _NAMED)]

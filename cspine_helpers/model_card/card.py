@@ -45,6 +45,10 @@ def write_card(run_folder: str | Path) -> Path:
         FileNotFoundError: there is neither a run nor a predictions table.
         ValueError: a file is damaged, or belongs to another run than those beside it; names it.
         OSError: the card cannot be written.
+
+    Example:
+        >>> write_card(run_folder).name  # doctest: +SKIP
+        'MODEL_CARD.md'
     """
     text, path = render(read_dossier(run_folder)), inside(Path(run_folder) / CARD)
     with atomic_path(path) as temporary:

@@ -155,6 +155,10 @@ def study_of(folder: Path, uid: str) -> Study:
     Raises:
         FileNotFoundError: the folder is no phantom cohort.
         ValueError: the cohort has no such study.
+
+    Example:
+        >>> study_of(cohort_dir("builtin"), uid).volume_hu.dtype.name  # doctest: +SKIP
+        'float32'
     """
     if not (folder / "cohort.json").is_file():
         raise FileNotFoundError(

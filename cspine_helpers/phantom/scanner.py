@@ -150,6 +150,9 @@ def export_cohort(cohort: Path, folder: Path, studies: Sequence[str], *, header:
         ImportError: pydicom or SimpleITK is not installed.
         OSError: a file cannot be written.
         ValueError: a study is unknown or asked for twice, or there is none.
+
+    Example:
+        >>> export_cohort(cohort_dir("builtin"), cohort_dir("builtin_ct"), uids)  # doctest: +SKIP
     """
     studies = list(studies)
     table = labels.read_labels(cohort / LABELS)
