@@ -174,8 +174,6 @@ def _config_differences(header: str | None, config: ModelConfig) -> list[str]:
         found = parse_json(header or "", "header")
     except ValueError:
         found = None
-    return (
-        differences(found, asdict(config))
-        if isinstance(found, dict)
-        else ["its header holds no model config"]
-    )
+    if not isinstance(found, dict):
+        return ["its header holds no model config"]
+    return differences(found, asdict(config))

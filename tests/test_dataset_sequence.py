@@ -1,17 +1,28 @@
 import pickle
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from toy_cohort import SIZE, SLICES, make_toy_cohort
 
 from cspine_helpers.cohort import read_cohort
+from cspine_helpers.dataset import sequence as batches_module
 from cspine_helpers.dataset.augment import AugmentConfig
-from cspine_helpers.dataset.sequence import SequenceDataset, collate
+from cspine_helpers.dataset.sequence import (
+    EpochBatches,
+    SequenceDataset,
+    collate,
+    epoch_order,
+    load_batches,
+    make_loader,
+    steps_of,
+)
 from cspine_helpers.labels import UID
-from cspine_helpers.packed import open_sequence, sequence_path
+from cspine_helpers.packed import open_sequence, sequence_path, write_sequence
 
 OFF = {"flip": 0.0, "affine": 0.0, "contrast": 0.0, "noise": 0.0, "dropout": 0.0}
 MAPS = Path("/proc/self/maps")  # of Linux
@@ -163,3 +174,216 @@ def test_files_are_held_no_longer_than_an_item_is_made(cohort):
         dataset = make(cohort, augment=augment)
         _batch = dataset.__getitems__([0, 1, 2]), dataset.slice_at(0, 1)
         assert str(cohort.packed) not in MAPS.read_text()
+
+
+def batches(cohort, epochs, *, sampling, **options) -> list[dict[str, torch.Tensor]]:
+    dataset = make(cohort, augment=ALWAYS, seed=1)
+    loader = make_loader(dataset, batch_size=16, seed=1, sampling=sampling, **options)
+    found = []
+    for epoch in epochs:
+        if sampling is not None:
+            loader.batch_sampler.set_epoch(epoch)
+        found += list(loader)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", [None, "shuffle", "balanced"])
+def test_batches_do_not_depend_on_the_number_of_workers(cohort, sampling):
+    alone = batches(cohort, (0, 1), sampling=sampling)
+    for workers in (1, 2):
+        shared = batches(cohort, (0, 1), sampling=sampling, workers=workers)
+        for one, other in zip(alone, shared, strict=True):
+            assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_workers_do_not_repeat_each_others_draws(tmp_path):
+    y, x = np.mgrid[:64, :64]
+    picture = np.broadcast_to((x + y)[None, :, :, None], (15, 64, 64, 6)).astype(np.uint8).copy()
+    picture[:, 20:40, 20:40, 5] = 255
+    uids = ["1.1", "1.2", "1.3", "1.4"]
+    for uid in uids:
+        write_sequence(tmp_path, uid, "C1", picture)
+    samples = pd.DataFrame({UID: uids, "vertebra": "C1", "label": 0})
+    dataset = SequenceDataset(samples, tmp_path, slices=15, size=64, augment=ALWAYS)
+    loader = make_loader(dataset, batch_size=1, workers=2, sampling="shuffle")
+    sequences = [batch["sequence"] for batch in loader]
+    loader.batch_sampler.set_epoch(1)
+    sequences += [batch["sequence"] for batch in loader]
+    for i, one in enumerate(sequences):
+        assert not any(torch.equal(one, other) for other in sequences[i + 1 :])
+
+
+def test_a_pass_leaves_the_global_random_state_alone(cohort):
+    state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002  # the global one
+    batches(cohort, (0,), sampling="balanced")
+    assert torch.equal(torch.random.get_rng_state(), state[0])
+    assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
+
+
+def test_shuffle_takes_each_sample_once_in_an_order_of_its_epoch():
+    labels = np.zeros(50)
+    orders = [epoch_order(labels, "shuffle", seed=5, epoch=epoch).tolist() for epoch in (0, 1, 0)]
+    assert sorted(orders[0]) == list(range(50))
+    assert orders[0] == orders[2] != orders[1]
+    assert epoch_order(labels, "shuffle", seed=6, epoch=0).tolist() != orders[0]
+    assert orders[0] != list(range(50))
+
+
+def test_balanced_sampling_draws_both_classes_equally_often():
+    labels = np.zeros(1000, dtype=int)
+    labels[:40] = 1
+    drawn = epoch_order(labels, "balanced", seed=2, epoch=0)
+    assert len(drawn) == 1000
+    assert 0.45 < labels[drawn].mean() < 0.55
+    assert len(set(drawn)) < 1000  # with replacement
+    for other in ({"seed": 2, "epoch": 1}, {"seed": 3, "epoch": 0}):
+        assert not np.array_equal(drawn, epoch_order(labels, "balanced", **other))
+    numbers = np.bincount(
+        np.concatenate([epoch_order(labels, "balanced", seed=2, epoch=e) for e in range(40)])
+    )
+    assert len(numbers) == 1000  # each sample has its turn, as often as the others of its class
+    assert numbers[:40].std() / numbers[:40].mean() < 0.1
+    assert 12 < numbers[40:].var() < 30  # Poisson: 40 · 500 / 960 = 20.8
+
+
+def test_sampling_that_cannot_be_is_refused_when_the_loader_is_made(cohort):
+    dataset = make(cohort)
+    with pytest.raises(ValueError, match="found 'weighted'"):
+        make_loader(dataset, batch_size=4, sampling="weighted")
+    for label in (0, 1):
+        dataset.labels = np.full(42, label)
+        with pytest.raises(ValueError, match=f"found {42 * label} of 42 fractured"):
+            make_loader(dataset, batch_size=4, sampling="balanced")
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(1519, 16), (7, 8), (100, 1), (33, 8), (7, 1)])
+@pytest.mark.parametrize(("accumulate", "processes"), [(1, 1), (2, 1), (1, 3), (2, 3)])
+def test_processes_see_every_sample_once_in_batches_of_nearly_one_size(
+    samples, batch_size, accumulate, processes
+):
+    order = np.random.default_rng(0).permutation(samples)
+    shares = [
+        EpochBatches(
+            lambda _: order,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            process=process,
+            processes=processes,
+        )
+        for process in range(processes)
+    ]
+    seen = [index for share in shares for batch in share for _, index in batch]
+    assert sorted(seen) == list(range(samples))
+    assert len({len(list(share)) for share in shares}) == 1
+    assert all(len(share) == len(list(share)) for share in shares)
+    sizes = {len(batch) for share in shares for batch in share}
+    assert max(sizes) <= batch_size + (batch_size == 1)
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 2
+    given = [[len(batch) for batch in share] for share in shares]
+    steps = np.sum(given, axis=0).reshape(-1, accumulate).sum(axis=1)
+    assert all(share.step_sizes == steps.tolist() for share in shares)
+
+
+def test_the_batches_of_a_step_are_the_same_accumulated_or_shared():
+    order = np.arange(50)
+    accumulated = steps_of(order, batch_size=4, accumulate=2)
+    shared = steps_of(order, batch_size=4, processes=2)
+    for one, other in zip(accumulated, shared, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_the_batches_of_all_steps_follow_the_order():
+    order = np.random.default_rng(3).permutation(50)
+    dealt = [batch for step in steps_of(order, batch_size=4, accumulate=2, processes=3) for batch in step]
+    np.testing.assert_array_equal(np.concatenate(dealt), order)
+    assert len(dealt) == 3 * 2 * 3
+    assert [len(step) for step in steps_of(order, batch_size=50)] == [
+        1
+    ]  # one batch alone, unless asked for more
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "balanced"])
+def test_training_deals_the_seeds_order_out_to_the_processes_of_each_step(cohort, sampling):
+    dataset = make(cohort)
+    options = {"batch_size": 4, "sampling": sampling, "seed": 9}
+    order = epoch_order(dataset.labels, sampling, seed=9, epoch=2)
+    steps = steps_of(order, batch_size=4, accumulate=2, processes=3)
+    for process in range(3):
+        loader = make_loader(dataset, accumulate=2, process=process, processes=3, **options)
+        loader.batch_sampler.set_epoch(2)
+        found = [batch["index"].tolist() for batch in loader]
+        assert found == [batch.tolist() for step in steps for batch in step[process::3]]
+        assert loader.batch_sampler.accumulate == 2
+        assert loader.batch_sampler.epoch == 2
+    (alone,) = {tuple(map(len, make_loader(dataset, **options).batch_sampler)) for _ in range(2)}
+    assert sum(alone) == len(dataset)
+
+
+class Threads(Dataset):
+    """Tells how many threads OpenCV may use where the item is made."""
+
+    def __getitem__(self, key):
+        return cv2.getNumThreads()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.parametrize(
+    ("asked", "cores", "processes", "used"),
+    [(0, 8, None, 0), (5, 8, None, 5), (5, 3, None, 3), (5, 8, 4, 2), (1, 8, 4, 1), (5, 1, 4, 1)],
+)
+def test_there_are_no_more_workers_than_cores_for_each_process_here(
+    monkeypatch, asked, cores, processes, used
+):
+    monkeypatch.setattr(batches_module, "_cores", lambda: cores)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    loader = load_batches(Threads(), [[0]], workers=asked, seed=0)
+    assert (loader.num_workers, loader.persistent_workers) == (used, used > 0)
+    assert loader.pin_memory == torch.cuda.is_available()
+
+
+def test_a_worker_has_one_thread(monkeypatch):
+    monkeypatch.setattr(batches_module, "_cores", lambda: 1)
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        assert list(load_batches(Threads(), [[0]], workers=1, seed=0, collate_fn=list)) == [[1]]
+        assert list(load_batches(Threads(), [[0]], workers=0, seed=0, collate_fn=list)) == [[3]]
+    finally:
+        cv2.setNumThreads(before)
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    assert batches_module._cores() == 3
+    monkeypatch.delattr("os.sched_getaffinity")
+    for count, found in ((6, 6), (None, 1)):
+        monkeypatch.setattr("os.cpu_count", lambda count=count: count)
+        assert batches_module._cores() == found
+
+
+def test_too_few_samples_for_the_processes_are_refused():
+    with pytest.raises(ValueError, match=r"5 samples cannot fill the 6 batches .*Use fewer processes"):
+        steps_of(np.arange(5), batch_size=8, accumulate=2, processes=3)
+    assert len(steps_of(np.arange(6), batch_size=8, accumulate=2, processes=3)) == 1
+
+
+def test_evaluation_deals_out_the_same_batches_whatever_the_processes(cohort):
+    dataset = make(cohort)
+    alone = [batch["index"].tolist() for batch in make_loader(dataset, batch_size=8)]
+    dealt = [
+        [batch["index"].tolist() for batch in make_loader(dataset, batch_size=8, process=p, processes=3)]
+        for p in range(3)
+    ]
+    assert sorted(alone) == sorted(batch for share in dealt for batch in share)
+    assert sum(alone, []) == list(range(42))  # noqa: RUF017  # a short list
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": -3}, {"batch_size": 1, "workers": -1}])
+def test_a_batch_without_a_sequence_or_fewer_workers_than_none_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"A batch holds 1 sequence or more, and 0 workers or more load it"):
+        make_loader([], **wrong)

@@ -1,6 +1,7 @@
 import json
+import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pytest
@@ -126,6 +127,48 @@ def test_the_line_that_restores_a_run_restores_it(tmp_path, monkeypatch):
     line = re.search(r"paths\.run_dir\(\S+\)\)", runs.other_runs(paths.run_dir("mine")))[0]
     eval(line, {"paths": paths})
     assert (tmp_path / "checkpoints" / "mine" / "run.json").read_text() == "the run"
+
+
+@dataclass(frozen=True)
+class Settings:
+    number: float = records.setting(0.5, records.within("(0, 1]"))
+    count: int = records.setting(2, records.whole(1, 3))
+    kind: str = records.setting("a", records.one_of("a", "b"))
+    on: bool = records.setting(False, records.TRUE_OR_FALSE)
+
+    def __post_init__(self):
+        records.check_settings(self)
+
+
+def test_settings_are_held_to_the_ends_of_their_ranges_and_all_that_break_them_are_named():
+    assert Settings(1, 3, "b", True) == Settings(number=1.0, count=3, kind="b", on=True)
+    with pytest.raises(
+        ValueError, match=r"number = 0 \(in \(0, 1\]\); count = 4 .*1 to 3\); kind = 'c'.*on = 1"
+    ):
+        Settings(0, 4, "c", 1)
+    for wrong in ({"number": True}, {"number": "1"}, {"number": math.nan}, {"count": True}, {"count": 1.0}):
+        with pytest.raises(ValueError, match=f"Settings cannot have {next(iter(wrong))} = "):
+            Settings(**wrong)
+
+
+def test_a_config_comes_from_json_whole_or_with_defaults():
+    assert records.config_of(Settings, {"count": 3}) == Settings(count=3)
+    with pytest.raises(ValueError, match="Settings: size is unknown; number is missing; kind is missing"):
+        records.config_of(Settings, {"count": 3, "size": 1}, whole=True)
+    with pytest.raises(ValueError, match=r"made of names and values; found \['count'\]"):
+        records.config_of(Settings, ["count"])
+
+
+def test_differences_are_those_of_every_place():
+    wanted = {"a": {"b": 1, "c": [1, 2]}, "d": None, "e": {"f": 2}}
+    assert records.differences(wanted, wanted) == []
+    found = {"a": {"b": 2, "c": [1]}, "e": 3, "g": 4}
+    assert records.differences(found, wanted) == [
+        "a.b is 2, not 1",
+        "a.c is [1], not [1, 2]",
+        "e is 3, not {'f': 2}",
+        "g is 4, not None",
+    ]
 
 
 DEEP = "[" * 100_000 + "]" * 100_000

@@ -233,6 +233,7 @@ def test_an_interrupt_leaves_a_usable_run_that_can_go_on(stopped, cohort, whole)
     assert outcome(stopped) == whole[0]
 
 
+@pytest.mark.slow
 def test_an_interrupt_between_weights_and_record_leaves_a_usable_run(cohort, tmp_path, monkeypatch):
     real, calls = runs.write_record, []
 
@@ -338,6 +339,7 @@ def test_a_killed_retraining_leaves_the_standing_run_whole_and_continues(
     assert not list(standing.parent.glob(".*"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_retraining_says_what_is_kept(cohort, standing, monkeypatch):
     before, step, passed = outcome(standing), torch.optim.AdamW.step, []
 
@@ -371,13 +373,13 @@ sys.path.insert(0, {tests!r})
 import test_training_resume
 
 def stop():
-    while not test_resume.interrupted(Path({staged!r})):
+    while not test_training_resume.interrupted(Path({staged!r})):
         time.sleep(0.1)
     os.kill(os.getpid(), signal.SIGINT)  # as Jupyter's stop button does
 
 threading.Thread(target=stop, daemon=True).start()
-config = replace(test_resume.CONFIG, slice_epochs=1000)
-test_resume.retrain(Path({cohort!r}), Path({standing!r}), config)
+config = replace(test_training_resume.CONFIG, slice_epochs=1000)
+test_training_resume.retrain(Path({cohort!r}), Path({standing!r}), config)
 """
 
 

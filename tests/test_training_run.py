@@ -388,6 +388,7 @@ def test_a_second_training_of_a_run_is_refused(tmp_path, monkeypatch):
         pytest.fail("two trainings of one run")
 
 
+@pytest.mark.slow
 def test_the_progress_is_that_of_the_whole_training(cohort, tmp_path, monkeypatch):
     bars = []
 

@@ -103,10 +103,8 @@ def sequence_scores(table: pd.DataFrame) -> pd.DataFrame:
         np.True_
     """
     require_columns(table, COLUMNS, what="The attention table")
-    rows = []
-    for (uid, vertebra), slices in table.assign(profile=intact_profile(table)).groupby(
-        [UID, "vertebra"], sort=False
-    ):
+    rows, weighed = [], table.assign(profile=intact_profile(table))
+    for (uid, vertebra), slices in weighed.groupby([UID, "vertebra"], sort=False):
         truth = slices["fractured"].to_numpy()
         if np.isnan(truth).any() or truth.min() == truth.max():
             continue

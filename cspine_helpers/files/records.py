@@ -202,7 +202,7 @@ def within(interval: str) -> Check:
 
     def holds(x: Any) -> bool:
         ends = (interval[0] == "[" and x == low) or (interval[-1] == "]" and x == high)
-        return type(x) in (int, float) and (low < x < high or ends)
+        return isinstance(x, int | float) and not isinstance(x, bool) and (low < x < high or ends)
 
     return Check(f"in {interval}", holds)
 

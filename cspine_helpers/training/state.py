@@ -84,20 +84,16 @@ def read_state(folder: str | Path) -> tuple[TrainingState, dict[str, Tensor]]:
             header = parse_json((file.metadata() or {}).get("state", "null"), "its header", remedy="")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         found, sealed = header.pop("format"), header.pop("sha256", None)
-        if found == FORMAT:
-            state = TrainingState(**header)
-            if _content_sha256(state, tensors) != sealed:
-                raise ValueError("its content is not what was written")
+        if found != FORMAT:
+            raise ValueError(f"it is of format {found!r}; this version reads {FORMAT}")
+        state = TrainingState(**header)
+        if _content_sha256(state, tensors) != sealed:
+            raise ValueError("its content is not what was written")
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} is not the whole state of a training ({error}). Move the run aside with "
             "training.set_aside(...), and train again."
         ) from error
-    if found != FORMAT:
-        raise ValueError(
-            f"{path} is of format {found!r}; this version reads {FORMAT}. Finish the training with the "
-            "version that began it, or move the run aside and train again."
-        )
     return state, tensors
 
 
