@@ -11,14 +11,14 @@ import pandas as pd
 
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.tables import (
-    is_binary,
+    Column,
+    checked,
     numbers,
     read_columns,
     read_table,
     refuse,
     require_columns,
     through_numbers,
-    uid_problems,
     write_table,
 )
 from cspine_helpers.labels import PATIENT, TARGETS, UID, VERTEBRAE, read_labels
@@ -27,6 +27,16 @@ from cspine_helpers.runs import other_runs
 COLUMNS = (UID, "vertebra", "split", "label", "probability")
 OPTIONAL = ("patient",)  # who is resampled, where that is not the study
 UNITS = (*VERTEBRAE, PATIENT)  # what a row is about: a vertebra, or the patient by the model's own score
+_TABLE = (
+    Column(UID, "id"),
+    Column(
+        "vertebra", among=UNITS, wrong=f"vertebrae other than C1 … C7 and {PATIENT}, the model's own score"
+    ),
+    Column("split", wrong="rows that name no split"),
+    Column("label", "whole", 0, 1, wrong="labels that are neither 0 nor 1"),
+    Column("probability", "number", 0, 1, wrong="probabilities that are no numbers in [0, 1]"),
+    Column("patient", optional=True, wrong="rows whose patient is empty"),
+)
 _UNIT_NAMES = {unit.lower(): unit for unit in UNITS} | {unit[1]: unit for unit in VERTEBRAE}
 _UNIT_NAMES |= {"overall": PATIENT}
 _ROW_ID = re.compile(rf"^(.+)_(c[1-7]|{PATIENT})$", re.IGNORECASE)
@@ -57,108 +67,67 @@ def write_predictions(table: pd.DataFrame, path: str | Path) -> None:
     write_table(validate_predictions(table), path, sealed=True)
 
 
-def predictions_sha256(table: pd.DataFrame) -> str:
-    """SHA-256 of the file that `write_predictions` makes of the table.
+def predictions_sha256(table: pd.DataFrame, *, split: str | None = None) -> str:
+    """SHA-256 of the file that `write_predictions` makes of the table, or of one split of it.
 
     Raises:
         ValueError: the table breaks the schema.
     """
-    text = validate_predictions(table).to_csv(index=False, lineterminator="\n")
+    table = validate_predictions(table)
+    rows = table if split is None else table[table["split"] == split]
+    text = rows.to_csv(index=False, lineterminator="\n")
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def validate_predictions(table: pd.DataFrame, *, what: str = "The predictions table") -> pd.DataFrame:
     """The table in the schema's column order, where it keeps every rule.
 
-    A study and vertebra stand there once; a study has one split; labels are 0 or 1; probabilities lie in
-    [0, 1]. A study may lack vertebrae: its CT may not show them. A row whose vertebra is `patient_overall`
-    is the model's own score of the patient; every study has one, or none has. Its label is 1 where a
-    vertebra's is, and 0 where all seven are there and intact. The optional column `patient` names whose
-    study it is, where patients have several; all of them belong to one split.
+    A study and vertebra occur once; a study has one split; labels are 0 or 1; probabilities are in [0, 1]. A
+    study may lack vertebrae: its CT may not show them. A row whose vertebra is `patient_overall` is the
+    model's own score of the patient; every study has one, or none has. Its label is 1 where a vertebra's is,
+    and 0 where all seven are there and intact. The optional column `patient` names whose study it is, where
+    patients have several; all of them belong to one split.
 
     Raises:
         ValueError: lists all broken rules at once, each with its offenders.
     """
-    require_columns(table, COLUMNS, what=what)
-    if table.empty:
-        raise ValueError(f"{what} has no rows. It needs one row for each study and vertebra.")
-    refuse(_problems(table), what=what)
-    types = {"label": "int64", "probability": "float64"}
-    columns = [*COLUMNS, *(name for name in OPTIONAL if name in table.columns)]
-    return table[columns].astype(types).reset_index(drop=True)
+    return checked(table, _TABLE, what=what, key=(UID, "vertebra"), rules=_rules)
 
 
-def _problems(table: pd.DataFrame) -> Iterator[str]:
-    yield from uid_problems(table[UID].drop_duplicates())
-    unknown = table["vertebra"][~table["vertebra"].isin(UNITS)].drop_duplicates()
-    if len(unknown):
-        yield (
-            f"vertebrae are C1 … C7; found {listing(unknown)}. Rename them (the model's own score of the "
-            f"patient is called {PATIENT})"
-        )
-    nameless = table["split"].isna() | (table["split"].astype(str).str.strip() == "")
-    if nameless.any():
-        yield f"rows that name no split ({nameless.sum()}): {_rows(table, nameless)}"
-    folds = table["split"][table["split"].astype(str).str.fullmatch(r"\d+(\.0)?")].drop_duplicates()
+def _rules(values: pd.DataFrame) -> Iterator[str]:
+    """What is wrong between rows of the predictions table."""
+    folds = values["split"][values["split"].astype(str).str.fullmatch(r"\d+(\.0)?")].drop_duplicates()
     if len(folds):
         yield (
             f"splits that are numbers, as folds are ({listing(folds)}). Name the split of each row: "
             "validation may choose, test is opened once. Predictions made out of fold are all of one split"
         )
-    twice = table.duplicated([UID, "vertebra"])
-    if twice.any():
-        yield f"rows that repeat a study and vertebra ({twice.sum()}): {_rows(table, twice)}"
-    pairs = table[[UID, "split"]].drop_duplicates()
-    torn = pairs[UID][pairs[UID].duplicated()].drop_duplicates()
-    if len(torn):
-        yield f"studies in more than one split ({len(torn)}): {listing(torn)}"
-    yield from _patient_problems(table)
-    odd = ~pd.Series(is_binary(table["label"]), index=table.index)
-    if odd.any():
-        yield f"labels that are neither 0 nor 1 ({odd.sum()}): {_rows(table, odd)}"
-    outside = ~numbers(table["probability"]).between(0, 1)
-    if outside.any():
-        found = listing(table["probability"][outside].drop_duplicates())
-        yield f"probabilities that are no numbers in [0, 1] ({found}): {_rows(table, outside)}"
-
-
-def _patient_problems(table: pd.DataFrame) -> Iterator[str]:
-    """What is wrong with the model's own patient scores, and with who is whose patient."""
-    own = table["vertebra"] == PATIENT
-    if own.any():
-        without = table[UID][~table[UID].isin(table[UID][own])].drop_duplicates()
-        if len(without):
-            yield (
-                f"studies without a {PATIENT} row, where others have one ({len(without)}): "
-                f"{listing(without)}. Add it, or drop the others"
-            )
-        label = numbers(table["label"])
-        found = label[own].groupby(table[UID][own]).first()
-        each = label[~own].groupby(table[UID][~own]).agg(["max", "count"]).reindex(found.index)
-        odd = (found < each["max"]) | ((found > each["max"]) & (each["count"] == len(VERTEBRAE)))
-        if odd.any():
-            yield (
-                f"studies whose {PATIENT} label is not the highest of C1 … C7 ({odd.sum()}): "
-                f"{listing(odd.index[odd])}"
-            )
-    if "patient" not in table.columns:
-        return
-    nameless = table["patient"].isna() | (table["patient"].astype(str).str.strip() == "")
-    if nameless.any():
-        yield f"rows whose patient is empty ({nameless.sum()}): {_rows(table, nameless)}"
-    for one, of, what in (
-        (UID, "patient", "studies of more than one patient"),
-        ("patient", "split", "patients in more than one split"),
-    ):
-        pairs = table[~nameless][[one, of]].drop_duplicates()
-        torn = pairs[one][pairs[one].duplicated()].drop_duplicates()
+    pairs = {"studies in more than one split": (UID, "split")}
+    if "patient" in values.columns:
+        pairs["studies of more than one patient"] = (UID, "patient")
+        pairs["patients in more than one split"] = ("patient", "split")
+    for wrong, (one, of) in pairs.items():
+        each = values[[one, of]].dropna().drop_duplicates()
+        torn = each[one][each[one].duplicated()].drop_duplicates()
         if len(torn):
-            yield f"{what} ({len(torn)}): {listing(torn)}"
-
-
-def _rows(table: pd.DataFrame, mask: pd.Series) -> str:
-    chosen = table[mask]
-    return listing(f"{uid} {vertebra}" for uid, vertebra in zip(chosen[UID], chosen["vertebra"], strict=True))
+            yield f"{wrong} ({len(torn)}): {listing(torn)}"
+    own = values["vertebra"] == PATIENT
+    if not own.any():
+        return
+    without = values[UID][~values[UID].isin(values[UID][own])].drop_duplicates()
+    if len(without):
+        yield (
+            f"studies without a {PATIENT} row, where others have one ({len(without)}): {listing(without)}. "
+            "Add it, or drop the others"
+        )
+    found = values[own].groupby(UID)["label"].first()
+    each = values[~own].groupby(UID)["label"].agg(["max", "count"]).reindex(found.index)
+    odd = (found < each["max"]) | ((found > each["max"]) & (each["count"] == len(VERTEBRAE)))
+    if odd.any():
+        yield (
+            f"studies whose {PATIENT} label is not the highest of C1 … C7 ({odd.sum()}): "
+            f"{listing(odd.index[odd])}"
+        )
 
 
 def from_wide(
@@ -258,8 +227,7 @@ def _wide_of_submission(table: pd.DataFrame) -> pd.DataFrame:
     units = found[1].map(unit_name)
     if (twice := found[[0]].assign(unit=units).duplicated()).any():
         raise ValueError(
-            f"Row ids that stand there twice ({twice.sum()}): {listing(table['row_id'][twice])}. "
-            "Keep one row each."
+            f"Repeated row ids ({twice.sum()}): {listing(table['row_id'][twice])}. Keep one row each."
         )
     values = pd.Series(table["fractured"].to_numpy(), index=pd.Index(found[0], name=UID))
     studies = pd.Index(values.index.unique())
@@ -393,20 +361,3 @@ def _common_studies(tables: dict[str, pd.DataFrame], *, drop: bool) -> set[str]:
             "and that UIDs were read as text."
         )
     return common
-
-
-def validation_rows(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the validation split, the only ones that may choose anything.
-
-    Raises:
-        ValueError: the table breaks the schema, or has none.
-    """
-    table = validate_predictions(predictions)
-    rows = table[table["split"] == "validation"]
-    if rows.empty:
-        found = ", ".join(sorted(table["split"].astype(str).unique()))
-        raise ValueError(
-            "The predictions have no row of the split 'validation', where decisions are made; found "
-            f"{found}. Predict it, or name the split of the patients that may choose 'validation'."
-        )
-    return rows

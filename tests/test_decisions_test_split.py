@@ -457,7 +457,7 @@ def test_the_test_split_stays_shut_without_a_frozen_decision(tmp_path):
         (WHOLE[WHOLE["split"] == "test"], r"Hand in the whole table .* choose again on the validation split"),
         (WHOLE.sample(frac=1, random_state=0), "with other predictions"),
         (WHOLE.assign(probability=2.0), r"no numbers in \[0, 1\]"),
-        (pd.concat([WHOLE, WHOLE[:1]]), "repeat a study and vertebra"),
+        (pd.concat([WHOLE, WHOLE[:1]]), "repeat StudyInstanceUID and vertebra"),
         (WHOLE.assign(split=["validation", "test"] * 805), "more than one split"),
     ],
 )

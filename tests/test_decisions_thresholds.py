@@ -531,7 +531,7 @@ def test_a_vertebra_that_cannot_keep_the_floor_leaves_no_decision():
         (toy(split="test"), "no row of the split 'validation'"),
         (WHOLE.assign(probability=-0.1), r"no numbers in \[0, 1\]"),
         (WHOLE.assign(label=0), "All 2800 labels are 0"),
-        (pd.concat([WHOLE, WHOLE[:1]]), "repeat a study and vertebra"),
+        (pd.concat([WHOLE, WHOLE[:1]]), "repeat StudyInstanceUID and vertebra"),
         (WHOLE.assign(split=["validation", "test"] * 2100), "more than one split"),
     ],
 )

@@ -200,7 +200,7 @@ def test_other_aggregations_are_refused(fields, message):
         (toy().assign(probability=1.5), r"no numbers in \[0, 1\]"),
         (toy().assign(probability=np.nan), r"no numbers in \[0, 1\]"),
         (toy().assign(label=2), "neither 0 nor 1"),
-        (pd.concat([toy(), toy()]), "repeat a study and vertebra"),
+        (pd.concat([toy(), toy()]), "repeat StudyInstanceUID and vertebra"),
         (toy().assign(split=["validation", "test"] * 420), "more than one split"),
     ],
 )

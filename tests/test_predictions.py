@@ -62,16 +62,20 @@ def test_a_missing_file_column_or_row_is_said_so(table, tmp_path):
 @pytest.mark.parametrize(
     ("column", "value", "sentence"),
     [
-        ("probability", 1.01, r"no numbers in [0, 1] (1.01): '1.10 C2', '1.2 C2'"),
-        ("probability", -0.1, r"no numbers in [0, 1] (-0.1): '1.10 C2', '1.2 C2'"),
-        ("probability", np.nan, r"no numbers in [0, 1] (nan): '1.10 C2', '1.2 C2'"),
-        ("probability", "high", r"no numbers in [0, 1] ('high'): '1.10 C2', '1.2 C2'"),
-        ("label", 0.5, "neither 0 nor 1 (2): '1.10 C2', '1.2 C2'"),
-        ("label", None, "neither 0 nor 1 (2): '1.10 C2', '1.2 C2'"),
-        ("vertebra", "C8", "vertebrae are C1 … C7; found 'C8'"),
-        ("vertebra", 2, "vertebrae are C1 … C7; found 2"),
-        ("split", None, "name no split (2): '1.10 C2', '1.2 C2'"),
-        ("split", " ", "name no split (2): '1.10 C2', '1.2 C2'"),
+        ("probability", 1.01, "no numbers in [0, 1] (2): '1.10 C2: 1.01', '1.2 C2: 1.01'"),
+        ("probability", -0.1, "no numbers in [0, 1] (2): '1.10 C2: -0.1', '1.2 C2: -0.1'"),
+        ("probability", np.nan, "no numbers in [0, 1] (2): '1.10 C2: nan', '1.2 C2: nan'"),
+        ("probability", "high", "no numbers in [0, 1] (2): '1.10 C2: high', '1.2 C2: high'"),
+        ("label", 0.5, "neither 0 nor 1 (2): '1.10 C2: 0.5', '1.2 C2: 0.5'"),
+        ("label", None, "neither 0 nor 1 (2): '1.10 C2: None', '1.2 C2: None'"),
+        (
+            "vertebra",
+            "C8",
+            "vertebrae other than C1 … C7 and patient_overall, the model's own score (2): '1.10 C8'",
+        ),
+        ("vertebra", 2, "the model's own score (2): '1.10 2', '1.2 2'"),
+        ("split", None, "name no split (2): '1.10 C2: None', '1.2 C2: None'"),
+        ("split", " ", "name no split (2): '1.10 C2:  ', '1.2 C2:  '"),
         (UID, "../1", "cannot be file names: '../1'"),
     ],
 )
@@ -85,7 +89,7 @@ def test_a_repeated_vertebra_and_a_study_in_two_splits_are_named(table):
     table.loc[20, "split"] = "train"
     table.loc[1, "vertebra"] = "C1"
     text = refused(table)
-    assert "repeat a study and vertebra (1): '1.10 C1'" in text
+    assert "repeat StudyInstanceUID and vertebra (1): '1.10 C1'" in text
     assert "in more than one split (1): '1.3'" in text
 
 
@@ -201,7 +205,7 @@ def test_a_number_too_long_for_a_float_is_refused(table):
     table = table.astype(object)
     table.loc[1, ["label", "probability"]] = 10**400
     text = refused(table)
-    assert "neither 0 nor 1 (1): '1.10 C2'" in text
+    assert "neither 0 nor 1 (1): '1.10 C2: 1000" in text
     assert "no numbers in [0, 1]" in text
 
 
@@ -273,9 +277,9 @@ def test_a_submission_with_odd_or_repeated_row_ids_is_refused_by_name(wide, labe
         ValueError, match=r"do not end in _C1 … _C7 or _patient_overall \(2\): '1.1_T1', '1.2'"
     ):
         from_wide(odd, label_table, "validation")
-    with pytest.raises(ValueError, match=r"Row ids that stand there twice \(1\): '1.30_C1'"):
+    with pytest.raises(ValueError, match=r"Repeated row ids \(1\): '1.30_C1'"):
         from_wide(pd.concat([table, table[:1]]), label_table, "validation")
-    with pytest.raises(ValueError, match="Row ids that stand there twice"):
+    with pytest.raises(ValueError, match="Repeated row ids"):
         from_wide(pd.concat([table, table[:1].replace("1.30_C1", "1.30_c1")]), label_table, "validation")
 
 
@@ -386,7 +390,7 @@ def test_a_patient_in_two_splits_or_nowhere_is_refused_by_name(table):
     torn = with_patients(table, {"1.10": "a", "1.2": "a", "1.3": "b"})
     assert "patients in more than one split (1): 'a'" in refused(torn)
     torn = with_patients(table, {"1.10": "a", "1.2": "b", "1.3": "c"})
-    assert "patient is empty (1): '1.10 C1'" in refused(
+    assert "patient is empty (1): '1.10 C1: nan'" in refused(
         torn.assign(patient=torn["patient"].mask(torn.index == 0))
     )
     torn.loc[0, "patient"] = "z"

@@ -36,7 +36,7 @@ from cspine_helpers.evaluation.cases import Aggregation, Cases, check_choice
 from cspine_helpers.files.paths import listing
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.metrics import check_scores
-from cspine_helpers.predictions import predictions_sha256, validation_rows
+from cspine_helpers.predictions import predictions_sha256
 
 Average = Literal["vertebrae", "patients"]
 GUARANTEE_LEVELS = ("patient", "vertebra", *VERTEBRAE)
@@ -170,7 +170,7 @@ class Guarantee:
             raise ValueError(
                 f"A guarantee {_AGAIN} This one was made on arrays, which may be of any predictions."
             )
-        found = predictions_sha256(validation_rows(predictions))
+        found = predictions_sha256(predictions, split="validation")
         if found != self.rows_sha256:
             raise ValueError(
                 f"A guarantee {_AGAIN} This one was made on other rows: their SHA-256 is {self.rows_sha256}, "
@@ -247,8 +247,7 @@ def guarantee_on_validation(
             "No guarantee holds with an aggregation that was fitted on the validation patients: it has seen "
             "them. Use max, noisy_or or top_k, or leave the guarantee out."
         )
-    table = validation_rows(predictions)
-    cases = Cases.of(table)
+    cases = Cases.of(predictions, split="validation")
     whose = cases.studies["patient"]
     several = whose[whose.duplicated()].unique()
     if len(several):  # neither test knows what these studies share
@@ -263,7 +262,7 @@ def guarantee_on_validation(
     elif target.level in VERTEBRAE:
         cases = cases.of_unit(target.level)
     made = guarantee_recall(cases.label, cases.probability, cases.patient, target, hoped=hoped)
-    return replace(made, rows_sha256=predictions_sha256(table))
+    return replace(made, rows_sha256=predictions_sha256(predictions, split="validation"))
 
 
 def guarantee_recall(
