@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.measure import Row, interleaved, milliseconds, ratio, spread
+from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.slider.operating_point import Operating, weigh
 from cspine_helpers.slider.picture import Panels
@@ -46,7 +47,8 @@ def rows() -> Iterator[Row]:
     opening = time.perf_counter() - begun
     elsewhere = ThresholdExplorer(table, threshold=0.2)
     elsewhere.prevalence = 0.02
-    level = Operating(table, "all", weigh(table))
+    cases = Cases.of(table)
+    level = Operating(cases, cases, weigh(cases))
     level.band  # noqa: B018, made once, as for the slider
     places = cycle(MOVES)
     calls = {

@@ -275,7 +275,9 @@ def without_rsna(found):
 
 
 def slider(table, level, threshold):
-    return pd.Series(asdict(Operating(table, level, weigh(table, resamples=50)).at(threshold, 0.07)))
+    cases = Cases.of(table)
+    shown = Operating(cases.of_unit(level), cases, weigh(cases, resamples=50))
+    return pd.Series(asdict(shown.at(threshold, 0.07)))
 
 
 VERTEBRA_NUMBERS = {

@@ -12,8 +12,10 @@ from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.slider.operating_point import Operating, weigh
 
 
-def operating(table, level="all", **options):
-    return Operating(table, level, weigh(table), **options)
+def operating(table, level="all", aggregation=None):
+    cases = Cases.of(table)
+    at_level = cases.patients(aggregation) if level == "patient" else cases.of_unit(level)
+    return Operating(at_level, cases, weigh(cases))
 
 
 def copied(table, which, times):

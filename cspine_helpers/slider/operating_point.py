@@ -1,10 +1,8 @@
-"""What a threshold does at one level, with intervals, in about a millisecond: the numbers behind the slider.
+"""The numbers behind the slider: what is marked at each level, and what any threshold does there.
 
 The patients are resampled once. Then the counts of every resample are summed from the highest score down and
-kept at every 64th row, so that a threshold costs one look-up and 63 rows at most. The intervals are those of
-`intervals.bootstrap`, at another prevalence those of `prevalence.restated_rates`.
-
-The chosen and the guaranteed threshold of each level, and the decision that any other one makes.
+kept at every 64th row, so that a threshold costs one look-up and 63 rows at most: about a millisecond. The
+intervals are those of `intervals.bootstrap`, at another prevalence those of `restated_rates`.
 """
 
 from collections.abc import Iterable
@@ -18,16 +16,15 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from cspine_helpers.decisions.guarantees import Guarantee, checked_guarantees
-from cspine_helpers.decisions.thresholds import Decision, Rule, choose_threshold, few_called, state_threshold
-from cspine_helpers.evaluation.cases import (
-    Aggregation,
-    Cases,
-    aggregate,
-    at_level,
-    default_aggregation,
-    defined_levels,
-    resampled_units,
+from cspine_helpers.decisions.thresholds import (
+    Decision,
+    Rule,
+    check_threshold,
+    choose_threshold,
+    few_called,
+    state_threshold,
 )
+from cspine_helpers.evaluation.cases import Cases, defined_levels
 from cspine_helpers.evaluation.clinical_utility import check_prevalence, restated_rates
 from cspine_helpers.evaluation.intervals import MOST_UNDEFINED, curve_bands
 from cspine_helpers.evaluation.resampling import (
@@ -41,7 +38,10 @@ from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import rates
 
 DECIMALS = 4  # of a threshold, at least
+RESAMPLES = 1000
+CONFIDENCE = 0.95
 NAMES = {"all": "all vertebrae", "patient": "patients"}  # of levels within a sentence; C1 … C7 as they are
+_BLOCK = 64  # rows between two sums that are kept
 
 
 def digits(threshold: float) -> str:
@@ -50,25 +50,27 @@ def digits(threshold: float) -> str:
 
 
 class Marks:
-    """What is marked on the slider.
+    """What is marked on the slider: the threshold to start at, the chosen one, the guaranteed one.
 
     Args:
-        predictions: predictions table, checked.
+        predictions: predictions table.
         decision: marked as chosen at its level; thresholds of single vertebrae at theirs.
         threshold: marked as start at every level, without a decision; None: the highest F1 of the first.
         guarantees: marked at their levels; made on the validation rows of these predictions, and for patients
             by the decision's aggregation.
 
     Attributes:
-        levels: those of `metrics.LEVELS` that can be looked at.
-        aggregation: how vertebrae become patients.
+        cases: of the predictions.
+        patients: the patients made of them, by the decision's aggregation.
+        levels: those of `LEVELS` that can be looked at.
         level: to start at.
         start: threshold there.
-        note: why there; and apart from it, what is guaranteed.
+        note: why there; and what is guaranteed.
 
     Raises:
-        ValueError: there is one class only, no threshold, one outside [0, 1], or one beside a decision; or a
-            guarantee is of other predictions or another aggregation.
+        ValueError: the table breaks its schema, or holds one class only; the decision has no threshold; the
+            threshold is not in [0, 1], or given beside a decision; a guarantee is of other predictions or
+            another aggregation.
     """
 
     def __init__(
@@ -80,39 +82,34 @@ class Marks:
     ) -> None:
         if decision is not None and threshold is not None:
             raise ValueError("A decision has its threshold. Leave out the one or the other.")
-        self._predictions, self._given = predictions, decision
-        self.levels = defined_levels(Cases.of(predictions))
+        self._given, self.cases = decision, Cases.of(predictions)
+        self.levels = defined_levels(self.cases)
         if not self.levels:
             raise ValueError(
                 f"All {len(predictions)} labels are alike, so no threshold can be judged. Use more studies."
             )
-        chosen = decision.rule.aggregation if decision else None
-        self.aggregation = chosen or default_aggregation(predictions)
-        patients = aggregate(predictions, self.aggregation)["probability"]
-        self._scores = np.sort(np.concatenate([predictions["probability"], patients]))
+        self.patients = self.cases.patients(decision.rule.aggregation if decision else None)
+        self._scores = np.sort(np.concatenate([self.cases.probability, self.patients.probability]))
         self.level, start, why = self._beginning(threshold)
         self.start = self.readable(start)
 
-        self._guarantees = checked_guarantees(guarantees, predictions)
-        for each in self._guarantees:
-            if each.target.level == "patient" and each.target.aggregation != self.aggregation:
+        ours, self._guarantees = self.patients.aggregation, dict[str, Guarantee]()
+        few = few_called((self.at_level(self.level).probability >= self.start).sum())
+        self.note = f"{why}, {digits(self.start)}.{few}"
+        for each in checked_guarantees(guarantees, predictions):
+            level, theirs = _shown(each.target.level), each.target.aggregation
+            if level == "patient" and theirs != ours:
                 raise ValueError(
-                    f"The guarantee is for patients by {_by(each)}, those "
-                    f"here are by {self.aggregation.name}. Make one by the same aggregation."
+                    f"The guarantee is for patients by {theirs and theirs.name}, those here are by "
+                    f"{ours and ours.name}. Make one by the same aggregation."
                 )
-        reasons = []
-        for each in self._guarantees:
-            highest = self.at(_shown(each.target.level)).get("guaranteed")
-            mark = "none" if highest is None else digits(highest)
-            reasons.append(f"Guaranteed for {_named(each)}: {mark}. {each.reason}")
-        few = few_called((self._rows(self.level)["probability"] >= self.start).sum())
-        self.note = " ".join([f"{why}, {digits(self.start)}.{few}", *reasons])
+            self._guarantees.setdefault(level, each)
+            mark = "none" if each.threshold is None else digits(self.readable(each.threshold))
+            self.note += f" Guaranteed for {NAMES.get(level, level)}: {mark}. {each.reason}"
 
-    def _rows(self, level: str) -> pd.DataFrame:
-        """Labels and probabilities at a level; patients by the aggregation."""
-        if level == "patient":
-            return aggregate(self._predictions, self.aggregation)
-        return at_level(self._predictions, level)
+    def at_level(self, level: str) -> Cases:
+        """The cases of one of `levels`."""
+        return self.patients if level == "patient" else self.cases.of_unit(level)
 
     def _beginning(self, threshold: float | None) -> tuple[str, float, str]:
         """Level and threshold to start at, and why there."""
@@ -120,13 +117,10 @@ class Marks:
         if given is None and threshold is not None:
             return first, threshold, "Starts at the threshold it was given"
         if given is None:
-            rows = at_level(self._predictions, first)
-            best = choose_threshold(rows["label"], rows["probability"], Rule("max_f1")).require()
-            return (
-                first,
-                best,
-                f"No threshold is chosen. Starts at the highest F1 of {NAMES.get(first, first)}",
-            )
+            cases = self.at_level(first)
+            best = choose_threshold(cases.label, cases.probability, Rule("max_f1")).require()
+            where = NAMES.get(first, first)
+            return first, best, f"No threshold is chosen. Starts at the highest F1 of {where}"
         if given.thresholds is not None:
             level = next(level for level in self.levels if level in VERTEBRAE)
             return level, given.thresholds[level], f"Starts at the threshold chosen for {level}"
@@ -146,8 +140,7 @@ class Marks:
         Raises:
             ValueError: it is not in [0, 1].
         """
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"A threshold lies in [0, 1]; found {threshold}. Choose it again.")
+        check_threshold(threshold)
         below = np.searchsorted(self._scores, threshold)
         rounded = (round(float(threshold), decimals) for decimals in range(DECIMALS, 18))
         alike = (value for value in rounded if np.searchsorted(self._scores, value) == below)
@@ -160,31 +153,25 @@ class Marks:
             marks["start"] = self.start
         elif (self._given.rule.level == "patient") == (level == "patient"):
             marks["chosen"] = (self._given.thresholds or {}).get(level, self._given.threshold)
-        if promise := self._promise(level):
+        if promise := self._guarantees.get(level):
             marks["guaranteed"] = promise.threshold
         return {name: self.readable(mark) for name, mark in marks.items() if mark is not None}
 
     def guarantee(self, level: str, threshold: float) -> Guarantee | None:
         """The guarantee that holds for a threshold at a level; None: none does."""
         highest = self.at(level).get("guaranteed")
-        return None if highest is None or threshold > highest else self._promise(level)
+        return None if highest is None or threshold > highest else self._guarantees[level]
 
     def standing(self, level: str, threshold: float) -> str:
-        """Whether a threshold is a guaranteed one, and apart from it which is; empty without a guarantee."""
+        """Whether a threshold is a guaranteed one, and which is; empty without a guarantee."""
         if not self._guarantees:
             return ""
-        promise, highest = self._promise(level), self.at(level).get("guaranteed")
-        now = f"Now {digits(threshold)}, {NAMES.get(level, level)}"
-        if promise is None:
-            return f"{now}: no guarantee, which is for {' and '.join(self._guaranteed_levels())}."
-        if highest is None:
-            return f"{now}: no guarantee. Guaranteed: none."
-        held = "no guarantee" if self.guarantee(level, threshold) is None else "guaranteed"
-        return f"{now}: {held}. Guaranteed: {digits(highest)}."
-
-    def _guaranteed_levels(self) -> list[str]:
-        """Levels with a guarantee, in words."""
-        return [_named(each) for each in self._guarantees]
+        now, highest = f"Now {digits(threshold)}, {NAMES.get(level, level)}", self.at(level).get("guaranteed")
+        if level not in self._guarantees:
+            theirs = " and ".join(NAMES.get(each, each) for each in self._guarantees)
+            return f"{now}: no guarantee, which is for {theirs}."
+        held = "guaranteed" if self.guarantee(level, threshold) else "no guarantee"
+        return f"{now}: {held}. Guaranteed: {'none' if highest is None else digits(highest)}."
 
     def decision(self, level: str, threshold: float) -> Decision:
         """The decision that a threshold makes: the one given where it is that one's, else a stated one.
@@ -196,32 +183,12 @@ class Marks:
             raise ValueError("A decision is for all vertebrae, or for patients. Choose that level.")
         if self._given is not None and self.at(level).get("chosen") == threshold:
             return self._given
-        cases = Cases.of(self._predictions)
-        cases = cases.patients(self.aggregation) if level == "patient" else cases
-        return state_threshold(cases, threshold, reason="Set by hand on the slider.")
-
-    def _promise(self, level: str) -> Guarantee | None:
-        return next((each for each in self._guarantees if _shown(each.target.level) == level), None)
-
-
-def _named(guarantee: Guarantee) -> str:
-    """Its level in words."""
-    return NAMES.get(_shown(guarantee.target.level), guarantee.target.level)
-
-
-def _by(guarantee: Guarantee) -> str:
-    aggregation = guarantee.target.aggregation
-    return aggregation.name if aggregation else "no aggregation"
+        return state_threshold(self.at_level(level), threshold, reason="Set by hand on the slider.")
 
 
 def _shown(level: str) -> str:
     """Level of the slider, for one of a decision or a guarantee."""
     return "all" if level == "vertebra" else level
-
-
-RESAMPLES = 1000
-CONFIDENCE = 0.95
-_BLOCK = 64  # rows between two sums that are kept
 
 
 class Estimate(NamedTuple):
@@ -258,71 +225,58 @@ class Point:
     called_back: Estimate
 
 
-def weigh(predictions: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float32]:
+def weigh(cases: Cases, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float32]:
     """How often each patient counts, (P, 1 + R): once in the first column, as drawn in all others."""
-    patients = resampled_units(predictions).nunique()
-    drawn = patient_weights(patients, resamples, seed, rows=len(predictions))
+    patients = len(cases.population)
+    drawn = patient_weights(patients, resamples, seed, rows=len(cases))
     return np.concatenate([np.ones((patients, 1)), *drawn], axis=1, dtype=np.float32)
 
 
 class Operating:
-    """A predictions table at one level, ready to be asked about any threshold.
+    """The cases of one level, ready to be asked about any threshold.
 
     Args:
-        predictions: predictions table, checked.
-        level: one of `metrics.LEVELS`.
+        cases: of a level.
+        vertebrae: of the same studies, whose recall is shown beside it.
         weights: of `weigh`.
-        aggregation: how vertebrae become patients, at patient level; else by `metrics.patient_level`.
 
     Attributes:
-        level: as given.
-        cases: of the level.
+        cases: as given.
+        level: their name, one of `LEVELS`.
         positives: fractured vertebrae, or patients, of each vertebra (see `Point.recalls`).
         prevalence: share of the level's patients who are fractured.
     """
 
-    def __init__(
-        self,
-        predictions: pd.DataFrame,
-        level: str,
-        weights: NDArray[np.float32],
-        *,
-        aggregation: Aggregation | None = None,
-    ) -> None:
-        self.level, self._weights = level, weights
-        vertebrae = Cases.of(predictions)
-        self.cases = rows = (
-            vertebrae.patients(aggregation) if level == "patient" else vertebrae.of_unit(level)
-        )
-        whose, patients = resampled_units(predictions), rows.population
-        fractured = predictions.groupby(whose, sort=False)["label"].max().to_numpy() == 1
-        order = np.argsort(-rows.probability, kind="stable")
-        self._falling, self._patient = -rows.probability[order], rows.number[order]
-        kind = np.where(rows.label == 1, 0, np.where(fractured[rows.number], 1, 2))[order]
+    def __init__(self, cases: Cases, vertebrae: Cases, weights: NDArray[np.float32]) -> None:
+        self.cases, self.level, self._weights = cases, cases.name, weights
+        patients = cases.studies.groupby("patient", sort=False)  # in the order of `population`
+        fractured = patients["label"].max().to_numpy() == 1
+
+        # Cases from the highest score down, in three kinds: fractured, intact of a fractured patient, others.
+        order = np.argsort(-cases.probability, kind="stable")
+        self._falling, self._patient = -cases.probability[order], cases.number[order]
+        kind = np.where(cases.label == 1, 0, np.where(fractured[cases.number], 1, 2))[order]
         self._kinds = (kind == np.arange(3)[:, None]).astype(np.float32)  # (3, N)
         blocks = -(-len(kind) // _BLOCK) + 1  # nothing is called in the first one
         place = kind * blocks + np.arange(len(kind)) // _BLOCK + 1
         sums = csr_array(
-            (np.ones(len(kind), np.float32), (place, self._patient)), shape=(3 * blocks, len(patients))
+            (np.ones(len(kind), np.float32), (place, self._patient)), shape=(3 * blocks, len(fractured))
         )
         self._sums = (sums @ weights).reshape(3, blocks, -1).cumsum(axis=1)  # (3, blocks, 1 + R)
         self._holders = np.array([len(np.unique(self._patient[one > 0])) for one in self._kinds])
 
-        present = rows.sums() > 0
+        # Patients, by their highest score.
+        present = cases.sums() > 0
         self._patients = np.stack([present & fractured, present & ~fractured]) @ weights  # (2, 1 + R)
         self.prevalence = float(self._patients[0, 0] / present.sum())
-        highest = np.zeros(len(patients))
-        np.maximum.at(highest, rows.number, rows.probability)
-        at_level = predictions["vertebra"].to_numpy() == level if level in VERTEBRAE else True
-        ill = np.unique(patients.get_indexer(pd.Index(whose[at_level & (predictions["label"] == 1)])))
+        highest = np.zeros(len(fractured))
+        np.maximum.at(highest, cases.number, cases.probability)
+        ill = cases.sums(cases.label) > 0 if self.level in VERTEBRAE else fractured
         self._ill = np.sort(highest[ill])
-        well = np.setdiff1d(np.flatnonzero(present), ill)
-        self._well = [np.sort(highest[well[fractured[well] == kind]]) for kind in (True, False)]
-        broken = predictions[(predictions["label"] == 1) & predictions["vertebra"].isin(VERTEBRAE)]
-        scores = broken["probability"].to_numpy()
-        if level == "patient":
-            scores = highest[patients.get_indexer(pd.Index(whose[broken.index]))]
-        self._broken = {name: np.sort(scores[(broken["vertebra"] == name).to_numpy()]) for name in VERTEBRAE}
+        self._well = [np.sort(highest[present & ~ill & kind]) for kind in (fractured, ~fractured)]
+        broken = vertebrae.where(vertebrae.label == 1)
+        scores = highest[broken.number] if self.level == "patient" else broken.probability
+        self._broken = {name: np.sort(scores[broken.unit == name]) for name in VERTEBRAE}
         self.positives = {name: len(scores) for name, scores in self._broken.items()}
 
     @cached_property

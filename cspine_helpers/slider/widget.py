@@ -21,7 +21,7 @@ from cspine_helpers.decisions.thresholds import Decision
 from cspine_helpers.evaluation.clinical_utility import SCREENING_PREVALENCE, check_prevalence
 from cspine_helpers.figures.curves import LEVEL_NAMES
 from cspine_helpers.files.paths import atomic_path, inside, listing, seal_of, sha256_of
-from cspine_helpers.predictions import read_predictions, validate_predictions
+from cspine_helpers.predictions import read_predictions
 from cspine_helpers.runs import RECORD
 from cspine_helpers.slider.operating_point import DECIMALS, Marks, Operating, Point, digits, weigh
 from cspine_helpers.slider.picture import BARS, Panels, written
@@ -71,10 +71,9 @@ class ThresholdExplorer:
         guarantees: Guarantee | Iterable[Guarantee] = (),
         freeze: str | Path | Callable[..., object] | None = None,
     ) -> None:
-        self._predictions, self._freeze = validate_predictions(predictions), freeze
-        self._marks = Marks(self._predictions, decision, threshold, guarantees)
+        self._freeze, self._marks = freeze, Marks(predictions, decision, threshold, guarantees)
         self._threshold = self._marks.start
-        self._weights = weigh(self._predictions)
+        self._weights = weigh(self._marks.cases)
         self._operating: dict[str, Operating] = {}
         self._undo: Callable[[], None] = lambda: None
         self._panels: dict[str, Panels] = {}
@@ -195,9 +194,8 @@ class ThresholdExplorer:
 
     def _at_level(self) -> Operating:
         if self.level not in self._operating:
-            self._operating[self.level] = Operating(
-                self._predictions, self.level, self._weights, aggregation=self._marks.aggregation
-            )
+            cases = self._marks.at_level(self.level)
+            self._operating[self.level] = Operating(cases, self._marks.cases, self._weights)
         return self._operating[self.level]
 
     def _both_kinds(self) -> bool:
@@ -226,7 +224,8 @@ class ThresholdExplorer:
 
     def _words(self, point: Point) -> str:
         """The picture in words."""
-        by = f", by {self._marks.aggregation.phrase}," if self.level == "patient" else ""
+        made = self._at_level().cases.aggregation
+        by = f", by {made.phrase}," if made else ""
         counts = ", ".join(f"{name} {count:,}" for name, count in point.counts.items())
         rates = ", ".join(f"{label} {written(point.rates[name])}" for name, (label, _) in BARS.items())
         words = (
