@@ -192,7 +192,10 @@ def _study_files(source: PackSource, folder: Path) -> Iterator[StudyFiles]:
 def _labels(folder: Path) -> dict[str, dict[str, int]]:
     """Study → vertebra → label, where the cohort has a label table."""
     table = folder / "train.csv"
-    return read_labels(table).set_index(UID)[list(VERTEBRAE)].T.to_dict() if table.is_file() else {}
+    if not table.is_file():
+        return {}
+    known = read_labels(table).set_index(UID)[list(VERTEBRAE)]
+    return dict(zip(known.index, known.to_dict("records"), strict=True))
 
 
 def choose_series(studies: Mapping[str, Path], wanted: Collection[str]) -> dict[str, str]:
