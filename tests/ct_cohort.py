@@ -1,5 +1,6 @@
 """A few small CT as RSNA 2022 lays them out: phantoms without what is around the spine, every other voxel."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,17 +14,18 @@ from cspine_helpers.packed import PackedVertebra
 from cspine_helpers.packing.crop import PackConfig, pack_vertebra
 from cspine_helpers.phantom import cohort as phantom
 from cspine_helpers.phantom import scanner as export
-from cspine_helpers.phantom.rendering import Study, render_study
+from cspine_helpers.phantom.rendering import Study, render_study, study_uid
 
 CONFIG = PackConfig(slices=5, size=32)
 BROKEN: tuple[tuple[str, ...], ...] = (("C2", "C5"), (), ("C6",))  # fractured vertebrae by study
+SEED = 24
 _AROUND, _STEP = 6, 2  # voxels
 
 
 @cache
 def scanned(index: int) -> Study:
     """One of the phantoms, in whole Hounsfield units as DICOM stores them."""
-    study = render_study(24, index, {vertebra: int(vertebra in BROKEN[index]) for vertebra in VERTEBRAE})
+    study = render_study(SEED, index, {vertebra: int(vertebra in BROKEN[index]) for vertebra in VERTEBRAE})
     found = np.argwhere(study.label_map)
     low = np.maximum(found.min(axis=0) - _AROUND, 0)
     crop = tuple(slice(a, b, _STEP) for a, b in zip(low, found.max(axis=0) + _AROUND + 1, strict=True))
@@ -35,7 +37,20 @@ def scanned(index: int) -> Study:
 
 
 def uids() -> list[str]:
-    return [scanned(index).uid for index in range(len(BROKEN))]
+    return [study_uid(SEED, index) for index in range(len(BROKEN))]
+
+
+class Scanned(Mapping[str, Study]):
+    """StudyInstanceUID → phantom, rendered when it is asked for: tests are collected without."""
+
+    def __getitem__(self, uid: str) -> Study:
+        return scanned(uids().index(uid))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(uids())
+
+    def __len__(self) -> int:
+        return len(BROKEN)
 
 
 def write_study(folder: Path, study: Study) -> None:

@@ -339,7 +339,7 @@ def test_a_series_is_chosen_before_anything_is_decoded(tmp_path):
     assert dicom.series_in(tmp_path) == {"1.2.77", "1.2.88"}
     volume = read_series(tmp_path, series="1.2.77")
     np.testing.assert_array_equal(volume.hu, hu)
-    assert volume.warnings == ("files left out, as they are no slices of the CT: 10 × of another series",)
+    assert volume.warnings == ("files skipped that are not slices of the CT: 10 × of another series",)
     refusal(lambda: read_series(tmp_path, series="1.2.88"), "1 of 20", "1.2.88/")
 
 
@@ -560,7 +560,7 @@ def test_links_that_lead_nowhere_are_refused_by_name(tmp_path):
     for file in (files[9], files[8]):
         file.unlink()
         file.symlink_to(tmp_path / "gone" / file.name)
-    refusal(lambda: read_series(tmp_path), tmp_path.name, "nowhere (2)", files[8].name, files[9].name, "get")
+    refusal(lambda: read_series(tmp_path), tmp_path.name, "broken links (2)", files[8].name, files[9].name, "get")
 
 
 def test_links_that_lead_to_slices_are_read(tmp_path):
@@ -1137,7 +1137,7 @@ def test_foreign_files_of_any_size_are_left_out_and_counted(tmp_path, name, name
     (tmp_path / name).write_bytes(FOREIGN[name])
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.hu, hu)
-    assert volume.warnings == ("files left out, as they are no slices of the CT: 1 × no DICOM file",)
+    assert volume.warnings == ("files skipped that are not slices of the CT: 1 × no DICOM file",)
 
 
 BROKEN = {
@@ -1188,7 +1188,7 @@ def test_copies_to_the_byte_are_left_out_and_counted(tmp_path):
     shutil.copy(files[8], tmp_path / "IM8")
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.hu, hu)
-    assert volume.warnings == ("files left out, as they are no slices of the CT: 3 × a copy of another file",)
+    assert volume.warnings == ("files skipped that are not slices of the CT: 3 × a copy of another file",)
 
 
 @pytest.mark.parametrize("uid", [True, False], ids=["same UID", "without a UID"])

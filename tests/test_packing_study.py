@@ -8,7 +8,7 @@ import pandas as pd
 import pydicom
 import pytest
 import scans
-from ct_cohort import CONFIG, contents, in_memory, scanned, write_study
+from ct_cohort import CONFIG, contents, in_memory, scanned, uids, write_study
 
 from cspine_helpers.ct import reading as ct_reading
 from cspine_helpers.figures.style import Picture
@@ -20,25 +20,25 @@ from cspine_helpers.packing.study import StudyFiles, forget, hash_of, pack_study
 from cspine_helpers.phantom import scanner as export
 
 NO_BOXES = pd.DataFrame(columns=list(BOX_COLUMNS))
-STUDY = scanned(0)
+STUDY = uids()[0]
 
 
 def boxes(*rows: tuple[float, ...]) -> pd.DataFrame:
     """x, y, width, height, slice number."""
-    return pd.DataFrame([(STUDY.uid, *row) for row in rows], columns=list(BOX_COLUMNS))
+    return pd.DataFrame([(STUDY, *row) for row in rows], columns=list(BOX_COLUMNS))
 
 
 def files_of(folder: Path, **others) -> StudyFiles:
-    ct, mask = folder / "train_images" / STUDY.uid, folder / "segmentations" / f"{STUDY.uid}.nii.gz"
+    ct, mask = folder / "train_images" / STUDY, folder / "segmentations" / f"{STUDY}.nii.gz"
     given = {"scheme": "rsna", "series": None, "fractured": None, "boxes": NO_BOXES}
-    return StudyFiles(**{"uid": STUDY.uid, "ct": ct, "mask": mask} | given | others)
+    return StudyFiles(**{"uid": STUDY, "ct": ct, "mask": mask} | given | others)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     """The study's files, and what was packed from them, with its sheet."""
     folder = tmp_path_factory.mktemp("written")
-    write_study(folder, STUDY)
+    write_study(folder, scanned(0))
     pack_study(files_of(folder), folder / "packed", CONFIG, sheet=folder / "sheet.png")
     return folder
 
@@ -77,11 +77,11 @@ def drawn(monkeypatch) -> list[dict]:
 
 
 def record_of(folder: Path) -> Path:
-    return folder / "packed" / "studies" / f"{STUDY.uid}.json"
+    return folder / "packed" / "studies" / f"{STUDY}.json"
 
 
 def write_mask(folder: Path, label_map: np.ndarray) -> None:
-    export.write_label_map(files_of(folder).mask, label_map, STUDY.spacing_mm)
+    export.write_label_map(files_of(folder).mask, label_map, scanned(0).spacing_mm)
 
 
 def pack(folder: Path, *, config=CONFIG, sheet: str | None = None, **others) -> dict:
@@ -93,12 +93,12 @@ def pack(folder: Path, *, config=CONFIG, sheet: str | None = None, **others) -> 
 
 
 def test_sequences_are_those_of_the_volume_in_memory(written):
-    record = read_study(written / "packed", STUDY.uid)
-    assert (record["uid"], record["problems"], record["notes"]) == (STUDY.uid, {}, [])
-    names = [f"{STUDY.uid}_{number}.npy" for number in range(1, 8)]
+    record = read_study(written / "packed", STUDY)
+    assert (record["uid"], record["problems"], record["notes"]) == (STUDY, {}, [])
+    names = [f"{STUDY}_{number}.npy" for number in range(1, 8)]
     assert list(record["files"]) == names
-    for number, (vertebra, piece) in enumerate(in_memory(STUDY).items(), start=1):
-        path = sequence_path(written / "packed", STUDY.uid, vertebra)
+    for number, (vertebra, piece) in enumerate(in_memory(scanned(0)).items(), start=1):
+        path = sequence_path(written / "packed", STUDY, vertebra)
         np.testing.assert_array_equal(open_sequence(path, slices=5, size=32), piece.array)
         assert record["files"][names[number - 1]] == sha256_of(path)
         crop = record["crops"][vertebra]
@@ -108,7 +108,7 @@ def test_sequences_are_those_of_the_volume_in_memory(written):
 
 def test_the_grid_of_the_record_leads_from_a_voxel_to_the_patient(written):
     """By the headers of the slices themselves."""
-    grid = read_study(written / "packed", STUDY.uid)["grid"]
+    grid = read_study(written / "packed", STUDY)["grid"]
     steps = np.array(grid["direction"]) * grid["spacing_mm"]
     for ds in map(pydicom.dcmread, sorted(files_of(written).ct.iterdir())):
         voxel = [ds.InstanceNumber - 1, 0, 0]
@@ -116,7 +116,7 @@ def test_the_grid_of_the_record_leads_from_a_voxel_to_the_patient(written):
 
 
 def test_rows_say_where_sequences_come_from(written):
-    record = read_study(written / "packed", STUDY.uid)
+    record = read_study(written / "packed", STUDY)
     study = files_of(written)
     rows = pd.DataFrame(record["rows"])
     assert rows["vertebra"].tolist() == list(VERTEBRAE)
@@ -131,15 +131,15 @@ def test_rows_say_where_sequences_come_from(written):
 
 def test_warnings_of_the_ct_stand_in_every_row_and_those_of_a_vertebra_in_its_own(folder, drawn):
     """A gantry tilted by 2 degrees; a speck beside C3, a piece of C6 in the air far away, no C7."""
-    label_map = np.where(STUDY.label_map == 7, 0, STUDY.label_map).astype(np.uint8)
+    label_map = np.where(scanned(0).label_map == 7, 0, scanned(0).label_map).astype(np.uint8)
     label_map[20, 0, 0] = 3
     label_map[25, -13:-1, -13:-1] = 6
     direction = scans.FRAME.copy()
     direction[:, 0] = (0, np.sin(np.deg2rad(2)), -np.cos(np.deg2rad(2)))
     study = files_of(folder)
     shutil.rmtree(study.ct)
-    scans.write_dicom(study.ct, STUDY.volume_hu, STUDY.spacing_mm, direction=direction)
-    scans.write_nifti(study.mask, label_map, STUDY.spacing_mm)
+    scans.write_dicom(study.ct, scanned(0).volume_hu, scanned(0).spacing_mm, direction=direction)
+    scans.write_nifti(study.mask, label_map, scanned(0).spacing_mm)
     record = pack(folder, sheet="sheet.png")
     rows = {row["vertebra"]: row["warnings"] for row in record["rows"]}
     (tilted,) = record["notes"]
@@ -152,7 +152,7 @@ def test_warnings_of_the_ct_stand_in_every_row_and_those_of_a_vertebra_in_its_ow
     assert record["problems"]["C7"] == "not in the mask"
     assert "in 2 pieces" in record["problems"]["C6"]
     (sheet,) = drawn
-    assert sheet["title"] == STUDY.uid
+    assert sheet["title"] == STUDY
     assert sheet["notes"][0] == tilted
     assert [note.split(":")[0] for note in sheet["notes"][1:]] == ["C3", "C7", "C6"]
     assert list(sheet["pieces"]) == ["C1", "C2", "C3", "C4", "C5"]
@@ -160,11 +160,13 @@ def test_warnings_of_the_ct_stand_in_every_row_and_those_of_a_vertebra_in_its_ow
 
 def test_a_ct_as_nifti_packs_to_the_same_arrays_and_says_that_boxes_cannot_be_placed(folder):
     study = files_of(folder)
-    ct = scans.write_nifti(folder / "ct.nii.gz", STUDY.volume_hu, STUDY.spacing_mm, orientation="LAS")
-    scans.write_nifti(study.mask, STUDY.label_map, STUDY.spacing_mm)
+    ct = scans.write_nifti(
+        folder / "ct.nii.gz", scanned(0).volume_hu, scanned(0).spacing_mm, orientation="LAS"
+    )
+    scans.write_nifti(study.mask, scanned(0).label_map, scanned(0).spacing_mm)
     record = pack(folder, ct=ct, boxes=boxes((10, 10, 5, 5, 20)))
-    for vertebra, piece in in_memory(STUDY).items():
-        found = open_sequence(sequence_path(folder / "packed", STUDY.uid, vertebra))
+    for vertebra, piece in in_memory(scanned(0)).items():
+        found = open_sequence(sequence_path(folder / "packed", STUDY, vertebra))
         np.testing.assert_array_equal(found, piece.array)
     assert {row["source_sha256"] for row in record["rows"]} == {sha256_of(ct)}
     assert "boxes (1) cannot be mapped" in record["notes"][0]
@@ -173,18 +175,18 @@ def test_a_ct_as_nifti_packs_to_the_same_arrays_and_says_that_boxes_cannot_be_pl
 
 def test_one_series_of_a_folder_is_chosen(folder):
     study = files_of(folder)
-    other = np.rint(STUDY.volume_hu * 0.5).astype(np.int16)
+    other = np.rint(scanned(0).volume_hu * 0.5).astype(np.int16)
     names = [f"other{z}.dcm" for z in range(len(other))]
-    export.write_series(study.ct, other, STUDY.spacing_mm, study_uid="1.2.9", names=names)
+    export.write_series(study.ct, other, scanned(0).spacing_mm, study_uid="1.2.9", names=names)
     with pytest.raises(ValueError, match=r"holds 2 CT series.*1\.2\.9\.1"):
         pack(folder)
     pack(folder, series="1.2.9.1")
-    expected = in_memory(replace(STUDY, volume_hu=other))
-    for series in ("1.2.9.1", f"{STUDY.uid}.1"):  # another one of the same files is packed again
+    expected = in_memory(replace(scanned(0), volume_hu=other))
+    for series in ("1.2.9.1", f"{STUDY}.1"):  # another one of the same files is packed again
         pack(folder, series=series)
-        found = open_sequence(sequence_path(folder / "packed", STUDY.uid, "C3"))
+        found = open_sequence(sequence_path(folder / "packed", STUDY, "C3"))
         np.testing.assert_array_equal(found, expected["C3"].array)
-        expected = in_memory(STUDY)
+        expected = in_memory(scanned(0))
 
 
 # What is done stays done.
@@ -215,7 +217,7 @@ def edit_slice(folder):
 
 
 def edit_mask(folder):
-    label_map = STUDY.label_map.copy()
+    label_map = scanned(0).label_map.copy()
     label_map[label_map == 4] = 0
     write_mask(folder, label_map)
 
@@ -224,7 +226,7 @@ def rename_mask(folder):
     return {"mask": files_of(folder).mask.rename(folder / "other.nii.gz")}
 
 
-def damage(folder, name=f"{STUDY.uid}_3.npy"):
+def damage(folder, name=f"{STUDY}_3.npy"):
     path = folder / "packed" / name
     content = bytearray(path.read_bytes())
     content[-200] ^= 1
@@ -244,14 +246,14 @@ CHANGES = {
     "the mask": edit_mask,
     "the mask's name": rename_mask,
     "the scheme": lambda folder: {"scheme": RSNA},
-    "the series": lambda folder: {"series": f"{STUDY.uid}.1"},
-    "the labels": lambda folder: {"fractured": STUDY.labels},
+    "the series": lambda folder: {"series": f"{STUDY}.1"},
+    "the labels": lambda folder: {"fractured": scanned(0).labels},
     "the boxes": lambda folder: {"boxes": boxes((20, 20, 5, 5, 15))},
     "the window": lambda folder: {"config": replace(CONFIG, window_hu=(-500.0, 1200.0))},
     "the size": lambda folder: {"config": replace(CONFIG, size=31)},
     "a sheet that is not there": lambda folder: {"sheet": "another.png"},
     "a damaged sequence": damage,
-    "a missing sequence": lambda folder: (folder / "packed" / f"{STUDY.uid}_7.npy").unlink(),
+    "a missing sequence": lambda folder: (folder / "packed" / f"{STUDY}_7.npy").unlink(),
     "a missing record": lambda folder: record_of(folder).unlink(),
     "a record that is no JSON": lambda folder: record_of(folder).write_text("{"),
     "a record that was edited": edit_record,
@@ -281,8 +283,8 @@ def test_masks_of_a_folder_are_known_by_their_names(folder, reads):
     """A mask that is renamed has the same bytes and is another vertebra."""
     masks = folder / "masks"
     for vertebra in ("C3", "C4"):
-        mask = (STUDY.label_map == int(vertebra[1])).astype(np.uint8)
-        export.write_label_map(masks / f"{vertebra}.nii.gz", mask, STUDY.spacing_mm)
+        mask = (scanned(0).label_map == int(vertebra[1])).astype(np.uint8)
+        export.write_label_map(masks / f"{vertebra}.nii.gz", mask, scanned(0).spacing_mm)
     assert [row["vertebra"] for row in pack(folder, mask=masks)["rows"]] == ["C3", "C4"]
     assert len(pack(folder, mask=masks)["problems"]) == 5
     assert len(reads) == 1
@@ -290,7 +292,7 @@ def test_masks_of_a_folder_are_known_by_their_names(folder, reads):
     record = pack(folder, mask=masks)
     assert [row["vertebra"] for row in record["rows"]] == ["C3", "C5"]
     assert {row["mask_sha256"] for row in record["rows"]} == {hash_of(masks, named=True)}
-    assert not sequence_path(folder / "packed", STUDY.uid, "C4").exists()
+    assert not sequence_path(folder / "packed", STUDY, "C4").exists()
 
 
 # What cannot be packed.
@@ -305,18 +307,18 @@ BAD = {
     "a CT that cannot be read": (spoil_ct, "files cannot be read"),
     "a CT without files": (
         lambda folder: [path.unlink() for path in files_of(folder).ct.iterdir()],
-        f"No file in {STUDY.uid}",
+        f"No file in {STUDY}",
     ),
     "a mask that is no NIfTI": (
         lambda folder: files_of(folder).mask.write_bytes(b"mask"),
-        rf"{STUDY.uid}\.nii\.gz: it cannot be read",
+        rf"{STUDY}\.nii\.gz: it cannot be read",
     ),
     "a mask upside down": (
-        lambda folder: write_mask(folder, STUDY.label_map[::-1]),
-        rf"^{STUDY.uid}\.nii\.gz: the mask has C2 above C1, .* the scheme\.$",
+        lambda folder: write_mask(folder, scanned(0).label_map[::-1]),
+        rf"^{STUDY}\.nii\.gz: the mask has C2 above C1, .* the scheme\.$",
     ),
     "a mask beside the bone": (
-        lambda folder: write_mask(folder, np.where(STUDY.volume_hu < -900, 3, 0)),
+        lambda folder: write_mask(folder, np.where(scanned(0).volume_hu < -900, 3, 0)),
         r"no vertebra can be packed \(C1, C2, C4, C5, C6, C7: not in the mask; C3: its mask",
     ),
 }
@@ -338,7 +340,7 @@ def test_boxes_on_slices_that_the_series_does_not_have_are_refused(folder):
 
 
 def test_vertebrae_that_cannot_be_packed_any_more_go_and_the_others_stay(folder):
-    label_map = STUDY.label_map.copy()
+    label_map = scanned(0).label_map.copy()
     label_map[label_map == 7] = 0
     label_map[-2:, :2, :2] = 7
     write_mask(folder, label_map)
@@ -346,8 +348,8 @@ def test_vertebrae_that_cannot_be_packed_any_more_go_and_the_others_stay(folder)
     assert "its mask holds" in record["problems"]["C7"]
     assert len(record["problems"]) == 1
     assert [row["vertebra"] for row in record["rows"]] == [*VERTEBRAE[:6]]
-    assert sorted(contents(folder / "packed")) == [f"{STUDY.uid}_{n}.npy" for n in range(1, 7)] + [
-        f"studies/{STUDY.uid}.json"
+    assert sorted(contents(folder / "packed")) == [f"{STUDY}_{n}.npy" for n in range(1, 7)] + [
+        f"studies/{STUDY}.json"
     ]
 
 
@@ -364,7 +366,7 @@ def test_a_study_whose_name_is_no_uid_is_refused_before_anything_is_read(folder,
 
 
 def test_forgetting_a_study_touches_no_other(tmp_path):
-    array = in_memory(STUDY)["C1"].array
+    array = in_memory(scanned(0))["C1"].array
     for uid in ("1.2.3", "1.2.30"):
         for vertebra in VERTEBRAE:
             write_sequence(tmp_path, uid, vertebra, array)

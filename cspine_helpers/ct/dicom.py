@@ -111,7 +111,7 @@ class Header:
 
     @property
     def is_capture(self) -> bool:
-        """Whether it calls itself a secondary capture: a picture of a screen, or a paper."""
+        """Whether it calls itself a secondary capture: an image of a screen, or of paper."""
         return self.sop_class.startswith(_SECONDARY_CAPTURE)
 
     @property
@@ -149,7 +149,7 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
     """The CT of a folder, from its slices' headers.
 
     A file holds one slice, or many as frames (enhanced CT). Scouts, screen captures and files that are no
-    images are left out with a warning. Slices are ordered by their positions; see `stack` for what is
+    images are skipped with a warning. Slices are ordered by their positions; see `stack` for what is
     repaired and what is refused.
 
     Args:
@@ -190,7 +190,7 @@ def read_series(folder: Path, *, series: str | None = None) -> Volume:
         raise ValueError(f"{folder.name}: {error}.") from None
     if found.left_out:  # counted: warnings are kept in tables, and a file's name may be a patient's
         kinds = (f"{count} × {why}" for why, count in Counter(found.left_out.values()).items())
-        notes.insert(0, f"files left out, as they are no slices of the CT: {', '.join(kinds)}")
+        notes.insert(0, f"files skipped that are not slices of the CT: {', '.join(kinds)}")
     if found.unseen:
         notes.append(f"folders beside the slices were not looked into ({found.unseen})")
     return replace(volume, warnings=(*notes, *volume.warnings))
@@ -209,7 +209,7 @@ def _sort_out(folder: Path, series: str | None = None) -> _Folder:
 
     Raises:
         FileNotFoundError: there is no file.
-        ValueError: links lead nowhere; names them.
+        ValueError: links are broken; names them.
     """
     there = _visible(folder)
     files, below = [p for p in there if not p.is_dir()], [p for p in there if p.is_dir()]
@@ -239,8 +239,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _sorted_out(folder: Path, files: list[Path], series: str | None) -> _Folder:
     if gone := [path.name for path in files if not path.is_file()]:
         raise ValueError(
-            f"{folder.name}: links that lead nowhere ({len(gone)}): {listing(gone)}. Get the files that "
-            "they stand for."
+            f"{folder.name}: broken links ({len(gone)}): {listing(gone)}. Get the files that they link to."
         )
     found = _Folder(total=len(files))
     headers = {path: read_header(path) for path in files}
@@ -402,7 +401,7 @@ def _jpeg(found: Any, path: Path, bits: int) -> str:
 def _overflow(found: Any, bits: int, read: Callable[[], bytes], order: str) -> str:
     """Why 16-bit words are not values of as few bits as the header describes, "" where they are.
 
-    GDCM drops the bits above, so that larger values wrap. Above may stand the sign, padding, which is one
+    GDCM drops the bits above, so that larger values wrap. These may hold the sign, padding, which is one
     value, and in old files overlays.
     """
     stored = int(found.get("BitsStored") or bits)
@@ -715,7 +714,7 @@ _SHOWN = {
 
 
 def shown(tags: Tags, name: str) -> str:
-    """What a header says, where it is a known kind of code; else that it has another, told from others."""
+    """What a header says, where it is a known kind of code; else a short hash, as any text may be a name."""
     text = tags[name]
     if not text:
         return "not given"

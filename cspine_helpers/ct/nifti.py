@@ -95,7 +95,7 @@ def _read_header(file: IO[bytes]) -> Any:
 
 
 def _shape(header: Any) -> tuple[int, int, int]:
-    """Voxels along each of the three axes; dimensions of one behind them are left out."""
+    """Voxels along each of the three axes; later dimensions of length one are dropped."""
     count = int(header["dim"][0])
     sizes = header["dim"][1 : 1 + count].tolist() if 0 < count < 8 else []
     while len(sizes) > 3 and sizes[-1] == 1:

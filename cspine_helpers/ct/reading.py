@@ -98,7 +98,7 @@ def _cut_or_inverted(sample: np.ndarray) -> str | None:
     """
     low, high = sample.min(), sample.max()
     if len(np.unique(sample)) <= _BYTE:
-        return f"they are {_BYTE} different ones at most, as of a picture of 8 bits"
+        return f"they are {_BYTE} different ones at most, as in an image of 8 bits"
     if high < _SCANNER_HU and (heap := (sample == high).mean()) > _HEAP:
         return f"{heap:.1%} are {high:g}, the highest, as if clipped"
     if low > _FAT_HU[0] and (heap := (sample == low).mean()) > _HEAP:
@@ -143,7 +143,7 @@ class _Distribution:
 
     @classmethod
     def of(cls, sample: np.ndarray) -> Self:
-        """Without what padding and clipping make: the lowest value, and values far down that stand alone."""
+        """Without what padding and clipping make: the lowest value, and isolated values far below."""
         whole = np.clip(np.rint(sample), -_LIMIT_HU, _LIMIT_HU).astype(int).ravel() + _LIMIT_HU
         counts = np.bincount(whole, minlength=2 * _LIMIT_HU + 1).astype(float)
         alone = counts > 4 * np.maximum(np.roll(counts, 1), np.roll(counts, -1))

@@ -34,7 +34,7 @@ MAX_CHANGE, MIN_RUN = 2.1, 3  # from one step to another: so many times as long,
 MIN_STEP_MM = 0.01  # closer than that, two slices are at one position
 MAX_TILT_DEG = 35.0
 MAX_BENT_PIXELS = 1.0  # off a straight line
-MAX_VALUES = 8  # of a tag; more of them count pictures or rotations, not series
+MAX_VALUES = 8  # of a tag; more of them count images or rotations, not series
 _TELLING = {  # tags that a series has one of
     "kernel": "convolution kernels",
     "image_type": "image types",
@@ -48,7 +48,7 @@ JUMP_RESCALED, MIN_RESCALED_HU = 1.5, 20.0
 JUMP_SHIFTED, MIN_SHIFT_HU = 4.0, 150.0
 ALIKE, UNLIKE, MIN_SPREAD_HU = 0.7, 0.1, 0.01  # correlation of neighbours, of slices that are not constant
 WILD_HU, MAX_WILD = (-4096, 32000), 0.005  # beyond what CT measures; share of a slice
-FILL_AIR_HU, FILL_APART_HU = -900, 50  # what air lies below; a picture differs from its fill by
+FILL_AIR_HU, FILL_APART_HU = -900, 50  # what air lies below; an image differs from its fill by
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ def _check_values(ordered: Sequence[Slice], hu: np.ndarray) -> None:
     planes = hu[:, ::stride, ::stride].astype(np.float32)
     if filled := _filled(planes):
         raise ValueError(
-            f"{len(filled)} slices hold one constant value where their neighbours hold a picture, as where a "
+            f"{len(filled)} slices hold one constant value where their neighbours hold an image, as where a "
             f"download broke off: {listing([ordered[k].name for k in filled])}. Take the original files"
         )
     rescales = [_rescale(its) for its in ordered]
@@ -373,9 +373,9 @@ def _filled(planes: np.ndarray) -> list[int]:
         apart = np.abs(planes[other, start:stop] - ends[k]) > FILL_APART_HU
         return bool(stop - start >= max(height / (4 if is_air[k] else 16), 2) and apart.mean() > 0.3)
 
-    pictures, found = np.flatnonzero(runs < height), list[int]()
+    images, found = np.flatnonzero(runs < height), list[int]()
     for k in range(len(planes)):
-        beside = pictures[pictures < k][-1:], pictures[pictures > k][:1]
+        beside = images[images < k][-1:], images[images > k][:1]
         lost = [is_lost(k, int(other)) for side in beside for other in side]
         if any(lost) and (not is_air[k] or lost == [True, True]):
             found.append(k)

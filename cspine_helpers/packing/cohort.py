@@ -183,9 +183,9 @@ def _study_files(source: PackSource, folder: Path) -> Iterator[StudyFiles]:
         )
     known, boxes = _labels(folder), folder / "train_bounding_boxes.csv"
     none = pd.DataFrame(columns=list(BOX_COLUMNS))
-    drawn = dict(iter(read_boxes(boxes).groupby(UID))) if boxes.is_file() else {}
+    boxes_of = dict(iter(read_boxes(boxes).groupby(UID))) if boxes.is_file() else {}
     for uid, path in studies.items():
-        series, its = source.series.get(uid), drawn.get(uid, none)
+        series, its = source.series.get(uid), boxes_of.get(uid, none)
         yield StudyFiles(uid, path, source.masks, source.scheme, series, known.get(uid), its)
 
 
@@ -275,7 +275,7 @@ def _begin(
 def _records(jobs: Mapping[str, tuple], cohort: str, workers: int) -> Iterator[dict[str, Any]]:
     """The studies' records as they come.
 
-    Where a process dies, the rest goes one by one until it is clear with which study, then on in parallel.
+    Where a process dies, the rest is packed one by one until the study is found, then again in parallel.
     """
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError

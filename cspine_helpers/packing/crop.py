@@ -21,7 +21,7 @@ class PackConfig:
 
     Attributes:
         slices: slice positions T, evenly spread over the vertebra's height.
-        size: height and width of the packed pictures in pixels.
+        size: height and width of the packed images in pixels.
         margin_mm: free space around the vertebra, on every side in the axial plane.
         neighbours: slices taken on each side of a position; channels are 2 × neighbours + 1.
         neighbour_mm: distance from one channel's slice to the next; each takes the native slice nearest to
@@ -118,8 +118,8 @@ def pack_vertebra(
         for channel, offset in enumerate(offsets):
             index = int(np.clip(position + offset, 0, end))
             if index not in prepared:
-                picture = to_uint8(volume_hu[index][crop], config.window_hu)
-                prepared[index] = _resize(np.pad(picture, edges), config.size)
+                image = to_uint8(volume_hu[index][crop], config.window_hu)
+                prepared[index] = _resize(np.pad(image, edges), config.size)
             array[t, :, :, channel] = prepared[index]
         mask = np.pad((label_map[position][crop] == number).astype(np.uint8) * 255, edges)
         mask = _resize(mask, config.size)
@@ -164,7 +164,7 @@ def _square(
     return ranges[0], ranges[1]
 
 
-def _resize(picture: np.ndarray, size: int) -> np.ndarray:
+def _resize(image: np.ndarray, size: int) -> np.ndarray:
     """To size × size: area average where it shrinks (no aliasing), linear where it only grows."""
-    shrink = max(picture.shape) > size
-    return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+    shrink = max(image.shape) > size
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)

@@ -12,7 +12,7 @@ Boxes of RSNA 2022 name a slice of the series by its InstanceNumber and hold pix
 - Slice truth has a mark for each packed position: 'x' where its slice has a box of the vertebra, else '.'.
   A vertebra labelled as intact is '.' throughout. One without boxes is unknown (""), as most studies have
   none; so is one whose boxes all lie between its packed positions.
-- Packed boxes are in pixels of the packed picture, edges as above, clipped to it. A box outside the crop is
+- Packed boxes are in pixels of the packed image, edges as above, clipped to it. A box outside the crop is
   no packed box; its slice stays 'x', for it is fractured.
 
 Readers drew boxes on slices where they saw a fracture. A slice that they skipped counts as intact.
@@ -182,7 +182,7 @@ def _owner(box: _Placed, label_map: np.ndarray, candidates: list[str]) -> str:
 
 
 def _packed_edges(box: _Placed, piece: PackedVertebra) -> tuple[float, float, float, float] | None:
-    """x, y, width and height in the packed picture, as far as they lie in it; None where they do not."""
+    """x, y, width and height in the packed image, clipped to it; None outside it."""
     crop = np.array([piece.rows, piece.columns], dtype=float)  # (2, 2): first and stop of y and x
     size = np.array(piece.array.shape[1:3])
     scale = size / (crop[:, 1] - crop[:, 0])
