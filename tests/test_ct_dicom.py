@@ -560,7 +560,8 @@ def test_links_that_lead_nowhere_are_refused_by_name(tmp_path):
     for file in (files[9], files[8]):
         file.unlink()
         file.symlink_to(tmp_path / "gone" / file.name)
-    refusal(lambda: read_series(tmp_path), tmp_path.name, "broken links (2)", files[8].name, files[9].name, "get")
+    names = files[8].name, files[9].name
+    refusal(lambda: read_series(tmp_path), tmp_path.name, "broken links (2)", *names, "get")
 
 
 def test_links_that_lead_to_slices_are_read(tmp_path):
