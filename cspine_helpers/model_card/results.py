@@ -1,14 +1,14 @@
-"""What predictions of one split show, with 95 % intervals, as the Markdown tables of a model card."""
+"""What predictions of one split show, with 95 % intervals, as the tables and limits of a model card."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import entr
 
 from cspine_helpers.decisions.thresholds import MIN_POSITIVES, Decision, apply_decision
-from cspine_helpers.evaluation.cases import Aggregation, Cases
+from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.intervals import MOST_UNDEFINED, bootstrap, per_vertebra, rsna_loss
 from cspine_helpers.evaluation.reliability import calibration_scores, written_scores
 from cspine_helpers.evaluation.resampling import AREAS, RATES
@@ -60,109 +60,79 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-class Reached(NamedTuple):
-    """What a decision reaches at its level.
-
-    Attributes:
-        counts: tp, fp, fn and tn.
-        rates: `value, low, high, undefined` by `metric`.
-    """
-
-    counts: dict[str, int]
-    rates: pd.DataFrame
-
-
 @dataclass(frozen=True)
 class Findings:
-    """Numbers of one split; each frame has `value, low, high, undefined` by `metric`.
+    """Numbers of one split; each frame has `value, low, high, undefined` by `metric`; methods return rows.
 
     Attributes:
         cases: vertebrae and patients → cases of the split.
-        reached: level of a decision with a threshold → what it reaches.
+        reached: level of a decision with a threshold → counts tp, fp, fn, tn, and rates.
         scores: vertebrae and patients → losses and areas of the probabilities.
         vertebrae: of `intervals.per_vertebra`; rates only for a decision about vertebrae.
     """
 
     cases: dict[str, Cases]
-    reached: dict[str, Reached]
+    reached: dict[str, tuple[dict[str, int], pd.DataFrame]]
     scores: dict[str, pd.DataFrame]
     vertebrae: pd.DataFrame
 
-    @property
-    def aggregation(self) -> Aggregation | None:
-        """How patients were made of vertebrae."""
-        return self.cases["patients"].aggregation
+    def confusion(self, level: str) -> list[list[str]]:
+        """Fractured and intact cases: how many the decision at a level calls fractured, how many not."""
+        tp, fp, fn, tn = (f"{self.reached[level][0][name]:,}" for name in ("tp", "fp", "fn", "tn"))
+        return [["fractured", tp, fn], ["intact", fp, tn]]
 
-    def decision_table(self, level: str) -> str:
-        """Counts and rates of the decision at a level."""
-        counts, rates = self.reached[level]
-        tp, fp, fn, tn = (f"{counts[name]:,}" for name in ("tp", "fp", "fn", "tn"))
-        what = UNITS[level]
-        table = markdown(
-            [what, "called fractured", "not called"], [["fractured", tp, fn], ["intact", fp, tn]]
-        )
-        rows = ([TITLES[name], _estimate(rates, name)] for name in RATES)
-        return f"{table}\n\n{markdown([f'{what} at the threshold', 'value (95 % interval)'], rows)}"
+    def rates(self, level: str) -> list[list[str]]:
+        """Rates of the decision at a level."""
+        return [[TITLES[name], _estimate(self.reached[level][1], name)] for name in RATES]
 
-    def ranking_table(self) -> str:
+    def ranking(self) -> list[list[str]]:
         """Areas under curves, with what chance alone gives."""
-        chance = {"auroc": lambda share: 0.5, "average_precision": lambda share: share}
-        rows = [
-            [level, TITLES[name], _estimate(found, name), number(chance[name](self.cases[level].prevalence))]
+        return [
+            [level, TITLES[name], _estimate(found, name), number(0.5 if name == "auroc" else prevalence)]
             for level, found in self.scores.items()
-            for name in AREAS
+            for name, prevalence in zip(AREAS, [self.cases[level].prevalence] * 2, strict=True)
         ]
-        return markdown(["level", "metric", "value (95 % interval)", "chance"], rows)
 
-    def vertebra_table(self) -> str:
-        """Each vertebra by itself."""
+    def each_vertebra(self) -> list[list[str]]:
+        """The header, then each vertebra by itself."""
         names = [name for name in ("recall", "precision", *AREAS) if name in set(self.vertebrae["metric"])]
-        rows = []
+        rows = [["vertebra", "studies", "fractured", *map(_short, names)]]
         for vertebra, part in self.vertebrae.groupby("vertebra", sort=False):
             found = part.set_index("metric")
             counted = [f"{found[name].iloc[0]:,}" for name in ("studies", "positives")]
-            rows.append([vertebra, *counted, *(_estimate(found, name) for name in names)])
-        titles = [_short(name) for name in names]
-        return markdown(["vertebra", "studies", "fractured", *titles], rows)
+            rows.append([str(vertebra), *counted, *(_estimate(found, name) for name in names)])
+        return rows
 
-    def calibration_table(self) -> str:
+    def calibration(self) -> list[list[str]]:
         """Scores of the probabilities as they are, beside those of always saying the share of fractures."""
         rows = []
         for level, cases in self.cases.items():
             written = written_scores(calibration_scores(cases, bins=BINS, resamples=RESAMPLES))
-            p = cases.label.mean()
-            with np.errstate(divide="ignore", invalid="ignore"):  # one class only: nothing is uncertain
-                entropy = np.nan_to_num(-p * np.log(p) - (1 - p) * np.log1p(-p))
-            constant = {"brier": number(p * (1 - p)), "log_loss": number(entropy)}
+            p = cases.prevalence
+            constant = {"brier": number(p * (1 - p)), "log_loss": number(float(entr([p, 1 - p]).sum()))}
             constant |= {"bias": number(0), "slope": UNDEFINED, "ece": number(0)}
             for name, always in constant.items():
                 said = self.scores[level]  # which has the losses
                 text = _estimate(said, name) if name in said.index else written[name].replace("-", "−")
                 rows.append([level, TITLES[name], text, always])
-        return markdown(
-            ["level", "score", "value (95 % interval)", "always saying the share of fractures"], rows
-        )
+        return rows
 
     def clipped(self) -> str:
         """Which log losses the clip decides, of vertebrae and of patients; empty where it decides none."""
         notes = {name.title(): clip_note(of.label, of.probability) for name, of in self.cases.items()}
         return " ".join(f"{name}: {note}" for name, note in notes.items() if note)
 
-    def competition_table(self) -> str | None:
-        """The RSNA 2022 loss, beside that of always saying the shares of fractures; None: not defined."""
-        if "rsna_loss" not in self.scores["vertebrae"].index:
-            return None
+    def competition(self) -> list[list[str]]:
+        """The RSNA 2022 loss, beside that of always saying the shares of fractures; empty: not defined."""
+        found = self.scores["vertebrae"]
+        if "rsna_loss" not in found.index:
+            return []
         shares = [cases.with_probability(cases.prevalence) for cases in self.cases.values()]
-        rows = []
-        for name in ("rsna_loss", "rsna_loss_per_patient"):
-            each = name == "rsna_loss_per_patient"
-            constant = number(rsna_loss(*shares, per_patient=each))
-            rows.append([TITLES[name], _estimate(self.scores["vertebrae"], name), constant])
-        return markdown(["loss", "value (95 % interval)", "always saying the share of fractures"], rows)
-
-    def prevalence(self) -> dict[str, float]:
-        """Shares of vertebrae and of patients that are fractured."""
-        return {level: cases.prevalence for level, cases in self.cases.items()}
+        ways = {"rsna_loss": False, "rsna_loss_per_patient": True}
+        return [
+            [TITLES[name], _estimate(found, name), number(rsna_loss(*shares, per_patient=way))]
+            for name, way in ways.items()
+        ]
 
     def incomplete(self) -> tuple[int, int] | None:
         """How many patients lack a vertebra, of how many; None where nobody does."""
@@ -177,7 +147,7 @@ class Findings:
 
     def lacking(self) -> list[str]:
         """Metrics that are undefined, or too often so in resamples for an interval, in words."""
-        frames = {f"the decision about {UNITS[level]}": each.rates for level, each in self.reached.items()}
+        frames = {f"the decision about {UNITS[level]}": rates for level, (_, rates) in self.reached.items()}
         frames |= self.scores
         frames |= {str(name): part.set_index("metric") for name, part in self.vertebrae.groupby("vertebra")}
         lines = []
@@ -215,13 +185,13 @@ def find(rows: pd.DataFrame, decisions: Mapping[str, Decision]) -> Findings:
     return Findings({"vertebrae": vertebrae, "patients": patients}, reached, scores, single)
 
 
-def _reached(rows: pd.DataFrame, decision: Decision, patients: Cases) -> Reached:
+def _reached(rows: pd.DataFrame, decision: Decision, patients: Cases) -> tuple[dict[str, int], pd.DataFrame]:
     called = apply_decision(decision, rows)
     cases = patients if decision.rule.level == "patient" else Cases.of(rows)
     cases = cases.with_probability(called["positive"].astype(float))
     counted = confusion(cases.label, cases.probability, 0.5).iloc[0]
     counts = {name: int(counted[name]) for name in ("tp", "fp", "fn", "tn")}
-    return Reached(counts, _bootstrap(cases, threshold=0.5).loc[[*RATES]])
+    return counts, _bootstrap(cases, threshold=0.5).loc[[*RATES]]
 
 
 def _bootstrap(

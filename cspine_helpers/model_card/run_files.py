@@ -16,10 +16,10 @@ from cspine_helpers.decisions.test_split import (
     read_openings,
 )
 from cspine_helpers.decisions.thresholds import Decision
-from cspine_helpers.files.paths import inside, sha256_of
+from cspine_helpers.files.paths import inside
 from cspine_helpers.files.tables import read_table
 from cspine_helpers.predictions import predictions_sha256, read_predictions
-from cspine_helpers.runs import RECORD, other_runs, read_record
+from cspine_helpers.runs import RECORD, check_described, other_runs, read_record
 
 _WEIGHTS, _HISTORY, _PREDICTIONS = "model.safetensors", "history.csv", "predictions.csv"
 UNKNOWN = "not on record"
@@ -143,12 +143,7 @@ def _described(path: Path, record: Mapping[str, Any], key: str) -> Path | None:
     """The file, if it is there and the record describes it; without a record nothing is known of it."""
     if not record or not inside(path).is_file():
         return None
-    found = sha256_of(path)
-    if record.get(key) != found:
-        raise ValueError(
-            f"{path} is not the file that {RECORD} describes: its SHA-256 is {found}, {RECORD} says "
-            f"{record.get(key) or 'nothing'} ({key}). Put back the two files of one run, or train again."
-        )
+    check_described(path, record, key)
     return path
 
 
