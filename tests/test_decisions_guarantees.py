@@ -15,6 +15,7 @@ from cspine_helpers.decisions.guarantees import (
     Guarantee,
     RecallTarget,
     _fixed_bet,
+    checked_guarantees,
     guarantee_on_validation,
     guarantee_recall,
     patients_needed,
@@ -219,10 +220,10 @@ def test_only_validation_rows_are_promised_on_and_the_guarantee_says_which(level
     at = Cases.of(rows, level="patient", aggregation=target.aggregation).table() if level == "patient" else at
     proof = guarantee_recall(at["label"], at["probability"], at[UID], target, hoped=0.5)
     assert found == replace(proof, rows_sha256=predictions_sha256(rows))
-    found.check_made_on(TABLE)
-    found.check_made_on(rows)
+    checked_guarantees(found, TABLE)
+    checked_guarantees(found, rows)
     with_other_test_rows = TABLE.assign(probability=TABLE["probability"].where(TABLE["split"] != "test", 0.5))
-    found.check_made_on(with_other_test_rows)
+    checked_guarantees(found, with_other_test_rows)
 
 
 def test_other_predictions_do_not_carry_a_guarantee():
@@ -230,11 +231,11 @@ def test_other_predictions_do_not_carry_a_guarantee():
     relabelled = TABLE.assign(split=TABLE["split"].map({"validation": "train", "test": "validation"}))
     for other in (TABLE.assign(probability=TABLE["probability"] / 2), relabelled):
         with pytest.raises(ValueError, match="made on other rows: their SHA-256 is"):
-            found.check_made_on(other)
+            checked_guarantees(found, other)
     with pytest.raises(ValueError, match="no row of the split 'validation'"):
         on_table(TABLE[TABLE["split"] == "test"])
     with pytest.raises(ValueError, match="made on arrays"):
-        replace(found, rows_sha256=None).check_made_on(TABLE)
+        checked_guarantees(replace(found, rows_sha256=None), TABLE)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ def test_other_predictions_do_not_carry_a_guarantee():
 def test_a_guarantee_that_was_edited_is_noticed(changes):
     edited = Guarantee.from_record(on_table().record() | changes)
     with pytest.raises(ValueError, match=r"This one says: .* These rows say: "):
-        edited.check_made_on(TABLE)
+        checked_guarantees(edited, TABLE)
 
 
 def test_a_guarantee_covers_thresholds_up_to_its_own_at_its_level_by_its_aggregation():

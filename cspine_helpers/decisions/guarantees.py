@@ -157,31 +157,6 @@ class Guarantee:
             return False
         return decision.rule.aggregation == self.target.aggregation and threshold <= self.threshold
 
-    def check_made_on(self, predictions: pd.DataFrame) -> None:
-        """Refuse a guarantee that was not made on the validation rows of this predictions table.
-
-        It is made again from them, so that one that was edited is refused as well.
-
-        Raises:
-            ValueError: it is of arrays, of other rows, or not what these rows give; says which. The table
-                breaks the schema or has no validation rows.
-        """
-        if self.rows_sha256 is None:
-            raise ValueError(
-                f"A guarantee {_AGAIN} This one was made on arrays, which may be of any predictions."
-            )
-        found = predictions_sha256(predictions, split="validation")
-        if found != self.rows_sha256:
-            raise ValueError(
-                f"A guarantee {_AGAIN} This one was made on other rows: their SHA-256 is {self.rows_sha256}, "
-                f"that of the validation rows here is {found}."
-            )
-        again = guarantee_on_validation(predictions, self.target)
-        if replace(self, needed_as_hoped=None) != again:
-            raise ValueError(
-                f"A guarantee {_AGAIN} This one says: {self.reason} These rows say: {again.reason}"
-            )
-
     def record(self) -> dict[str, Any]:
         """Plain values for JSON: the fields of the target and those of the guarantee, side by side."""
         whole = asdict(self)
@@ -193,9 +168,6 @@ class Guarantee:
         of_target = {each.name for each in fields(RecallTarget)}
         target = RecallTarget(**{name: value for name, value in record.items() if name in of_target})
         return cls(target, **{name: value for name, value in record.items() if name not in of_target})
-
-
-_AGAIN = "is for the predictions it was made on: make it with guarantee_on_validation(...)."
 
 
 def one_or_several(given: object) -> tuple[Any, ...]:
@@ -211,16 +183,34 @@ def checked_guarantees(
     """The guarantees, one or several, each made on the validation rows of this predictions table.
 
     To be asked before one is shown beside a table or kept with a decision; `Guarantee.covers` then says for
-    which decisions it holds.
+    which decisions it holds. Each is made again, so that one that was edited is refused as well.
 
     Raises:
-        ValueError: one is not a `Guarantee`, or see `Guarantee.check_made_on`.
+        ValueError: one is not a `Guarantee`, is of arrays, of other rows, or not what these rows give; says
+            which. The table breaks the schema or has no validation rows.
     """
     found = one_or_several(guarantees)
+    if not found:
+        return ()
+    cases, here = _validation(predictions)
     for each in found:
+        wrong = ""
         if not isinstance(each, Guarantee):
-            raise ValueError(f"A guarantee {_AGAIN} Found {type(each).__name__} {each!r}.")
-        each.check_made_on(predictions)
+            wrong = f"Found {type(each).__name__} {each!r}."
+        elif each.rows_sha256 is None:
+            wrong = "This one was made on arrays, which may be of any predictions."
+        elif each.rows_sha256 != here:
+            wrong = (
+                f"This one was made on other rows: their SHA-256 is {each.rows_sha256}, that of the "
+                f"validation rows here is {here}."
+            )
+        elif replace(each, needed_as_hoped=None) != (again := _guarantee(cases, here, each.target)):
+            wrong = f"This one says: {each.reason} These rows say: {again.reason}"
+        if wrong:
+            raise ValueError(
+                "A guarantee is for the predictions it was made on: make it with "
+                f"guarantee_on_validation(...). {wrong}"
+            )
     return found
 
 
@@ -242,12 +232,21 @@ def guarantee_on_validation(
         ValueError: see `guarantee_recall`; the table breaks the schema or has no validation rows; the
             aggregation was fitted on these patients; a patient has several studies.
     """
+    return _guarantee(*_validation(predictions), target, hoped=hoped)
+
+
+def _validation(predictions: pd.DataFrame) -> tuple[Cases, str]:
+    """The validation cases, and the SHA-256 of their rows."""
+    return Cases.of(predictions, split="validation"), predictions_sha256(predictions, split="validation")
+
+
+def _guarantee(cases: Cases, rows_sha256: str, target: RecallTarget, hoped: float | None = None) -> Guarantee:
+    """See `guarantee_on_validation`."""
     if target.aggregation is not None and target.aggregation.fitted_on is not None:
         raise ValueError(
             "No guarantee holds with an aggregation that was fitted on the validation patients: it has seen "
             "them. Use max, noisy_or or top_k, or leave the guarantee out."
         )
-    cases = Cases.of(predictions, split="validation")
     whose = cases.studies["patient"]
     several = whose[whose.duplicated()].unique()
     if len(several):  # neither test knows what these studies share
@@ -262,7 +261,7 @@ def guarantee_on_validation(
     elif target.level in VERTEBRAE:
         cases = cases.of_unit(target.level)
     made = guarantee_recall(cases.label, cases.probability, cases.patient, target, hoped=hoped)
-    return replace(made, rows_sha256=predictions_sha256(predictions, split="validation"))
+    return replace(made, rows_sha256=rows_sha256)
 
 
 def guarantee_recall(
