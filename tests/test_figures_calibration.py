@@ -36,6 +36,12 @@ def mended(patients):
     return calibration.apply(fitted, patients)
 
 
+def levels(table):
+    """Its vertebrae and its patients."""
+    cases = Cases.of(table)
+    return {"Vertebrae": cases, "Patients": cases.patients()}
+
+
 def ends(axes):
     """Lower and upper ends of the whiskers, or of the columns of a bar."""
     (whiskers,) = axes.collections
@@ -43,14 +49,14 @@ def ends(axes):
 
 
 def test_reliability_diagrams_draw_the_bins_of_each_level(table):
-    figure = evidence.reliability_diagrams(table, bins=6)
-    assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["All vertebrae", "Patients by max"]
-    for axes, level in zip(figure.axes[:2], ("all", "patient"), strict=True):
-        found = reliability.reliability_table(Cases.of(table).of_unit(level), bins=6)
+    figure = evidence.reliability_diagrams(levels(table), bins=6)
+    for axes, (title, cases) in zip(figure.axes[:2], levels(table).items(), strict=True):
+        assert axes.get_title(loc="left") == title
+        found = reliability.reliability_table(cases, bins=6)
         points = axes.lines[1].get_xydata()
         np.testing.assert_array_equal(points, found[["probability", "observed"]])
         np.testing.assert_allclose(ends(axes), found[["low", "high"]].to_numpy().T)
-        scores = reliability.calibration_scores(Cases.of(table).of_unit(level), bins=6)
+        scores = reliability.calibration_scores(cases, bins=6)
         written = reliability.written_scores(scores)
         names = {"log loss": "log_loss", "Brier": "brier", "slope": "slope", "ECE": "ece"}
         for name, key in names.items():
@@ -61,32 +67,22 @@ def test_reliability_diagrams_draw_the_bins_of_each_level(table):
 def test_a_reliability_diagram_says_how_many_log_losses_the_clip_decides(table):
     wrong = table["label"].eq(1).idxmax()
     sure = table.assign(probability=table["probability"].where(table.index != wrong, 0.0))
-    figure = evidence.reliability_diagrams(sure, levels=["all"])
+    figure = evidence.reliability_diagrams({"a": Cases.of(sure)})
     assert f"clipped: 1 of {len(table)} cases" in texts(figure.axes[0])
 
 
 def test_histograms_count_every_case(table):
-    lower = evidence.reliability_diagrams(table).axes[2:]
-    for axes, level in zip(lower, ("all", "patient"), strict=True):
-        cases = Cases.of(table).of_unit(level)
+    lower = evidence.reliability_diagrams(levels(table)).axes[2:]
+    for axes, cases in zip(lower, levels(table).values(), strict=True):
         heights = np.array([[bar.get_height() for bar in bars] for bars in axes.containers])
         assert heights.sum(axis=1).tolist() == [(cases.label == 0).sum(), (cases.label == 1).sum()]
 
 
 def test_bins_without_a_case_are_left_out(table):
     few = table.assign(probability=table["probability"].where(table["probability"] > 0.3, 0.05))
-    figure = evidence.reliability_diagrams(few, levels=["all"], strategy="uniform")
+    figure = evidence.reliability_diagrams({"a": Cases.of(few)}, strategy="uniform")
     assert len(figure.axes[0].lines[1].get_xydata()) < 10
     assert np.isfinite(figure.axes[0].lines[1].get_xydata()).all()
-
-
-def test_a_comparison_has_a_panel_for_each_model(patients, mended):
-    figure = evidence.calibration_comparison({"before": patients, "Platt": mended}, bins=5)
-    assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["before", "Platt"]
-    found = reliability.reliability_table(mended, bins=5)
-    np.testing.assert_array_equal(
-        figure.axes[1].lines[1].get_xydata(), found[["probability", "observed"]].to_numpy()
-    )
 
 
 @pytest.mark.parametrize("elsewhere", [None, 0.07])
@@ -126,15 +122,13 @@ def test_prevalences_of_patients_are_not_marked_for_vertebrae(table):
     (axes,) = evidence.predictive_value_curves(Cases.of(table), 0.2).axes
     assert "screening" not in texts(axes)
     assert f"this split\n{table['label'].mean():.1%}" in texts(axes)
-    (axes,) = evidence.predictive_value_curves(Cases.of(table), 0.2, marks={}).axes
-    assert texts(axes) == ""
 
 
 @pytest.mark.slow
 def test_every_picture_shows_itself_and_touches_no_global_state(table, patients):
     before = dict(matplotlib.rcParams)
     for draw in (
-        lambda: evidence.reliability_diagrams(table),
+        lambda: evidence.reliability_diagrams(levels(table)),
         lambda: evidence.decision_curves({"before": patients}),
         lambda: evidence.predictive_value_curves(patients, 0.3),
     ):
@@ -145,12 +139,10 @@ def test_every_picture_shows_itself_and_touches_no_global_state(table, patients)
 
 def test_what_cannot_be_drawn_is_refused(table, mended):
     with pytest.raises(ValueError, match="nothing to draw"):
-        evidence.reliability_diagrams(table, levels=[])
-    with pytest.raises(ValueError, match="Unknown level 'C8'"):
-        evidence.reliability_diagrams(table, levels=["C8"])
+        evidence.reliability_diagrams({})
     with pytest.raises(ValueError, match="One to 4 curves can be told apart; found 5"):
         evidence.decision_curves(dict.fromkeys("abcde", mended))
     with pytest.raises(ValueError, match="not of the same cases"):
         evidence.decision_curves({"a": mended, "b": Cases.of(table)})
     with pytest.raises(ValueError, match="All 840 labels are 0"):
-        evidence.predictive_value_curves(Cases.of(table.assign(label=0)), 0.3, marks={"here": 0.1})
+        evidence.predictive_value_curves(Cases.of(table.assign(label=0)), 0.3)

@@ -20,7 +20,7 @@ def table():
 
 
 def test_pr_curves_are_those_of_metrics_and_carry_the_operating_point(table):
-    pooled, single, patients = curves.pr_curves(table, threshold=0.3, patient_threshold=0.5).axes
+    pooled, single, patients = curves.pr_curves(Cases.of(table), threshold=0.3, patient_threshold=0.5).axes
     expected = metrics.pr_curve(table["label"], table["probability"])
     np.testing.assert_array_equal(pooled.lines[0].get_ydata(), expected["precision"])
     point = metrics.rates(metrics.confusion(table["label"], table["probability"], 0.3)).iloc[0]
@@ -32,7 +32,7 @@ def test_pr_curves_are_those_of_metrics_and_carry_the_operating_point(table):
 
 
 def test_every_panel_shows_the_curve_and_the_area_of_its_rows(table):
-    pooled, single, patients = curves.pr_curves(table, threshold=0.3, patient_threshold=0.5).axes
+    pooled, single, patients = curves.pr_curves(Cases.of(table), threshold=0.3, patient_threshold=0.5).axes
     rows = {name: table[table["vertebra"] == name] for name in VERTEBRAE}
     rows |= {"patients": Cases.of(table, level="patient").table(), "all": table}
     drawn = dict(zip(VERTEBRAE, single.lines[::2], strict=True))  # and a point between each two
@@ -58,7 +58,7 @@ def test_every_panel_shows_the_curve_and_the_area_of_its_rows(table):
 
 
 def test_operating_points_are_at_the_rates_of_their_own_level_and_threshold(table):
-    pooled, single, patients = curves.pr_curves(table, threshold=0.3, patient_threshold=0.5).axes
+    pooled, single, patients = curves.pr_curves(Cases.of(table), threshold=0.3, patient_threshold=0.5).axes
     rows = [table[table["vertebra"] == name] for name in VERTEBRAE]
     points = zip([*single.lines[1::2], pooled.lines[2], patients.lines[2]], [*rows, table, None], strict=True)
     for point, its in points:
@@ -68,7 +68,7 @@ def test_operating_points_are_at_the_rates_of_their_own_level_and_threshold(tabl
         assert point.get_marker() == "o"
         assert point.get_xydata()[0] == pytest.approx([hits / its["label"].sum(), hits / called.sum()])
     assert "threshold" not in texts(single)
-    plain = curves.pr_curves(table).axes
+    plain = curves.pr_curves(Cases.of(table)).axes
     assert [len(axes.lines) for axes in plain] == [2, 7, 2]
     assert "threshold" not in texts(plain[0]) + texts(plain[2])
 
@@ -95,23 +95,23 @@ def test_words_of_an_operating_point_lie_on_the_empty_side(labels, probabilities
 
 def test_pr_curves_leave_out_vertebrae_with_one_class(table):
     table.loc[table["vertebra"] == "C3", "label"] = 0
-    single = curves.pr_curves(table).axes[1]
+    single = curves.pr_curves(Cases.of(table)).axes[1]
     assert "C3" not in [text.get_text()[:2] for text in single.get_legend().get_texts()]
 
 
 def test_pr_curves_say_where_patients_are_all_alike(table):
     table.loc[table["vertebra"] == "C1", "label"] = 1
-    assert "one class only" in curves.pr_curves(table).axes[2].get_title(loc="left")
+    assert "one class only" in curves.pr_curves(Cases.of(table)).axes[2].get_title(loc="left")
 
 
 def test_pr_curves_refuse_one_class(table):
     with pytest.raises(ValueError, match="All 350 labels are 0"):
-        curves.pr_curves(table.assign(label=0))
+        curves.pr_curves(Cases.of(table.assign(label=0)))
 
 
 def test_curves_of_vertebrae_and_patients_carry_the_bands_of_bands(table):
-    pooled, single, patients = curves.pr_curves(table).axes
-    roc_pooled, roc_patients = curves.roc_curves(table).axes
+    pooled, single, patients = curves.pr_curves(Cases.of(table)).axes
+    roc_pooled, roc_patients = curves.roc_curves(Cases.of(table)).axes
     assert not single.collections
     drawn = {
         ("pr", "all"): pooled,
@@ -129,7 +129,7 @@ def test_curves_of_vertebrae_and_patients_carry_the_bands_of_bands(table):
 
 
 def test_roc_curves_are_those_of_metrics(table):
-    pooled, patients = curves.roc_curves(table).axes
+    pooled, patients = curves.roc_curves(Cases.of(table)).axes
     expected = metrics.roc_curve(table["label"], table["probability"])
     np.testing.assert_array_equal(pooled.lines[0].get_xdata(), expected["false_positive_rate"])
     np.testing.assert_array_equal(pooled.lines[0].get_ydata(), expected["recall"])
@@ -146,13 +146,13 @@ def test_roc_curves_are_those_of_metrics(table):
         assert axes.lines[1].get_xydata().tolist() == [[0, 0], [1, 1]]
         assert axes.get_xlim() == axes.get_ylim() == (-0.02, 1.02)
     table.loc[table["vertebra"] == "C1", "label"] = 1
-    assert "one class only" in curves.roc_curves(table).axes[1].get_title(loc="left")
+    assert "one class only" in curves.roc_curves(Cases.of(table)).axes[1].get_title(loc="left")
 
 
 def test_curves_of_too_few_patients_say_that_they_have_no_band(table):
     few = table[table[UID].isin(["1.0", "1.1"])]
     few = few.assign(label=(few[UID] == "1.0") * 1)
-    for figure in (curves.pr_curves(few), curves.roc_curves(few)):
+    for figure in (curves.pr_curves(Cases.of(few)), curves.roc_curves(Cases.of(few))):
         for axes in (figure.axes[0], figure.axes[-1]):
             assert not axes.collections
             assert "no band" in texts(axes)
@@ -163,19 +163,19 @@ def test_pictures_leave_global_settings_alone(table):
         return {name: value for name, value in matplotlib.rcParams.items() if name != "backend"}
 
     before = settings()
-    curves.pr_curves(table)
-    curves.roc_curves(table)
+    curves.pr_curves(Cases.of(table))
+    curves.roc_curves(Cases.of(table))
     assert settings() == before
 
 
 def test_histograms_scale_each_class_to_one(table):
-    for axes in curves.score_histograms(table).axes:
+    for axes in curves.score_histograms(Cases.of(table)).axes:
         heights = np.array([patch.get_height() for patch in axes.patches])
         np.testing.assert_allclose(heights.reshape(2, -1).sum(axis=1), 1)
 
 
 def test_vertebra_against_patient_shows_the_rates_of_each(table):
-    left, right = curves.vertebra_against_patient(table, threshold=0.3, patient_threshold=0.5).axes
+    left, right = curves.vertebra_against_patient(Cases.of(table), threshold=0.3, patient_threshold=0.5).axes
     np.testing.assert_array_equal(
         line(left, "observed").get_ydata(), cleared_by_vertebrae(Cases.of(table), 0.3)[0]
     )
@@ -185,7 +185,7 @@ def test_vertebra_against_patient_shows_the_rates_of_each(table):
     assert bars.get_label() == "patients at 0.3000"
     assert [bar.get_height() for bar in bars] == row[["recall", "precision", "specificity"]].tolist()
     assert len(right.containers) == 3
-    assert len(curves.vertebra_against_patient(table, threshold=0.3).axes[1].containers) == 2
+    assert len(curves.vertebra_against_patient(Cases.of(table), threshold=0.3).axes[1].containers) == 2
 
 
 @pytest.fixture

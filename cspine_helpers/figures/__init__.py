@@ -1,7 +1,6 @@
 """Every picture. Functions return a `Figure`; only `save_figure` writes files."""
 
 from cspine_helpers.figures.calibration import (
-    calibration_comparison,
     decision_curves,
     predictive_value_curves,
     reliability_diagrams,

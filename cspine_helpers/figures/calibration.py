@@ -1,10 +1,8 @@
-"""Pictures of what probabilities are worth: reliability, calibration, net benefit, predictive values."""
+"""Pictures of what probabilities are worth: reliability, net benefit, predictive values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
@@ -23,90 +21,65 @@ from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, 
 from cspine_helpers.metrics import clip_note
 
 _SCORE_NAMES = {"log_loss": "log loss", "brier": "Brier", "slope": "slope", "ece": "ECE"}
-# One look for each table of a comparison, colour and line together, so that none rests on colour alone.
+# One look for each model of a comparison, colour and line together, so that none rests on colour alone.
 _LOOKS = ((style.VERMILION, "-"), (style.BLUE, "--"), (style.GREEN, "-."), (style.PINK, ":"))
 
 
 @in_style
 def reliability_diagrams(
-    predictions: pd.DataFrame,
-    *,
-    levels: Sequence[str] = ("all", "patient"),
-    bins: int = 10,
-    strategy: Bins = "quantile",
+    panels: Mapping[str, Cases], *, bins: int = 10, strategy: Bins = "quantile"
 ) -> Picture:
-    """Reliability: predicted vs observed, a panel for each level, over the histogram of the probabilities.
+    """Reliability: predicted vs observed, a panel for each title, over the histogram of the probabilities.
 
-    Whiskers are 95 % intervals with patients as units (`reliability.reliability_table`); beside them the
-    scores of `reliability.calibration_scores`. Bins without a case are left out.
+    Whiskers are 95 % intervals with patients as units; beside them the scores of `calibration_scores`. Cases
+    are of one split, which fitted no calibrator. Bins without a case are left out.
 
     Raises:
-        ValueError: nothing to draw; cases of several splits.
+        ValueError: nothing to draw; see `reliability.reliability_table`.
+
+    Example:
+        >>> cases = Cases.of(predictions, split="validation")
+        >>> figure = reliability_diagrams({"Vertebrae": cases, "Patients": cases.patients()}, bins=3)
     """
-    cases = [Cases.of(predictions).of_unit(level) for level in levels]
-    panels = {level_title(each): each for each in cases}
-    return _diagrams(panels, bins, strategy)
-
-
-@in_style
-def calibration_comparison(
-    cases: Mapping[str, Cases], *, bins: int = 10, strategy: Bins = "quantile"
-) -> Picture:
-    """Reliability diagrams side by side: as predicted, and calibrated.
-
-    Args:
-        cases: title → cases of one split that fitted no calibrator.
-        bins: see `reliability.reliability_table`.
-        strategy: see there.
-
-    Raises:
-        ValueError: nothing to draw; cases of several splits.
-    """
-    return _diagrams(cases, bins, strategy)
-
-
-def _diagrams(panels: Mapping[str, Cases], bins: int, strategy: Bins) -> Picture:
     if not panels:
-        raise ValueError("There is nothing to draw: give at least one level, or one table.")
+        raise ValueError("There is nothing to draw: give at least one panel.")
     shape: dict = {"height_ratios": [3.4, 1], "sharex": True, "squeeze": False}
     figure, grid = canvas(1.2 + 3.8 * len(panels), 5.3, 2, len(panels), **shape)
     for (upper, lower), (title, cases) in zip(grid.T, panels.items(), strict=True):
-        found = reliability_table(cases, bins=bins, strategy=strategy)
-        _reliability_panel(upper, found[~found["undefined"]])
+        # 1. Bins and scores above
+        found = reliability_table(cases, bins=bins, strategy=strategy).query("not undefined")
+        x, y = found["probability"], found["observed"]
+        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+        upper.plot(x, y, color=INTACT, linewidth=1, alpha=0.5)
+        look: dict = {
+            "fmt": "o",
+            "color": INTACT,
+            "ms": 5.5,
+            "elinewidth": 1.4,
+            "capsize": 2.5,
+            "mec": "white",
+        }
+        upper.errorbar(x, y, yerr=[y - found["low"], found["high"] - y], **look)
+        style.unit_square(upper, "", "observed share of fractures")
         scores = calibration_scores(cases, bins=bins, strategy=strategy)
-        written = written_scores(scores)
-        lines = [f"{name} {written[key]}" for key, name in _SCORE_NAMES.items()]
+        lines = [f"{name} {written_scores(scores)[key]}" for key, name in _SCORE_NAMES.items()]
         if note := clip_note(cases.label, cases.probability):
             lines.insert(1, f"  clipped: {note.partition(' cases')[0]} cases")
-        too_high = scores.set_index("score")["value"]["bias"] > 0  # then the points lie below the diagonal
-        x, y, side, end = (0.03, 0.97, "left", "top") if too_high else (0.97, 0.03, "right", "bottom")
-        upper.text(x, y, "\n".join(lines), transform=upper.transAxes, ha=side, va=end, fontsize=9)
+        too_high = scores.set_index("score")["value"]["bias"] > 0  # then points are below the diagonal
+        at, side, end = ((0.03, 0.97), "left", "top") if too_high else ((0.97, 0.03), "right", "bottom")
+        upper.annotate("\n".join(lines), at, xycoords="axes fraction", ha=side, va=end, fontsize=9)
         upper.set_title(title)
-        _score_panel(lower, cases)
-    for axes in grid[0]:
-        axes.set_xlabel("")
+        # 2. All probabilities below
+        truth = {"intact": INTACT, "fractured": FRACTURED}
+        shown = [cases.probability[cases.label == label] for label in range(2)]
+        edges = np.linspace(0, 1, 41).tolist()
+        lower.hist(shown, edges, stacked=True, color=list(truth.values()), label=list(truth))
+        lower.set(xlim=(-0.02, 1.02), xlabel="predicted probability", ylabel="cases")
+        lower.yaxis.set_major_formatter("{x:,.0f}")
     for axes in grid[:, 1:].flat:
         axes.set_ylabel("")
     style.legend_beside(grid[1, -1], fontsize=9, handlelength=1)
     return figure
-
-
-def _reliability_panel(axes: Axes, bins: pd.DataFrame) -> None:
-    x, y = bins["probability"], bins["observed"]
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-    errors = [y - bins["low"], bins["high"] - y]
-    axes.plot(x, y, color=INTACT, linewidth=1, alpha=0.5)
-    axes.errorbar(x, y, yerr=errors, fmt="o", color=INTACT, ms=5.5, elinewidth=1.4, capsize=2.5, mec="white")
-    style.unit_square(axes, "predicted probability", "observed share of fractures")
-
-
-def _score_panel(axes: Axes, cases: Cases) -> None:
-    edges = np.linspace(0, 1, 41)
-    truth = {"intact": INTACT, "fractured": FRACTURED}
-    scores = [cases.probability[cases.label == label] for label in range(2)]
-    axes.hist(scores, edges.tolist(), stacked=True, color=list(truth.values()), label=list(truth))
-    axes.set(xlim=(-0.02, 1.02), xlabel="probability", ylabel="cases")
-    axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
 @in_style
@@ -115,8 +88,8 @@ def decision_curves(
 ) -> Picture:
     """Net benefit of treating by each model's probabilities, against treating all and none.
 
-    Bands are 95 % intervals with patients as units, each threshold by itself; of three or more they
-    would hide each other, and are left out.
+    Bands are pointwise 95 % intervals, patients as units; of three models or more they would hide each other,
+    and are left out.
 
     Args:
         cases: name → cases, all of the same patients and level; at most four.
@@ -125,6 +98,9 @@ def decision_curves(
 
     Raises:
         ValueError: none, or more than four; not of the same patients; see `clinical_utility.decision_curve`.
+
+    Example:
+        >>> figure = decision_curves({"as predicted": Cases.of(predictions, level="patient", split="test")})
     """
     if not 1 <= len(cases) <= len(_LOOKS):
         raise ValueError(f"One to {len(_LOOKS)} curves can be told apart; found {len(cases)}.")
@@ -132,7 +108,7 @@ def decision_curves(
         name: decision_curve(each, prevalence=prevalence, thresholds=thresholds)
         for name, each in cases.items()
     }
-    first = next(iter(found.values()))
+    first, banded = next(iter(found.values())), len(found) <= 2
     if any(not np.allclose(curve["treat_all"], first["treat_all"]) for curve in found.values()):
         raise ValueError("The models differ in their share of fractures: they are not of the same cases.")
     figure, axes = canvas(9, 4.6)
@@ -140,12 +116,11 @@ def decision_curves(
     axes.axhline(0, color=INK, linewidth=1, label="treat none")
     for (name, curve), (colour, line) in zip(found.items(), _LOOKS, strict=False):
         t = curve["threshold"]
-        if len(found) <= 2:
+        if banded:
             axes.fill_between(t, curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
         axes.plot(t, curve["net_benefit"], color=colour, linestyle=line, label=name)
-    top = max(first["treat_all"].max(), *(curve["net_benefit"].max() for curve in found.values()))
-    if len(found) <= 2:
-        top = max(top, *(curve["high"].max() for curve in found.values()))
+    highest = "high" if banded else "net_benefit"
+    top = max(first["treat_all"].max(), *(curve[highest].max() for curve in found.values()))
     axes.set(ylim=(-0.25 * top, 1.05 * top), xlim=(0, first["threshold"].max()))
     axes.set(xlabel="threshold probability", ylabel="net benefit per case")
     style.grid_behind(axes)
@@ -156,44 +131,42 @@ def decision_curves(
 
 
 @in_style
-def predictive_value_curves(
-    cases: Cases, threshold: float, *, marks: Mapping[str, float] | None = None
-) -> Picture:
+def predictive_value_curves(cases: Cases, threshold: float) -> Picture:
     """Positive and negative predictive value of a threshold at other prevalences.
 
-    Bands are 95 % intervals, patients as units. All of it takes sensitivity and specificity to be the
-    same everywhere, which external tests have not borne out: read it as the better case.
-
-    Args:
-        cases: of one split.
-        threshold: a case is called positive at or above it.
-        marks: name → prevalence of their level to write the values at; for patients a screening set and the
-            competition where not given, for vertebrae their own prevalence.
+    Values are written, for patients, at the prevalence of a screening set and of the competition; for
+    vertebrae at their own. Bands are 95 % intervals, patients as units. All of it takes sensitivity and
+    specificity to be the same everywhere, which external tests have not borne out: the better case.
 
     Raises:
         ValueError: see `clinical_utility.predictive_curve`.
+
+    Example:
+        >>> figure = predictive_value_curves(Cases.of(predictions, level="patient", split="test"), 0.5)
     """
-    if marks is None:
-        own = {"this split": cases.prevalence}
-        shown = {"screening": SCREENING_PREVALENCE, "competition": COMPETITION_PREVALENCE}
-        marks = shown if cases.level == "patient" else own
+    marks = {"screening": SCREENING_PREVALENCE, "competition": COMPETITION_PREVALENCE}
+    if cases.level == "vertebra":
+        marks = {"this split": cases.prevalence}
     curve = predictive_curve(cases, threshold, np.geomspace(0.005, 0.9, 120))
     figure, axes = canvas(9, 4.6)
-    names = {
-        "ppv": ("positive (fractured)", FRACTURED, "-"),
-        "npv": ("negative (intact)", INTACT, "--"),
-    }
+    names = {"ppv": ("positive (fractured)", FRACTURED, "-"), "npv": ("negative (intact)", INTACT, "--")}
     x = curve["prevalence"]
     for key, (name, colour, line) in names.items():
         axes.fill_between(x, curve[f"{key}_low"], curve[f"{key}_high"], color=colour, alpha=0.18, linewidth=0)
         axes.plot(x, curve[key], color=colour, linestyle=line, label=name)
-    if marks:
-        values = predictive_curve(cases, threshold, list(marks.values()))
-        _mark_prevalences(axes, list(marks), values)
+    for name, share in marks.items():
+        axes.axvline(share, color=GREY, linewidth=1, linestyle=":")
+        axes.text(share * 0.97, 1.13, f"{name}\n{share:.1%}", ha="right", va="top", fontsize=9, color=GREY)
+    values = predictive_curve(cases, threshold, list(marks.values()))
+    for share, pair in zip(marks.values(), values[["ppv", "npv"]].to_numpy(), strict=True):
+        lower, higher = sorted(pair.tolist())  # the lower is written below its point, the higher one above
+        for value, offset, end in ((lower, (7, -4), "top"), (higher, (7, 4), "bottom")):
+            axes.plot(share, value, "o", color=INK, ms=6, mec="white", zorder=4)
+            axes.annotate(f"{value:.2f}", (share, value), offset, textcoords="offset points", va=end,
+                          fontsize=9, bbox=style.UNDER)  # fmt: skip
     axes.set_xscale("log")
-    axes.set(
-        xlim=(0.005, 0.9), ylim=(-0.02, 1.15), xlabel="prevalence of fractures", ylabel="predictive value"
-    )
+    axes.set(xlim=(0.005, 0.9), ylim=(-0.02, 1.15))
+    axes.set(xlabel="prevalence of fractures", ylabel="predictive value")
     axes.set_xticks([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
@@ -201,16 +174,3 @@ def predictive_value_curves(
     style.legend_beside(axes)
     axes.set_title(f"{level_title(cases)} at threshold {threshold:.4f}: predictive values")
     return figure
-
-
-def _mark_prevalences(axes: Axes, names: Sequence[str], values: pd.DataFrame) -> None:
-    shares = values["prevalence"].to_numpy()
-    for name, share in zip(names, shares, strict=True):
-        axes.axvline(share, color=GREY, linewidth=1, linestyle=":")
-        axes.text(share * 0.97, 1.13, f"{name}\n{share:.1%}", ha="right", va="top", fontsize=9, color=GREY)
-    for share, pair in zip(shares, values[["ppv", "npv"]].to_numpy(), strict=True):
-        lower, higher = sorted(pair.tolist())  # the lower is written below its point, the higher one above
-        for value, offset, end in ((lower, (7, -4), "top"), (higher, (7, 4), "bottom")):
-            axes.plot(share, value, "o", color=INK, ms=6, mec="white", zorder=4)
-            text = axes.annotate(f"{value:.2f}", (share, value), offset, textcoords="offset points", va=end)
-            text.set(fontsize=9, bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})

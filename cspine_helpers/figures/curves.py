@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from numpy.typing import ArrayLike
 
 from cspine_helpers import metrics
 from cspine_helpers.decisions.simulation import METHODS, TARGETS
@@ -26,7 +25,6 @@ RATE_STYLES: dict[str, dict[str, Any]] = {
     "specificity": {"color": style.GREEN, "linestyle": "--"},
     "f1": {"color": INK, "linestyle": ":"},
 }
-UNDER = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}  # behind words over curves
 _METHOD_COLOURS = dict(zip(METHODS, (INTACT, GREY, FRACTURED), strict=True))
 _CURVES: dict[str, tuple[Any, str, str, Any, str]] = {  # function, its columns x and y, area and its name
     "pr": (metrics.pr_curve, "recall", "precision", metrics.average_precision, "average precision"),
@@ -82,26 +80,21 @@ def _panel(axes: Axes, cases: Cases, kind: Literal["pr", "roc"]) -> None:
 
 @in_style
 def pr_curves(
-    predictions: pd.DataFrame, *, threshold: float | None = None, patient_threshold: float | None = None
+    cases: Cases, *, threshold: float | None = None, patient_threshold: float | None = None
 ) -> Picture:
     """Precision–recall curves of all vertebrae, of each vertebra, and of patients, with operating points.
 
     Bands are pointwise 95 % bootstrap intervals, resampling patients; those of single vertebrae would hide
-    each other, and are left out.
-
-    Args:
-        predictions: predictions table of one split.
-        threshold: vertebra threshold to mark on the curves of vertebrae.
-        patient_threshold: patient threshold to mark on the curve of patients.
+    each other, and are left out. Operating points are those of a threshold for vertebrae, and of one for
+    patients.
 
     Raises:
-        ValueError: the table holds one class only.
+        ValueError: there is one class only.
 
     Example:
-        >>> figure = pr_curves(predictions[predictions["split"] == "validation"], threshold=0.5)
+        >>> figure = pr_curves(Cases.of(predictions, split="validation"), threshold=0.5)
     """
     figure, (pooled, single, patients) = canvas(13.6, 4.3, 1, 3)
-    cases = Cases.of(predictions)
     _panel(pooled, cases, "pr")
     levels = defined_levels(cases)
     for name in [level for level in VERTEBRAE if level in levels]:
@@ -120,18 +113,18 @@ def pr_curves(
 
 
 @in_style
-def roc_curves(predictions: pd.DataFrame) -> Picture:
+def roc_curves(cases: Cases) -> Picture:
     """ROC curves of all vertebrae and of patients over the chance line, with bands as in `pr_curves`.
 
     Raises:
-        ValueError: the table holds one class only.
+        ValueError: there is one class only.
 
     Example:
-        >>> figure = roc_curves(predictions[predictions["split"] == "validation"])
+        >>> figure = roc_curves(Cases.of(predictions, split="validation"))
     """
     figure, panels = canvas(9.2, 4.3, 1, 2)
-    for axes, level in zip(panels, ("all", "patient"), strict=True):
-        _panel(axes, Cases.of(predictions).of_unit(level), "roc")
+    for axes, each in zip(panels, (cases, cases.patients()), strict=True):
+        _panel(axes, each, "roc")
     return figure
 
 
@@ -152,11 +145,7 @@ def _operating_point(
 
 @in_style
 def threshold_sweep(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    *,
-    threshold: float | None = None,
-    precision_floor: float | None = None,
+    cases: Cases, *, threshold: float | None = None, precision_floor: float | None = None
 ) -> Picture:
     """Recall, precision, specificity and F1 against the threshold, the chosen one marked.
 
@@ -164,9 +153,10 @@ def threshold_sweep(
         ValueError: see `metrics.check_scores`.
 
     Example:
-        >>> figure = threshold_sweep([0, 1, 1], [0.2, 0.4, 0.9], threshold=0.4)
+        >>> figure = threshold_sweep(Cases.of(predictions, split="validation"), threshold=0.4)
     """
-    table = metrics.rates(metrics.threshold_counts(labels, probabilities))
+    scores = (cases.label, cases.probability)
+    table = metrics.rates(metrics.threshold_counts(*scores))
     figure, axes = canvas(9, 4.4)
     for name, line in RATE_STYLES.items():
         axes.step(table["threshold"], table[name], where="post", label=RATE_NAMES[name], **line)
@@ -174,13 +164,13 @@ def threshold_sweep(
     if precision_floor is not None:
         style.reference(axes, precision_floor, "y", colour=INTACT)
         text = f"floor {precision_floor:.2f}"
-        axes.text(1.0, precision_floor, text, color=INTACT, ha="right", va="bottom", bbox=UNDER)
+        axes.text(1.0, precision_floor, text, color=INTACT, ha="right", va="bottom", bbox=style.UNDER)
     if threshold is not None:
         axes.axvline(threshold, color=INK, linewidth=1.2)
         side, gap = ("right", -0.01) if threshold > 0.8 else ("left", 0.01)
         axes.text(threshold + gap, 0.99, f"threshold {threshold:.4f}", transform=axes.get_xaxis_transform(),
-                  ha=side, va="top", fontsize=9, bbox=UNDER)  # fmt: skip
-        row = metrics.rates(metrics.confusion(labels, probabilities, threshold)).iloc[0]
+                  ha=side, va="top", fontsize=9, bbox=style.UNDER)  # fmt: skip
+        row = metrics.rates(metrics.confusion(*scores, threshold)).iloc[0]
         for name, line in RATE_STYLES.items():
             axes.plot(threshold, row[name], "o", color=line["color"], mec="white", markersize=8, zorder=4)
     style.legend_beside(axes)
@@ -222,30 +212,29 @@ def confusions(counts: Mapping[str, pd.DataFrame]) -> Picture:
 
 
 @in_style
-def score_histograms(predictions: pd.DataFrame) -> Picture:
+def score_histograms(cases: Cases) -> Picture:
     """Probabilities of fractured and intact vertebrae, and of patients, each class scaled to its own size.
 
     Example:
-        >>> figure = score_histograms(predictions)
+        >>> figure = score_histograms(Cases.of(predictions, split="validation"))
     """
     figure, panels = canvas(11, 3.9, 1, 2)
-    for axes, level in zip(panels, ("all", "patient"), strict=True):
-        cases = Cases.of(predictions).of_unit(level)
+    for axes, each in zip(panels, (cases, cases.patients()), strict=True):
         for truth, (name, colour) in enumerate({"intact": INTACT, "fractured": FRACTURED}.items()):
-            scores = cases.probability[cases.label == truth]
+            scores = each.probability[each.label == truth]
             share = np.full(len(scores), 1 / max(len(scores), 1))
             label = f"{name} ({len(scores):,})"
             axes.hist(scores, np.linspace(0, 1, 26), weights=share, color=colour, alpha=0.55, label=label)
         axes.set(xlim=(0, 1), xlabel="probability", ylabel="share of the class")
         axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
         axes.legend(loc="upper right", ncols=2, fontsize=9)
-        axes.set_title(level_title(cases))
+        axes.set_title(level_title(each))
     return figure
 
 
 @in_style
 def vertebra_against_patient(
-    predictions: pd.DataFrame, *, threshold: float, patient_threshold: float | None = None
+    cases: Cases, *, threshold: float, patient_threshold: float | None = None
 ) -> Picture:
     """Why a vertebra threshold is not a patient threshold.
 
@@ -257,11 +246,10 @@ def vertebra_against_patient(
         ValueError: every patient has a fracture.
 
     Example:
-        >>> figure = vertebra_against_patient(predictions, threshold=0.5, patient_threshold=0.6)
+        >>> figure = vertebra_against_patient(Cases.of(predictions, split="test"), threshold=0.5)
     """
     figure, (left, right) = canvas(12, 4.4, 1, 2, width_ratios=[1, 1.25])
-    vertebrae = Cases.of(predictions)
-    cleared, independent = cleared_by_vertebrae(vertebrae, threshold)
+    cleared, independent = cleared_by_vertebrae(cases, threshold)
     places = np.arange(1, len(VERTEBRAE) + 1)
     left.plot(places, independent, color=GREY, linestyle="--", label="if vertebrae erred independently")
     left.plot(places, cleared, "o-", color=INTACT, label="observed")
@@ -274,8 +262,8 @@ def vertebra_against_patient(
     left.grid(True, axis="y")
     left.legend(loc="lower left")
     left.set_title("Still below the threshold")
-    patients = vertebrae.patients()
-    groups = [("vertebrae", vertebrae, threshold, GREY), ("patients", patients, threshold, FRACTURED)]
+    patients = cases.patients()
+    groups = [("vertebrae", cases, threshold, GREY), ("patients", patients, threshold, FRACTURED)]
     if patient_threshold is not None:
         groups.append(("patients, own", patients, patient_threshold, INTACT))
     names, width = ["recall", "precision", "specificity"], 0.8 / len(groups)

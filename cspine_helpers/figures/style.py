@@ -21,6 +21,7 @@ FRACTURED, INTACT = VERMILION, BLUE
 VERTEBRA_COLOURS = dict(zip(VERTEBRAE, (INK, AMBER, SKY, GREEN, BLUE, VERMILION, PINK), strict=True))
 SPLIT_COLOURS = dict(zip(SPLITS, (BLUE, AMBER, GREEN), strict=True))
 
+UNDER = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}  # behind words over curves
 # Settings for the length of one drawing, `@in_style`; never set for the whole session.
 STYLE: dict = {
     "figure.dpi": 110,
