@@ -135,7 +135,7 @@ def contact_sheet(
 
     Example:
         >>> volume = Volume(np.zeros((9, 9, 9), np.int16), (1.0, 1.0, 1.0), np.zeros(3), np.eye(3))
-        >>> figure = contact_sheet(volume, np.zeros((9, 9, 9)), {}, notes=["no vertebra"])
+        >>> figure = contact_sheet(volume, np.zeros((9, 9, 9), int), {}, notes=["no vertebra"])
     """
     if label_map.shape != volume.hu.shape:
         raise ValueError(
