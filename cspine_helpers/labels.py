@@ -28,7 +28,7 @@ _Z_95 = 1.959963984540054  # 97.5th percentile of the standard normal distributi
 
 
 def read_labels(path: str | Path) -> pd.DataFrame:
-    """The label table of a file, checked by `validate_labels`; columns beyond the schema are left out.
+    """The label table of a file, checked by `validate_labels`; columns beyond the schema are dropped.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -50,7 +50,7 @@ def validate_labels(table: pd.DataFrame, *, what: str = "The label table") -> pd
     One row a study; labels are 0 or 1; `patient_overall` is the maximum of C1 … C7; UIDs can be file names.
 
     Raises:
-        ValueError: lists all broken rules at once, each with its offenders.
+        ValueError: lists all violated rules at once, each with its offenders.
 
     Example:
         >>> validate_labels(labels)["C1"].dtype.name
@@ -92,7 +92,7 @@ def validate_boxes(table: pd.DataFrame, *, what: str = "The table of boxes") -> 
     """The boxes in the schema's order; sizes are positive, slice numbers whole and not negative.
 
     Raises:
-        ValueError: lists all broken rules at once, each with its offenders.
+        ValueError: lists all violated rules at once, each with its offenders.
     """
     return checked(table, _BOXES, what=what, key=(UID,), unique=False, may_be_empty=True)
 
@@ -127,7 +127,7 @@ def exclusions(folder: str | Path) -> list[str]:
 
 
 def read_exclusions(path: str | Path) -> list[str]:
-    """Studies that are to be left out: one id a line; what follows `#` is a remark.
+    """Studies to exclude: one id a line; what follows `#` is a remark.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -156,7 +156,7 @@ def _known(table: pd.DataFrame, studies: Iterable[str]) -> list[str]:
     if unknown:
         raise ValueError(
             f"Studies that are not in the table ({len(unknown)}): {listing(unknown)}. "
-            "Check their UIDs, or leave them out."
+            "Check their UIDs, or drop them."
         )
     return asked
 

@@ -1,4 +1,4 @@
-"""Patients into train, validation and test, so that every vertebra is as common in each of them."""
+"""Patients into train, validation and test: stratified (`_stratify`), checked, written with their hash."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -187,7 +187,7 @@ def _column(split: pd.DataFrame) -> str:
 
 
 def check_leakage(split: pd.DataFrame) -> None:
-    """Refuse a split (or folds) in which a study stands in two splits (folds), or twice in one.
+    """Refuse a split (or folds) in which a study is in two splits (folds), or twice in one.
 
     So is a patient, where a column `patient` says whose study it is.
 

@@ -200,7 +200,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def refused(path: Path, write: Callable[[], object], kind: type[OSError], reason: str) -> None:
     before = contents(path.parent)
-    with pytest.raises(kind, match=f"was not written .*{reason}.*what stood there is unchanged") as caught:
+    with pytest.raises(kind, match=f"was not written .*{reason}.*the old file is unchanged") as caught:
         write()
     assert str(path) in str(caught.value)
     assert str(caught.value).count("was not written") == 1

@@ -260,7 +260,7 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path):
         pass
 
 
-def test_an_error_without_a_number_is_told_with_its_text(tmp_path):
+def test_an_error_without_a_number_has_its_text(tmp_path):
     def short():
         with paths.atomic_path(tmp_path / "file"):
             raise OSError("4096 requested and 0 written")

@@ -63,7 +63,7 @@ def test_columns_beyond_the_schema_and_a_byte_order_mark_do_no_harm(table, tmp_p
     assert labels.read_labels(tmp_path / "train.csv").columns.tolist() == list(labels.COLUMNS)
 
 
-def test_a_missing_file_is_said_to_be_missing(tmp_path):
+def test_a_missing_file_is_named_as_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No label table at .*train\.csv.*`make cohort`"):
         labels.read_labels(tmp_path / "train.csv")
 
@@ -102,7 +102,7 @@ def test_every_missing_column_is_named(table):
     assert "'patient_overall', 'C3'" in text
 
 
-def test_a_column_that_stands_there_twice_is_refused(table, tmp_path):
+def test_a_column_that_is_there_twice_is_refused(table, tmp_path):
     twice = table[[*labels.COLUMNS, "C2"]]
     assert "'C2'" in refused(twice)
     twice.to_csv(tmp_path / "train.csv", index=False)

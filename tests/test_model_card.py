@@ -104,9 +104,9 @@ def text_of(folder):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def card(tmp_path_factory):
     """The card of a run, for the tests that only read it."""
-    return text_of(write_run(tmp_path_factory.mktemp("told") / "toy"))
+    return text_of(write_run(tmp_path_factory.mktemp("card") / "toy"))
 
 
 def check_form(text, folder):
@@ -152,8 +152,8 @@ VALUE = "value (95 % interval)"
 NAMES = {title: name for name, title in TITLES.items()}
 
 
-def test_every_result_is_that_of_the_modules(told):
-    tables, section = tables_of(told), "Results on validation"
+def test_every_result_is_that_of_the_modules(card):
+    tables, section = tables_of(card), "Results on validation"
     counts = confusion(VALIDATION["label"], VALIDATION["probability"], CHOSEN.require()).iloc[0]
     cells = [
         [row["called fractured"], row["not called"]]
@@ -205,8 +205,8 @@ def test_every_result_is_that_of_the_modules(told):
         assert row["always saying the share of fractures"] == number(always)
 
 
-def test_each_vertebra_is_told_with_its_counts(told):
-    rows = tables_of(told)["Results on validation", "vertebra", "studies"]
+def test_each_vertebra_has_its_counts(card):
+    rows = tables_of(card)["Results on validation", "vertebra", "studies"]
     expected = per_vertebra(Cases.of(VALIDATION), threshold=CHOSEN.require(), resamples=100)
     assert [row["vertebra"] for row in rows] == list(VERTEBRAE)
     for row in rows:
@@ -222,8 +222,8 @@ def test_each_vertebra_is_told_with_its_counts(told):
             )
 
 
-def test_the_splits_are_counted(told):
-    rows = {row["split"]: row for row in tables_of(told)["Data", "split", "patients"]}
+def test_the_splits_are_counted(card):
+    rows = {row["split"]: row for row in tables_of(card)["Data", "split", "patients"]}
     assert list(rows) == ["train", "validation", "test"]
     assert rows["train"]["patients"] == "not on record"
     assert rows["train"]["fractured vertebrae"] == "not on record (0.125)"  # 1 − alpha
@@ -260,8 +260,8 @@ def test_model_training_and_inputs_are_those_of_the_record(run):
     }
 
 
-def test_no_study_is_named(told):
-    assert not [uid for uid in ("9.8.7.", "9.8.6.", "1.2.3", "1.2.4") if uid in told]
+def test_no_study_is_named(card):
+    assert not [uid for uid in ("9.8.7.", "9.8.6.", "1.2.3", "1.2.4") if uid in card]
 
 
 def test_the_same_files_give_the_same_bytes(run, tmp_path):
@@ -271,9 +271,9 @@ def test_the_same_files_give_the_same_bytes(run, tmp_path):
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
 
 
-def test_the_best_epoch_being_the_last_is_a_limit(run, told):
+def test_the_best_epoch_being_the_last_is_a_limit(run, card):
     words = "The best epoch was the last one"
-    assert words not in told
+    assert words not in card
     assert words in text_of(write_run(run, best_epoch=3))
 
 
@@ -318,7 +318,7 @@ def test_of_an_older_run_the_training_split_is_not_on_record(tmp_path):
         ),
     ],
 )
-def test_what_is_missing_is_said(run, gone, words):
+def test_what_is_missing_is_named(run, gone, words):
     for name in gone:
         (run / name).unlink()
     text = text_of(run)
@@ -426,7 +426,7 @@ def test_an_opening_with_another_decision_shows_no_results(run):
     assert "The test split was opened 2 times" in text_of(run)
 
 
-def test_frozen_calibrators_stand_beside_their_decisions(run):
+def test_frozen_calibrators_are_beside_their_decisions(run):
     assert "The probabilities are not calibrated." in text_of(run)
     calibrator = fit_calibrator(Cases.of(VALIDATION), kind="platt")
     freeze(run, [CHOSEN, PATIENT], WHOLE, calibrators=[calibrator])
@@ -456,7 +456,7 @@ def test_predictions_without_a_run_have_test_results_on_the_same_terms(tmp_path)
     assert "Results on test" in text_of(tmp_path)
 
 
-def test_a_guarantee_stands_with_its_premise(run):
+def test_a_guarantee_comes_with_its_premise(run):
     promise = guarantee_on_validation(WHOLE, RecallTarget(0.3, level="vertebra"))
     decision = state_threshold(Cases.of(VALIDATION), promise.require(), reason="a | b\nc <i>")
     freeze(run, [decision, PATIENT], WHOLE, guarantees=promise)

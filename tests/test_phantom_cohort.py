@@ -178,7 +178,7 @@ def test_a_damaged_record_of_a_cohort_is_refused_by_name(cohort, tmp_path, text)
     folder.mkdir()
     (folder / "train.csv").write_bytes((cohort / "train.csv").read_bytes())
     (folder / "cohort.json").write_text(text)
-    with pytest.raises(ValueError, match=r"cohort\.json .*make it anew"):
+    with pytest.raises(ValueError, match=r"cohort\.json .*make it again"):
         phantom.study_of(folder, "1.2.3")
 
 

@@ -370,7 +370,7 @@ def test_an_exported_cohort_has_the_layout_of_rsna_2022_and_no_more(exported):
         np.testing.assert_array_equal(hu_of(series), np.rint(rendered(index).volume_hu))
 
 
-def test_boxes_stand_on_the_slice_that_shows_the_fracture(exported):
+def test_boxes_are_on_the_slice_that_shows_the_fracture(exported):
     boxes = labels.read_boxes(exported / "train_bounding_boxes.csv")
     assert set(boxes[UID]) == set(uids(BROKEN))
     slices = read_slices(exported / "train_images" / rendered(BROKEN).uid)

@@ -272,7 +272,7 @@ def test_on_the_real_table_no_prevalence_differs_by_half_a_percentage_point(seed
     assert (prevalence.max() - prevalence.min()).max() < 0.005  # measured: 0.0030
 
 
-def test_a_split_that_stands_there_is_not_written_over_unasked(split, tmp_path):
+def test_a_split_that_is_there_is_not_written_over_unasked(split, tmp_path):
     path, other = tmp_path / "split.csv", splits.split_patients(random_table(50), seed=9)
     splits.write_split(split, path)
     splits.write_split(split.sample(frac=1, random_state=0), path)  # the same one

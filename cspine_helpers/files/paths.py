@@ -1,7 +1,7 @@
 """Where files live, which names may become files, and how a file is replaced in one step.
 
 `data/<cohort>` may be a link, to a larger disk. A run's folder, and the files of a run or of a `packed`
-folder, may not be links out of the folder they stand in.
+folder, may not be links out of their folder.
 """
 
 import ctypes
@@ -66,7 +66,7 @@ def cohort_dir(cohort: str) -> Path:
 
 
 def cohort_remedy(folder: str | Path) -> str:
-    """What to do where a cohort is not there, for the end of an error: how to get it, and which there are."""
+    """What to do about a missing cohort, for the end of an error: how to get it, and which there are."""
     folder = Path(folder)
     said = "data/README.md says where the files of RSNA 2022 go; `make cohort` makes the built-in cohort."
     if folder.name in PHANTOMS:
@@ -87,7 +87,7 @@ def run_dir(run: str) -> Path:
 
 
 def staging_dir(run_folder: str | Path) -> Path:
-    """Folder in which a new run is trained while an earlier one stands, `<run>-training` beside it."""
+    """Folder in which a new run is trained while an earlier one is kept, `<run>-training` beside it."""
     folder = Path(run_folder)
     return folder.with_name(f"{folder.name}-training")
 
@@ -156,7 +156,7 @@ def checked_name(name: str, kind: str) -> str:
 
 
 def inside(path: Path) -> Path:
-    """The path, which need not exist; a link there may not lead out of the folder that it stands in.
+    """The path, which need not exist; a link there may not lead out of its folder.
 
     Raises:
         ValueError: it does.
@@ -221,12 +221,11 @@ def listing(items: Iterable[object], *, separator: str = ", ", quoted: bool = Tr
 def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary file beside `path`: takes its place when the block ends well, goes when it does not.
 
-    Readers therefore see the old file or the whole new one, never a part; with `durable` also after the
-    power failed (without it, an empty file may then stand there).
+    Readers see the old file or the whole new one, never a part; with `durable` also after a power failure
+    (without it, the file may then be empty).
 
     Raises:
-        OSError: the file cannot be written, as `PermissionError` or another of its kind; says which file
-            and why.
+        OSError: the file cannot be written; says which file and why.
     """
     path, temporary = Path(path), None
     try:
@@ -241,14 +240,12 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         temporary.chmod(_mode(path))
         os.replace(temporary, path)
     except OSError as error:
-        if isinstance(
-            error.__cause__, OSError
-        ):  # says already which file: one that is written together with it
+        if isinstance(error.__cause__, OSError):  # it names a file that is written together with this one
             raise
         raise OSError(
             error.errno or errno.EIO,
-            f"{path} was not written ({error.strerror or error}); what stood there is unchanged. Check the "
-            f"right to write to {path.parent} and the free space there.",
+            f"{path} was not written ({error.strerror or error}); the old file is unchanged. Check the right "
+            f"to write to {path.parent} and the free space there.",
         ) from error
     finally:
         if temporary is not None:
@@ -256,7 +253,7 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def _mode(path: Path) -> int:
-    """Permissions that a file keeps when it is replaced; those of a new file where none stands there."""
+    """Permissions that a file keeps when it is replaced; those of a new file where there is none."""
     if path.is_file() and not path.is_symlink():
         return stat.S_IMODE(path.stat().st_mode)
     umask = os.umask(0)
@@ -285,7 +282,7 @@ def exclusive(lock: str | Path, doing: str) -> Iterator[None]:
     """Let one process at a time into the block; the lock ends with the block or the process, however it ends.
 
     Args:
-        lock: file that stands there meanwhile.
+        lock: file that is there meanwhile.
         doing: what another process would be doing, for the error.
 
     Raises:
@@ -330,7 +327,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def seal_of(path: str | Path) -> Path:
-    """Where the SHA-256 of a file stands, if it is kept: `<path>.sha256`, as `sha256sum --check` reads it."""
+    """Where the SHA-256 of a file is kept, if it is: `<path>.sha256`, as `sha256sum --check` reads it."""
     path = Path(path)
     return path.with_name(f"{path.name}.sha256")
 

@@ -1,4 +1,4 @@
-"""Records: JSON files that hold their own SHA-256, so that a change by hand is noticed, as `run.json`.
+"""Records: JSON files that hold their own SHA-256, so a change by hand is noticed, as `run.json`.
 
 A file of records that grows line by line: after a stop at any moment, whole records are left.
 
@@ -22,7 +22,7 @@ Config = TypeVar("Config")
 
 
 def write_sealed(path: str | Path, content: Mapping[str, Any]) -> Path:
-    """Write a record in one step; `"record_sha256"` is added, or put right where it stands. Returns the path.
+    """Write a record in one step; `"record_sha256"` is added, or corrected where it is. Returns the path.
 
     Raises:
         ValueError: the record holds NaN or infinity, which JSON does not have, or no plain value; names each.
@@ -143,15 +143,15 @@ def append(path: Path, records: list[Any]) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{path} could not be written ({error.strerror}). Mend that and go on: its records are kept.",
+            f"{path} could not be written ({error.strerror}). Mend that and continue: its records are kept.",
         ) from error
 
 
 def whole_records(path: Path) -> list[Any]:
     """The records of the file; none where there is no file.
 
-    A line that is torn, garbled or out of place ends them. It and what follows are cut off, so that nothing
-    needs to be synced to disk.
+    A line that is torn, garbled or out of place ends them. It and what follows are cut off, so nothing needs
+    to be synced to disk.
 
     Raises:
         ValueError: it is a link, see `paths.check_own`.

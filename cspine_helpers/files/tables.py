@@ -33,7 +33,7 @@ def read_table(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: see `read_columns`; or columns are missing or stand there twice.
+        ValueError: see `read_columns`; or columns are missing or there twice.
     """
     table = read_columns(path, what=what, source=source, text=text)
     require_columns(table, columns, what=Path(path).name)
@@ -287,7 +287,7 @@ def checked(
         Text as str, "number" as float64, "whole" as int64 (float64 where cells may be empty), new index.
 
     Raises:
-        ValueError: lists all broken rules at once, each with its number of offenders and the first ten.
+        ValueError: lists all violated rules at once, each with its number of offenders and the first ten.
     """
     # 1. The columns and rows are there.
     columns = [column for column in columns if not column.optional or column.name in table.columns]

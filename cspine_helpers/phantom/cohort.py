@@ -27,7 +27,7 @@ from cspine_helpers.phantom.rendering import Study, generator, render_study, stu
 
 MADE_BY = "cspine_helpers.phantom"
 PHANTOM_VERSION = 1  # raised by hand when the same seed would give other phantoms, or other packed arrays
-_REMEDY = "Move the cohort aside, and make it anew."
+_REMEDY = "Move the cohort aside, and make it again."
 MIN_FRACTURE_VOXELS = 6  # fewer in a slice cannot be seen, and do not make it a fractured slice
 
 
@@ -178,7 +178,7 @@ def study_of(folder: Path, uid: str) -> Study:
 
 
 def _read_record(folder: Path) -> dict:
-    """`cohort.json` as it stands.
+    """`cohort.json` as it is.
 
     Raises:
         ValueError: it is no JSON object.
@@ -209,7 +209,7 @@ def pack_study(study: Study, folder: Path, config: PackConfig) -> list[dict]:
 
 
 def fracture_boxes(study: Study) -> list[dict]:
-    """Boxes around the broken bone, one a vertebra and axial slice: x, y, width, height in voxels."""
+    """Boxes around fractured bone, one a vertebra and axial slice: x, y, width, height in voxels."""
     boxes = []
     for index, plane in enumerate(study.fracture_map):
         for number in np.unique(plane[plane > 0]):

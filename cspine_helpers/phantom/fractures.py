@@ -1,9 +1,9 @@
-"""What is broken in a phantom vertebra, and what only looks like it.
+"""Fractures of a phantom vertebra, and what only looks like them.
 
 Fractures are cracks through cortex and marrow, with or without a displaced fragment, and compressed bodies,
 at the sites where each level breaks. Look-alikes (vascular channels, osteophytes, sclerotic endplates, old
-smooth ossicles) stand in intact vertebrae as often as in broken ones, so that neither brightness nor one dark
-line gives the answer away.
+smooth ossicles) are in intact vertebrae as often as in fractured ones: neither brightness nor a dark line
+gives the answer away.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Crack:
 
     Attributes:
         point, normal: where it passes and its unit normal (x, y, z), in the vertebra's frame.
-        reach_mm: radius around `point` within which bone is broken.
+        reach_mm: radius around `point` within which bone is fractured.
         gap_mm: width of the dark line.
         shift_mm: how far the bone on the normal's side has moved (x, y, z).
         phase: phase of the plane's waves.
@@ -134,7 +134,7 @@ def _draw_crack(point: Point, normal: Point, reach: float, grade: float, rng: np
 
 
 def draw_mimics(level: str, rng: np.random.Generator) -> list[Mimic]:
-    """Harmless findings of one vertebra, drawn without regard to whether it is broken."""
+    """Harmless findings of one vertebra, drawn whether it is fractured or not."""
     found: list[Mimic] = []
     if level == "C1":
         if rng.random() < 0.35:  # nutrient channel of the lateral mass

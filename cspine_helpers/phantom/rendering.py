@@ -30,7 +30,7 @@ class Study:
         uid: StudyInstanceUID in the form of RSNA 2022.
         volume_hu: float32 (Z, Y, X), cranial to caudal, front to back, right to left.
         label_map: uint8, same shape; 1–7 mark C1–C7.
-        fracture_map: uint8, same shape; the vertebra's number where its bone is broken.
+        fracture_map: uint8, same shape; the vertebra's number where its bone is fractured.
         spacing_mm: (z, y, x).
         window_hu: the window this study is packed with.
         labels: 0 or 1 for each of C1–C7.
