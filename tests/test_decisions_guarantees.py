@@ -197,7 +197,7 @@ def test_a_guarantee_survives_json():
     of_table = on_table(level="patient", aggregation=Aggregation("top_k", k=2))
     for found in (of_arrays, of_table):
         assert Guarantee.from_record(json.loads(json.dumps(found.record()))) == found
-    with pytest.raises(ValueError, match="lies in"):
+    with pytest.raises(ValueError, match="must be in"):
         replace(of_arrays, threshold=1.2)
 
 
@@ -314,12 +314,12 @@ def several(labels=(1, 0, 1), patients=("a", "b", "c"), hoped=None, **options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recall": 90}, "recall lies between 0 and 1; found 90"),
-        ({"delta": 0.0}, "delta lies between 0 and 1; found 0.0"),
-        ({"recall": float("nan")}, "recall lies between"),
+        ({"recall": 90}, "recall must be between 0 and 1; found 90"),
+        ({"delta": 0.0}, "delta must be between 0 and 1; found 0.0"),
+        ({"recall": float("nan")}, "recall must be between"),
         ({"level": "all"}, "Unknown level 'all'.*patient, vertebra, C1"),
         ({"average": "mean"}, "Unknown average 'mean'.*vertebrae, patients"),
-        ({"hoped": -0.1}, r"A threshold lies in \[0, 1\]; found -0.1"),
+        ({"hoped": -0.1}, r"A threshold must be in \[0, 1\]; found -0.1"),
         ({"labels": (0, 0, 0)}, "None of the 3 rows at level 'patient' is positive"),
         ({"labels": (0, 2, 1)}, "1 labels are neither 0 nor 1"),
         ({"patients": ("a", "b")}, r"Each of the 3 rows needs its patient; found shape \(2,\), 0 missing"),

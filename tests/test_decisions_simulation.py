@@ -147,9 +147,9 @@ def test_real_patients_drawn_again_keep_the_promise():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Truth(correlation=1.0), r"correlation lies in \[0, 1\); found 1.0"),
+        (lambda: Truth(correlation=1.0), r"correlation must be in \[0, 1\); found 1.0"),
         (lambda: simulate_guarantee(patients=0), "At least one patient and one redraw; found 0 and 2000"),
-        (lambda: simulate_guarantee(redraws=1, recall=1.0), "recall lies between 0 and 1"),
+        (lambda: simulate_guarantee(redraws=1, recall=1.0), "recall must be between 0 and 1"),
         (lambda: Population(hand_made()[:5]), "2 of 2 patients have a fracture; both kinds are needed"),
         (lambda: Population(hand_made()[5:]), "0 of 1 patients have a fracture"),
     ],

@@ -604,7 +604,7 @@ def part(**changes):
         (part(decision={**PATIENT.record(), "colour": 1}), "decision.colour is unknown"),
         (
             part(decision={**PATIENT.record(), "threshold": 1.5}),
-            r"decision\.json: A threshold lies in \[0, 1\]",
+            r"decision\.json: A threshold must be in \[0, 1\]",
         ),
         (part(decision={**PATIENT.record(), "threshold": "0.5"}), r"decision\.json: "),
         (part(decision={**PATIENT.record(), "aggregation": {"method": "median"}}), "Unknown aggregation"),

@@ -232,9 +232,9 @@ def test_many_scores_take_a_moment_and_equal_the_fractions():
         ({}, "max_recall needs precision_floor or specificity_floor"),
         ({"recall_floor": 0.5}, "max_recall needs precision_floor or specificity_floor"),
         ({"objective": "max_precision"}, "max_precision needs recall_floor"),
-        ({"precision_floor": 1.2}, r"precision_floor lies in \[0, 1\]; found 1.2"),
-        ({"specificity_floor": float("nan")}, r"specificity_floor lies in \[0, 1\]"),
-        ({"objective": "max_precision", "recall_floor": -0.1}, r"recall_floor lies in \[0, 1\]"),
+        ({"precision_floor": 1.2}, r"precision_floor must be in \[0, 1\]; found 1.2"),
+        ({"specificity_floor": float("nan")}, r"specificity_floor must be in \[0, 1\]"),
+        ({"objective": "max_precision", "recall_floor": -0.1}, r"recall_floor must be in \[0, 1\]"),
         ({"objective": "max_luck"}, "Unknown objective 'max_luck'.*max_recall, max_f1"),
         ({"objective": "stated"}, "Unknown objective 'stated'.*max_recall, max_f1"),
         ({"objective": "max_fbeta"}, "max_fbeta needs beta, a finite number above 0; found None"),
@@ -371,7 +371,7 @@ def test_a_stated_threshold_says_what_it_reaches():
 @pytest.mark.parametrize(
     ("threshold", "reason", "message"),
     [
-        (1.5, "By hand.", r"lies in \[0, 1\]; found 1.5"),
+        (1.5, "By hand.", r"must be in \[0, 1\]; found 1.5"),
         (float("nan"), "By hand.", "threshold is missing"),
         (0.5, " ", "needs its reason"),
     ],
@@ -399,8 +399,8 @@ def test_scores_that_cannot_choose_are_refused(labels, probabilities, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"threshold": 1.5}, r"lies in \[0, 1\]; found 1.5"),
-        ({"threshold": None, "thresholds": dict.fromkeys(VERTEBRAE, 2.0)}, r"lies in \[0, 1\]; found 2"),
+        ({"threshold": 1.5}, r"must be in \[0, 1\]; found 1.5"),
+        ({"threshold": None, "thresholds": dict.fromkeys(VERTEBRAE, 2.0)}, r"must be in \[0, 1\]; found 2"),
         ({"threshold": None, "thresholds": {"C1": 0.5}}, r"those of C1 … C7.*found \['C1'\]"),
         ({"thresholds": dict.fromkeys(VERTEBRAE, 0.5)}, "without another"),
         (

@@ -746,9 +746,9 @@ def test_a_broken_table_is_refused():
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
 def test_a_threshold_outside_0_to_1_is_refused(threshold, standing):
-    with pytest.raises(ValueError, match="lies in"):
+    with pytest.raises(ValueError, match="must be in"):
         ThresholdExplorer(made_table(), threshold=threshold)
-    with pytest.raises(ValueError, match="lies in"):
+    with pytest.raises(ValueError, match="must be in"):
         standing.threshold = threshold
     assert standing.threshold == 0.2
 

@@ -75,7 +75,7 @@ class RecallTarget:
         for name, value in (("recall", self.recall), ("delta", self.delta)):
             if not 0 < value < 1:
                 raise ValueError(
-                    f"{name} lies between 0 and 1; found {value}. Give a fraction such as 0.9 or 0.05."
+                    f"{name} must be between 0 and 1; found {value}. Give a fraction such as 0.9 or 0.05."
                 )
         check_choice("level", self.level, GUARANTEE_LEVELS)
         check_choice("average", self.average, get_args(Average))

@@ -136,7 +136,7 @@ class Truth:
 
     def __post_init__(self) -> None:
         if not 0 <= self.correlation < 1:
-            raise ValueError(f"correlation lies in [0, 1); found {self.correlation}. Give a fraction.")
+            raise ValueError(f"correlation must be in [0, 1); found {self.correlation}. Give a fraction.")
 
     def draw(self, patients: int, rng: np.random.Generator) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Fractured or not, and the probabilities, of patients with a fracture, both (patients, 7)."""

@@ -465,13 +465,13 @@ def _same(found: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two records are of one fit; numbers may differ as those of two machines do."""
-    for name, value in one.items():
-        if isinstance(value, list) or (isinstance(value, float) and isinstance(other[name], float)):
-            if np.shape(value) != np.shape(other[name]) or not np.allclose(value, other[name], atol=1e-6):
-                return False
-        elif value != other[name]:
-            return False
-    return True
+
+    def close(value: Any, another: Any) -> bool:
+        if isinstance(value, list | float) and isinstance(another, list | float):
+            return np.shape(value) == np.shape(another) and np.allclose(value, another, atol=1e-6)
+        return value == another
+
+    return all(close(value, other[name]) for name, value in one.items())
 
 
 def _split_sha256(folder: Path, predictions: pd.DataFrame) -> str:
@@ -523,16 +523,14 @@ def _results(decision: Decision, test: Cases) -> pd.DataFrame:
     parts = {called.name: called}
     if called.level == "vertebra":
         parts |= {name: called.of_unit(name) for name in VERTEBRAE if (called.unit == name).any()}
-    rows = []
-    for level, part in parts.items():
-        row = rates(confusion(part.label, part.probability, 0.5)).drop(columns="threshold")
-        row.insert(0, "level", level)
-        row.insert(1, "patients", part.n_patients)
-        row.insert(2, "studies", part.n_studies)
-        row.insert(3, "incomplete", len(np.unique(part.study[part.missing > 0])))
-        rows.append(row)
-    table = pd.concat(rows, ignore_index=True)
-    return table.assign(undefined=table.isna().sum(axis=1))
+    rows = [
+        (level, part.n_patients, part.n_studies, len(np.unique(part.study[part.missing > 0])))
+        for level, part in parts.items()
+    ]
+    counts = pd.concat([confusion(part.label, part.probability, 0.5) for part in parts.values()])
+    found = rates(counts.drop(columns="threshold").reset_index(drop=True))
+    head = pd.DataFrame(rows, columns=["level", "patients", "studies", "incomplete"])
+    return pd.concat([head, found], axis=1).assign(undefined=found.isna().sum(axis=1))
 
 
 def _record_opening(folder: Path, **row: str) -> None:

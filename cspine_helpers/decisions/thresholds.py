@@ -124,7 +124,7 @@ class Rule:
             raise ValueError("An aggregation belongs to the patient level. Leave it out.")
         for name, floor in self.floors.items():
             if not 0 <= floor <= 1:
-                raise ValueError(f"{name}_floor lies in [0, 1]; found {floor}. Give a fraction.")
+                raise ValueError(f"{name}_floor must be in [0, 1]; found {floor}. Give a fraction.")
         for owner, objective in OBJECTIVES.items():
             mine = self.objective == owner
             if mine and objective.floors and all(getattr(self, floor) is None for floor in objective.floors):
@@ -245,7 +245,7 @@ def check_threshold(threshold: float) -> None:
         ValueError: it is outside [0, 1], or NaN.
     """
     if not 0 <= threshold <= 1:
-        raise ValueError(f"A threshold lies in [0, 1]; found {threshold}. Choose it again.")
+        raise ValueError(f"A threshold must be in [0, 1]; found {threshold}. Choose it again.")
 
 
 def choose_threshold(labels: ArrayLike, probabilities: ArrayLike, rule: Rule) -> Decision:
