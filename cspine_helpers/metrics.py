@@ -119,23 +119,6 @@ def rates(counts: pd.DataFrame) -> pd.DataFrame:
         )
 
 
-def f_beta(counts: pd.DataFrame, beta: float) -> NDArray[np.float64]:
-    """F-beta of each row of counts: recall weighs beta times as much as precision; 1 gives F1.
-
-    NaN where both kinds of positive are absent.
-
-    Raises:
-        ValueError: beta is not a positive number.
-
-    Source: van Rijsbergen, Information Retrieval (1979), chapter 7; F = 1 − E.
-    """
-    if not 0 < beta < np.inf:
-        raise ValueError(f"beta is a positive number; found {beta}. 2 favours recall, 0.5 precision.")
-    tp, fp, fn = (counts[name].to_numpy(dtype=np.float64) for name in ("tp", "fp", "fn"))
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the documented NaN
-        return (1 + beta**2) * tp / ((1 + beta**2) * tp + beta**2 * fn + fp)
-
-
 def pr_curve(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
     """Precision–recall curve.
 

@@ -20,6 +20,12 @@ LABELS = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
 PROBABILITIES = [0.9, 0.7, 0.5, 0.1, 0.6, 0.3, 0.3, 0.2, 0.1, 0.0]
 
 
+def net_benefit(labels, probabilities, thresholds=utility.THRESHOLDS):
+    """The curve alone, without its intervals."""
+    found = utility.decision_curve(patients_of(probabilities, labels), thresholds=thresholds, resamples=1)
+    return found[["threshold", "net_benefit", "treat_all", "treat_none"]]
+
+
 @pytest.fixture(scope="module")
 def patients():
     rng = np.random.default_rng(0)
@@ -28,7 +34,7 @@ def patients():
 
 
 def test_a_hand_worked_case():
-    found = utility.net_benefit(LABELS, PROBABILITIES, [0.5, 0.2])
+    found = net_benefit(LABELS, PROBABILITIES, [0.5, 0.2])
     # at 0.5: 3 hits, 1 false alarm of weight 1; at 0.2: 3 hits, 4 false alarms of weight 1/4
     assert found["net_benefit"].tolist() == pytest.approx([0.2, 0.2])
     assert found["treat_all"].tolist() == pytest.approx([0.4 - 0.6, 0.4 - 0.6 / 4])
@@ -36,7 +42,7 @@ def test_a_hand_worked_case():
 
 
 def test_counts_are_those_of_metrics(patients):
-    found = utility.net_benefit(patients.label, patients.probability)
+    found = net_benefit(patients.label, patients.probability)
     for row in found[::10].itertuples():
         counts = confusion(patients.label, patients.probability, row.threshold).iloc[0]
         expected = (counts["tp"] - counts["fp"] * row.threshold / (1 - row.threshold)) / 200
@@ -45,25 +51,25 @@ def test_counts_are_those_of_metrics(patients):
 
 
 def test_at_threshold_0_everybody_is_treated(patients):
-    found = utility.net_benefit(patients.label, patients.probability, 0).iloc[0]
+    found = net_benefit(patients.label, patients.probability, 0).iloc[0]
     assert found["net_benefit"] == found["treat_all"] == pytest.approx(patients.label.mean())
 
 
 def test_treating_all_is_worth_nothing_where_the_threshold_is_the_prevalence(patients):
     share = patients.label.mean()
-    assert utility.net_benefit(patients.label, patients.probability, share)["treat_all"][0] == (
+    assert net_benefit(patients.label, patients.probability, share)["treat_all"][0] == (
         pytest.approx(0, abs=1e-12)
     )
 
 
 def test_perfect_scores_are_worth_the_prevalence_at_any_threshold():
-    found = utility.net_benefit([1, 1, 0, 0, 0], [1.0, 1, 0, 0, 0], [0.01, 0.5, 0.99])
+    found = net_benefit([1, 1, 0, 0, 0], [1.0, 1, 0, 0, 0], [0.01, 0.5, 0.99])
     assert found["net_benefit"].tolist() == pytest.approx([0.4] * 3)
 
 
 def test_the_curve_is_the_net_benefit_with_an_interval_around(patients):
     found = utility.decision_curve(patients, thresholds=[0.1, 0.3, 0.5])
-    expected = utility.net_benefit(patients.label, patients.probability, [0.1, 0.3, 0.5])
+    expected = net_benefit(patients.label, patients.probability, [0.1, 0.3, 0.5])
     pd.testing.assert_frame_equal(found[list(expected)], expected)
     assert (found["low"] < found["net_benefit"]).all()
     assert (found["net_benefit"] < found["high"]).all()
@@ -119,7 +125,7 @@ def test_another_prevalence_is_the_same_as_a_cohort_that_has_it():
     share = rows.label[rare].mean()
     restated = restate(p[rare], was=rows.prevalence, now=share)
     found = utility.decision_curve(rows, prevalence=share, resamples=10)
-    expected = utility.net_benefit(rows.label[rare], restated)
+    expected = net_benefit(rows.label[rare], restated)
     np.testing.assert_allclose(found["net_benefit"], expected["net_benefit"], atol=1e-12)
     np.testing.assert_allclose(found["treat_all"], expected["treat_all"], atol=1e-12)
 
@@ -142,7 +148,7 @@ def test_net_benefit_of_undefined_input_is_refused(patients):
     with pytest.raises(ValueError, match="All 200 labels are 0"):
         utility.decision_curve(patients_of(patients.probability, np.zeros(200)))
     with pytest.raises(ValueError, match="All 2 labels are 1"):
-        utility.net_benefit([1, 1], [0.2, 0.3])
+        net_benefit([1, 1], [0.2, 0.3])
     mixed = pd.concat([patients.table(), patients.table().assign(split="x", **{UID: "2.1"})[:1]])
     with pytest.raises(ValueError, match="mix the splits 'validation', 'x'"):
         utility.decision_curve(Cases.of(mixed.assign(vertebra="C1")))

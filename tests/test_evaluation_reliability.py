@@ -250,25 +250,6 @@ def test_same_seed_same_intervals(cases):
     assert not first.equals(other)
 
 
-@pytest.mark.parametrize("strategy", ["quantile", "uniform"])
-def test_the_parts_of_the_brier_score_add_up(cases, strategy):
-    y, p = cases.label, cases.probability
-    parts = reliability.brier_decomposition(y, p, strategy=strategy)
-    whole = parts["reliability"] - parts["resolution"] + parts["uncertainty"] + parts["within"]
-    assert whole == pytest.approx(brier_score_loss(y, p), abs=1e-12)
-    bins = reliability.reliability_table(cases, strategy=strategy).dropna()
-    rows = bins["cases"] / len(cases)
-    assert parts["reliability"] == pytest.approx((rows * (bins["probability"] - bins["observed"]) ** 2).sum())
-    assert parts["resolution"] == pytest.approx((rows * (bins["observed"] - y.mean()) ** 2).sum())
-
-
-def test_nothing_lies_within_bins_of_one_score_each():
-    rng = np.random.default_rng(6)
-    p = rng.choice([0.1, 0.4, 0.9], 300)
-    parts = reliability.brier_decomposition(rng.random(300) < p, p, bins=20, strategy="uniform")
-    assert parts["within"] == pytest.approx(0, abs=1e-12)
-
-
 def test_mixed_splits_are_refused():
     table = simulated.cohort(many=5)
     mixed = Cases.of(table.assign(split=np.where(table[UID] == "1.3", "test", "validation")))

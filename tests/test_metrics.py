@@ -55,25 +55,6 @@ def test_rates_without_a_denominator_are_nan_and_the_others_are_not():
     assert no_positive["f1"].isna().tolist() == [False, True]
 
 
-@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
-def test_f_beta_agrees_with_scikit_learn_at_every_threshold(beta):
-    counts = metrics.threshold_counts(LABELS, PROBABILITIES)
-    called = [np.array(PROBABILITIES) >= threshold for threshold in counts["threshold"]]
-    expected = [sk.fbeta_score(LABELS, calls, beta=beta) for calls in called]
-    np.testing.assert_allclose(metrics.f_beta(counts, beta), expected, rtol=0, atol=1e-12)
-
-
-def test_f_beta_of_one_is_f1_undefined_cases_included():
-    counts = metrics.confusion([0, 0], [0.2, 0.7], [0.5, 0.9])
-    np.testing.assert_array_equal(metrics.f_beta(counts, 1), metrics.rates(counts)["f1"])
-
-
-@pytest.mark.parametrize("beta", [0, -1, np.nan, np.inf])
-def test_f_beta_refuses_other_than_positive_numbers(beta):
-    with pytest.raises(ValueError, match="beta is a positive number; found"):
-        metrics.f_beta(metrics.threshold_counts(LABELS, PROBABILITIES), beta)
-
-
 @given(TIED, st.lists(st.integers(-1, 9), min_size=1, max_size=5))
 def test_counts_equal_their_definition_at_any_threshold(cases, thresholds):
     labels = np.array([label for label, _ in cases])

@@ -264,13 +264,7 @@ def cross_fitted(cases: Cases, *, kind: Kind, folds: int = 5, seed: int = 0) -> 
     """The cases, each calibrated by a calibrator that saw other patients only.
 
     So kinds can be compared, and calibrated probabilities judged, without the test split. Patients with and
-    without a fracture are dealt to the folds evenly.
-
-    Args:
-        cases: see `fit_calibrator`.
-        kind: see there.
-        folds: how many calibrators are fitted, each without one part of the patients.
-        seed: of the dealing.
+    without a fracture are dealt to the folds evenly; `seed` is of the dealing. See `fit_calibrator`.
 
     Raises:
         ValueError: see `fit_calibrator`, for all patients or for all but one fold; fewer than 2 folds.

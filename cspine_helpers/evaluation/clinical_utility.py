@@ -103,13 +103,7 @@ def predictive_curve(
 ) -> pd.DataFrame:
     """Predictive values at other prevalences, as `predictive_values`, with intervals of `restated_rates`.
 
-    Args:
-        cases: of one split.
-        threshold: a case is positive at or above it.
-        prevalence: of the level of the cases.
-        resamples: of the patients.
-        confidence: of the intervals.
-        seed: of the resamples.
+    The prevalences are of the level of the cases; options as in `intervals.bootstrap`.
 
     Returns:
         One row a prevalence: `prevalence, ppv, ppv_low, ppv_high, npv, npv_low, npv_high, alarms`, and
@@ -212,25 +206,6 @@ def _rates_of(
 THRESHOLDS = np.arange(1, 100) / 100
 
 
-def net_benefit(
-    labels: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike = THRESHOLDS
-) -> pd.DataFrame:
-    """True positives, less false positives weighed by the odds of the threshold, per case.
-
-    Returns:
-        One row a threshold: `threshold, net_benefit, treat_all, treat_none` (0).
-
-    Raises:
-        ValueError: see `metrics.check_scores`; one class is absent; a threshold outside [0, 1).
-
-    Source: Vickers & Elkin, Med Decis Making 26 (2006) 565-574.
-    """
-    y, p = check_scores(labels, probabilities, both_classes=True)
-    t = _check_thresholds(thresholds)
-    model, treat_all = _benefit(_terms(y, p, t).sum(axis=0), t, None)
-    return pd.DataFrame({"threshold": t, "net_benefit": model, "treat_all": treat_all, "treat_none": 0.0})
-
-
 def decision_curve(
     cases: Cases,
     *,
@@ -240,16 +215,10 @@ def decision_curve(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The decision curve, with intervals from resampled patients, each threshold by itself.
+    """The decision curve: true positives less false positives by the odds of the threshold, per case.
 
-    Args:
-        cases: of one split.
-        thresholds: (K,) in [0, 1).
-        prevalence: of the level of the cases, elsewhere: probabilities are restated for it (`restate`), and
-            cases weighted as often as they would occur there. Their own where not given.
-        resamples: of the patients.
-        confidence: of the intervals.
-        seed: of the resamples.
+    With a `prevalence` of the cases' level elsewhere, probabilities are restated for it (`restate`), and
+    cases weighted as often as they would occur there. Options as in `intervals.bootstrap`.
 
     Returns:
         One row a threshold: `threshold, net_benefit, low, high, treat_all, treat_none` (0); `gain` over the
@@ -257,8 +226,8 @@ def decision_curve(
         a class and were left out (none, unless a prevalence is given).
 
     Raises:
-        ValueError: cases of several splits; see `net_benefit`; a prevalence outside (0, 1); no resample is
-            defined.
+        ValueError: cases of several splits or of one class; a threshold outside [0, 1); a prevalence outside
+            (0, 1); no resample is defined.
 
     Source: Vickers & Elkin, Med Decis Making 26 (2006) 565-574; Vickers et al., BMC Med Inform Decis Mak 8
     (2008) 53.

@@ -95,12 +95,7 @@ def per_vertebra(
 ) -> pd.DataFrame:
     """Every headline number of each vertebra with its interval, all from the same resamples.
 
-    Args:
-        cases: of one split.
-        threshold: one for all vertebrae, or one for each that occurs.
-        resamples: of the patients.
-        seed: of the resamples.
-        confidence: of each interval by itself.
+    The threshold is one for all vertebrae, or one for each that occurs; options as in `bootstrap`.
 
     Returns:
         Columns `vertebra, studies, positives, metric, value, low, high, undefined`. A metric that is not
@@ -144,14 +139,8 @@ def curve_bands(
     The band is no narrower than the score interval of as many independent cases as the point rests on: where
     all resamples agree, near a precision or recall of 1, they know too little.
 
-    Args:
-        cases: of one split.
-        kind: "pr", precision where recall first reaches each point, or "roc", the highest recall at each
-            false positive rate.
-        points: on the axis across, evenly spaced: 1/points … 1 for recall, 0 … 1 for false positive rates.
-        resamples: of the patients.
-        seed: of the resamples.
-        confidence: of the band at each point.
+    A curve of kind "pr" has the precision where recall first reaches each point, 1/points … 1; one of kind
+    "roc" the highest recall at each false positive rate, 0 … 1. Options as in `bootstrap`.
 
     Returns:
         Columns `recall, precision` ("pr") or `false_positive_rate, recall` ("roc"), `low, high, undefined`:
@@ -201,15 +190,8 @@ def compare(
     few; of an area by Student's t; of a loss by that of the patients' differences, corrected for skewness
     (`resampling.mean_interval`).
 
-    Args:
-        cases: of one split.
-        other: the other model's, of the same studies and vertebrae; the same cases where not given.
-        threshold: of the first; None leaves the rates out.
-        other_threshold: of the other; that of the first where not given.
-        resamples: of the patients.
-        seed: of the resamples.
-        confidence: of each interval by itself.
-        keep_undefined: keep a metric that is undefined, as NaN, rather than raise.
+    The other model's cases are of the same studies and vertebrae, and the same cases where not given; its
+    threshold is that of the first where not given. Options as in `bootstrap`.
 
     Returns:
         Columns `metric, value, other, difference, low, high, undefined`; the difference is other − value.

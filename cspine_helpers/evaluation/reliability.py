@@ -1,13 +1,10 @@
-"""Do probabilities mean what they say? Their reliability in bins, and scores, with intervals.
-
-Patients are the units that vary: the seven vertebrae of one are no seven independent cases.
-"""
+"""Reliability: predicted against observed in bins, and scores of calibration, with patients as units."""
 
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from cspine_helpers.evaluation.cases import Cases, check_choice
@@ -19,7 +16,7 @@ from cspine_helpers.evaluation.resampling import (
     score_interval,
     shares_of,
 )
-from cspine_helpers.metrics import check_scores, log_losses
+from cspine_helpers.metrics import log_losses
 
 Bins = Literal["quantile", "uniform"]
 _EDGE = 1e-6  # scores nearer to 0 or 1 count as this near, where their logit is taken
@@ -108,13 +105,8 @@ def calibration_scores(
       `p` tests that probabilities are calibrated: how often chance makes the distances so large, each
       patient's error turned round or not (all rows of a patient together).
 
-    Args:
-        cases: of one split.
-        bins: bins of the ECE.
-        strategy: see `reliability_table`.
-        resamples: of the patients, for the losses, and of the signs of their errors, for `p`.
-        confidence: of the intervals.
-        seed: of both.
+    The bins of the ECE are those of `reliability_table`. Patients are resampled for the losses, the signs of
+    their errors for `p`; options as in `intervals.bootstrap`.
 
     Returns:
         Columns `score, value, low, high, p`; NaN where a score has none.
@@ -235,33 +227,3 @@ def logistic(y: NDArray[np.int_], z: NDArray[np.float64], *, shift: bool = True)
     options = {"C": np.inf, "fit_intercept": shift, "solver": "newton-cholesky", "tol": 1e-10}
     fit = LogisticRegression(max_iter=1000, **options).fit(z[:, None], y)
     return float(fit.coef_[0, 0]), float(fit.intercept_[0]) if shift else 0.0
-
-
-def brier_decomposition(
-    labels: ArrayLike, probabilities: ArrayLike, *, bins: int = 10, strategy: Bins = "quantile"
-) -> dict[str, float]:
-    """The Brier score as `reliability − resolution + uncertainty + within`.
-
-    Reliability (small is good): squared distance of probability and share of fractures over the bins.
-    Resolution (large is good): how far the bins' shares lie from the share of all. Uncertainty: the Brier
-    score of always saying the share of all. Within: what the scores' spread inside the bins adds; 0 where
-    each bin holds one score.
-
-    Raises:
-        ValueError: see `metrics.check_scores` and `reliability_table`.
-
-    Source: Murphy, J Appl Meteorol 12 (1973) 595-600; Stephenson et al., Weather Forecast 23 (2008) 752-757.
-    """
-    y, p = check_scores(labels, probabilities)
-    edges, place = _bins(p, bins, strategy)
-    n, k, s = (np.bincount(place, weights, len(edges) - 1) for weights in (np.ones(len(y)), y, p))
-    n, k, s = n[n > 0], k[n > 0], s[n > 0]
-    base = float(y.mean())
-    parts = {
-        "brier": float(np.mean((p - y) ** 2)),
-        "reliability": float((n * ((s - k) / n) ** 2).sum() / len(y)),
-        "resolution": float((n * (k / n - base) ** 2).sum() / len(y)),
-        "uncertainty": base * (1 - base),
-    }
-    rest = parts["brier"] - parts["reliability"] + parts["resolution"] - parts["uncertainty"]
-    return parts | {"within": rest}

@@ -31,8 +31,8 @@ def patient_weights(patients: int, resamples: int, seed: int, *, rows: int = 1) 
     Args:
         patients: P.
         resamples: R.
-        seed: of the draws; one seed gives the same resamples for the same P and `rows`.
-        rows: of the table that is resampled: many rows come in smaller pieces.
+        seed: of the draws; one seed gives the same resamples for the same P.
+        rows: that are resampled: many come in smaller pieces.
 
     Yields:
         (P, part of R), columns that sum to P.
