@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from test_slider_widget import made_table
 
-from cspine_helpers.evaluation.cases import LEVELS, Aggregation, Cases, aggregate, at_level
+from cspine_helpers.evaluation.cases import LEVELS, Aggregation, Cases
 from cspine_helpers.evaluation.clinical_utility import predictive_curve, predictive_values
 from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.evaluation.resampling import score_interval
@@ -30,7 +30,7 @@ def copied(table, which, times):
 def test_counts_and_rates_are_those_of_metrics_at_every_score_and_beside_it(level):
     table = made_table(studies=60)
     table["probability"] = table["probability"].round(2)  # ties
-    rows, explored = at_level(table, level), operating(table, level)
+    rows, explored = Cases.of(table).of_unit(level).table(), operating(table, level)
     scores = np.unique(rows["probability"])
     thresholds = [0, *scores, *(scores + 1e-9), 1]
     table_of_rates = rates(confusion(rows["label"], rows["probability"], thresholds))
@@ -178,7 +178,7 @@ def test_a_vertebra_without_fractures_has_no_recall():
 
 def test_patients_by_another_aggregation():
     table, mean = made_table(studies=60), Aggregation("top_k", k=3)
-    rows = aggregate(table, mean)
+    rows = Cases.of(table, level="patient", aggregation=mean).table()
     point = operating(table, "patient", aggregation=mean).at(0.3)
     expected = confusion(rows["label"], rows["probability"], 0.3).iloc[0]
     assert point.counts == expected[["tp", "fp", "fn", "tn"]].to_dict()

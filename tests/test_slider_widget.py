@@ -16,7 +16,7 @@ from test_evaluation_cases import toy, with_own
 from cspine_helpers.decisions.guarantees import RecallTarget, guarantee_on_validation
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_decision
 from cspine_helpers.decisions.thresholds import Rule, choose_decision, choose_per_vertebra, choose_threshold
-from cspine_helpers.evaluation.cases import LEVELS, Aggregation, Cases, aggregate, at_level
+from cspine_helpers.evaluation.cases import LEVELS, Aggregation, Cases
 from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import confusion, rates
@@ -72,7 +72,7 @@ def pixels(png):
 
 
 def assert_summary_is_metrics(explorer, table):
-    rows = at_level(table, explorer.level)
+    rows = Cases.of(table).of_unit(explorer.level).table()
     expected = rates(confusion(rows["label"], rows["probability"], explorer.threshold)).iloc[0].to_dict()
     summary = explorer.summary()
     assert {name: summary[name] for name in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
@@ -211,7 +211,7 @@ def test_thresholds_of_single_vertebrae_are_marked_at_theirs(undrawn):
     for name in VERTEBRAE:
         explorer.level = name
         explorer._jumps["chosen"].click()
-        rows = at_level(table, name)
+        rows = Cases.of(table).of_unit(name).table()
         called = (rows["probability"] >= decision.thresholds[name]).sum()
         assert explorer.summary()["tp"] + explorer.summary()["fp"] == called
         assert explorer._jumps["guaranteed"].layout.display is None
@@ -779,5 +779,5 @@ def test_the_words_say_what_a_patients_probability_is_and_when_few_cases_carry_a
     explorer.threshold = 0.2
     said = explorer._repr_mimebundle_()["text/plain"]
     assert f"Patients, by {'the model' if own else 'the max of the vertebrae, at'}" in said
-    patients = aggregate(table, Aggregation("own" if own else "max"))
+    patients = Cases.of(table, level="patient", aggregation=Aggregation("own" if own else "max")).table()
     assert explorer.summary()["tp"] == (patients["label"] & (patients["probability"] >= 0.2)).sum()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks import lab
 from cspine_helpers.decisions.test_split import read_decision
-from cspine_helpers.evaluation.cases import at_level
+from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.figures.curves import LEVEL_NAMES
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import read_predictions
@@ -93,7 +93,7 @@ def validation(project):
 
 def expected_words(validation, level, threshold):
     """The counts and rates that `metrics` gives, as they stand below the picture, without intervals."""
-    rows = at_level(validation, level)
+    rows = Cases.of(validation).of_unit(level).table()
     found = rates(confusion(rows["label"], rows["probability"], threshold)).iloc[0]
     counts = [f"{name} {int(found[name]):,}" for name in ("tp", "fp", "fn", "tn")]
     values = {name: "–" if np.isnan(found[name]) else f"{found[name]:.3f}" for name in BARS}
