@@ -94,7 +94,7 @@ def inject(notebook: NotebookNode, parameters: dict[str, object]) -> None:
 
 
 def clean(notebook: NotebookNode) -> None:
-    """Keep what reads well where nobody runs the notebook, and nothing that differs from run to run.
+    """Keep what can be read without running the notebook, and nothing that differs from run to run.
 
     A live widget cannot be shown without its kernel: its view goes, a picture beside it stays, and an output
     with nothing else than its text form (a progress bar) goes as a whole.
@@ -121,7 +121,7 @@ def clean(notebook: NotebookNode) -> None:
 def complaints(notebook: NotebookNode) -> list[str]:
     """Everything the cells wrote on stderr (warnings, as a rule), a line each with the cell's number.
 
-    Progress bars are widgets in a kernel, so what is left on stderr is something to mend.
+    Progress bars are widgets in a kernel, so whatever is on stderr needs fixing.
     """
     return [
         f"cell {cell.execution_count}: {output.text.strip()}"
@@ -138,7 +138,7 @@ def execute(path: Path, parameters: dict[str, object] | None = None, *, out: Pat
     Args:
         path: the notebook.
         parameters: values that replace those of its `parameters` cell, where it has them.
-        out: where the executed notebook goes; over `path` when left out.
+        out: where the executed notebook goes; over `path` where not given.
 
     Raises:
         RuntimeError: a cell fails or writes on stderr; says which notebook and cell, and nothing is written.
@@ -163,13 +163,13 @@ def execute(path: Path, parameters: dict[str, object] | None = None, *, out: Pat
                     f"{path.stem}, cell {client.code_cells_executed}: {error.ename}: {error.evalue}"
                 ) from error
             except DeadKernelError as error:
-                raise RuntimeError(f"{path.stem}: the kernel died, often for want of memory.") from error
+                raise RuntimeError(f"{path.stem}: the kernel died, often for lack of memory.") from error
         seconds = time.perf_counter() - start
         notebook.cells.append(nbformat.v4.new_code_cell(COST))
         client.execute_cell(notebook.cells[-1], len(notebook.cells) - 1, store_history=False)
         probe = notebook.cells.pop()
     if found := complaints(notebook):
-        raise RuntimeError(f"{path.stem} wrote on stderr; mend the cause:\n" + "\n".join(found))
+        raise RuntimeError(f"{path.stem} wrote on stderr; fix the cause:\n" + "\n".join(found))
     clean(notebook)
     out = out or path
     with paths.atomic_path(out) as temporary:
@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         chosen = series(numbers=options.numbers)
         if not options.numbers and not has_ct(paths.cohort_dir(options.cohort)):
-            print(f"{chosen[0].stem} is left out: the cohort {options.cohort!r} has no CT in train_images/.")
+            print(f"{chosen[0].stem} is skipped: the cohort {options.cohort!r} has no CT in train_images/.")
             chosen = chosen[1:]
         copies = FOLDER / "rendered" / paths.checked_name(options.cohort, "cohort")
         if options.run:

@@ -172,4 +172,4 @@ def test_a_cohort_without_ct_starts_at_01_unless_asked(tmp_path, monkeypatch, ca
     monkeypatch.setattr(runner, "execute", execute)
     assert runner.main(["--cohort", "mine", *options]) == 0
     assert ran[0] == first
-    assert ("00_pack_ct is left out" in capsys.readouterr().out) == (first == "01_labels")
+    assert ("00_pack_ct is skipped" in capsys.readouterr().out) == (first == "01_labels")

@@ -255,13 +255,11 @@ def vertebra_against_patient(
     left.plot(places, cleared, "o-", color=INTACT, label="observed")
     share = f"{cleared[-1]:.0%}"
     left.annotate(share, (7, cleared[-1]), xytext=(8, 0), textcoords="offset points", va="center")
-    left.set(
-        xlim=(0.7, 7.8), ylim=(0, 1.04), xlabel="vertebrae read", ylabel="share of patients without fracture"
-    )
+    left.set(xlim=(0.7, 7.8), ylim=(0, 1.04), title="Still below the threshold")
+    left.set(xlabel="vertebrae read", ylabel="share of patients without fracture")
     left.set_xticks(places, ["C1", *(f"C1–{name}" for name in VERTEBRAE[1:])])
     left.grid(True, axis="y")
     left.legend(loc="lower left")
-    left.set_title("Still below the threshold")
     patients = cases.patients()
     groups = [("vertebrae", cases, threshold, GREY), ("patients", patients, threshold, FRACTURED)]
     if patient_threshold is not None:
@@ -274,9 +272,8 @@ def vertebra_against_patient(
         right.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
     right.set_xticks(range(3), names)
     right.tick_params(axis="x", length=0)
-    right.set(ylim=(0, 1.12))
+    right.set(ylim=(0, 1.12), title=f"Vertebrae and {level_title(patients).lower()}")
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(groups), fontsize=9)
-    right.set_title(f"Vertebrae and {level_title(patients).lower()}")
     return figure
 
 
@@ -296,13 +293,11 @@ def guarantee_picture(table: pd.DataFrame, *, recall: float, delta: float) -> Pi
         names = listing(f"{row.target}: {row.method}" for row in never.itertuples())
         raise ValueError(f"No redraw gave a threshold for {names}. Simulate with more patients in each.")
     figure, (left, right) = canvas(11, 0.55 * len(table) + 1.3, 1, 2, sharey=True)
+    columns = {left: ("recall_5", "recall_50", "recall_95"), right: ("low", "violation_rate", "high")}
     for row, found in enumerate(table.to_dict("records")):
         mark = {"color": _METHOD_COLOURS[found["method"]], "fmt": "o", "ms": 6, "elinewidth": 2.5}
-        for axes, ends in (
-            (left, ("recall_5", "recall_50", "recall_95")),
-            (right, ("low", "violation_rate", "high")),
-        ):
-            low, middle, high = (found[end] for end in ends)
+        for axes, names in columns.items():
+            low, middle, high = (found[name] for name in names)
             axes.errorbar(middle, row, xerr=[[middle - low], [high - middle]], **mark)
         text = {"va": "center", "color": mark["color"], "bbox": {"color": "white", "pad": 1}}
         right.text(found["high"] + 0.015, row, f"{found['violation_rate']:.1%}", **text)
@@ -310,9 +305,8 @@ def guarantee_picture(table: pd.DataFrame, *, recall: float, delta: float) -> Pi
     style.reference(right, delta, "x")
     targets = table["target"].map(TARGETS)
     left.set_yticks(range(len(table)), [f"{a}\n{b}" for a, b in zip(targets, table["method"], strict=True)])
-    left.set_ylim(len(table) - 0.5, -0.5)
+    left.set(ylim=(len(table) - 0.5, -0.5), title="Recall in new patients")
     left.set_xlabel("true recall: median, 90% of redraws (dashed: guaranteed)")
-    left.set_title("Recall in new patients")
     right.set(xlim=(0, max(table["high"].max() * 1.25, 2 * delta)))
     right.set_xlabel(f"redraws with a true recall below {recall:.0%} (dashed: allowed)")
     right.set_title(f"Violation rate, {table['redraws'].iloc[0]:,} redraws, 95% intervals")
@@ -346,9 +340,8 @@ def learning_curves(
         "At the threshold": {"validation_recall": "recall", "validation_precision": "precision"},
         "Learning rate": {"learning_rate": ""},
     }
-    if slice_losses:
-        panels.pop("Learning rate")
-    for axes, (name, lines) in zip(grid.flat, panels.items(), strict=False):
+    *three, last = grid.flat
+    for axes, (name, lines) in zip(three if slice_losses else grid.flat, panels.items(), strict=False):
         for (column, label), colour in zip(lines.items(), (INTACT, FRACTURED), strict=False):
             axes.plot(history["epoch"], history[column], "o-", color=colour, ms=3.5, label=label)
         if len(lines) > 1:
@@ -357,16 +350,11 @@ def learning_curves(
             axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle="--", zorder=0)
         axes.set_title(name)
         axes.set_xlabel("epoch" if best_epoch is None else f"epoch (dashed: the best, {best_epoch})")
-    last = grid[1, 1]
     if slice_losses:
         last.plot(range(1, len(slice_losses) + 1), slice_losses, color=INTACT)
         last.axhline(np.log(2), color=GREY, linewidth=1, linestyle=":")
         last.text(len(slice_losses), np.log(2), "guessing", color=GREY, ha="right", va="bottom", fontsize=9)
-        last.set(
-            ylim=(0, 0.8),
-            title="Before: loss of the slice-level pretraining",
-            xlabel="epoch of single slices",
-        )
+        last.set(ylim=(0, 0.8), title="Slice-level pretraining: loss", xlabel="epoch of single slices")
     else:
         last.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
     for axes in grid.flat:
