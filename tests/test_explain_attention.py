@@ -62,6 +62,20 @@ def test_each_slice_has_the_models_own_attention_and_probability(run, samples, t
         np.testing.assert_allclose(rows["attention"], output.attention[0], rtol=1e-4)
 
 
+def test_the_probabilities_are_those_of_the_runs_table_where_it_is_given(run, samples, tmp_path):
+    found = explain.attention_table(run, samples, tmp_path)
+    computed = found["probability"][::3].to_numpy()
+    stored = samples.assign(split="validation", probability=computed - 4e-8).sample(frac=1, random_state=0)
+    table = explain.attention_table(run, samples, tmp_path, predictions=stored)
+    assert table["probability"][::3].tolist() == (computed - 4e-8).tolist()
+    pd.testing.assert_frame_equal(table.drop(columns="probability"), found.drop(columns="probability"))
+    for other in (stored[1:], stored.assign(probability=[0.0, *stored["probability"][1:]])):
+        with pytest.raises(
+            ValueError, match=r"not this run's: 1 of 3 samples are missing, or differ .* again"
+        ):
+            explain.attention_table(run, samples, tmp_path, predictions=other)
+
+
 def test_without_a_manifest_the_truth_is_unknown(run, samples, tmp_path):
     table = explain.attention_table(run, samples, tmp_path)
     assert table["fractured"].isna().all()

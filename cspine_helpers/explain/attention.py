@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cspine_helpers.checkpoints import Run
 from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
 from cspine_helpers.evaluation.resampling import mean_interval, shares_of
+from cspine_helpers.files.paths import listing
 from cspine_helpers.files.tables import require_columns
 from cspine_helpers.labels import UID
 from cspine_helpers.metrics import auroc
@@ -19,6 +20,7 @@ from cspine_helpers.model.forward import forward_pass
 from cspine_helpers.packed import read_manifest
 
 COLUMNS = (UID, "vertebra", "label", "probability", "slice", "attention", "fractured")
+_ROUNDING = 1e-4  # of a probability, between machines and batches; measured: 1e-7
 SCORES = (
     UID, "vertebra", "probability",
     "auroc", "share", "top1", "profile_auroc", "profile_share", "profile_top1", "uniform_share",
@@ -26,7 +28,12 @@ SCORES = (
 
 
 def attention_table(
-    run: Run, samples: pd.DataFrame, packed_dir: str | Path, *, batch_size: int = 16
+    run: Run,
+    samples: pd.DataFrame,
+    packed_dir: str | Path,
+    *,
+    batch_size: int = 16,
+    predictions: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Attention of a run's model for each slice of some samples.
 
@@ -35,11 +42,16 @@ def attention_table(
         samples: StudyInstanceUID, vertebra and label, as `labels.expand` makes them.
         packed_dir: the cohort's `packed` folder; its manifest, where it has one, knows the truth.
         batch_size: sequences at a time.
+        predictions: the run's table, to show its probabilities: computed on another machine, or in other
+            batches, they round otherwise, which matters at the threshold.
 
     Returns:
         One row a slice, T rows a sample in the samples' order: StudyInstanceUID, vertebra, label,
         probability (of the whole vertebra), slice (0 … T − 1, cranial first), attention (sums to 1 over a
         sample's slices), fractured (1, 0, or NaN where unknown).
+
+    Raises:
+        ValueError: the predictions lack samples, or are not this run's; names them.
 
     Example:
         >>> table = attention_table(run, cohort.samples["test"], cohort.packed)
@@ -54,12 +66,29 @@ def attention_table(
         torch.cat([getattr(output, name) for output in outputs]).double().cpu().numpy()
         for name in ("probability", "attention")
     )
+    if predictions is not None:
+        probability = _stored(predictions, samples, probability)
     each = samples[[UID, "vertebra", "label"]].assign(probability=probability)
     table = each.loc[each.index.repeat(slices)].reset_index(drop=True)
     table["slice"] = np.tile(np.arange(slices), len(samples))
     table["attention"] = weights.ravel()
     table["fractured"] = dataset.slice_truth.ravel()
     return table[list(COLUMNS)]
+
+
+def _stored(
+    predictions: pd.DataFrame, samples: pd.DataFrame, computed: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Probabilities of the samples in a table, once they are those computed, up to rounding."""
+    asked = pd.MultiIndex.from_frame(samples[[UID, "vertebra"]])
+    stored = predictions.set_index([UID, "vertebra"])["probability"].reindex(asked).to_numpy()
+    if (off := ~(np.abs(stored - computed) <= _ROUNDING)).any():
+        names = listing(f"{uid} {vertebra}" for uid, vertebra in asked[off])
+        raise ValueError(
+            f"The predictions are not this run's: {off.sum()} of {len(asked)} samples are missing, or differ "
+            f"by more than {_ROUNDING:g}: {names}. Predict again with notebook 03, or leave them out."
+        )
+    return stored
 
 
 def intact_profile(table: pd.DataFrame) -> NDArray[np.float64]:
