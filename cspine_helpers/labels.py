@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cspine_helpers.files.paths import check_uids, cohort_remedy, listing
-from cspine_helpers.files.tables import Column, checked, read_table, write_table
+from cspine_helpers.files.tables import Column, checked, read_columns, write_table
 
 UID = "StudyInstanceUID"
 PATIENT = "patient_overall"
@@ -38,10 +38,9 @@ def read_labels(path: str | Path) -> pd.DataFrame:
         >>> read_labels(cohort_folder / "train.csv").shape
         (6, 9)
     """
-    return validate_labels(
-        read_table(path, COLUMNS, what="label table", source=cohort_remedy(Path(path).parent), text=(UID,)),
-        what=Path(path).name,
-    )
+    source = cohort_remedy(Path(path).parent)
+    table = read_columns(path, what="label table", source=source, text=(UID,))
+    return validate_labels(table, what=Path(path).name)
 
 
 def validate_labels(table: pd.DataFrame, *, what: str = "The label table") -> pd.DataFrame:
@@ -84,7 +83,7 @@ def read_boxes(path: str | Path) -> pd.DataFrame:
         [5.0]
     """
     source = cohort_remedy(Path(path).parent)
-    boxes = read_table(path, BOX_COLUMNS, what="table of boxes", source=source, text=(UID,))
+    boxes = read_columns(path, what="table of boxes", source=source, text=(UID,))
     return validate_boxes(boxes, what=Path(path).name)
 
 

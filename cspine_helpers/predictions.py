@@ -15,7 +15,6 @@ from cspine_helpers.files.tables import (
     checked,
     numbers,
     read_columns,
-    read_table,
     refuse,
     require_columns,
     through_numbers,
@@ -54,7 +53,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     """
     source = f"Notebook 03 writes that of a run.{other_runs(Path(path).parent)}"
     text = (UID, "vertebra", *OPTIONAL)
-    table = read_table(path, COLUMNS, what="predictions table", source=source, text=text, optional=OPTIONAL)
+    table = read_columns(path, COLUMNS, what="predictions table", source=source, text=text)
     table["vertebra"] = table["vertebra"].map(unit_name, na_action="ignore")
     return validate_predictions(table, what=Path(path).name)
 

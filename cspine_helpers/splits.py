@@ -14,7 +14,6 @@ from cspine_helpers.files.tables import (
     Column,
     checked,
     read_columns,
-    require_columns,
     seal_table,
     through_numbers,
     write_table,
@@ -375,8 +374,8 @@ def read_split(
         ['StudyInstanceUID', 'split']
     """
     what = "split" if column == "split" else "table of folds"
-    split = read_columns(path, what=what, source="Notebook 02 makes it.", text=(UID, "patient"))
-    require_columns(split, (UID, column), what=Path(path).name)
+    source, text = "Notebook 02 makes it.", (UID, "patient")
+    split = read_columns(path, (UID, column), what=what, source=source, text=text)
     if not (seal := seal_of(path)).is_file():
         raise FileNotFoundError(
             f"No {seal.name} beside {path}, so nobody knows whether it is whole. {_ADOPT}, or make the split "

@@ -30,7 +30,7 @@ from cspine_helpers.evaluation.calibration import Calibrator, calibrated, fit_ca
 from cspine_helpers.evaluation.cases import Cases, Level
 from cspine_helpers.files.paths import atomic_path, inside, listing, seal_of
 from cspine_helpers.files.records import SEAL, content_sha256, read_sealed, write_sealed, written_by
-from cspine_helpers.files.tables import read_table
+from cspine_helpers.files.tables import read_columns
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import predictions_sha256
@@ -583,7 +583,7 @@ def _rows(folder: Path) -> list[Row]:
     content = path.read_bytes()
     head, *lines = content.decode(errors="replace").split("\n")[:-1] or [""]
     if head == ",".join(COLUMNS) and seal_of(path).is_file():  # the format before
-        table = read_table(path, COLUMNS, what="record of openings", source="", text=COLUMNS)
+        table = read_columns(path, COLUMNS, what="record of openings", source="", text=COLUMNS)
         return list(table.itertuples(index=False, name=None))
     rows = [tuple(line.split(",")[: len(COLUMNS)]) for line in lines]
     if _written(rows).encode() != content:

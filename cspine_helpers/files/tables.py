@@ -3,7 +3,7 @@
 import codecs
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,41 +18,31 @@ _DECIMAL_COMMA = re.compile(rb"[;\n] *-?\d+,\d")
 _SCIENTIFIC = re.compile(r"\d(\.\d+)?[eE]\+?\d+")
 
 
-def read_table(
+def read_columns(
     path: str | Path,
-    columns: Sequence[str],
+    columns: Sequence[str] = (),
     *,
     what: str,
     source: str,
-    text: Sequence[str],
-    optional: Sequence[str] = (),
+    text: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """A CSV file's `columns`, those in `text` as text (pandas would read a study UID '1.2' as a number).
+    """All columns of a CSV file as other programs write it.
 
-    Then the `optional` ones that it has; see `read_columns` for the rest.
+    Separated by commas, tabs or semicolons, with a space after each, empty rows, UTF-8 or UTF-16 with a byte
+    order mark. Only an empty cell is a missing value. A file with its SHA-256 beside it (`paths.seal_of`) is
+    checked against that.
+
+    Args:
+        path: the file.
+        columns: those that it needs.
+        what: what it is, for messages.
+        source: where to get it, for messages.
+        text: columns to read as text (pandas would read a study id '1.20' as a number); None: all.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: see `read_columns`; or columns are missing or there twice.
-    """
-    table = read_columns(path, what=what, source=source, text=text)
-    require_columns(table, columns, what=Path(path).name)
-    return table[[*columns, *(column for column in optional if column in table.columns)]]
-
-
-def read_columns(
-    path: str | Path, *, what: str, source: str, text: Sequence[str] | None = None
-) -> pd.DataFrame:
-    """All columns of a CSV file, those in `text` as text; None: every one.
-
-    Read as other programs write it: separated by commas, tabs or semicolons, with a space after each, empty
-    rows, UTF-8 or UTF-16 with a byte order mark. Only an empty cell is a missing value. A file with its
-    SHA-256 beside it (`paths.seal_of`) is checked against that. `what` it is and its `source` are for
-    messages.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no whole table, not the file that was sealed, or has commas for decimal points.
+        ValueError: it is no whole table, lacks columns, is not the file that was sealed, or has decimal
+            commas.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,6 +68,7 @@ def read_columns(
     except ValueError as error:  # also pandas' own
         raise ValueError(f"{path.name} is no comma-separated {what}: {error}") from error
     table.columns = table.columns.str.strip()
+    require_columns(table, columns, what=path.name)
     return table.dropna(how="all").reset_index(drop=True)
 
 
@@ -306,7 +297,10 @@ def checked(
     broken: dict[str, pd.DataFrame] = {}
     for column in columns:
         if column.kind == "id":
-            problems += uid_problems(table[column.name].drop_duplicates())
+            try:
+                check_uids(table[column.name].drop_duplicates().tolist())
+            except ValueError as error:
+                problems.append(str(error))
             continue
         values[column.name], bad = column._read(table[column.name])
         broken.setdefault(column._broken, pd.DataFrame(index=table.index))[column.name] = bad
@@ -346,19 +340,6 @@ def refuse(problems: Iterable[str], *, what: str) -> None:
     if found := list(problems):
         lines = "\n".join(f"- {problem}" for problem in found)
         raise ValueError(f"{what} is refused. Correct it and read it again:\n{lines}")
-
-
-def uid_problems(uids: pd.Series) -> Iterator[str]:
-    """The sentence of `paths.check_uids` about bad UIDs, if there are any."""
-    try:
-        check_uids(uids.tolist())
-    except ValueError as error:
-        yield str(error)
-
-
-def is_binary(column: pd.Series) -> np.ndarray:
-    """Which values are the number 0 or 1 (bool mask); text, 0.5 and missing values are not."""
-    return numbers(column).isin((0, 1)).to_numpy()
 
 
 def numbers(column: pd.Series) -> pd.Series:

@@ -17,7 +17,7 @@ from cspine_helpers.decisions.test_split import (
 )
 from cspine_helpers.decisions.thresholds import Decision
 from cspine_helpers.files.paths import inside
-from cspine_helpers.files.tables import read_table
+from cspine_helpers.files.tables import read_columns
 from cspine_helpers.predictions import predictions_sha256, read_predictions
 from cspine_helpers.runs import RECORD, check_described, other_runs, read_record
 
@@ -130,7 +130,7 @@ def read_dossier(run_folder: str | Path) -> Dossier:
     return Dossier(
         name=folder.resolve().name,
         record=record,
-        epochs=len(read_table(history, ("epoch",), what="history", source="", text=())) if history else None,
+        epochs=len(read_columns(history, what="history", source="")) if history else None,
         weights=weights is not None,
         predictions=predictions,
         decisions=frozen.decisions if frozen else _decisions(record, folder),

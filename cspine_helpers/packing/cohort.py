@@ -22,7 +22,7 @@ from cspine_helpers.ct.nifti import NIFTI
 from cspine_helpers.files import paths
 from cspine_helpers.files.paths import cohort_remedy, listing
 from cspine_helpers.files.records import SEAL, content_sha256, parse_json, write_sealed
-from cspine_helpers.files.tables import read_table, write_table
+from cspine_helpers.files.tables import read_columns, write_table
 from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, exclusions, read_boxes, read_labels
 from cspine_helpers.packed import MANIFEST_COLUMNS, PROVENANCE_COLUMNS, write_manifest
 from cspine_helpers.packing.crop import PackConfig
@@ -379,7 +379,7 @@ def read_report(packed: Path) -> pd.DataFrame:
     """
     text = [column for column in REPORT_COLUMNS if column != "sequences"]
     source = "Pack the cohort (make pack)."
-    table = read_table(packed / "report.csv", REPORT_COLUMNS, what="report", source=source, text=text)
+    table = read_columns(packed / "report.csv", REPORT_COLUMNS, what="report", source=source, text=text)
     table[text] = table[text].fillna("").replace("^'", "", regex=True)
     return table
 
