@@ -16,7 +16,7 @@ import pandas as pd
 from benchmarks.measure import Row, interleaved, milliseconds, ratio, spread
 from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.slider.operating_point import Operating, weigh
+from cspine_helpers.slider.operating_point import OperatingPoints, weigh
 from cspine_helpers.slider.picture import Panels
 from cspine_helpers.slider.widget import ThresholdExplorer
 
@@ -35,7 +35,7 @@ def predictions() -> pd.DataFrame:
     )
 
 
-def new_figure(level: Operating, threshold: float) -> bytes:
+def new_figure(level: OperatingPoints, threshold: float) -> bytes:
     """The explorer's panels drawn from nothing."""
     return Panels(level, {"start": 0.2}).png(level.at(threshold), "as observed")
 
@@ -48,7 +48,7 @@ def rows() -> Iterator[Row]:
     elsewhere = ThresholdExplorer(table, threshold=0.2)
     elsewhere.prevalence = 0.02
     cases = Cases.of(table)
-    level = Operating(cases, cases, weigh(cases))
+    level = OperatingPoints(cases, cases, weigh(cases))
     level.band  # noqa: B018, made once, as for the slider
     places = cycle(MOVES)
     calls = {

@@ -31,7 +31,7 @@ from cspine_helpers.evaluation.reliability import calibration_scores
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, read_labels
 from cspine_helpers.model_card.results import find
 from cspine_helpers.predictions import from_wide
-from cspine_helpers.slider.operating_point import Operating, weigh
+from cspine_helpers.slider.operating_point import OperatingPoints, weigh
 
 LEARNED = Aggregation(
     "logistic", intercept=-0.5, weights=(1.0, 0.5, 0.25, 0, 0, 0, 0), fitted_on={"split": "validation"}
@@ -276,7 +276,7 @@ def without_rsna(found):
 
 def slider(table, level, threshold):
     cases = Cases.of(table)
-    shown = Operating(cases.of_unit(level), cases, weigh(cases, resamples=50))
+    shown = OperatingPoints(cases.of_unit(level), cases, weigh(cases, resamples=50))
     return pd.Series(asdict(shown.at(threshold, 0.07)))
 
 

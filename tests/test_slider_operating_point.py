@@ -9,13 +9,13 @@ from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.evaluation.resampling import score_interval
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.metrics import confusion, rates
-from cspine_helpers.slider.operating_point import Operating, weigh
+from cspine_helpers.slider.operating_point import OperatingPoints, weigh
 
 
 def operating(table, level="all", aggregation=None):
     cases = Cases.of(table)
     at_level = cases.patients(aggregation) if level == "patient" else cases.of_unit(level)
-    return Operating(at_level, cases, weigh(cases))
+    return OperatingPoints(at_level, cases, weigh(cases))
 
 
 def copied(table, which, times):

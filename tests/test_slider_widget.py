@@ -243,7 +243,7 @@ def test_what_is_guaranteed_is_said_apart_from_where_the_slider_stands(undrawn):
         promised(table, level="patient"),
     )
     explorer = ThresholdExplorer(table, decision, guarantees=promise)
-    highest = explorer._marks.at("patient")["guaranteed"]
+    highest = explorer._presets.at("patient")["guaranteed"]
     assert f"Guaranteed for patients: {digits(highest)}. {promise.reason}" in note(explorer)
     for control in (explorer._slider, explorer._box):
         control.value = 0.9

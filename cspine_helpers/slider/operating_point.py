@@ -49,7 +49,7 @@ def digits(threshold: float) -> str:
     return np.format_float_positional(threshold, unique=True, min_digits=DECIMALS)
 
 
-class Marks:
+class Presets:
     """What is marked on the slider: the threshold to start at, the chosen one, the guaranteed one.
 
     Args:
@@ -200,7 +200,7 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Point:
+class OperatingPoint:
     """What one threshold does at one level.
 
     Attributes:
@@ -232,7 +232,7 @@ def weigh(cases: Cases, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray
     return np.concatenate([np.ones((patients, 1)), *drawn], axis=1, dtype=np.float32)
 
 
-class Operating:
+class OperatingPoints:
     """The cases of one level, ready to be asked about any threshold.
 
     Args:
@@ -243,7 +243,7 @@ class Operating:
     Attributes:
         cases: as given.
         level: their name, one of `LEVELS`.
-        positives: fractured vertebrae, or patients, of each vertebra (see `Point.recalls`).
+        positives: fractured vertebrae, or patients, of each vertebra (see `OperatingPoint.recalls`).
         prevalence: share of the level's patients who are fractured.
     """
 
@@ -287,7 +287,7 @@ class Operating:
         except ValueError:  # the table is checked, so that what is left are resamples of one class only
             return None
 
-    def at(self, threshold: float, prevalence: float | None = None) -> Point:
+    def at(self, threshold: float, prevalence: float | None = None) -> OperatingPoint:
         """What the threshold does.
 
         Args:
@@ -318,7 +318,7 @@ class Operating:
             # What one group alone decides is the same everywhere.
             alone = ["recall", "specificity"] if not rows[1, 0] else ["recall"]
             restated.loc[alone] = found.loc[alone]
-        return Point(
+        return OperatingPoint(
             threshold,
             counts,
             dict(zip(RATES, value.tolist(), strict=True)),
@@ -358,19 +358,12 @@ class Operating:
         if prevalence is None:
             return Estimate(*(1000 * number for number in _shares([sum(called)], [of.sum()])[0]))
         # Without a patient of the first kind its share is 0 for certain, not 0 of some.
-        parts = [
-            (weight, share)
-            for weight, share, scores in zip(
-                (prevalence, 1 - prevalence), _shares(called, of), self._well, strict=True
-            )
-            if len(scores)
-        ]
-        value = sum(weight * share.value for weight, share in parts)
-        below, above = (
-            np.sqrt(sum((weight * (share.value - share[end])) ** 2 for weight, share in parts))
-            for end in (1, 2)
-        )
-        return Estimate(1000 * value, 1000 * (value - below), 1000 * (value + above))
+        kept = [len(scores) > 0 for scores in self._well]
+        weights = np.array([prevalence, 1 - prevalence])[kept]
+        shares = np.array(_shares(called, of))[kept]  # (kinds, 3)
+        value = weights @ shares[:, 0]
+        below, above = np.sqrt(((weights[:, None] * (shares[:, 1:] - shares[:, :1])) ** 2).sum(axis=0))
+        return Estimate(*(1000 * np.array([value, value - below, value + above])).tolist())
 
 
 def _shares(some: ArrayLike, of: ArrayLike) -> list[Estimate]:

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cspine_helpers.figures.curves import LEVEL_NAMES, RATE_NAMES, RATE_STYLES, draw_pr, ink_over
 from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, PALE, STYLE
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.slider.operating_point import Estimate, Operating, Point, digits
+from cspine_helpers.slider.operating_point import Estimate, OperatingPoint, OperatingPoints, digits
 
 BARS = {  # rate → how it is called, and its colour
     "recall": (RATE_NAMES["recall"], FRACTURED),
@@ -59,7 +59,7 @@ class Panels:
         picture: as it was last drawn.
     """
 
-    def __init__(self, operating: Operating, marks: Mapping[str, float]) -> None:
+    def __init__(self, operating: OperatingPoints, marks: Mapping[str, float]) -> None:
         level = operating.level
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(8.8, 5.8), dpi=100)  # as wide as most notebooks
@@ -84,11 +84,11 @@ class Panels:
             )  # fmt: skip
             self.picture = _MovingPicture(figure, shapes, texts)
 
-    def png(self, point: Point, place: str, *, restated: bool = False) -> bytes:
+    def png(self, point: OperatingPoint, place: str, *, restated: bool = False) -> bytes:
         """The picture of one point.
 
         Args:
-            point: of the level's `Operating`.
+            point: of the level's `OperatingPoints`.
             place: which prevalence the rates hold at, in words.
             restated: whether that is another than found; a hollow point then shows precision there.
         """
@@ -147,7 +147,7 @@ def _boxes(x: ArrayLike, y: ArrayLike, width: ArrayLike, height: ArrayLike) -> l
 
 
 def _curve(
-    axes: Axes, operating: Operating, marks: Mapping[str, float]
+    axes: Axes, operating: OperatingPoints, marks: Mapping[str, float]
 ) -> tuple[Line2D, Line2D, LineCollection]:
     """The precision–recall curve in its band, with the marks; the two points and the cross to be moved."""
     band = operating.band
@@ -170,7 +170,7 @@ def _curve(
     return point, elsewhere, cross
 
 
-def _matrix(axes: Axes, operating: Operating) -> tuple[PolyCollection, dict[str, Text]]:
+def _matrix(axes: Axes, operating: OperatingPoints) -> tuple[PolyCollection, dict[str, Text]]:
     """Cells of the confusion matrix, to be filled; observed in rows, predicted in columns."""
     counts = operating.at(0).counts
     axes.set(xlim=(0, 2), ylim=(0, 2))
@@ -216,7 +216,9 @@ def _patients(axes: Axes, level: str) -> tuple[Text, Text]:
     return texts[0], texts[1]
 
 
-def _recalls(axes: Axes, operating: Operating) -> tuple[PolyCollection, dict[str, Text], LineCollection]:
+def _recalls(
+    axes: Axes, operating: OperatingPoints
+) -> tuple[PolyCollection, dict[str, Text], LineCollection]:
     """Bars of the recall of each vertebra, to be filled; and their whiskers."""
     level, places, texts = operating.level, np.arange(len(VERTEBRAE)), {}
     axes.set(xlim=(-0.5, 6.5), ylim=(0, 1.14), yticks=[0, 0.5, 1])

@@ -23,7 +23,14 @@ from cspine_helpers.figures.curves import LEVEL_NAMES
 from cspine_helpers.files.paths import atomic_path, inside, listing, seal_of, sha256_of
 from cspine_helpers.predictions import read_predictions
 from cspine_helpers.runs import RECORD
-from cspine_helpers.slider.operating_point import DECIMALS, Marks, Operating, Point, digits, weigh
+from cspine_helpers.slider.operating_point import (
+    DECIMALS,
+    OperatingPoint,
+    OperatingPoints,
+    Presets,
+    digits,
+    weigh,
+)
 from cspine_helpers.slider.picture import BARS, Panels, written
 
 STEP = 0.001  # of one press of an arrow key; Page Up and Down move five
@@ -59,7 +66,7 @@ class ThresholdExplorer:
         (0.3, 'all')
 
     Raises:
-        ValueError: the table breaks its schema, or holds one class only; see `Marks`.
+        ValueError: the table breaks its schema, or holds one class only; see `Presets`.
     """
 
     def __init__(
@@ -71,10 +78,10 @@ class ThresholdExplorer:
         guarantees: Guarantee | Iterable[Guarantee] = (),
         freeze: str | Path | Callable[..., object] | None = None,
     ) -> None:
-        self._freeze, self._marks = freeze, Marks(predictions, decision, threshold, guarantees)
-        self._threshold = self._marks.start
-        self._weights = weigh(self._marks.cases)
-        self._operating: dict[str, Operating] = {}
+        self._freeze, self._presets = freeze, Presets(predictions, decision, threshold, guarantees)
+        self._threshold = self._presets.start
+        self._weights = weigh(self._presets.cases)
+        self._operating: dict[str, OperatingPoints] = {}
         self._undo: Callable[[], None] = lambda: None
         self._panels: dict[str, Panels] = {}
         self._make_controls()
@@ -83,7 +90,7 @@ class ThresholdExplorer:
         rows[1] += self._jumps.values()
         rows += [[self._freezer.widget]] if freeze is not None else []
         controls = [ipywidgets.HBox(row, layout=_WRAP) for row in rows]
-        note = ipywidgets.HTML(paragraph(self._marks.note))
+        note = ipywidgets.HTML(_paragraph(self._presets.note))
         self.widget = ipywidgets.VBox([*controls, note, self._image, self._numbers])
         self.widget.add_class("cspine-explorer")
         self._redraw()
@@ -99,15 +106,15 @@ class ThresholdExplorer:
             description="exactly", style=style, layout={"width": "190px"},
         )  # fmt: skip
         self._levels = ipywidgets.Dropdown(
-            options=[(LEVEL_NAMES[level], level) for level in self._marks.levels], value=self._marks.level,
-            description="Level", style=style, layout={"width": "200px"},
+            options=[(LEVEL_NAMES[level], level) for level in self._presets.levels],
+            value=self._presets.level, description="Level", style=style, layout={"width": "200px"},
         )  # fmt: skip
         self._other = ipywidgets.Checkbox(description="Another prevalence:", indent=False, layout=_FITTING)
         self._percent = ipywidgets.BoundedFloatText(
             value=round(100 * SCREENING_PREVALENCE, 1), min=0.1, max=99.9, step=0.1, layout={"width": "80px"}
         )
         self._jumps = {name: ipywidgets.Button(layout=_FITTING) for name in ("start", "chosen", "guaranteed")}
-        self._freezer = ConfirmedButton(
+        self._freezer = _ConfirmedButton(
             "Freeze this decision …",
             "Really freeze",
             question=self._question,
@@ -124,7 +131,7 @@ class ThresholdExplorer:
         for control in (self._levels, self._other, self._percent):
             control.observe(lambda _: self._redraw(), names="value")
         for name, button in self._jumps.items():
-            button.on_click(lambda _, name=name: self._move(self._marks.at(self.level)[name]))
+            button.on_click(lambda _, name=name: self._move(self._presets.at(self.level)[name]))
 
     @property
     def threshold(self) -> float:
@@ -133,7 +140,7 @@ class ThresholdExplorer:
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        self._move(self._marks.readable(value))
+        self._move(self._presets.readable(value))
 
     @property
     def level(self) -> str:
@@ -142,8 +149,8 @@ class ThresholdExplorer:
 
     @level.setter
     def level(self, value: str) -> None:
-        if value not in self._marks.levels:
-            offered = ", ".join(self._marks.levels)
+        if value not in self._presets.levels:
+            offered = ", ".join(self._presets.levels)
             raise ValueError(f"Level {value!r} is not offered: these data allow {offered}.")
         self._levels.value = value
 
@@ -161,7 +168,7 @@ class ThresholdExplorer:
     @property
     def decision(self) -> Decision:
         """What the slider shows: the decision it was given, or where it was moved, a stated one."""
-        return self._marks.decision(self.level, self.threshold)
+        return self._presets.decision(self.level, self.threshold)
 
     def summary(self) -> dict[str, Any]:
         """What the picture shows, NaN where undefined.
@@ -192,16 +199,16 @@ class ThresholdExplorer:
         self._box.value = threshold
         self._redraw()
 
-    def _at_level(self) -> Operating:
+    def _at_level(self) -> OperatingPoints:
         if self.level not in self._operating:
-            cases = self._marks.at_level(self.level)
-            self._operating[self.level] = Operating(cases, self._marks.cases, self._weights)
+            cases = self._presets.at_level(self.level)
+            self._operating[self.level] = OperatingPoints(cases, self._presets.cases, self._weights)
         return self._operating[self.level]
 
     def _both_kinds(self) -> bool:
         return 0 < self._at_level().prevalence < 1
 
-    def _point(self) -> Point:
+    def _point(self) -> OperatingPoint:
         return self._at_level().at(self.threshold, self.prevalence)
 
     def _place(self) -> str:
@@ -210,7 +217,7 @@ class ThresholdExplorer:
         return f"restated: {100 * self.prevalence:.4g}% of patients fractured"
 
     def _redraw(self) -> None:
-        level, marks = self.level, self._marks.at(self.level)
+        level, marks = self.level, self._presets.at(self.level)
         if level not in self._panels:
             self._panels[level] = Panels(self._at_level(), marks)
         self._other.disabled = not self._both_kinds()
@@ -219,10 +226,10 @@ class ThresholdExplorer:
             button.description = f"{name} {digits(marks[name])}" if name in marks else ""
         point, restated = self._point(), self.prevalence is not None
         self._image.value = self._panels[level].png(point, self._place(), restated=restated)
-        self._numbers.value = paragraph(self._words(point), role="status")
+        self._numbers.value = _paragraph(self._words(point), role="status")
         self._freezer.withdraw()
 
-    def _words(self, point: Point) -> str:
+    def _words(self, point: OperatingPoint) -> str:
         """The picture in words."""
         made = self._at_level().cases.aggregation
         by = f", by {made.phrase}," if made else ""
@@ -233,13 +240,13 @@ class ThresholdExplorer:
             f"{self._place().capitalize()}: {rates}; of 1,000 patients missed {written(point.missed, 1)}, "
             f"called back without fracture {written(point.called_back, 1)}."
         )
-        return f"{words} {self._marks.standing(self.level, self.threshold)}".rstrip()
+        return f"{words} {self._presets.standing(self.level, self.threshold)}".rstrip()
 
     def _question(self) -> str:
         """What the freezing button asks."""
         level, run = self.decision.rule.level, self._run()
         words = [f"Freeze threshold {digits(self.threshold)} at {level} level?"]
-        if self._marks.guarantee(self.level, self.threshold):
+        if self._presets.guarantee(self.level, self.threshold):
             words.append("The guarantee holds for it.")
         if run is None:
             return " ".join([*words, "The test split is then opened with it; choose no other after that."])
@@ -266,7 +273,7 @@ class ThresholdExplorer:
 
     def _act(self) -> str:
         """What it does then."""
-        decision, promise = self.decision, self._marks.guarantee(self.level, self.threshold)
+        decision, promise = self.decision, self._presets.guarantee(self.level, self.threshold)
         guarantees = [promise] if promise else []
         if not isinstance(self._freeze, str | Path):
             assert self._freeze is not None, "without it there is no button"
@@ -301,12 +308,12 @@ def _nearest_step(threshold: float) -> float:
     return round(round(threshold / STEP) * STEP, DECIMALS)
 
 
-def paragraph(words: str, *, role: str = "note") -> str:
+def _paragraph(words: str, *, role: str = "note") -> str:
     """Words as HTML in the theme's colour; with the role `status` screen readers say what changes."""
     return f'<div role="{role}" style="color: {_COLOUR}; line-height: 1.5">{escape(words)}</div>'
 
 
-class ConfirmedButton:
+class _ConfirmedButton:
     """A button, then a question with a second button, then what came of it.
 
     Args:
@@ -381,7 +388,7 @@ class ConfirmedButton:
 
     def _show(self, words: str, *, asking: bool = False) -> None:
         self._shown = words
-        self._words.value = paragraph(words, role="status") if words else ""
+        self._words.value = _paragraph(words, role="status") if words else ""
         buttons = [self._words, self._confirm, self._cancel] if asking else [self._ask, self._words]
         self.widget.children = buttons + [self._back] * (self._done and not asking)
 

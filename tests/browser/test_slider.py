@@ -115,7 +115,7 @@ def picture(explorer):
 
 
 def test_it_starts_at_the_threshold_the_notebook_chose(explorer, validation):
-    chosen = float(explorer.ask("print(slider._marks.start)"))
+    chosen = float(explorer.ask("print(slider._presets.start)"))
     start = assert_is_metrics(explorer.words(), validation)
     assert start == chosen
     assert (
