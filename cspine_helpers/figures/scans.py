@@ -304,6 +304,6 @@ def heights(manifest: pd.DataFrame, slices: int, *, title: str = "") -> Picture:
     left.set(ylabel="mm", title="Height of the mask")
     right.set(ylabel="slices", title="Native slices")
     style.reference(right, slices, "y", label=f"T = {slices} positions")
-    right.legend(loc="upper right")
+    right.legend(loc="lower right")
     figure.head(title)
     return figure
