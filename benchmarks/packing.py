@@ -1,8 +1,8 @@
 """CT to packed sequences: against reading alone, stage by stage, memory, two processes, and studies an hour.
 
 SimpleITK reads the same series alone, on one core: the names in order, then the slices. Packing has a second
-thread for SHA-256. The series is a phantom at clinical size, 512 × 512 × 400; its mask is an uncompressed
-NIfTI on the same grid.
+thread for SHA-256 and the mask. The series is a phantom at clinical size, 512 × 512 × 400; its mask is an
+uncompressed NIfTI on the same grid.
 """
 
 import os
@@ -41,11 +41,12 @@ STAGES = {  # what a study's time goes into: where it is called from, and by wha
     "decoding": (dicom, "_read_at_once"),
     "values beside their neighbours'": (stack, "_check_values"),
     "Hounsfield scale": (reading, "_check_hu"),
-    "mask": (study, "read_label_map"),
+    "mask on the CT's grid": (study, "place"),
     "vertebrae": (study, "find_vertebrae"),
     "cutting": (study, "pack_vertebra"),
     "writing": (study, "write_sequence"),
-    "SHA-256, in a thread beside": (study, "_hashes"),
+    "beside: SHA-256": (study, "_hashes"),
+    "beside: mask": (study, "read_mask"),
 }
 MEMORY = """
 import sys

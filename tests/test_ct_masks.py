@@ -375,7 +375,7 @@ def test_schemes_that_cannot_be_meant_are_refused(tmp_path, scheme, parts):
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        pytest.param(lambda s: np.zeros_like(s.labels), ("empty", "leave"), id="empty"),
+        pytest.param(lambda s: np.zeros_like(s.labels), ("empty", "exclude"), id="empty"),
         pytest.param(lambda s: s.hu, ("no labels", "the CT"), id="the CT itself"),
         pytest.param(lambda s: s.labels * np.float32(0.3), ("fractions", "whole"), id="fractions"),
         pytest.param(lambda s: -s.labels.astype(np.int16), ("no labels",), id="negative"),

@@ -194,7 +194,7 @@ def test_one_series_of_a_folder_is_chosen(folder):
 
 def test_a_study_that_is_packed_is_not_read_again(folder, monkeypatch):
     before = contents(folder)
-    for name in ("read_ct", "read_label_map", "write_sequence", "write_figure"):
+    for name in ("read_ct", "read_mask", "write_sequence", "write_figure"):
         monkeypatch.setattr(packer, name, lambda *_, **__: pytest.fail("packed again"))
     assert pack(folder) == pack(folder, sheet="sheet.png") == json.loads(record_of(folder).read_text())
     assert contents(folder) == before

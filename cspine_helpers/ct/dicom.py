@@ -68,7 +68,7 @@ _READ = (  # elements; pydicom skips the values of the others
     *("TransferSyntaxUID", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PhotometricInterpretation"),
     *("SamplesPerPixel", "NumberOfFrames", "Rows", "Columns", "PixelData"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("PixelPaddingValue", "RescaleIntercept", "RescaleSlope", *_OVERLAY_BIT),
+    *("PixelPaddingValue", "RescaleIntercept", "RescaleSlope"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 _GROUPS = {  # of enhanced CT, DICOM PS3.3 section C.7.6.16: functional group → element → name in `TAGS`
@@ -363,7 +363,7 @@ def _damage(found: Any, path: Path, size: int) -> str:
     if pixels.length == _UNDEFINED:
         if syntax == _RLE:  # raises where it is cut off
             words = optional("pydicom").pixel_array(path, raw=True, bits_stored=bits)  # drops none
-            return _overflow(found, bits, words.tobytes, "<")
+            return _overflow(found, path, bits, words.tobytes, "<")
         if syntax.startswith(_JPEG):
             return _jpeg(found, path, bits)
         return "compressed pixels, and not a word on how"
@@ -376,7 +376,7 @@ def _damage(found: Any, path: Path, size: int) -> str:
         return f"{length} bytes of pixels where its header describes {described}"
     if syntax != _DEFLATED and not _ends_well(path, pixels, size, found.original_encoding):
         return "bytes behind its pixels that are none of its elements"
-    return _overflow(found, bits, lambda: found.PixelData, ">" if syntax == _BIG_ENDIAN else "<")
+    return _overflow(found, path, bits, lambda: found.PixelData, ">" if syntax == _BIG_ENDIAN else "<")
 
 
 def _jpeg(found: Any, path: Path, bits: int) -> str:
@@ -398,7 +398,7 @@ def _jpeg(found: Any, path: Path, bits: int) -> str:
     return ""
 
 
-def _overflow(found: Any, bits: int, read: Callable[[], bytes], order: str) -> str:
+def _overflow(found: Any, path: Path, bits: int, read: Callable[[], bytes], order: str) -> str:
     """Why 16-bit words are not values of as few bits as the header describes, "" where they are.
 
     GDCM drops the bits above, so that larger values wrap. These may hold the sign, padding, which is one
@@ -407,13 +407,14 @@ def _overflow(found: Any, bits: int, read: Callable[[], bytes], order: str) -> s
     stored = int(found.get("BitsStored") or bits)
     if bits != 16 or not 0 < stored < bits or int(found.get("HighBit") or 0) != stored - 1:
         return ""
-    if any(int(found[tag].value or 0) >= stored for tag in _OVERLAY_BIT if tag in found):
-        return ""
     pixels, is_signed = read(), found.get("PixelRepresentation") == 1
     values = np.frombuffer(pixels, f"{order}{'i' if is_signed else 'u'}2", len(pixels) // 2)
     low, high = (-(2 ** (stored - 1)), 2 ** (stored - 1) - 1) if is_signed else (0, 2**stored - 1)
     if low <= values.min(initial=0) and values.max(initial=0) <= high:
         return ""  # nearly all files; the rest is slower
+    overlays = optional("pydicom").dcmread(path, force=True, specific_tags=_OVERLAY_BIT)
+    if any(int(overlays[tag].value or 0) >= stored for tag in _OVERLAY_BIT if tag in overlays):
+        return ""
     words = np.flatnonzero(np.bincount(values.view(f"{order}u2")))
     above, negative = words >> stored, words >> (stored - 1) & 1 == 1
     extended = 2 ** (bits - stored) - 1

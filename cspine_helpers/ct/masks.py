@@ -71,7 +71,25 @@ def read_label_map(path: str | Path, volume: Volume, *, scheme: str | Mapping[in
     Example:
         >>> label_map = read_label_map("masks/1.2.3.nii.gz", volume)  # doctest: +SKIP
     """
-    path = Path(path)
+    return place(read_mask(Path(path), scheme), volume)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask as it was written, on grids of its own.
+
+    Attributes:
+        name: of its file or folder.
+        parts: of each file that is not empty, labels (Z, Y, X) of the part that holds all of them, as 1–7
+            for C1–C7; that part's grid; shape and grid of the whole.
+    """
+
+    name: str
+    parts: list[tuple[np.ndarray, Grid, tuple[int, ...], Grid]]
+
+
+def read_mask(path: Path, scheme: str | Mapping[int, str] = "rsna") -> Mask:
+    """A mask before its CT is known; arguments and errors as of `read_label_map`."""
     meanings: dict[Path, Mapping[int, str] | str] = {path: _meanings(scheme)}
     if path.is_dir():
         matches = ((_ONE_EACH.fullmatch(file.name), file) for file in sorted(path.iterdir()))
@@ -80,17 +98,37 @@ def read_label_map(path: str | Path, volume: Volume, *, scheme: str | Mapping[in
         raise FileNotFoundError(
             f"No mask of a vertebra in {path.name}. They are called vertebrae_C1.nii.gz, or C1.nii.gz, …"
         )
+    parts = []
+    for file, meaning in meanings.items():
+        values, grid = read_nifti(file)
+        box = _foreground(values)
+        if box is None:
+            continue  # a segmenter's file of a vertebra that it did not find
+        crop = values[slices_of(box)]
+        if isinstance(meaning, str):
+            labels = (crop > 0.5).astype(np.uint8) * np.uint8(VERTEBRAE.index(meaning) + 1)
+        else:
+            labels = _translated(crop, meaning, file)
+            if meaning is SCHEMES["totalsegmentator"]:
+                _check_generation(crop, grid, file)
+        origin = grid.origin_mm + grid.steps_mm @ np.array([low for low, _ in box])
+        parts.append((labels, Grid(grid.steps_mm, origin), values.shape, grid))
+    if not parts:
+        raise ValueError(f"{path.name}: empty, without a voxel above 0. Make it again, or exclude the study.")
+    return Mask(path.name, parts)
+
+
+def place(mask: Mask, volume: Volume) -> LabelMap:
+    """The mask on the grid of its CT; errors as of `read_label_map`."""
     array = np.zeros(volume.hu.shape, np.uint8)
-    placed = [_place(file, volume, meaning, array) for file, meaning in meanings.items()]
-    fields = [field for field in placed if field]  # a segmenter's file of what it did not find is empty
-    if not fields:
-        raise ValueError(f"{path.name}: empty, without a voxel above 0. Make it again, or leave it out.")
-    ends = np.array(fields)  # of several files, from the first to the last
+    for labels, part, _, _ in mask.parts:
+        _on_grid(labels, part, volume, array)
+    ends = np.array([_field(volume, shape, grid) for _, _, shape, grid in mask.parts])
     field = tuple(zip(ends[..., 0].min(axis=0).tolist(), ends[..., 1].max(axis=0).tolist(), strict=True))
     box = _foreground(array)
     if box is None:
         raise ValueError(
-            f"{path.name}: no voxel of C1 … C7 lies inside the CT. It is the mask of another study or "
+            f"{mask.name}: no voxel of C1 … C7 lies inside the CT. It is the mask of another study or "
             "series, or one of the headers is wrong. Look at both in a viewer."
         )
     return LabelMap(array, field, box)
@@ -154,34 +192,6 @@ def _meanings(scheme: str | Mapping[int, str]) -> Mapping[int, str]:
     if 0 in scheme or not set(scheme.values()) & set(VERTEBRAE):
         raise ValueError(f"A scheme maps labels above 0 to names, C1 … C7 among them; found {dict(scheme)}.")
     return scheme
-
-
-def _place(path: Path, volume: Volume, meaning: Mapping[int, str] | str, array: np.ndarray) -> Box | None:
-    """Write a file's labels as 1–7 into an array on the volume's grid, where that is 0.
-
-    Args:
-        path: NIfTI.
-        volume: the CT.
-        meaning: of labels, or the one vertebra that the file is the mask of.
-        array: of the volume's shape.
-
-    Returns:
-        Which part of the volume the file's grid covers; None: the file is empty.
-    """
-    values, grid = read_nifti(path)
-    box = _foreground(values)
-    if box is None:
-        return None
-    crop = values[slices_of(box)]
-    if isinstance(meaning, str):
-        labels = (crop > 0.5).astype(np.uint8) * np.uint8(VERTEBRAE.index(meaning) + 1)
-    else:
-        labels = _translated(crop, meaning, path)
-        if meaning is SCHEMES["totalsegmentator"]:
-            _check_generation(crop, grid, path)
-    origin = grid.origin_mm + grid.steps_mm @ np.array([low for low, _ in box])
-    _on_grid(labels, Grid(grid.steps_mm, origin), volume, array)
-    return _field(volume, values.shape, grid)
 
 
 def _foreground(array: np.ndarray) -> Box | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from cspine_helpers.ct.masks import read_label_map
+from cspine_helpers.ct.masks import Mask, place, read_mask
 from cspine_helpers.ct.reading import read_ct
 from cspine_helpers.ct.vertebrae import find_vertebrae
 from cspine_helpers.figures.scans import contact_sheet
@@ -75,13 +75,14 @@ def pack_study(
     """
     paths.check_uids([study.uid])
     done = read_study(packed, study.uid)
-    with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter free, and so does decoding
+    with ThreadPoolExecutor(1) as beside:  # while the CT is decoded, which leaves the interpreter free
         hashes = beside.submit(_hashes, study)
         is_same = done and done["key"] == _key(study, config, hashes.result()) and _is_unchanged(done, packed)
         if is_same and (sheet is None or sheet.is_file()):
             return done
         forget(packed, study.uid)
-        content = _pack(study, packed, config, hashes, sheet)
+        mask = beside.submit(read_mask, study.mask, study.scheme)
+        content = _pack(study, packed, config, sheet, hashes, mask)
     record = {"format": FORMAT, "key": _key(study, config, hashes.result())} | content
     path = write_sealed(_record_path(packed, study.uid), record)
     return json.loads(path.read_text(encoding="utf-8"))
@@ -154,11 +155,16 @@ def _hashes(study: StudyFiles) -> dict[str, str]:
 
 
 def _pack(
-    study: StudyFiles, packed: Path, config: PackConfig, hashes: Future[dict[str, str]], sheet: Path | None
+    study: StudyFiles,
+    packed: Path,
+    config: PackConfig,
+    sheet: Path | None,
+    hashes: Future[dict[str, str]],
+    mask: Future[Mask],
 ) -> dict[str, Any]:
     # 1. Read and check.
     volume = read_ct(study.ct, series=study.series)
-    label_map = read_label_map(study.mask, volume, scheme=study.scheme)
+    label_map = place(mask.result(), volume)
     try:
         found = find_vertebrae(label_map, volume)
     except ValueError as error:
