@@ -318,7 +318,7 @@ def test_slices_in_folders_below_are_found_where_there_are_none_above(tmp_path, 
         save_without_pixels(tmp_path / name, MediaStorageDirectoryStorage, "")
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.hu, hu)
-    assert ["left out" in warning for warning in volume.warnings if "numbers" not in warning] == [
+    assert ["files skipped" in warning for warning in volume.warnings if "numbers" not in warning] == [
         True
     ] * bool(beside)
 
@@ -413,7 +413,7 @@ def test_scouts_captures_reports_and_other_files_are_left_out_and_counted(tmp_pa
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.hu, hu)
     (warning,) = volume.warnings
-    for part in ("left out", "1 × a scout", "1 × a screen capture", "2 × no image", "1 × no DICOM file"):
+    for part in ("files skipped", "1 × a scout", "1 × a screen capture", "2 × no image", "1 × no DICOM file"):
         assert part in warning
     assert_private(warning)
 
