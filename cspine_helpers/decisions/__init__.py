@@ -15,7 +15,6 @@ from cspine_helpers.decisions.test_split import (
     read_openings,
 )
 from cspine_helpers.decisions.thresholds import (
-    Decision,
     Rule,
     apply_decision,
     choose_decision,
