@@ -228,6 +228,7 @@ def project(tmp_path, cohort, monkeypatch):
 
 KILLED = """
 import os, pathlib, signal, sys
+import cspine_helpers.inference  # loaded once, before the forks
 from cspine_helpers.__main__ import main
 from cspine_helpers.files import records as journal
 
@@ -317,7 +318,7 @@ def test_a_study_that_cannot_be_answered_is_refused(run, cohort, tmp_path):
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, np.nan])
 def test_a_threshold_outside_0_1_is_refused(run, cohort, threshold):
-    with pytest.raises(ValueError, match=r"lies in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
         predict_study(run, cohort.packed, cohort.samples["test"][UID].iloc[0], threshold=threshold)
 
 
@@ -330,7 +331,7 @@ def test_a_run_without_a_threshold_needs_one_from_the_user(run, cohort):
     assert predict_study(undecided, cohort.packed, uid, threshold=0.3).threshold == 0.3
 
 
-def test_studies_that_cannot_be_used_are_left_out_when_asked(run, cohort, tmp_path, capsys):
+def test_unusable_studies_are_skipped_when_asked(run, cohort, tmp_path, capsys):
     packed = tmp_path / "toy" / "packed"
     shutil.copytree(cohort.folder, packed.parent)
     known = read_cohort(packed.parent)

@@ -321,7 +321,7 @@ RETRAINING_KINDS = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "which"), RETRAINING_KINDS, ids=lambda value: str(value).replace(" ", "-"))
-def test_a_killed_retraining_leaves_the_standing_run_whole_and_continues(
+def test_a_killed_retraining_leaves_the_earlier_run_whole_and_resumes(
     cohort, standing, retrained, kind, which
 ):
     (expected, kinds), before = retrained, outcome(standing)

@@ -267,7 +267,7 @@ def test_a_split_with_one_class_stops_training(tmp_path):
         train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
 
 
-def test_studies_that_cannot_be_used_are_left_out_when_asked_and_counted(tmp_path):
+def test_unusable_studies_are_skipped_when_asked_and_counted(tmp_path):
     cohort = make_toy_cohort(tmp_path / "toy")
     samples = read_cohort(cohort).samples
     lost, torn = (samples[name][UID].iloc[0] for name in ("train", "validation"))
@@ -341,7 +341,7 @@ def in_block(standing, *names, fail=None):
         return folder
 
 
-def test_a_new_run_takes_the_place_of_a_standing_one_only_when_it_can_be_used(tmp_path):
+def test_a_new_run_replaces_an_earlier_one_only_when_it_can_be_used(tmp_path):
     standing = tmp_path / "run"
     finished(standing, "old")
     whole = ("run.json", "predictions.csv")
@@ -357,7 +357,7 @@ def test_a_new_run_takes_the_place_of_a_standing_one_only_when_it_can_be_used(tm
     assert {path.name for path in tmp_path.iterdir()} == {"run", "run-previous-1"}
 
 
-def test_where_no_finished_run_stands_the_training_is_in_its_folder(tmp_path):
+def test_without_a_finished_run_the_training_is_in_its_folder(tmp_path):
     standing = tmp_path / "run"
     with beside(standing) as folder:
         assert folder == standing

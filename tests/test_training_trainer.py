@@ -81,7 +81,7 @@ def test_gradients_are_clipped_to_the_norm(plain):
     assert torch.cat([move.flatten() for move in moves]).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_dropout_is_drawn_anew_for_each_batch_and_the_same_again(plain):
+def test_dropout_differs_between_batches_and_is_reproducible(plain):
     dropped = nn.Sequential(plain, nn.Dropout(0.5))
     torch.manual_seed(99)
     first, _ = one_epoch(dropped, batch_size=6, accumulate=2)

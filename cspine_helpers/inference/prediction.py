@@ -111,7 +111,7 @@ def predict_cohort(
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
-    if path.exists() and not partial.exists() and not replace:  # begun: it may go on
+    if path.exists() and not partial.exists() and not replace:  # else it is resumed
         raise FileExistsError(
             f"{path} is there already, and a decision may rest on it. Move it, or replace it with "
             "replace=True (on the command line, --replace)."
@@ -231,7 +231,7 @@ def predict_study(
             f"The run at {run.folder} has no threshold: {run.record['decision']['reason']} Pass threshold=..."
         )
     if not 0 <= threshold <= 1:
-        raise ValueError(f"A threshold lies in [0, 1]; found {threshold}. Pass another.")
+        raise ValueError(f"A threshold must be in [0, 1]; found {threshold}. Pass another.")
     present = [name for name in VERTEBRAE if sequence_path(packed_dir, uid, name).is_file()]
     if not present:
         names = listing(sequence_path(packed_dir, uid, name).name for name in VERTEBRAE)

@@ -89,7 +89,7 @@ def focal_loss(
         raise ValueError(f"Logits, labels and weights have one shape, not empty; found {sorted(shapes)}.")
     if not 0 < alpha < 1 or gamma < 0:
         raise ValueError(
-            f"alpha lies in (0, 1) and gamma is 0 or more; found alpha = {alpha}, gamma = {gamma}."
+            f"alpha must be in (0, 1) and gamma 0 or more; found alpha = {alpha}, gamma = {gamma}."
         )
     logit, label = logit.float(), label.float()
     entropy = functional.binary_cross_entropy_with_logits(logit, label, reduction="none")
