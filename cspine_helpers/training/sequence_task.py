@@ -191,7 +191,7 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
         return pixels, torch.tensor(self.truth[index])
 
     def order(self, epoch: int, *, seed: int) -> np.ndarray:
-        """An epoch's slices in random order: each fractured one, and as many intact ones, other ones each time."""
+        """An epoch's slices in random order: all fractured ones, and as many intact ones of its own."""
         rng = np.random.default_rng((seed, epoch))
         fractured, intact = np.flatnonzero(self.truth == 1), np.flatnonzero(self.truth == 0)
         chosen = rng.choice(intact, size=min(len(fractured), len(intact)), replace=False)
