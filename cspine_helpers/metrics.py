@@ -76,28 +76,24 @@ def threshold_counts(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFram
     return pd.DataFrame({"threshold": threshold} | whole, copy=False)
 
 
-def counts_at(counts: pd.DataFrame, thresholds: ArrayLike) -> pd.DataFrame:
-    """Confusion counts at any thresholds, looked up in the table of `threshold_counts`.
+def confusion(labels: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike) -> pd.DataFrame:
+    """Confusion counts at one threshold or several.
 
     Returns:
         One row for each threshold, in the order given; columns as in `threshold_counts`.
 
     Raises:
-        ValueError: a threshold is NaN.
+        ValueError: see `check_scores`; a threshold is NaN.
     """
     wanted = np.atleast_1d(np.asarray(thresholds, dtype=np.float64))
     if np.isnan(wanted).any():
         raise ValueError("A threshold is missing (NaN). Choose one with decisions.choose_threshold.")
+    counts = threshold_counts(labels, probabilities)
     called = np.searchsorted(-counts["threshold"].to_numpy(), -wanted, side="right") - 1  # -1: none called
     tp, fp, fn, tn = (counts[name].to_numpy() for name in ("tp", "fp", "fn", "tn"))
     positives, negatives = tp[0] + fn[0], fp[0] + tn[0]
     tp, fp = np.where(called < 0, 0, tp[called]), np.where(called < 0, 0, fp[called])
     return pd.DataFrame({"threshold": wanted, "tp": tp, "fp": fp, "fn": positives - tp, "tn": negatives - fp})
-
-
-def confusion(labels: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike) -> pd.DataFrame:
-    """Confusion counts at one threshold or several; see `counts_at`."""
-    return counts_at(threshold_counts(labels, probabilities), thresholds)
 
 
 def rates(counts: pd.DataFrame) -> pd.DataFrame:

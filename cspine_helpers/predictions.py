@@ -140,7 +140,7 @@ def from_wide(
 
     A patient score in it (`patient_overall` or `Overall`) becomes the model's own (see
     `validate_predictions`). An empty cell is a vertebra that the CT does not show. Spaces around ids are
-    left out.
+    dropped.
 
     Args:
         wide: `StudyInstanceUID` (or `uid`) and the probabilities C1 … C7 (or c1, or 1), perhaps
@@ -258,13 +258,13 @@ def _renamed(table: pd.DataFrame, *, what: str) -> pd.DataFrame:
         )
     table = table.rename(columns=names)
     for name in (UID, *OPTIONAL):
-        if name in table.columns and table.columns.is_unique and not _is_number(table[name]):
+        if (
+            name in table.columns
+            and table.columns.is_unique
+            and not pd.api.types.is_numeric_dtype(table[name])
+        ):
             table[name] = table[name].map(lambda text: text.strip() if isinstance(text, str) else text)
     return table
-
-
-def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column)
 
 
 def _split_of(split: str | pd.DataFrame) -> str | pd.DataFrame:
@@ -307,7 +307,7 @@ def _hidden_fractures(wide: pd.DataFrame, labels: pd.DataFrame, studies: set[str
 
 def _foreign_problems(wide: pd.DataFrame, split: str | pd.DataFrame) -> Iterator[str]:
     """What other programs write that cannot be read, each with what to do."""
-    if _is_number(wide[UID]):
+    if pd.api.types.is_numeric_dtype(wide[UID]):
         yield (
             f"study ids are numbers ({listing(wide[UID].head(3))} …), so that 1.10 has become 1.1. Read them "
             "as text: pd.read_csv(path, dtype={'uid': str})"

@@ -291,7 +291,7 @@ VERTEBRA_NUMBERS = {
     "decision": lambda table: pd.Series(choose_decision(table, Rule("max_f1")).record()),
     "of each": lambda table: pd.Series(choose_per_vertebra(table, Rule("max_f1"), min_positives=5).record()),
     "slider": lambda table: slider(table, "all", 0.3),
-    "card": lambda table: pd.Series([find(table, {}).vertebra_table()]),
+    "card": lambda table: find(table, {}).vertebrae,
 }
 
 

@@ -140,7 +140,7 @@ def test_resamples_without_a_class_have_no_net_benefit_and_are_counted():
 
 @pytest.mark.parametrize("thresholds", [[1.0], [-0.1], [np.nan], []])
 def test_thresholds_outside_are_refused(patients, thresholds):
-    with pytest.raises(ValueError, match=r"lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"are in \[0, 1\)"):
         utility.decision_curve(patients, thresholds=thresholds)
 
 

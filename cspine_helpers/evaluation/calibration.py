@@ -33,15 +33,11 @@ class Calibrator:
 
     Attributes:
         kind: `temperature`, `platt` or `isotonic`.
-        level: the one of `metrics.LEVELS` that it was fitted at, and holds for.
-        patients: how many patients it was fitted on.
-        cases: how many rows.
-        positives: how many of them are fractured.
+        level: the one of `cases.LEVELS` that it was fitted at, and holds for.
+        patients, cases, positives: how many it was fitted on; positives are fractured cases.
         aggregation: at level `patient`, how vertebrae became patients, in a word; empty at other levels.
-        slope: of the logit; 1 for `isotonic`.
-        intercept: of the logit; 0 for `temperature` and `isotonic`.
-        scores: (K,) rising, for `isotonic`.
-        probabilities: (K,) never falling, for `isotonic`.
+        slope, intercept: of the logit; 1 and 0 where the kind has none.
+        scores, probabilities: (K,) rising and (K,) never falling, for `isotonic`.
     """
 
     kind: Kind
@@ -82,7 +78,7 @@ class Calibrator:
 
     @property
     def prevalence(self) -> float:
-        """Share of fractured rows among those it was fitted on; what `prevalence.restate` starts from."""
+        """Share of fractured rows among those it was fitted on; where `clinical_utility.restate` starts."""
         return self.positives / self.cases
 
     def record(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def predictive_values(sensitivity: float, specificity: float, prevalence: ArrayL
     Source: Altman & Bland, BMJ 309 (1994) 102.
     """
     if not (0 <= sensitivity <= 1 and 0 <= specificity <= 1):
-        raise ValueError(f"Rates lie in [0, 1]; found sensitivity {sensitivity}, specificity {specificity}.")
+        raise ValueError(f"Rates are in [0, 1]; found sensitivity {sensitivity}, specificity {specificity}.")
     if (sensitivity, specificity) in ((0, 1), (1, 0)):
         what = "no case" if specificity == 1 else "every case"
         raise ValueError(f"At this threshold {what} is called positive: choose one that parts the cases.")
@@ -155,16 +155,12 @@ def restated_rates(
     share of alarms make them, the other groups as observed: where no intact case raised an alarm, no resample
     raises one either, and that is no proof that none ever will.
 
-    Args:
-        called: cases called in each group, observed in the first column and then in each resample,
-            (G, 1 + R); the first group is fractured, all others are intact.
-        rows: cases of each group, (G, 1 + R).
-        patients: that the cases of each group belong to, (G,).
-        weights: what a case of each group counts, (G, 1 + R); NaN where it is not defined.
-        confidence: of the intervals.
+    Of G groups, the first fractured, all others intact: the cases called and all rows, and what a case counts
+    (NaN where undefined), as observed in the first column and then in each resample, (G, 1 + R); and their
+    numbers of patients, (G,).
 
     Returns:
-        Columns `value, low, high` by rate, one of `estimates.RATES`; NaN where undefined, the interval also
+        Columns `value, low, high` by rate, one of `resampling.RATES`; NaN where undefined, the interval also
         where more than 5 % of the resamples do not define the rate.
     """
     value, draws = _rates_of(called * weights, rows * weights)
@@ -262,7 +258,7 @@ def _check_thresholds(thresholds: ArrayLike) -> NDArray[np.float64]:
     t = np.atleast_1d(np.asarray(thresholds, dtype=np.float64))
     if not len(t) or not ((t >= 0) & (t < 1)).all():
         raise ValueError(
-            f"Thresholds of a decision curve lie in [0, 1), as at 1 no miss would count; found {t.tolist()}. "
+            f"Thresholds of a decision curve are in [0, 1), as at 1 no miss would count; found {t.tolist()}. "
             "Leave the others out."
         )
     return t

@@ -26,16 +26,9 @@ _ENTRIES = 2**21  # rows × resamples worked on at once: 16 MB, about a processo
 
 
 def patient_weights(patients: int, resamples: int, seed: int, *, rows: int = 1) -> Iterator[Floats]:
-    """How often each patient is drawn, as many draws with replacement as there are patients.
+    """How often each of P patients is drawn, with replacement: (P, part of R), columns that sum to P.
 
-    Args:
-        patients: P.
-        resamples: R.
-        seed: of the draws; one seed gives the same resamples for the same P.
-        rows: that are resampled: many come in smaller pieces.
-
-    Yields:
-        (P, part of R), columns that sum to P.
+    One seed gives the same resamples for the same P; many `rows` to resample come in smaller pieces.
     """
     rng = np.random.default_rng(seed)
     size = max(1, min(resamples, _ENTRIES // max(rows, patients)))
@@ -155,11 +148,7 @@ def score_interval(
 ) -> tuple[Floats, Floats]:
     """Lower and upper limit of shares of so many independent cases, by Wilson's formula.
 
-    Args:
-        value: shares in [0, 1].
-        cases: how many; need not be whole numbers.
-        confidence: of the interval.
-        freedom: degrees of freedom with which the number of cases is known.
+    `freedom`: degrees of freedom with which the number of cases, which need not be whole, is known.
 
     Source: Wilson, Journal of the American Statistical Association 22 (1927), page 209.
     """
@@ -172,14 +161,8 @@ def score_interval(
 def loss_interval(value: float, draws: Floats, patients: int, confidence: float) -> tuple[float, float]:
     """Limits of a mean that is never negative, by Student's t on the logarithm.
 
-    Few patients can hold most of a loss: percentiles, and t without the logarithm, then reach too low and
-    not high enough.
-
-    Args:
-        value: the mean.
-        draws: the mean in the resamples, (R,).
-        patients: that it is of.
-        confidence: of the interval.
+    Of the value of so many patients and its draws (R,). Few patients can hold most of a loss: percentiles,
+    and t without the logarithm, then reach too low and not high enough.
     """
     if value <= 0:
         return value, value
@@ -193,14 +176,7 @@ def mean_interval(shares: Floats, confidence: float) -> tuple[float, float]:
 
     Each end is the farther of two: Student's t, and t corrected for the skewness of the shares. The first
     reaches too short on the side of a long tail, the second on the other. Percentiles of resamples are
-    shorter than either where patients are few.
-
-    Args:
-        shares: of the patients, (P,); their mean is the estimate. See `shares_of`.
-        confidence: of the interval.
-
-    Returns:
-        Lower and upper limit; NaN of fewer than two patients.
+    shorter than either where patients are few. NaN of fewer than two patients (P,); see `shares_of`.
 
     Source: Hall, J R Stat Soc B 54 (1992) 221-228, the cubic transformation of t.
     """
@@ -237,16 +213,10 @@ def quantiles(draws: Floats, confidence: float) -> tuple[Floats, Floats]:
 
 
 def effective_cases(value: float, draws: Floats, rows: float, patients: float) -> float:
-    """Independent cases that would vary as much as the draws of a share do.
+    """Independent cases that would vary as much as the draws (R,) of a share of rows do.
 
-    At most as many as rows. As many as patients where the draws do not vary, as where every fracture is
-    found: nothing then tells how alike a patient's rows are, and counting patients is the careful choice.
-
-    Args:
-        value: the share.
-        draws: the share in the resamples, (R,).
-        rows: that it is a share of; infinite where it is none of rows.
-        patients: that those rows belong to.
+    At most as many as rows. As many as their patients where the draws do not vary, as where every fracture is
+    found: nothing then shows how alike a patient's rows are, and counting patients is the careful choice.
     """
     if patients < 2 or np.ptp(draws) < _SAME:
         return max(patients, 1.0)
