@@ -1,5 +1,5 @@
-"""A training run: settings, losses, stages, the loop, and what is kept to resume it."""
+"""A training run: its settings, losses, task and trainer, and the state from which it resumes."""
 
 from cspine_helpers.training.config import preset, settings_of
 from cspine_helpers.training.losses import Loss, focal_loss
-from cspine_helpers.training.run import beside, train
+from cspine_helpers.training.run import beside, set_aside, train

@@ -39,6 +39,10 @@ def set_aside(run_folder: str | Path) -> Path | None:
 
     Returns:
         Where it is now; None where it holds neither.
+
+    Example:
+        >>> set_aside("checkpoints/mine") is None  # there is none
+        True
     """
     folder = Path(run_folder)
     held = _held(folder, (*_FILES, *_LATER))
