@@ -290,8 +290,8 @@ def guarantee_picture(table: pd.DataFrame, *, recall: float, delta: float) -> Pi
     """
     never = table[table["no_threshold"] == table["redraws"]]
     if len(never):
-        names = listing(f"{row.target}: {row.method}" for row in never.itertuples())
-        raise ValueError(f"No redraw gave a threshold for {names}. Simulate with more patients in each.")
+        missing = listing(f"{row.target}: {row.method}" for row in never.itertuples())
+        raise ValueError(f"No redraw gave a threshold for {missing}. Simulate with more patients in each.")
     figure, (left, right) = canvas(11, 0.55 * len(table) + 1.3, 1, 2, sharey=True)
     columns = {left: ("recall_5", "recall_50", "recall_95"), right: ("low", "violation_rate", "high")}
     for row, found in enumerate(table.to_dict("records")):
