@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from benchmarks.measure import Row, in_fresh_process, interleaved, ratio, spread
 from cspine_helpers.ct import dicom, reading, stack
-from cspine_helpers.ct.libraries import simpleitk
+from cspine_helpers.ct.volume import simpleitk
 from cspine_helpers.labels import BOX_COLUMNS
 from cspine_helpers.packing import study
 from cspine_helpers.packing.cohort import PackSource, pack_cohort
@@ -53,7 +53,7 @@ import sys
 from pathlib import Path
 import pandas as pd
 from cspine_helpers.ct import dicom, reading, stack
-from cspine_helpers.ct.libraries import simpleitk
+from cspine_helpers.ct.volume import simpleitk
 from cspine_helpers.labels import BOX_COLUMNS
 from cspine_helpers.packing.crop import PackConfig
 from cspine_helpers.packing.study import StudyFiles, pack_study

@@ -33,7 +33,7 @@ from cspine_helpers.files import paths
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE
 from cspine_helpers.packed import read_manifest, write_manifest
-from cspine_helpers.training.state import STATE, TrainingState, read_state, save_state
+from cspine_helpers.training.trainer import STATE, TrainingState, read_state, save_state
 
 pytestmark = pytest.mark.slow  # half a minute of damages
 

@@ -27,7 +27,7 @@ from cspine_helpers.packed import read_manifest, write_manifest
 from cspine_helpers.packing import cohort as studies
 from cspine_helpers.packing.slice_truth import PACKED_BOX_COLUMNS, write_packed_boxes
 from cspine_helpers.phantom import scanner as export
-from cspine_helpers.training.state import TrainingState, save_state
+from cspine_helpers.training.trainer import TrainingState, save_state
 
 
 def history(rows: int) -> pd.DataFrame:

@@ -20,12 +20,12 @@ from cspine_helpers.decisions.test_split import read_decision
 from cspine_helpers.files import paths, records
 from cspine_helpers.files.records import append, whole_records
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.model_card.run_files import read_dossier
+from cspine_helpers.model_card.results import read_dossier
 from cspine_helpers.phantom import cohort as phantom
 from cspine_helpers.predictions import read_predictions
 from cspine_helpers.runs import write_record
 from cspine_helpers.training.config import settings_of
-from cspine_helpers.training.state import read_state
+from cspine_helpers.training.trainer import read_state
 
 
 def read(path):

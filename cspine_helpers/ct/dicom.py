@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from cspine_helpers.ct.libraries import complaints, optional, reason, simpleitk
 from cspine_helpers.ct.stack import Slice, reconstructions, stack
-from cspine_helpers.ct.volume import AIR_HU, Volume
+from cspine_helpers.ct.volume import AIR_HU, Volume, complaints, optional, reason, simpleitk
 from cspine_helpers.files.paths import listing
 
 Tags = Mapping[str, str | None]

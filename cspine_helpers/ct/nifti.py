@@ -13,8 +13,7 @@ from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
-from cspine_helpers.ct.libraries import optional
-from cspine_helpers.ct.volume import corners
+from cspine_helpers.ct.volume import corners, optional
 
 NIFTI = (".nii", ".nii.gz")
 _GZIP, _INFLATED = b"\x1f\x8b", 1032  # what its files begin with; bytes that one byte of them becomes at most

@@ -20,8 +20,19 @@ from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.intervals import MOST_UNDEFINED
 from cspine_helpers.files.paths import atomic_path, inside
 from cspine_helpers.labels import UID
-from cspine_helpers.model_card.results import BINS, RESAMPLES, UNITS, cell, find, markdown, number, share
-from cspine_helpers.model_card.run_files import UNKNOWN, Dossier, read_dossier
+from cspine_helpers.model_card.results import (
+    BINS,
+    RESAMPLES,
+    UNITS,
+    UNKNOWN,
+    Dossier,
+    cell,
+    find,
+    markdown,
+    number,
+    read_dossier,
+    share,
+)
 
 CARD = "MODEL_CARD.md"
 _COHORT, _RUN = ("labels", "split", "manifest"), ("weights", "history", "record")  # that have hashes

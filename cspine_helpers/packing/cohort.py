@@ -16,9 +16,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from cspine_helpers.ct.dicom import series_in
-from cspine_helpers.ct.libraries import LIBRARIES, optional
 from cspine_helpers.ct.masks import find_mask
 from cspine_helpers.ct.nifti import NIFTI
+from cspine_helpers.ct.volume import LIBRARIES, optional
 from cspine_helpers.files import paths
 from cspine_helpers.files.paths import cohort_remedy, listing
 from cspine_helpers.files.records import SEAL, content_sha256, parse_json, write_sealed

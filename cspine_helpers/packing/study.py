@@ -16,9 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from cspine_helpers.ct.masks import Mask, place, read_mask
+from cspine_helpers.ct.masks import Mask, find_vertebrae, place, read_mask
 from cspine_helpers.ct.reading import read_ct
-from cspine_helpers.ct.vertebrae import find_vertebrae
 from cspine_helpers.figures.scans import contact_sheet
 from cspine_helpers.figures.style import write_figure
 from cspine_helpers.files import paths

@@ -18,8 +18,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from cspine_helpers import labels
-from cspine_helpers.ct.libraries import optional, reason, simpleitk
 from cspine_helpers.ct.nifti import NIFTI
+from cspine_helpers.ct.volume import optional, reason, simpleitk
 from cspine_helpers.files import paths
 from cspine_helpers.labels import UID
 from cspine_helpers.phantom.cohort import study_of

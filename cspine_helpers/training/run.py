@@ -25,8 +25,7 @@ from cspine_helpers.model.classifier import ModelConfig
 from cspine_helpers.runs import HISTORY, RECORD, WEIGHTS, read_history, read_record
 from cspine_helpers.training.config import TrainConfig
 from cspine_helpers.training.sequence_task import SequenceTask
-from cspine_helpers.training.state import STATE, TrainingState, read_state
-from cspine_helpers.training.trainer import Training
+from cspine_helpers.training.trainer import STATE, Training, TrainingState, read_state
 
 TRAINING_SPLITS = ("train", "validation")  # the only ones a training looks at
 _FILES = (RECORD, HISTORY, f"{WEIGHTS}.safetensors", STATE)
