@@ -54,7 +54,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     source = f"Notebook 03 writes that of a run.{other_runs(Path(path).parent)}"
     text = (UID, "vertebra", *OPTIONAL)
     table = read_columns(path, COLUMNS, what="predictions table", source=source, text=text)
-    table["vertebra"] = table["vertebra"].map(unit_name, na_action="ignore")
+    table["vertebra"] = table["vertebra"].map(_unit_name, na_action="ignore")
     return validate_predictions(table, what=Path(path).name)
 
 
@@ -223,7 +223,7 @@ def _wide_of_submission(table: pd.DataFrame) -> pd.DataFrame:
             f"Row ids that do not end in _C1 … _C7 or _{PATIENT} ({odd.sum()}): "
             f"{listing(table['row_id'][odd])}. Write <StudyInstanceUID>_C1 and so on."
         )
-    units = found[1].map(unit_name)
+    units = found[1].map(_unit_name)
     if (twice := found[[0]].assign(unit=units).duplicated()).any():
         raise ValueError(
             f"Repeated row ids ({twice.sum()}): {listing(table['row_id'][twice])}. Keep one row each."
@@ -234,7 +234,7 @@ def _wide_of_submission(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(wide).reset_index()
 
 
-def unit_name(name: object) -> str:
+def _unit_name(name: object) -> str:
     """What a vertebra, or the patient, is called here: C1 for c1 or 1, `patient_overall` for Overall."""
     text = str(name).strip().lower()
     return _UNIT_NAMES.get(text, str(name))
@@ -247,7 +247,7 @@ def _renamed(table: pd.DataFrame, *, what: str) -> pd.DataFrame:
         ValueError: two columns mean the same.
     """
     own = {"uid": UID, UID.lower(): UID} | {name: name for name in ("split", *OPTIONAL)}
-    names = {name: own.get(str(name).strip().lower(), unit_name(name)) for name in table.columns}
+    names = {name: own.get(str(name).strip().lower(), _unit_name(name)) for name in table.columns}
     meant: dict[str, list[object]] = {}
     for name, new in names.items():
         meant.setdefault(new, []).append(name)

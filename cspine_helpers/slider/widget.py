@@ -255,7 +255,7 @@ class ThresholdExplorer:
                 f'The built-in run stays as it is: this goes to a copy, the run "{run.name}". Set RUN = '
                 f'"{run.name}" to use that one.'
             )
-        there = frozen_upon(str(self._freeze))  # the copy is made when it is needed
+        there = _frozen_upon(str(self._freeze))  # the copy is made when it is needed
         if there != run and (run / PREDICTIONS).is_file():
             words.append(
                 "The copy there is of earlier predictions: it is replaced, and what was done there is lost."
@@ -269,7 +269,7 @@ class ThresholdExplorer:
 
     def _run(self) -> Path | None:
         """Run folder that is frozen in; None: something else is called."""
-        return practice_folder(self._freeze) if isinstance(self._freeze, str | Path) else None
+        return _practice_folder(self._freeze) if isinstance(self._freeze, str | Path) else None
 
     def _act(self) -> str:
         """What it does then."""
@@ -285,7 +285,7 @@ class ThresholdExplorer:
         before, opened = path.read_bytes() if path.is_file() else None, len(read_openings(folder))
         freeze(folder, decision, predictions, guarantees=guarantees, replace=True)
         after = path.read_bytes()
-        self._undo = partial(put_back, folder, before, after=after, openings=opened)
+        self._undo = partial(_put_back, folder, before, after=after, openings=opened)
         where = "" if folder == Path(self._freeze) else f" in the copy {folder.name!r}"
         return f"Frozen{where}: threshold {digits(self.threshold)} at {decision.rule.level} level."
 
@@ -393,23 +393,23 @@ class _ConfirmedButton:
         self.widget.children = buttons + [self._back] * (self._done and not asking)
 
 
-def practice_folder(run_folder: str | Path) -> Path:
+def _practice_folder(run_folder: str | Path) -> Path:
     """Where a threshold that was set by hand is frozen: in the run, but of the built-in run in a copy."""
     folder = Path(run_folder).resolve()
     return folder.with_name(PRACTICE) if folder.name == BUILTIN else Path(run_folder)
 
 
-def frozen_upon(run_folder: str | Path) -> Path:
+def _frozen_upon(run_folder: str | Path) -> Path:
     """Folder whose decision and openings freezing would start from; writes nothing.
 
-    It is the `practice_folder`, or the run where a copy is yet to be made, or replaced as the run's
+    It is the `_practice_folder`, or the run where a copy is yet to be made, or replaced as the run's
     predictions have changed.
 
     Raises:
         FileNotFoundError: the built-in run has no predictions.
         ValueError: what is in the copy's place is no folder, or none of ours: it may not be overwritten.
     """
-    folder, copy = Path(run_folder), practice_folder(run_folder)
+    folder, copy = Path(run_folder), _practice_folder(run_folder)
     if copy == folder:
         return folder
     predictions, mine, marker = folder / PREDICTIONS, copy / PREDICTIONS, copy / MARKER
@@ -437,17 +437,17 @@ def frozen_upon(run_folder: str | Path) -> Path:
 
 
 def practise(run_folder: str | Path) -> Path:
-    """The `practice_folder`, with what a decision rests on: predictions, record, what is frozen, openings.
+    """The `_practice_folder`, with what a decision rests on: predictions, record, what is frozen, openings.
 
     A copy stays as it is, with what was frozen there, while its predictions are those of the run; else it is
     replaced.
 
     Raises:
-        FileNotFoundError, ValueError: see `frozen_upon`.
+        FileNotFoundError, ValueError: see `_frozen_upon`.
         OSError: the copy cannot be written.
     """
-    folder, copy = Path(run_folder), practice_folder(run_folder)
-    if frozen_upon(folder) == copy:
+    folder, copy = Path(run_folder), _practice_folder(run_folder)
+    if _frozen_upon(folder) == copy:
         return copy
     marker = copy / MARKER  # written first: stopped at any moment, the copy is known as ours
     known = marker.read_text(encoding="utf-8") if marker.is_file() else ""
@@ -463,7 +463,7 @@ def practise(run_folder: str | Path) -> Path:
     return copy
 
 
-def put_back(run_folder: str | Path, before: bytes | None, *, after: bytes, openings: int) -> None:
+def _put_back(run_folder: str | Path, before: bytes | None, *, after: bytes, openings: int) -> None:
     """Undo a freezing: `decision.json` as it was, unless something was done with the run since.
 
     Args:
