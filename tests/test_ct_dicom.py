@@ -61,6 +61,7 @@ def block_at(hu: np.ndarray) -> np.ndarray:
     return labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ["IPL", "SPL", "IAR", "SAR", "LPI", "RSP", "AIL", "PSR"])
 def test_order_and_place_come_from_headers_whatever_runs_along_the_slices(tmp_path, orientation):
     """Names shuffled; slices from either end; rows and columns either way; sagittal and coronal series."""
@@ -984,6 +985,7 @@ def zeroed(frame: bytes, *, end: bool) -> bytes:
     return frame[:half] + bytes(len(frame) - half - 2) + (END if end else b"\0\0")
 
 
+@pytest.mark.slow
 @scans.needs_ct
 @pytest.mark.parametrize("syntax", COMPRESSED, ids=short)
 @pytest.mark.parametrize("end", [False, True], ids=["to the end", "to the mark"])
@@ -1009,6 +1011,7 @@ OTHER_WORDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", OTHER_WORDS.values(), ids=OTHER_WORDS)
 @pytest.mark.parametrize("syntax", [*UNCOMPRESSED, *COMPRESSED], ids=short)
 @pytest.mark.parametrize("odd", [(2,), (0, 4)], ids=["one", "two"])
@@ -1058,6 +1061,7 @@ OVERFLOWS = {
 }
 
 
+@pytest.mark.slow
 @scans.needs_ct
 @pytest.mark.parametrize(("options", "change"), OVERFLOWS.values(), ids=OVERFLOWS)
 @pytest.mark.parametrize("syntax", [*UNCOMPRESSED, RLELossless], ids=short)

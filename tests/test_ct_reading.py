@@ -421,6 +421,7 @@ NO_HOUNSFIELD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", NO_HOUNSFIELD.values(), ids=NO_HOUNSFIELD)
 @pytest.mark.parametrize("name", BODIES)
 def test_the_distribution_of_values_says_that_they_are_no_hounsfield_units(tmp_path, name, change):

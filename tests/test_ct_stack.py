@@ -73,6 +73,7 @@ WRONG_RESCALES = {
 WRONG_SLICES = {"first": [0], "last": [11], "several": [1, 4, 5, 9], "half": [6, 7, 8, 9, 10]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG_SLICES.values(), ids=WRONG_SLICES)
 @pytest.mark.parametrize("change", WRONG_RESCALES.values(), ids=WRONG_RESCALES)
 def test_slices_with_a_wrong_rescale_are_refused_by_name(tmp_path, change, wrong):
@@ -549,6 +550,7 @@ RECONSTRUCTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place", [0.5, 0.25, 0.0], ids=["half a step apart", "a quarter", "at the same places"]
 )

@@ -169,6 +169,7 @@ ALL = (*ARTEFACTS, "seal of predictions", "partial predictions", "torn predictio
        "decision", "openings", "packed boxes", "report", "slice", "label map")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["symbolic", "hard"])
 @pytest.mark.parametrize("name", ALL)
 def test_no_write_follows_a_link(all_writers, tmp_path, name, link):

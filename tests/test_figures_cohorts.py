@@ -46,6 +46,7 @@ def test_every_picture_shows_itself_whole_and_touches_no_global_state(table):
     assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.slow
 def test_pictures_of_a_cohort_without_fractures_say_so(table):
     table[list(TARGETS)] = 0
     samples = labels.expand(table, table[UID])

@@ -314,6 +314,7 @@ WAYS = [
 WAYS += ["other columns in another order", "Excel's Unicode"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "way"),
     [("synthetic", way) for way in WAYS]

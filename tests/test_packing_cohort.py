@@ -144,6 +144,7 @@ def two_series(cohort) -> tuple[str, str]:
     return f"{FIRST}.1", "1.2.9.1"
 
 
+@pytest.mark.slow
 def test_of_several_series_in_folders_below_one_is_chosen_on_the_command_line(
     cohort, whole, two_series, command
 ):
@@ -526,6 +527,7 @@ def with_everything_wrong(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_what_fails_is_reported_study_by_study_while_the_rest_goes_on(cohort, whole, packs, command):
     expected = with_everything_wrong(cohort)
     report = pack(cohort)
