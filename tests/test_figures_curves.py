@@ -46,8 +46,8 @@ def test_every_panel_shows_the_curve_and_the_area_of_its_rows(table):
     listed = [text.get_text() for text in single.get_legend().get_texts()]
     assert listed == [f"{name}  {areas[name]:.2f}" for name in VERTEBRAE]
     assert [drawn[name].get_color() for name in VERTEBRAE] == list(VERTEBRA_COLOURS.values())
-    assert pooled.get_title(loc="left") == f"All vertebrae: average precision {areas['all']:.2f}"
-    assert patients.get_title(loc="left") == f"Patients by max: average precision {areas['patients']:.2f}"
+    assert pooled.get_title(loc="left") == f"All vertebrae: AP {areas['all']:.2f}"
+    assert patients.get_title(loc="left") == f"Patients by max: AP {areas['patients']:.2f}"
     for axes, name in ((pooled, "all"), (patients, "patients")):
         prevalence = rows[name]["label"].mean()
         assert set(axes.lines[1].get_ydata()) == {prevalence}

@@ -305,7 +305,7 @@ def test_06_runs_whatever_vertebrae_and_patient_scores_there_are(case, project, 
     predictions_of(folder, TABLES[case](toy(240)))
     names = run_cells("06_calibration", RUN="theirs")
     text = capsys.readouterr().out
-    assert (f"patients, by {'own score' if 'own' in case else 'max'}") in text
+    assert (f"patients by {'own score' if 'own' in case else 'max'}") in text
     assert ("The loss needs all seven vertebrae" in text) == ("own" not in case)
     if "own" in case:
         assert "as predicted, patients by own score" in names["losses"]

@@ -27,7 +27,7 @@ RATE_STYLES: dict[str, dict[str, Any]] = {
 }
 _METHOD_COLOURS = dict(zip(METHODS, (INTACT, GREY, FRACTURED), strict=True))
 _CURVES: dict[str, tuple[Any, str, str, Any, str]] = {  # function, its columns x and y, area and its name
-    "pr": (metrics.pr_curve, "recall", "precision", metrics.average_precision, "average precision"),
+    "pr": (metrics.pr_curve, "recall", "precision", metrics.average_precision, "AP"),
     "roc": (metrics.roc_curve, "false_positive_rate", "recall", metrics.auroc, "AUROC"),
 }
 _AXES = {"false_positive_rate": "false positive rate (1 − specificity)"}
@@ -85,7 +85,7 @@ def pr_curves(
     """Precision–recall curves of all vertebrae, of each vertebra, and of patients, with operating points.
 
     Bands are pointwise 95 % bootstrap intervals, resampling patients; those of single vertebrae would hide
-    each other, and are left out. Operating points are those of a threshold for vertebrae, and of one for
+    each other, and are omitted. Operating points are those of a threshold for vertebrae, and of one for
     patients.
 
     Raises:
@@ -103,7 +103,7 @@ def pr_curves(
         single.lines[-1].set_label(f"{name}  {area:.2f}")
         _operating_point(single, rows, threshold, colour=colour)
     style.unit_square(single, "recall", "precision")
-    style.legend_beside(single, title="average\nprecision", fontsize=9, title_fontsize=9)
+    style.legend_beside(single, title="average\nprecision (AP)", fontsize=9, title_fontsize=9)
     single.set_title("One vertebra at a time")
     _panel(patients, cases.patients(), "pr")
     for axes, level, mark in ((pooled, "all", threshold), (patients, "patient", patient_threshold)):
