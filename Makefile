@@ -30,7 +30,7 @@ cohort: setup  ## make the built-in cohort of CT phantoms under data/builtin (sk
 notebooks: cohort  ## run notebooks 00 to 07 in order (COHORT=rsna2022 for the RSNA data)
 	$(BIN)/python notebooks/run.py --cohort $(COHORT)
 
-train: cohort  ## train the cohort's run anew: notebooks 01 to 03 with RETRAIN = True
+train: cohort  ## train the cohort's run again: notebooks 01 to 03 with RETRAIN = True
 	$(BIN)/python notebooks/run.py --cohort $(COHORT) --retrain 01 02 03
 
 pack: setup  ## pack a cohort's CT into sequences (COHORT=rsna2022): data/<cohort>/packed, contact sheets (ARGS="--only 1")

@@ -206,7 +206,7 @@ def cooccurrence(table: pd.DataFrame) -> pd.DataFrame:
 def expand(table: pd.DataFrame, studies: Sequence[str]) -> pd.DataFrame:
     """One row per study and vertebra: StudyInstanceUID, vertebra, label; in the order of `studies`, C1 first.
 
-    Hand in the studies of one split. Expanding everything and splitting the rows afterwards would put the
+    Pass the studies of one split. Expanding everything and splitting the rows afterwards would put the
     vertebrae of one patient on both sides.
 
     Raises:

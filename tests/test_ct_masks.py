@@ -774,7 +774,7 @@ def test_a_piece_further_away_is_a_problem_of_that_vertebra_alone():
     label_map = neck()
     label_map[82:84, 22:38, 22:58] = 3
     found = found_in(label_map)
-    assert found["C3"].problem == "its mask is in 2 pieces, up to 100 mm apart; mend the mask"
+    assert found["C3"].problem == "its mask is in 2 pieces, up to 100 mm apart; correct the mask"
     assert found["C3"].middle == 29
     assert [vertebra.problem for level, vertebra in found.items() if level != "C3"] == [""] * 6
 

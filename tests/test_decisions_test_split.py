@@ -300,7 +300,7 @@ def test_a_calibrator_of_later_says_so_and_another_needs_to_be_asked_for(tmp_pat
             fit_calibrator(Cases.of(WHOLE, split="validation", level="patient"), kind="platt"),
             "patients by the aggregation of their decision",
         ),
-        (FITTED[0].record(), "Hand in a Calibrator for each level; found dict"),
+        (FITTED[0].record(), "Pass a Calibrator for each level; found dict"),
     ],
     ids=["by hand", "other counts", "test split", "other aggregation", "dict"],
 )
@@ -311,7 +311,7 @@ def test_a_calibrator_of_something_else_is_refused(tmp_path, calibrator, message
 
 
 def test_a_calibrator_for_patients_needs_their_decision(tmp_path):
-    with pytest.raises(ValueError, match=r"one for 'patient' without\. Hand in that decision"):
+    with pytest.raises(ValueError, match=r"one for 'patient' without\. Pass that decision"):
         freeze(tmp_path, VERTEBRA, WHOLE, calibrators=FITTED)
 
 
@@ -454,7 +454,7 @@ def test_the_test_split_stays_shut_without_a_frozen_decision(tmp_path):
             WHOLE.assign(probability=WHOLE["probability"].round(6)),
             r"with other predictions: their SHA-256 is ",
         ),
-        (WHOLE[WHOLE["split"] == "test"], r"Hand in the whole table .* choose again on the validation split"),
+        (WHOLE[WHOLE["split"] == "test"], r"Pass the whole table .* choose again on the validation split"),
         (WHOLE.sample(frac=1, random_state=0), "with other predictions"),
         (WHOLE.assign(probability=2.0), r"no numbers in \[0, 1\]"),
         (pd.concat([WHOLE, WHOLE[:1]]), "repeat StudyInstanceUID and vertebra"),
@@ -571,9 +571,9 @@ def test_a_guarantee_of_something_else_is_refused(tmp_path, decision, guarantee,
 
 
 def test_decisions_and_calibrators_that_are_no_list_of_them_are_named(tmp_path):
-    with pytest.raises(ValueError, match="Hand in a Decision for each level; found dict"):
+    with pytest.raises(ValueError, match="Pass a Decision for each level; found dict"):
         freeze(tmp_path, VERTEBRA.record(), WHOLE)
-    with pytest.raises(ValueError, match="Hand in a Calibrator for each level; found dict"):
+    with pytest.raises(ValueError, match="Pass a Calibrator for each level; found dict"):
         freeze(tmp_path, VERTEBRA, WHOLE, calibrators=FITTED[0].record())
     assert freeze(tmp_path, VERTEBRA, WHOLE, calibrators=FITTED[0]).calibrators == {"all": FITTED[0]}
 

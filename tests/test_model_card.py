@@ -156,8 +156,8 @@ def test_every_result_is_that_of_the_modules(card):
     tables, section = tables_of(card), "Results on validation"
     counts = confusion(VALIDATION["label"], VALIDATION["probability"], CHOSEN.require()).iloc[0]
     cells = [
-        [row["called fractured"], row["not called"]]
-        for row in tables[section, "vertebrae", "called fractured"]
+        [row["predicted fractured"], row["predicted intact"]]
+        for row in tables[section, "vertebrae", "predicted fractured"]
     ]
     assert cells == [[f"{counts[name]:.0f}" for name in pair] for pair in (("tp", "fn"), ("fp", "tn"))]
 
@@ -395,8 +395,8 @@ def test_test_results_appear_once_the_split_was_opened_with_the_frozen_decisions
     assert len(openings) == 1
     tables = tables_of(text)
     for what, level in (("vertebrae", "all"), ("patients", "patient")):
-        fractured, intact = tables[section, what, "called fractured"]
-        found = [row[column] for row in (fractured, intact) for column in ("called fractured", "not called")]
+        fractured, intact = tables[section, what, "predicted fractured"]
+        found = [row[column] for row in (fractured, intact) for column in ("predicted fractured", "predicted intact")]
         assert found == [str(results.loc[level, name]) for name in ("tp", "fn", "fp", "tn")]
         title = f"{what} at the threshold"
         for row in tables[section, title, VALUE]:

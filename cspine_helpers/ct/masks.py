@@ -386,7 +386,7 @@ def find_vertebrae(label_map: LabelMap, volume: Volume) -> dict[str, Vertebra]:
     if wrong:
         raise ValueError(
             f"the mask has {', '.join(wrong)}: it is upside down against the CT, or its labels run the other "
-            "way. Look at both in a viewer, and mend the mask's header or the scheme."
+            "way. Look at both in a viewer, and correct the mask's header or the scheme."
         )
     return found
 
@@ -404,7 +404,7 @@ def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Verte
         middle = box[0][0] + (largest.start + largest.stop) / 2
         far, small = apart_mm > MAX_APART_MM, sizes < SMALL * sizes.sum()
         if (far & ~small).any():
-            problem = f"its mask is in {count} pieces, up to {apart_mm.max():.0f} mm apart; mend the mask"
+            problem = f"its mask is in {count} pieces, up to {apart_mm.max():.0f} mm apart; correct the mask"
         elif (~small).sum() > 1:
             warnings.append(f"in {(~small).sum()} pieces, up to {apart_mm[~small].max():.0f} mm apart")
         if (far & small).any():

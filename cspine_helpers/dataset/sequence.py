@@ -57,7 +57,7 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
     ) -> None:
         require_columns(samples, (UID, "vertebra", "label"), what="The samples")
         if samples.empty:
-            raise ValueError("There are no samples. Hand in the studies of a split that has some.")
+            raise ValueError("There are no samples. Pass the studies of a split that has some.")
         self._folder = Path(packed_dir)
         paths = map(sequence_path, repeat(self._folder), samples[UID], samples["vertebra"])
         # One block of bytes: workers would copy a list of paths, page by page, as they count references.

@@ -270,7 +270,7 @@ def check_belongs(frozen: Frozen, predictions: pd.DataFrame) -> None:
     if stored != found:
         raise ValueError(
             f"{path} was frozen with other predictions: their SHA-256 is {stored}, that of these is {found}. "
-            "Hand in the whole table as predictions.read_predictions(...) reads it; if the model was trained "
+            "Pass the whole table as predictions.read_predictions(...) reads it; if the model was trained "
             f"or run again, {_AGAIN}"
         )
     stored, found = frozen.record["split_sha256"], _split_sha256(frozen.folder, predictions)
@@ -366,7 +366,7 @@ def _by_level(given: object, kind: type[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for each in one_or_several(given):
         if not isinstance(each, kind):
-            raise ValueError(f"Hand in a {kind.__name__} for each level; found {type(each).__name__}.")
+            raise ValueError(f"Pass a {kind.__name__} for each level; found {type(each).__name__}.")
         level = each.rule.level if isinstance(each, Decision) else each.level
         if level in found:
             raise ValueError(f"Each level has one {kind.__name__}; found several for {level!r}.")
@@ -400,7 +400,7 @@ def _check_covered(decisions: Mapping[str, Decision], guarantees: tuple[Guarante
         if decision is None or sorted(levels) != sorted(thresholds):
             raise ValueError(
                 f"The guarantees are for {listing(levels)}, the thresholds at {owner} level that are frozen "
-                f"with them for {listing(thresholds) or 'nothing'}. Hand in one for each of these, or none."
+                f"with them for {listing(thresholds) or 'nothing'}. Pass one for each of these, or none."
             )
         for each in mine:
             if not each.covers(decision):
@@ -424,7 +424,7 @@ def _check_fitted(parts: Parts, cases: Cases) -> None:
             if level not in parts["decisions"]:
                 raise ValueError(
                     "A calibrator is frozen for level 'all', and for 'patient' with a decision there; found "
-                    f"one for {level!r} without. Hand in that decision as well."
+                    f"one for {level!r} without. Pass that decision as well."
                 )
             fitted_on = at_level_of(Decision.from_record(parts["decisions"][level]["decision"]).rule, cases)
         again = fit_calibrator(fitted_on, kind=given.kind)
