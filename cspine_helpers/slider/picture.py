@@ -205,8 +205,8 @@ def _rates(axes: Axes) -> tuple[PolyCollection, dict[str, Text], LineCollection]
 
 def _patients(axes: Axes, level: str) -> tuple[Text, Text]:
     """The two lines below the rates, to be filled."""
-    whose = {"all": ("fractured, no vertebra flagged", "without fracture, a vertebra flagged")}
-    whose |= {"patient": ("fractured, not flagged", "without fracture, flagged")}
+    whose = {"all": ("fractured, no vertebra flagged", "intact, a vertebra flagged")}
+    whose |= {"patient": ("fractured, not flagged", "intact, flagged")}
     lines = whose.get(level, (f"with {level} fractured, not flagged", f"with {level} intact, flagged"))
     texts = []
     for y, name, line in zip((5.25, 6.35), ("missed", "called back"), lines, strict=True):
@@ -227,7 +227,7 @@ def _recalls(
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.set_xticks(places, [f"{name}\n{count:,}" for name, count in operating.positives.items()])
-    axes.set_title("patients found, by fracture" if level == "patient" else "recall of each vertebra")
+    axes.set_title("recall of patients, by fracture" if level == "patient" else "recall of each vertebra")
     chosen = [level in (name, "all", "patient") for name in VERTEBRAE]
     for x, name in enumerate(VERTEBRAE):
         weight = "bold" if chosen[x] else "normal"
