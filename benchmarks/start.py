@@ -28,7 +28,13 @@ def limited(what: str, found: float, limit: float) -> Row:
 def rows() -> Iterator[Row]:
     """Imports of the package and of the notebooks without a model, and the cached run's reload."""
     yield limited("`import cspine_helpers`", cpu_seconds("import cspine_helpers"), 0.1)
-    for name in ("01_label_prevalence", "02_split_and_expand", "04_thresholds", "06_calibration", "07_guarantees"):
+    for name in (
+        "01_label_prevalence",
+        "02_split_and_expand",
+        "04_thresholds",
+        "06_calibration",
+        "07_guarantees",
+    ):
         cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
         source = next(cell.source for cell in cells if cell.cell_type == "code")
         yield limited(f"the imports of {name}", cpu_seconds(source), 3)

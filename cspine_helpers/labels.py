@@ -24,7 +24,6 @@ _BOXES = (
     *(Column(name, "number", above=0) for name in ("width", "height")),
     Column("slice_number", "whole", low=0),
 )
-_Z_95 = 1.959963984540054  # 97.5th percentile of the standard normal distribution
 
 
 def read_labels(path: str | Path) -> pd.DataFrame:
@@ -175,19 +174,18 @@ def prevalence(table: pd.DataFrame) -> pd.DataFrame:
     """
     if table.empty:
         raise ValueError("The label table has no rows; a prevalence needs one study or more.")
-    positives = table[list(TARGETS)].to_numpy().sum(axis=0)
-    total = len(table)
-    p, z2 = positives / total, _Z_95**2
-    centre = (p + z2 / (2 * total)) / (1 + z2 / total)
-    half = _Z_95 / (1 + z2 / total) * np.sqrt(p * (1 - p) / total + z2 / (4 * total**2))
+    from scipy.stats import binomtest  # here alone: labels are read where no interval is asked for
+
+    positives, total = table[list(TARGETS)].to_numpy().sum(axis=0), len(table)
+    low, high = np.transpose([binomtest(int(n), total).proportion_ci(method="wilson") for n in positives])
     return pd.DataFrame(
         {
             "target": TARGETS,
             "positives": positives,
             "total": total,
-            "prevalence": p,
-            "low": np.clip(centre - half, 0, p),
-            "high": np.clip(centre + half, p, 1),
+            "prevalence": positives / total,
+            "low": low,
+            "high": high,
         }
     )
 

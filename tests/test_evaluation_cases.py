@@ -1,11 +1,13 @@
 import json
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import RSNA, needs_rsna
 from scipy.special import expit, logit
+from simulated import cohort
 from sklearn.linear_model import LogisticRegression
 
 from cspine_helpers.decisions.thresholds import (
@@ -379,7 +381,7 @@ def test_cases_of_a_unit():
     with pytest.raises(ValueError, match=r"Unknown level 'C8'\. Choose one of all, C1"):
         cases.of_unit("C8")
     with pytest.raises(ValueError, match="no row at level 'C1'"):
-        second.where(second.unit == "C2").of_unit("C1")
+        cases.where(cases.unit == "C2").of_unit("C1")
     with pytest.raises(ValueError, match="These cases are patients; 'C2' is of vertebrae"):
         cases.patients().of_unit("C2")
     with pytest.raises(ValueError, match=r"patients are by .*'max'.*, not by .*noisy_or"):
@@ -473,3 +475,22 @@ def test_sums_are_of_each_patient_whatever_the_order_of_the_cases():
     expected = [table["probability"][table[UID] == name].sum() for name in cases.population]
     np.testing.assert_allclose(both[:, 1], expected)
     assert both[:, 0].tolist() == cases.sums(cases.label).tolist()
+
+
+@pytest.mark.parametrize(
+    "use", [fit_logistic, compare_aggregations, partial(cleared_by_vertebrae, threshold=0.5)]
+)
+def test_patients_are_never_taken_for_a_vertebra(use):
+    with pytest.raises(ValueError, match="These cases are patients; vertebrae are needed"):
+        use(Cases.of(cohort()).patients())
+
+
+def test_patients_are_made_of_all_vertebrae_or_not_at_all():
+    cases = Cases.of(cohort())
+    for some in (cases.of_unit("C1"), cases.where(cases.unit != "C7")):
+        with pytest.raises(ValueError, match="patients are made of all"):
+            some.patients()
+    for unit in ("all", "C2"):
+        with pytest.raises(ValueError, match="These are cases of C1 only"):
+            cases.of_unit("C1").of_unit(unit)
+    assert cases.of_unit("C1").of_unit("C1").name == "C1"

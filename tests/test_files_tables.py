@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cspine_helpers.files.tables import Column, checked
+from cspine_helpers.files.tables import Column, checked, read_columns
 
 COLUMNS = (
     Column("uid", "id"),
@@ -111,3 +111,16 @@ def test_rules_about_several_columns_see_numbers_and_name_rows():
         "levels as deep as wide (2): '1.1 C2', '1.2 C1'",
         "one sentence",
     ]
+
+
+@pytest.mark.parametrize("value", [1e300, 2.0**60, 1 + 2j])
+def test_whole_numbers_beyond_what_floats_count_are_refused(value):
+    table = pd.DataFrame({"name": ["a"], "count": [value]})
+    with pytest.raises(ValueError, match="values that are not whole numbers"):
+        checked(table, [Column("name"), Column("count", "whole")], what="The table", key=["name"])
+
+
+def test_a_short_row_is_found_beside_commas_in_quotes(tmp_path):
+    (tmp_path / "table.csv").write_text('a,b\n"1,2",3\n4\n')
+    with pytest.raises(ValueError, match=r"fewer values than the header has columns \(line 3\)"):
+        read_columns(tmp_path / "table.csv", what="table", source="Make it.")

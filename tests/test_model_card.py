@@ -396,7 +396,11 @@ def test_test_results_appear_once_the_split_was_opened_with_the_frozen_decisions
     tables = tables_of(text)
     for what, level in (("vertebrae", "all"), ("patients", "patient")):
         fractured, intact = tables[section, what, "predicted fractured"]
-        found = [row[column] for row in (fractured, intact) for column in ("predicted fractured", "predicted intact")]
+        found = [
+            row[column]
+            for row in (fractured, intact)
+            for column in ("predicted fractured", "predicted intact")
+        ]
         assert found == [str(results.loc[level, name]) for name in ("tp", "fn", "fp", "tn")]
         title = f"{what} at the threshold"
         for row in tables[section, title, VALUE]:

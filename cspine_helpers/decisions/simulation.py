@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
 from cspine_helpers.decisions.guarantees import Average, RecallTarget, guarantee_recall
 from cspine_helpers.evaluation.cases import Cases
@@ -144,7 +145,7 @@ class Truth:
         noise = np.sqrt(1 - self.correlation) * rng.standard_normal(fractured.shape)
         shared = np.sqrt(self.correlation) * rng.standard_normal((patients, 1))
         means = np.where(fractured, self._means()[fractured.sum(axis=1) - 1, None], 0)
-        return fractured, 1 / (1 + np.exp(-(means + shared + noise)))
+        return fractured, expit(means + shared + noise)
 
     def recall(self, thresholds: ArrayLike, target: str) -> NDArray[np.float64]:
         """True recall at each threshold, by one of `TARGETS`."""
@@ -186,7 +187,7 @@ class Population:
     def __init__(self, predictions: pd.DataFrame) -> None:
         cases = Cases.of(predictions)
         probabilities, labels = cases.wide(), cases.with_probability(cases.label).wide()
-        ill = (labels == 1).any(axis=1)
+        ill = cases.studies["label"].to_numpy() == 1
         if ill.all() or not ill.any():
             raise ValueError(f"{ill.sum()} of {len(ill)} patients have a fracture; both kinds are needed.")
         self.intact = {

@@ -150,6 +150,8 @@ class Rule:
     @property
     def title(self) -> str:
         """The objective in words."""
+        if self.objective == STATED:
+            return "Stated threshold"
         return OBJECTIVES[self.objective].title.format(rule=self)
 
 

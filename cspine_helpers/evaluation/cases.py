@@ -191,7 +191,7 @@ class Cases:
 
         Raises:
             ValueError: the aggregation is the own score, and there is none; it needs vertebrae, and a study
-                has none; these are patients already, by another.
+                has none; these are patients already, by another; these are some vertebrae only.
         """
         if self.level == "patient":
             if aggregation not in (None, self.aggregation):
@@ -199,6 +199,10 @@ class Cases:
                     f"These patients are by {self.aggregation}, not by {aggregation}. Start from vertebrae."
                 )
             return self
+        if self.name != "all" or len(self) != self.studies["vertebrae"].sum():
+            raise ValueError(
+                "These are some vertebrae; patients are made of all. Start from Cases.of(predictions)."
+            )
         own = self.studies["own"].to_numpy()
         has_own = not np.isnan(own).all()
         aggregation = aggregation or Aggregation("own" if has_own else "max")
@@ -231,8 +235,10 @@ class Cases:
             return self.patients()
         if self.level == "patient":
             raise ValueError(f"These cases are patients; {unit!r} is of vertebrae. Start from those.")
-        if unit == "all":
+        if unit == self.name:
             return self
+        if self.name != "all":
+            raise ValueError(f"These are cases of {self.name} only. Start from Cases.of(predictions).")
         if not (kept := self.unit == unit).any():
             raise ValueError(f"The predictions have no row at level {unit!r}. Predict it, or choose another.")
         return replace(self.where(kept), name=unit)
@@ -311,7 +317,15 @@ class Cases:
         return _COUNT - self.studies["vertebrae"].to_numpy()[self._place()]
 
     def wide(self, values: ArrayLike | None = None) -> NDArray[np.float64]:
-        """Values (n,), or the probabilities, by study and C1 … C7, (studies, 7); NaN where one is missing."""
+        """Values (n,), or the probabilities, by study and C1 … C7, (studies, 7); NaN where one is missing.
+
+        Raises:
+            ValueError: these are patients.
+        """
+        if self.level == "patient":
+            raise ValueError(
+                "These cases are patients; vertebrae are needed. Start from Cases.of(predictions)."
+            )
         found = np.full((len(self.studies), _COUNT), np.nan)
         vertebra = pd.Index(VERTEBRAE).get_indexer(pd.Index(self.unit))
         found[self._place(), vertebra] = self.probability if values is None else values

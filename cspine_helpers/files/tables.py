@@ -1,6 +1,7 @@
 """CSV files: read strictly, written in one step, and what is wrong with them said all at once."""
 
 import codecs
+import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -107,12 +108,11 @@ def _check_whole(content: bytes, table: pd.DataFrame, separator: bytes) -> None:
     if not isinstance(table.index, pd.RangeIndex):
         raise ValueError("rows hold more values than the header has columns. Mend them.")
     commas = table.shape[1] - 1
-    if content.count(separator) < (len(table) + 1) * commas:  # commas inside quotes can only add to them
-        lines = enumerate(content.splitlines(), start=1)
-        short = next(
-            number for number, line in lines if line.strip(b" \t") and line.count(separator) < commas
-        )
-        raise ValueError(f"rows hold fewer values than the header has columns (line {short}). Mend them.")
+    if b'"' in content or content.count(separator) < (len(table) + 1) * commas:
+        rows = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=separator.decode())
+        short = next((rows.line_num for row in rows if any(map(str.strip, row)) and len(row) <= commas), None)
+        if short is not None:
+            raise ValueError(f"rows hold fewer values than the header has columns (line {short}). Mend them.")
     if not content.endswith((b"\n", b"\r")):
         raise ValueError("its last line has no end: it may be cut off. If it is whole, add a line break.")
     if logical := [name for name in table.columns if table[name].dtype == bool]:
@@ -240,7 +240,8 @@ class Column:
         if self.kind in ("number", "whole"):
             values = numbers(cells).astype(float)
             good = values.between(self.low, self.high) & (values > self.above) & (values < np.inf)
-            good &= (values % 1 == 0) | (self.kind == "number")
+            if self.kind == "whole":
+                good &= (values % 1 == 0) & (values.abs() <= 2**53)  # beyond, floats skip whole numbers
         elif self.pattern:
             good = text.str.fullmatch(self.pattern).astype(bool)
         else:
@@ -343,7 +344,7 @@ def refuse(problems: Iterable[str], *, what: str) -> None:
 
 
 def numbers(column: pd.Series) -> pd.Series:
-    """The values of a column as numbers, NaN where one is none."""
-    if pd.api.types.is_numeric_dtype(column):
+    """The values of a column as real numbers, NaN where one is none."""
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column):
         return column
     return pd.to_numeric(column.astype(str), errors="coerce")  # as text: integers too long for a float raise
