@@ -49,7 +49,7 @@ def sequences(folder: Path, config: ModelConfig, studies: int) -> SequenceDatase
 
 
 def rows() -> Iterator[Row]:
-    """An epoch with loading against an epoch without, through `loop.train_epoch`."""
+    """An epoch with loading against an epoch without, through `trainer.train_epoch`."""
     config, settings = (ModelConfig(), TrainConfig()) if CUDA else (ModelConfig.small(), TrainConfig.small())
     with tempfile.TemporaryDirectory() as folder:
         data = sequences(Path(folder), config, studies=80 if CUDA else 8)

@@ -20,7 +20,7 @@ from cspine_helpers.decisions.test_split import read_decision
 from cspine_helpers.files import paths, records
 from cspine_helpers.files.records import append, whole_records
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.model_card.results import read_dossier
+from cspine_helpers.model_card.results import read_run_files
 from cspine_helpers.phantom import cohort as phantom
 from cspine_helpers.predictions import read_predictions
 from cspine_helpers.runs import write_record
@@ -120,7 +120,7 @@ def test_where_no_run_is_the_others_are_named_and_how_they_are_used(tmp_path):
     line = "paths.run_dir('mine-previous-2').rename(paths.run_dir('mine'))"
     assert line in said
     assert "A training of it stopped in mine-training; RETRAIN = True" in said
-    for read in (runs.read_record, read_dossier, lambda run: read_predictions(run / "predictions.csv")):
+    for read in (runs.read_record, read_run_files, lambda run: read_predictions(run / "predictions.csv")):
         with pytest.raises(FileNotFoundError, match=r"otebook 03.*mine-previous-2.*restores it"):
             read(folder)
 

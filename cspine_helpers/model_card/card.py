@@ -25,12 +25,12 @@ from cspine_helpers.model_card.results import (
     RESAMPLES,
     UNITS,
     UNKNOWN,
-    Dossier,
+    RunFiles,
     cell,
     find,
     markdown,
     number,
-    read_dossier,
+    read_run_files,
     share,
 )
 
@@ -61,13 +61,13 @@ def write_card(run_folder: str | Path) -> Path:
         >>> write_card(run_folder).name  # doctest: +SKIP
         'MODEL_CARD.md'
     """
-    text, path = render(read_dossier(run_folder)), inside(Path(run_folder) / CARD)
+    text, path = render(read_run_files(run_folder)), inside(Path(run_folder) / CARD)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
-def render(run: Dossier) -> str:
+def render(run: RunFiles) -> str:
     """The card's Markdown."""
     many = {name: len(rows[UID].unique()) > 1 for name, rows in run.splits.items()}
     shown = [name for name in many if many[name] and (name != "test" or run.opened)]
@@ -104,7 +104,7 @@ def _unwrapped(text: str) -> str:
     return "\n\n".join(filter(None, lines)) + "\n"
 
 
-def _on_record(run: Dossier) -> list[str]:
+def _on_record(run: RunFiles) -> list[str]:
     """What the record counts in the training split; of older runs, only the share in the loss is known."""
     if counts := run.said("cohort", "counts", "train"):
         patients, vertebrae = counts["patients"], counts["sequences"]
@@ -121,7 +121,7 @@ def _counted(rows: pd.DataFrame) -> list[str]:
     return [value for pair in counts for value in pair]
 
 
-def _openings(run: Dossier) -> list[list[str]]:
+def _openings(run: RunFiles) -> list[list[str]]:
     """First openings of the test split: when, with which rules, with which frozen decision."""
     rows = []
     for row in run.openings.itertuples():
@@ -131,7 +131,7 @@ def _openings(run: Dossier) -> list[list[str]]:
     return rows
 
 
-def _hashes(run: Dossier) -> list[list[str]]:
+def _hashes(run: RunFiles) -> list[list[str]]:
     hashes = {f"{what} of the cohort": run.said("data", f"{what}_sha256") for what in _COHORT}
     hashes |= {what: run.said(f"{what}_sha256") for what in _RUN}
     hashes = hashes if run.record else {}

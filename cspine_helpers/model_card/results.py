@@ -33,7 +33,7 @@ UNKNOWN = "not on record"
 
 
 @dataclass(frozen=True)
-class Dossier:
+class RunFiles:
     """What is known of a run.
 
     Attributes:
@@ -45,7 +45,7 @@ class Dossier:
         decisions: level → the frozen decision; where none is frozen, the one that training chose, if there is
             one.
         frozen: the frozen decisions with their record; None where none is frozen.
-        openings: of the test split, see `openings.read_openings`.
+        openings: of the test split, see `test_split.read_openings`.
     """
 
     name: str
@@ -64,14 +64,14 @@ class Dossier:
             found = found.get(key) if isinstance(found, Mapping) else None
         return found
 
-    def told(self, *keys: str) -> str:
+    def recorded(self, *keys: str) -> str:
         """The same in words, for a text."""
         found = self.said(*keys)
         return UNKNOWN if found is None else " ".join(str(found).split())
 
     def words(self, key: str) -> Callable[[str], str]:
-        """`told` of one part of the record: `words("model")("size")`."""
-        return partial(self.told, key)
+        """`recorded` of one part of the record: `words("model")("size")`."""
+        return partial(self.recorded, key)
 
     @property
     def pretrained_file(self) -> str:
@@ -113,7 +113,7 @@ class Dossier:
         return self.said("cohort", "phantom", "made_by") == "cspine_helpers.phantom"
 
 
-def read_dossier(run_folder: str | Path) -> Dossier:
+def read_run_files(run_folder: str | Path) -> RunFiles:
     """Read and check what a run folder holds; every file may be missing, but not all of them.
 
     Raises:
@@ -134,7 +134,7 @@ def read_dossier(run_folder: str | Path) -> Dossier:
     frozen = read_decision(folder) if (folder / DECISION).is_file() else None
     if frozen is not None and predictions is not None:
         check_belongs(frozen, predictions)
-    return Dossier(
+    return RunFiles(
         name=folder.resolve().name,
         record=record,
         epochs=len(read_columns(history, what="history", source="")) if history else None,

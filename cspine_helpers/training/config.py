@@ -54,7 +54,7 @@ class TrainConfig:
         slice_batch_size: slices in a batch of the pretraining.
         slice_learning_rate: highest learning rate of the pretraining.
         vertebra_weighting: rare fractures weigh more, see `losses.vertebra_weights`.
-        sampling: order of the training samples, see `dataset.epoch_order`.
+        sampling: order of the training samples, see `dataset.sequence.epoch_order`.
         seed: of weights, order, augmentation and dropout.
         workers: processes that load training data; 0 loads in the training process.
         augment: how training sequences are varied; None leaves them as they are.

@@ -151,7 +151,7 @@ class Stage:
     Attributes:
         name: "sequences".
         network: the model, or a part of it that shares its weights.
-        loader: makes its batches when the stage begins. Their sampler is like `dataset.EpochBatches`.
+        loader: makes its batches when the stage begins. Sampler: like `dataset.sequence.EpochBatches`.
         loss: (network, batch on the device) → mean over the batch's samples.
         config: epochs, learning rate, weight decay, clipping and patience.
         seed: of dropout.
@@ -244,7 +244,7 @@ def train_epoch(
         accelerator: that prepared network and optimizer.
         network: what is trained.
         optimizer: of its parameters.
-        loader: its batch sampler is like `dataset.EpochBatches`, and knows the epoch.
+        loader: its batch sampler is like `dataset.sequence.EpochBatches`, and knows the epoch.
         loss: (network, batch on the device) → mean over the batch's samples.
         rates: learning rate of each step.
         clip_norm: largest norm of the gradient.
