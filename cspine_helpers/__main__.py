@@ -13,12 +13,12 @@ from typing import Any
 from cspine_helpers.files import paths
 
 _DOES = "Synthetic CT, packing, training, prediction and model card, each a command with its own --help."
-_FAILED, _REFUSED, _STOPPED = 99, 100, 130
+_FAILED, _REFUSED, _STOPPED = 3, 100, 130
 _STATUS = """
 exit status:
   0    done
-  1-99 pack: number of studies that failed (99: or more)
   2    wrong arguments, with the usage
+  3    pack: some studies failed; the summary and report.csv name them
   100  refused, with the reason in a sentence
   130  stopped with Ctrl-C"""
 
@@ -127,7 +127,7 @@ def _pack(options: Namespace) -> int:
     for sheet in (sheets / f"{uid}.png" for uid in report[UID] if only and sheets):
         if sheet.is_file():
             print(f"Contact sheet: {sheet}")
-    return min(int((report["status"] == "failed").sum()), _FAILED)
+    return _FAILED if (report["status"] == "failed").any() else 0
 
 
 def _run_options(parser: ArgumentParser) -> None:
@@ -274,10 +274,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _Parser(prog="python -m cspine_helpers", description=_DOES, epilog=_STATUS)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    asked = next((each for each in arguments if not each.startswith("-")), None)
     for name, command in _COMMANDS.items():
         epilog = f"example:\n  python -m cspine_helpers {command.example}\n{_STATUS}"
         own = commands.add_parser(name, help=command.does, description=command.does, epilog=epilog)
-        if name in arguments:
+        if name == asked:
             command.add_options(own)
     options = parser.parse_args(arguments)
     command = _COMMANDS[options.command]

@@ -102,7 +102,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         missing=f"No run at {folder}: {RECORD} is missing. Train one with notebook 03 (RETRAIN = True)."
         f"{other_runs(folder)}",
         again="train again",
-        writer="checkpoints.write_record(...)",
+        writer="runs.write_record(...)",
     )
 
 

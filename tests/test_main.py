@@ -110,6 +110,8 @@ def test_a_run_of_other_data_is_not_predicted(root, command):
     ("arguments", "sentence"),
     [
         ("train --cohort toy --settings bad.json", "ModelConfig: sizes is unknown"),
+        ("train --cohort toy --settings none.json", "No settings at none.json. Name a JSON file with"),
+        ("train --cohort toy --settings data", "No settings at data. Name"),
         ("train --cohort none", "No label table at"),
         ("predict --cohort toy --run none", "none: run.json is missing"),
         ("predict --cohort toy --run ../toy", "A run name is up to 64 letters"),
@@ -150,6 +152,16 @@ def test_arguments_that_are_not_known_are_named_with_the_usage(tmp_path, command
     assert sentence in err
 
 
+@pytest.mark.parametrize("arguments", ["card --run pack", "dance pack"])
+def test_a_command_named_by_an_options_value_is_not_loaded(tmp_path, command, monkeypatch, arguments):
+    def loaded(_):
+        pytest.fail("the options of pack were loaded")
+
+    monkeypatch.setitem(cli._COMMANDS, "pack", replace(cli._COMMANDS["pack"], add_options=loaded))
+    status, _, err = command(tmp_path, *arguments.split())
+    assert (status, "of a run at" in err) == ((2, False) if "dance" in arguments else (100, True))
+
+
 @pytest.mark.parametrize("name", cli._COMMANDS)
 def test_ctrl_c_ends_a_command_with_what_is_kept(tmp_path, command, monkeypatch, name):
     def stop(_):
@@ -183,6 +195,7 @@ def test_help_states_an_example_the_exit_statuses_and_the_defaults(tmp_path, com
     for name, (status, text, err) in helps.items():
         assert (status, err) == (0, "")
         assert f"python -m cspine_helpers {cli._COMMANDS[name].example}\n" in text
+        assert "  3    pack: some studies failed; the summary and report.csv name them\n" in text
         assert "100  refused" in text
         assert name in whole
     packing = " ".join(helps["pack"][1].split())

@@ -95,7 +95,7 @@ def read_study(packed: Path, uid: str) -> dict[str, Any]:
             version=FORMAT,
             missing="",
             again="pack again",
-            writer="study.pack_study",
+            writer="packing.study.pack_study",
         )
     except (FileNotFoundError, ValueError):
         return {}

@@ -171,6 +171,7 @@ def settings_of(path: Path) -> tuple[ModelConfig, TrainConfig]:
     """Model and training of a JSON file with "model" and "train", such as a run's `run.json`.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: it is no JSON, or has other settings than this version.
 
     Example:
@@ -178,6 +179,10 @@ def settings_of(path: Path) -> tuple[ModelConfig, TrainConfig]:
         >>> model.backbone, config.epochs
         ('tf_efficientnetv2_b0', 8)
     """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'No settings at {path}. Name a JSON file with "model" and "train", such as the run.json of a run.'
+        )
     found = parse_json(path.read_bytes(), str(path))
     if not (isinstance(found, dict) and {"model", "train"} <= found.keys()):
         raise ValueError(f'{path} holds no "model" and "train", as a run.json does. Name another file.')
