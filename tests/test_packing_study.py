@@ -1,7 +1,9 @@
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pandas as pd
@@ -293,6 +295,100 @@ def test_masks_of_a_folder_are_known_by_their_names(folder, reads):
     assert [row["vertebra"] for row in record["rows"]] == ["C3", "C5"]
     assert {row["mask_sha256"] for row in record["rows"]} == {hash_of(masks, named=True)}
     assert not sequence_path(folder / "packed", STUDY, "C4").exists()
+
+
+# Beside one another.
+
+
+def patch(monkeypatch, **others) -> None:
+    for name, value in others.items():
+        monkeypatch.setattr(packer, name, value)
+
+
+def test_the_mask_is_read_beside_the_ct_while_hashes_are_not_done(folder, monkeypatch):
+    """Hashes, and then the CT, wait until the mask is read."""
+    shutil.rmtree(folder / "packed")
+    read, waited = Event(), []
+    hashes, read_mask, read_ct = packer._hashes, packer.read_mask, packer.read_ct
+
+    def wait_and(work):
+        def after(*arguments, **options):
+            waited.append(read.wait(5))
+            return work(*arguments, **options)
+
+        return after
+
+    def noted(*arguments):
+        mask = read_mask(*arguments)
+        read.set()
+        return mask
+
+    patch(monkeypatch, _hashes=wait_and(hashes), read_ct=wait_and(read_ct), read_mask=noted)
+    record = pack(folder)
+    assert waited == [True, True]
+    monkeypatch.undo()
+    assert pack(folder) == record
+
+
+def no_hashes(_):
+    raise PermissionError("the CT cannot be hashed")
+
+
+def test_nothing_is_written_of_a_study_that_cannot_be_hashed(folder, monkeypatch):
+    shutil.rmtree(folder / "packed")
+    patch(monkeypatch, _hashes=no_hashes)
+    for name in ("write_sequence", "write_figure", "write_sealed"):
+        monkeypatch.setattr(packer, name, lambda *_, **__: pytest.fail("written"))
+    with pytest.raises(PermissionError, match="the CT cannot be hashed"):
+        pack(folder, sheet="another.png")
+    assert not (folder / "packed").exists()
+
+
+def test_a_study_that_was_packed_and_cannot_be_hashed_now_stays_as_it_was(folder, monkeypatch):
+    before = contents(folder)
+    patch(monkeypatch, _hashes=no_hashes)
+    with pytest.raises(PermissionError, match="the CT cannot be hashed"):
+        pack(folder)
+    assert contents(folder) == before
+
+
+def test_what_is_wrong_with_the_mask_is_told_before_that_it_cannot_be_hashed(folder, monkeypatch):
+    shutil.rmtree(folder / "packed")
+    files_of(folder).mask.write_bytes(b"mask")
+    patch(monkeypatch, _hashes=no_hashes)
+    with pytest.raises(ValueError, match=r"nii\.gz: it cannot be read"):
+        pack(folder)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
+def test_after_an_error_or_ctrl_c_what_is_queued_is_not_begun(folder, monkeypatch, stop):
+    """On one worker, which hashes until the rest is called off: the mask is queued."""
+    shutil.rmtree(folder / "packed")
+    called_off, read = Event(), []
+
+    class OneWorker(ThreadPoolExecutor):
+        def __init__(self, _):
+            super().__init__(1)
+
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            called_off.set()
+            super().shutdown(wait=wait)
+
+    def stopped(*_, **__):
+        raise stop("stopped")
+
+    def hashes(_):
+        assert called_off.wait(5)
+        return {}
+
+    patch(monkeypatch, ThreadPoolExecutor=OneWorker, read_ct=stopped, _hashes=hashes)
+    patch(monkeypatch, read_mask=lambda *_: read.append("the mask"))
+    with pytest.raises(stop, match="stopped"):
+        pack(folder)
+    assert called_off.is_set()
+    assert read == []
+    assert not (folder / "packed").exists()
 
 
 # What cannot be packed.

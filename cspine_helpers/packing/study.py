@@ -74,7 +74,8 @@ def pack_study(
     """
     paths.check_uids([study.uid])
     done = read_study(packed, study.uid)
-    with ThreadPoolExecutor(1) as beside:  # while the CT is decoded, which leaves the interpreter free
+    beside = ThreadPoolExecutor(2)  # hashes and the mask, while the CT is decoded: that leaves Python free
+    try:
         hashes = beside.submit(_hashes, study)
         is_same = done and done["key"] == _key(study, config, hashes.result()) and _is_unchanged(done, packed)
         if is_same and (sheet is None or sheet.is_file()):
@@ -82,6 +83,8 @@ def pack_study(
         forget(packed, study.uid)
         mask = beside.submit(read_mask, study.mask, study.scheme)
         content = _pack(study, packed, config, sheet, hashes, mask)
+    finally:
+        beside.shutdown(cancel_futures=True)
     record = {"format": FORMAT, "key": _key(study, config, hashes.result())} | content
     path = write_sealed(_record_path(packed, study.uid), record)
     return json.loads(path.read_text(encoding="utf-8"))
@@ -181,14 +184,15 @@ def _pack(
     truth = packed_truth(
         study.boxes, volume, label_map.array, pieces, uid=study.uid, fractured=study.fractured
     )
-    # 3. Write.
+    # 3. Write, once the files are hashed.
+    sources = hashes.result()
     rows, files = [], {}
     for level, piece in pieces.items():
         path = write_sequence(packed, study.uid, level, piece.array)
         files[path.name] = paths.sha256_of(path)
         row = manifest_row(study.uid, level, piece, volume.spacing_mm, config, truth.slices[level] or None)
         warnings = "; ".join((*volume.warnings, *found[level].warnings))
-        origin = {"completeness": found[level].completeness, "mask": study.mask.name, **hashes.result()}
+        origin = {"completeness": found[level].completeness, "mask": study.mask.name, **sources}
         origin |= {"packer": packer_version(), "warnings": warnings}
         rows.append(row | {column: origin[column] for column in PROVENANCE_COLUMNS})
     notes = [*volume.warnings, *truth.warnings]
