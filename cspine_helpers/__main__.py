@@ -8,9 +8,12 @@ from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpForm
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cspine_helpers.files import paths
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _DOES = "Synthetic CT, packing, training, prediction and model card, each a command with its own --help."
 _FAILED, _REFUSED, _STOPPED = 3, 100, 130
@@ -173,27 +176,42 @@ def _predict_options(parser: ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--replace", action="store_true", help="predict again where there is a table already")
     parser.add_argument(
-        "--calibrated", action="store_true", help="also write calibrated.csv, by the frozen calibrators"
+        "--calibrated",
+        action="store_true",
+        help="also write calibrated.csv, by the frozen calibrators; a whole table is not predicted again",
     )
 
 
 def _predict(options: Namespace) -> int:
+    from cspine_helpers.inference.prediction import PREDICTIONS, write_calibrated
+    from cspine_helpers.labels import UID
+    from cspine_helpers.predictions import read_predictions
+
+    folder = paths.run_dir(options.run or options.cohort)
+    path = folder / PREDICTIONS
+    is_whole = path.is_file() and not path.with_name(f"{path.name}.partial").exists()
+    is_there = options.calibrated and is_whole and not options.replace
+    table = read_predictions(path) if is_there else _predicted(options, folder, path)
+    print(f"{path}: {len(table)} sequences of {table[UID].nunique()} studies.")
+    if options.calibrated:
+        print(f"{write_calibrated(folder)}: calibrated probabilities beside those of {path.name}.")
+    return 0
+
+
+def _predicted(options: Namespace, folder: Path, path: Path) -> "DataFrame":
     import torch
 
     from cspine_helpers.checkpoints import load_run
     from cspine_helpers.cohort import read_cohort
-    from cspine_helpers.inference.prediction import PREDICTIONS, predict_cohort, write_calibrated
-    from cspine_helpers.labels import UID
+    from cspine_helpers.decisions.test_split import read_decision
+    from cspine_helpers.inference.prediction import predict_cohort
 
-    folder = paths.run_dir(options.run or options.cohort)
-    path = folder / PREDICTIONS
-    if options.calibrated and path.is_file() and not options.replace:
-        print(f"{write_calibrated(folder)}: calibrated probabilities beside those of {path.name}.")
-        return 0
     run, cohort = load_run(folder), read_cohort(paths.cohort_dir(options.cohort))
     cohort.check_run(run.record)
+    if options.calibrated:
+        read_decision(folder).require_calibrators()  # before hours of prediction, not after
     run.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    table = predict_cohort(
+    return predict_cohort(
         run,
         cohort,
         path,
@@ -202,10 +220,6 @@ def _predict(options: Namespace) -> int:
         skip_unusable=options.skip_unusable,
         replace=options.replace,
     )
-    if options.calibrated:
-        write_calibrated(folder)
-    print(f"{path}: {len(table)} sequences of {table[UID].nunique()} studies.")
-    return 0
 
 
 def _card_options(parser: ArgumentParser) -> None:

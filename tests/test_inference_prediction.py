@@ -2,6 +2,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from test_evaluation_cases import toy
 from toy_cohort import make_toy_cohort, tiny_model
 
+from cspine_helpers import checkpoints
+from cspine_helpers import cohort as cohorts
 from cspine_helpers.__main__ import main
 from cspine_helpers.checkpoints import Run, save_weights
 from cspine_helpers.cohort import read_cohort
@@ -229,6 +232,8 @@ def project(tmp_path, cohort, monkeypatch):
 KILLED = """
 import os, pathlib, signal, sys
 import cspine_helpers.inference  # loaded once, before the forks
+from cspine_helpers import checkpoints
+from cspine_helpers import cohort as cohorts
 from cspine_helpers.__main__ import main
 from cspine_helpers.files import records as journal
 
@@ -414,3 +419,71 @@ def test_the_command_line_writes_calibrated_probabilities_beside_the_predictions
     (run.folder / "decision.json").unlink()
     assert main(["predict", "--run", "toy", "--calibrated"]) == 100
     assert "decision.json is missing" in capsys.readouterr().err
+
+
+@pytest.fixture
+def predicting(calibrating, monkeypatch):
+    """The command line in that folder, where the run predicts `tables`, and every prediction is noted."""
+    run, tables, asked = calibrating[0], [toy(150)], []
+
+    def predicted(_, __, path, **options):
+        asked.append(options["replace"])
+        write_predictions(tables[-1], path)
+        path.with_name("predictions.csv.partial").unlink(missing_ok=True)
+        return tables[-1]
+
+    monkeypatch.setenv("CSPINE_ROOT", str(run.folder.parents[1]))
+    monkeypatch.setattr(checkpoints, "load_run", lambda _: run)
+    monkeypatch.setattr(cohorts, "read_cohort", lambda _: SimpleNamespace(check_run=lambda _: None))
+    monkeypatch.setattr(inference, "predict_cohort", predicted)
+    return run.folder, tables, asked
+
+
+def lines_of(folder):
+    table = toy(150)
+    return (
+        f"{folder / 'predictions.csv'}: {len(table)} sequences of {table[UID].nunique()} studies.\n"
+        f"{folder / 'calibrated.csv'}: calibrated probabilities beside those of predictions.csv.\n"
+    )
+
+
+def test_a_prediction_that_was_stopped_goes_on_before_anything_is_calibrated(predicting, capsys):
+    """The old table is there still; what is calibrated is the new one."""
+    folder, _, asked = predicting
+    assert main(["predict", "--run", "toy", "--calibrated"]) == 0
+    assert (asked, capsys.readouterr().out) == ([], lines_of(folder))
+    expected = (folder / "calibrated.csv").read_bytes()
+    (folder / "calibrated.csv").unlink()
+    write_predictions(toy(150, seed=1), folder / "predictions.csv")
+    (folder / "predictions.csv.partial").touch()
+    assert main(["predict", "--run", "toy", "--calibrated", "--device", "cpu"]) == 0
+    assert (asked, capsys.readouterr().out) == ([False], lines_of(folder))
+    assert (folder / "calibrated.csv").read_bytes() == expected
+
+
+@pytest.mark.parametrize("there", ["no table", "a table to replace", "a prediction that was stopped"])
+@pytest.mark.parametrize("frozen", ["nothing", "no calibrator"])
+def test_whether_calibrators_are_frozen_is_asked_before_the_prediction(predicting, capsys, there, frozen):
+    folder, _, asked = predicting
+    (folder / "decision.json").unlink()
+    if frozen == "no calibrator":
+        freeze(folder, choose_decision(toy(150), Rule("max_f1")), toy(150))
+    if there == "no table":
+        (folder / "predictions.csv").unlink()
+    if there == "a prediction that was stopped":
+        (folder / "predictions.csv.partial").touch()
+    more = ["--replace"] if there == "a table to replace" else []
+    assert main(["predict", "--run", "toy", "--calibrated", "--device", "cpu", *more]) == 100
+    out, err = capsys.readouterr()
+    assert (asked, out) == ([], "")
+    assert ("decision.json is missing" if frozen == "nothing" else "No calibrator is frozen in") in err
+
+
+def test_a_table_that_calibrators_are_not_of_is_told_before_they_are_refused(predicting, capsys):
+    folder, tables, asked = predicting
+    tables.append(toy(150, seed=1))
+    assert main(["predict", "--run", "toy", "--calibrated", "--replace", "--device", "cpu"]) == 100
+    out, err = capsys.readouterr()
+    assert (asked, out) == ([True], lines_of(folder).splitlines(keepends=True)[0])
+    assert "was frozen with other predictions" in err
+    assert not (folder / "calibrated.csv").exists()

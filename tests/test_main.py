@@ -114,6 +114,8 @@ def test_a_run_of_other_data_is_not_predicted(root, command):
         ("train --cohort toy --settings data", "No settings at data. Name"),
         ("train --cohort none", "No label table at"),
         ("predict --cohort toy --run none", "none: run.json is missing"),
+        ("predict --cohort toy --run none --calibrated", "none: run.json is missing"),
+        ("predict --cohort toy --replace --calibrated", "decision.json is missing"),
         ("predict --cohort toy --run ../toy", "A run name is up to 64 letters"),
         ("predict --cohort toy --replace --device nonsense", "no device that torch can use here"),
         ("predict --cohort toy --replace --batch-size 0", "found a batch size of 0"),

@@ -181,7 +181,7 @@ def settings_of(path: Path) -> tuple[ModelConfig, TrainConfig]:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f'No settings at {path}. Name a JSON file with "model" and "train", such as the run.json of a run.'
+            f'No settings at {path}. Name a JSON file with "model" and "train", such as a run.json.'
         )
     found = parse_json(path.read_bytes(), str(path))
     if not (isinstance(found, dict) and {"model", "train"} <= found.keys()):
