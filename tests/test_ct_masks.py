@@ -95,6 +95,7 @@ def test_a_mask_that_reaches_past_the_ct_is_cut_at_its_edges(tmp_path):
     assert found.field == tuple((0, s.stop - s.start) for s in part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ["RAS", "PIR"])
 @pytest.mark.parametrize(
     ("spacing", "shift", "angles"),
@@ -253,6 +254,7 @@ def of_version_1(labels: np.ndarray, *others: int) -> np.ndarray:
     return theirs.astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ["RAS", "LPI", "PIR"])
 @pytest.mark.parametrize("organs", [(50,), (43,), (42, 50), (44,), (44, 50)])
 def test_masks_of_totalsegmentator_1_are_refused_by_their_content(tmp_path, organs, orientation):

@@ -467,6 +467,7 @@ def around(hu: np.ndarray, points: np.ndarray) -> np.ndarray:
     return hu[tuple(slice(a, a + 14) for a in low)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CROPS.values(), ids=CROPS)
 @pytest.mark.parametrize("name", BODIES)
 def test_hounsfield_units_are_known_whatever_the_field_of_view_holds(tmp_path, name, change):

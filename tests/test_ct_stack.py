@@ -363,6 +363,7 @@ def test_resampled_values_are_rounded_where_they_are_whole(tmp_path, slope, kind
     assert np.abs(volume.hu - linear).max() <= allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", UNEVEN.values(), ids=UNEVEN)
 @pytest.mark.parametrize("orientation", ["IPL", "SPL"])
 def test_uneven_spacing_beyond_rounding_is_resampled_to_its_usual_step(tmp_path, places, orientation):

@@ -33,6 +33,7 @@ def recall_by_drawing(world, threshold, target, rng):
     return (found.sum(axis=1) / fractured.sum(axis=1)).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("truth", [Truth(), Truth(2.0, 0.5, 0.9), Truth(1.0, -0.3, 0.0)])
 def test_true_recall_is_that_of_many_patients(truth, target):

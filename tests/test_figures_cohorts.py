@@ -36,6 +36,7 @@ def all_pictures(table):
     yield cohorts.leak_picture(dealt, dealt), {*style.SPLIT_COLOURS.values()}
 
 
+@pytest.mark.slow
 def test_every_picture_shows_itself_whole_and_touches_no_global_state(table):
     before = dict(matplotlib.rcParams)
     for figure, expected in all_pictures(table):

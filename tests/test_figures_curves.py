@@ -196,6 +196,7 @@ def history():
     return pd.DataFrame({"epoch": epochs} | dict.fromkeys(columns, 1 / epochs))
 
 
+@pytest.mark.slow
 def test_one_epoch_is_a_dot_and_undefined_values_are_left_out(history):
     whole = curves.learning_curves(history[:1])
     undefined = curves.learning_curves(history[:1].assign(validation_precision=np.nan))

@@ -64,6 +64,7 @@ def root(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_again_with_the_settings_of_its_record(root, command):
     folder = root / "checkpoints" / "toy"
     options = ("--cohort", "toy", "--run", "again", "--skip-unusable")

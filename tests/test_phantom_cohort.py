@@ -51,6 +51,7 @@ def test_label_draws_have_rsnas_prevalence_and_cooccurrence_within_sampling_erro
     assert table[PATIENT].mean() == pytest.approx(0.476, abs=0.04)
 
 
+@pytest.mark.slow
 def test_a_cohort_has_valid_artefacts_that_agree_with_each_other(cohort):
     table = labels.read_labels(cohort / "train.csv")
     samples = labels.expand(table, table[UID])

@@ -40,6 +40,7 @@ def test_rendering_in_place_twice_gives_the_same_bytes(notebook):
     assert [cell.id for cell in cells] == ["p", "c0", "c1"]
 
 
+@pytest.mark.slow
 def test_parameters_are_injected_into_the_copy_only(notebook, tmp_path):
     path = notebook("print(COHORT, 'RETRAIN' in globals())")
     before = path.read_bytes()
@@ -72,6 +73,7 @@ def test_bars_and_widget_views_go_and_pictures_stay(notebook):
     assert "widgets" not in result.metadata
 
 
+@pytest.mark.slow
 def test_a_warning_stops_the_run_and_leaves_the_notebook_alone(notebook):
     path = notebook("import warnings\nwarnings.warn('look here')")
     before = path.read_bytes()
@@ -80,6 +82,7 @@ def test_a_warning_stops_the_run_and_leaves_the_notebook_alone(notebook):
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_error_names_the_notebook_the_cell_and_the_sentence(notebook):
     path = notebook("1", "raise FileNotFoundError('No cohort here. Run `make cohort`.')")
     with pytest.raises(

@@ -550,6 +550,7 @@ def a_file(shipped):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [own_run, with_weights, put_in_the_copy, gone_on_with, a_file])
 def test_a_run_of_the_users_own_called_practice_is_never_written_over(shipped, make):
     run = make(shipped)
