@@ -11,7 +11,15 @@ from cspine_helpers.files.paths import sha256_of
 from cspine_helpers.files.records import parse_json
 from cspine_helpers.labels import SPLITS, UID, VERTEBRAE, exclusions, expand, read_labels, without
 from cspine_helpers.packed import check_sequences, read_manifest, unusable_sequences
-from cspine_helpers.splits import read_split, split_hash, split_settings, studies_of, validate_split
+from cspine_helpers.splits import (
+    OUT_OF_FOLD,
+    fold_split,
+    read_split,
+    split_hash,
+    split_settings,
+    studies_of,
+    validate_split,
+)
 
 LeftOut = dict[str, dict[str, list[str]]]
 
@@ -26,6 +34,7 @@ class Cohort:
         split: split table.
         samples: name of each split → its samples (StudyInstanceUID, vertebra, label).
         manifest: of the packed sequences; None where there is none.
+        fold: of a fold's cohort, its number, how many there are, and the SHA-256 of their table.
     """
 
     folder: Path
@@ -33,13 +42,14 @@ class Cohort:
     split: pd.DataFrame
     samples: dict[str, pd.DataFrame]
     manifest: pd.DataFrame | None
+    fold: dict[str, Any] | None = None
 
     @property
     def packed(self) -> Path:
         """Folder of the packed sequences."""
         return self.folder / "packed"
 
-    def fingerprint(self) -> dict[str, str | None]:
+    def fingerprint(self) -> dict[str, Any]:
         """Name and SHA-256 of what a run was trained on, for its record."""
         manifest = self.packed / "manifest.csv"
         return {
@@ -47,6 +57,7 @@ class Cohort:
             "labels_sha256": sha256_of(self.folder / "train.csv"),
             "split_sha256": split_hash(self.split),
             "manifest_sha256": None if self.manifest is None else sha256_of(manifest),
+            **({} if self.fold is None else {"fold": self.fold}),
         }
 
     def facts(self) -> dict[str, Any]:
@@ -82,6 +93,30 @@ class Cohort:
                 **by_vertebra.to_dict(),
             },
         }
+
+    def of_fold(self, folds: pd.DataFrame, fold: int) -> Self:
+        """The same cohort, split as one fold's model is trained, see `splits.fold_split`.
+
+        Raises:
+            ValueError: there is no such fold, or the folds do not fit the split.
+
+        Example:
+            >>> from cspine_helpers.splits import k_folds
+            >>> folds = k_folds(cohort.labels, folds=3, split=cohort.split)
+            >>> list(cohort.of_fold(folds, 0).samples)
+            ['train', 'validation', 'test', 'out_of_fold']
+        """
+        split = fold_split(self.split, folds, fold)
+        return replace(
+            self,
+            split=split,
+            samples=_samples(self.labels, split, (*SPLITS, OUT_OF_FOLD)),
+            fold={
+                "number": fold,
+                "folds": int(folds["fold"].nunique()),
+                "folds_sha256": split_hash(folds),
+            },
+        )
 
     def usable(
         self, *, slices: int, size: int, splits: Iterable[str] = SPLITS, skip_unusable: bool = False
@@ -156,6 +191,10 @@ def read_cohort(folder: str | Path) -> Cohort:
         folder=folder,
         labels=labels,
         split=split,
-        samples={name: expand(labels, studies_of(split, name)) for name in SPLITS},
+        samples=_samples(labels, split, SPLITS),
         manifest=read_manifest(folder / "packed") if has_manifest else None,
     )
+
+
+def _samples(labels: pd.DataFrame, split: pd.DataFrame, names: Iterable[str]) -> dict[str, pd.DataFrame]:
+    return {name: expand(labels, studies_of(split, name)) for name in names}

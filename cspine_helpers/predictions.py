@@ -35,6 +35,7 @@ _TABLE = (
     Column("label", "whole", 0, 1, wrong="labels that are neither 0 nor 1"),
     Column("probability", "number", 0, 1, wrong="probabilities that are no numbers in [0, 1]"),
     Column("patient", optional=True, wrong="rows whose patient is empty"),
+    Column("fold", "whole", 0, optional=True, empty=True, wrong="folds that are no whole numbers from 0"),
 )
 _UNIT_NAMES = {unit.lower(): unit for unit in UNITS} | {unit[1]: unit for unit in VERTEBRAE}
 _UNIT_NAMES |= {"overall": PATIENT}
@@ -85,12 +86,14 @@ def validate_predictions(table: pd.DataFrame, *, what: str = "The predictions ta
     study may lack vertebrae: its CT may not show them. A row whose vertebra is `patient_overall` is the
     model's own score of the patient; every study has one, or none has. Its label is 1 where a vertebra's is,
     and 0 where all seven are there and intact. The optional column `patient` names whose study it is, where
-    patients have several; all of them belong to one split.
+    patients have several; all of them belong to one split. The optional column `fold` says of predictions
+    out of fold which one a study is in, and so which model predicts it; it is empty for all other rows.
 
     Raises:
         ValueError: lists all broken rules at once, each with its offenders.
     """
-    return checked(table, _TABLE, what=what, key=(UID, "vertebra"), rules=_rules)
+    found = checked(table, _TABLE, what=what, key=(UID, "vertebra"), rules=_rules)
+    return found.astype({"fold": "Int64"}) if "fold" in found.columns else found
 
 
 def _rules(values: pd.DataFrame) -> Iterator[str]:
@@ -105,6 +108,10 @@ def _rules(values: pd.DataFrame) -> Iterator[str]:
     if "patient" in values.columns:
         pairs["studies of more than one patient"] = (UID, "patient")
         pairs["patients in more than one split"] = ("patient", "split")
+    if "fold" in values.columns:
+        pairs["studies in more than one fold"] = (UID, "fold")
+        if "patient" in values.columns:
+            pairs["patients in more than one fold"] = ("patient", "fold")
     for wrong, (one, of) in pairs.items():
         each = values[[one, of]].dropna().drop_duplicates()
         torn = each[one][each[one].duplicated()].drop_duplicates()

@@ -18,7 +18,7 @@ from cspine_helpers.files.tables import (
     through_numbers,
     write_table,
 )
-from cspine_helpers.labels import SPLITS, UID, VERTEBRAE, prevalence, validate_labels
+from cspine_helpers.labels import SPLITS, TARGETS, UID, VERTEBRAE, prevalence, validate_labels
 
 _CALLED = f"splits not called {', '.join(SPLITS)} (numbered folds belong in a column 'fold')"
 _COLUMNS = {
@@ -26,6 +26,7 @@ _COLUMNS = {
     "fold": Column("fold", "whole", low=0),
 }
 _PATIENT = Column("patient", optional=True)  # whose study it is, where patients have several
+OUT_OF_FOLD = "out_of_fold"  # in the split of a fold, the studies of that fold, see `fold_split`
 _ADOPT = "If it is yours and whole, take it with splits.adopt(path, table)"
 
 
@@ -57,20 +58,94 @@ def split_patients(
     return _assign(table, shares, np.array(SPLITS, dtype=object), seed, "split")
 
 
-def k_folds(table: pd.DataFrame, *, folds: int = 5, seed: int = 0) -> pd.DataFrame:
+def k_folds(
+    table: pd.DataFrame, *, folds: int = 5, seed: int = 0, split: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Each study's fold 0 … folds - 1, stratified as in `split_patients`: StudyInstanceUID, fold.
+
+    Args:
+        table: label table.
+        folds: how many, of equal size.
+        seed: decides which of the studies with the same labels go where.
+        split: split table of these studies. Its test studies are in no fold; its column `patient`, where
+            there is one, is kept, and patients are then divided, by their fractures in any study.
 
     Raises:
         ValueError: there are fewer than two folds, fewer studies than folds, or the seed is below 0 or not
-            whole.
+            whole; the split is of other studies, see `validate_split`.
 
     Example:
         >>> k_folds(labels, folds=4)["fold"].nunique()
         4
+        >>> len(k_folds(labels, split=split_patients(labels)))
+        321
     """
     if folds < 2:
         raise ValueError(f"folds is 2 or more; found {folds}.")
-    return _assign(table, np.full(folds, 1 / folds), np.arange(folds), seed, "fold")
+    parts = (np.full(folds, 1 / folds), np.arange(folds), seed, "fold")
+    if split is None:
+        return _assign(table, *parts)
+    split = validate_split(split, table=validate_labels(table))
+    divided = split[split["split"] != "test"]
+    if "patient" not in split.columns:
+        return _assign(table[table[UID].isin(divided[UID])], *parts)
+    labelled = divided.merge(table, on=UID, validate="one_to_one")
+    of_patient = labelled.groupby("patient", as_index=False)[list(TARGETS)].max()
+    places = _assign(of_patient.assign(**{UID: [f"{n:09}" for n in range(len(of_patient))]}), *parts)
+    found = dict(zip(of_patient["patient"], places["fold"], strict=True))  # both in the order of patients
+    studies = divided[[UID, "patient"]].sort_values(UID, kind="stable").reset_index(drop=True)
+    return studies.assign(fold=studies["patient"].map(found))[[UID, "fold", "patient"]]
+
+
+def fold_split(split: pd.DataFrame, folds: pd.DataFrame, fold: int) -> pd.DataFrame:
+    """The split that one fold's model is trained by: StudyInstanceUID, split.
+
+    The studies of the fold are its `OUT_OF_FOLD`: no part of its training sees them. Those of the next fold
+    (of fold 0 after the last) are its validation split, which chooses the epoch, and all others are its
+    training split. Were the best epoch chosen on the fold itself, the predictions out of fold would be those
+    of the luckiest epoch. So each study is predicted once and validates once, and a model of K folds learns
+    from K - 2: more folds, more training studies. Test studies stay test studies.
+
+    Args:
+        split: of the cohort; only its test studies, and its column `patient`, matter.
+        folds: of all its other studies, see `k_folds`.
+        fold: number from 0.
+
+    Raises:
+        ValueError: there is no such fold, or fewer than three; the folds are of other studies than those
+            outside the test split (named), or a patient is in two folds, or in one and in the test split.
+
+    Example:
+        >>> split = split_patients(labels)
+        >>> fold_split(split, k_folds(labels, split=split), 0)["split"].value_counts().to_dict()
+        {'train': 192, 'test': 79, 'out_of_fold': 65, 'validation': 64}
+    """
+    folds = validate_split(folds)
+    count = folds["fold"].nunique()
+    if count < 3:
+        raise ValueError(
+            f"Folds to train on are 3 or more, one to predict, one to choose the epoch, the others to learn "
+            f"from; found {count}. Ask for 5."
+        )
+    if isinstance(fold, bool) or fold not in range(count):
+        raise ValueError(f"Folds are numbered 0 to {count - 1}; found {fold}. Choose one of them.")
+    test, others = (split[(split["split"] == "test") == wanted] for wanted in (True, False))
+    gone = others[UID][~others[UID].isin(folds[UID])]
+    added = folds[UID][~folds[UID].isin(others[UID])]
+    if len(gone) or len(added):
+        raise ValueError(
+            "Folds hold exactly the studies outside the test split; "
+            f"missing ({len(gone)}): {listing(gone) or 'none'}; too many ({len(added)}): "
+            f"{listing(added) or 'none'}. Make them again with k_folds(labels, split=split)."
+        )
+    names = {fold: OUT_OF_FOLD, (fold + 1) % count: "validation"}
+    parts = folds["fold"].map(names).fillna("train")
+    named = pd.concat([folds.assign(split=parts), test.assign(split="test")], ignore_index=True)
+    if "patient" in split.columns:  # what the cohort says of its patients counts
+        named["patient"] = named[UID].map(split.set_index(UID)["patient"])
+        check_leakage(pd.concat([folds, test.assign(fold=-1)])[[UID, "fold"]].merge(split[[UID, "patient"]]))
+    columns = [UID, "split", *(["patient"] if "patient" in named.columns else [])]
+    return named[columns].sort_values(UID, kind="stable").reset_index(drop=True)
 
 
 def _assign(

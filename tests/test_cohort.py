@@ -22,7 +22,7 @@ from cspine_helpers.labels import (
 from cspine_helpers.packed import read_manifest, write_manifest
 from cspine_helpers.packing.slice_truth import PACKED_BOX_COLUMNS, read_packed_boxes, write_packed_boxes
 from cspine_helpers.predictions import read_predictions, write_predictions
-from cspine_helpers.splits import split_patients, write_split
+from cspine_helpers.splits import OUT_OF_FOLD, k_folds, split_hash, split_patients, write_split
 
 
 @pytest.fixture
@@ -155,3 +155,19 @@ def test_ids_of_other_data_sets_come_back_from_every_table_as_they_were(tmp_path
     rows = pd.concat([samples.assign(split=name) for name, samples in cohort.samples.items()])
     write_predictions(rows.assign(probability=0.5), tmp_path / "predictions.csv")
     assert sorted(read_predictions(tmp_path / "predictions.csv")[UID].unique()) == sorted(uids)
+
+
+def test_the_cohort_of_a_fold_knows_what_is_out_of_it_and_says_so_in_its_fingerprint(tmp_path):
+    whole = read_cohort(make_toy_cohort(tmp_path / "toy"))
+    folds = k_folds(whole.labels, split=whole.split, folds=3)
+    first, last = (whole.of_fold(folds, fold) for fold in (0, 2))
+    assert list(first.samples) == [*SPLITS, OUT_OF_FOLD]
+    pd.testing.assert_frame_equal(first.samples["test"], whole.samples["test"])
+    for name, fold in ((OUT_OF_FOLD, 0), ("validation", 1), ("train", 2)):
+        assert set(first.samples[name][UID]) == set(folds[UID][folds["fold"] == fold])
+    assert set(last.samples["validation"][UID]) == set(first.samples[OUT_OF_FOLD][UID])
+    assert first.fingerprint()["fold"] == {"number": 0, "folds": 3, "folds_sha256": split_hash(folds)}
+    assert first.facts()["counts"][OUT_OF_FOLD]["sequences"] == len(first.samples[OUT_OF_FOLD])
+    for cohort in (last, whole):  # the fold's model may know its patients
+        with pytest.raises(ValueError, match=r"trained on other data .*split_sha256 differ"):
+            cohort.check_run({"data": first.fingerprint()})

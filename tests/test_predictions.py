@@ -6,6 +6,8 @@ import pytest
 from conftest import RSNA, needs_rsna
 
 from cspine_helpers import predictions
+from cspine_helpers.evaluation.cases import Cases
+from cspine_helpers.files.paths import sha256_of
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, read_labels, write_labels
 from cspine_helpers.predictions import COLUMNS, from_wide, validate_predictions
 
@@ -507,3 +509,26 @@ def test_spaces_around_ids_are_left_out(wide, label_table, written):
     rows = submission(wide).assign(row_id=lambda table: " " + table["row_id"] + " ")
     found = from_wide(rows, label_table, "validation")
     pd.testing.assert_frame_equal(found, expected)
+
+
+def test_folds_come_back_from_their_file_and_are_empty_where_there_is_none(table, tmp_path):
+    out_of_fold = table.assign(fold=table["split"].map({"test": 3}).astype("Int64"))
+    predictions.write_predictions(out_of_fold, tmp_path / "predictions.csv")
+    assert set(pd.read_csv(tmp_path / "predictions.csv", dtype=str)["fold"].fillna("")) == {"3", ""}
+    found = predictions.read_predictions(tmp_path / "predictions.csv")
+    pd.testing.assert_frame_equal(found, out_of_fold)
+    assert predictions.predictions_sha256(found) == sha256_of(tmp_path / "predictions.csv")
+    assert Cases.of(found, split="test").table().equals(Cases.of(table, split="test").table())
+
+
+def test_folds_that_are_no_numbers_or_share_a_study_or_a_patient_are_refused_by_name(table):
+    whole = with_patients(table, {"1.10": "a", "1.2": "a", "1.3": "b"}).assign(split="test")
+    assert "whole numbers from 0 (1): '1.10 C1: 0.5'" in refused(
+        whole.assign(fold=[0.5, *[0] * (len(whole) - 1)])
+    )
+    assert "studies in more than one fold (3): '1.10', '1.2', '1.3'" in refused(
+        whole.assign(fold=range(len(whole)))
+    )
+    assert "patients in more than one fold (1): 'a'" in refused(
+        whole.assign(fold=whole[UID].map({"1.10": 0, "1.2": 1, "1.3": 1}))
+    )

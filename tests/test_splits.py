@@ -334,3 +334,92 @@ def test_ids_of_an_own_split_that_were_read_as_numbers_are_found_by_the_label_ta
     split.to_csv(tmp_path / "split.csv", index=False)
     with pytest.raises(ValueError, match=r"read as numbers on their way .*'1.5 for 1.50'"):
         splits.adopt(tmp_path / "split.csv", table)
+
+
+def test_folds_beside_a_split_leave_its_test_studies_out(split):
+    table = random_table(50)
+    folds = splits.k_folds(table, split=split, folds=4)
+    assert folds.columns.tolist() == [UID, "fold"]
+    assert sorted(folds[UID]) == sorted(split[UID][split["split"] != "test"])
+    assert np.ptp(folds["fold"].value_counts().reindex(range(4))) <= 2
+
+
+def two_scans_each(studies=60, seed=0):
+    """Labels and split of patients with one to three studies each."""
+    rng = np.random.default_rng(seed)
+    table = random_table(studies, seed)
+    patients = pd.Series(rng.permutation(np.repeat(np.arange(studies // 2), 2)), index=table[UID])
+    of_patient = dict(zip(range(studies // 2), rng.choice(splits.SPLITS, studies // 2), strict=True))
+    split = pd.DataFrame({UID: table[UID], "split": table[UID].map(patients).map(of_patient)})
+    return table, split.assign(patient=("p" + split[UID].map(patients).astype(str)))
+
+
+def test_folds_divide_patients_where_the_split_names_them(tmp_path):
+    table, split = two_scans_each(400)
+    folds = splits.k_folds(table, split=split, folds=4)
+    assert folds.groupby("patient")["fold"].nunique().max() == 1
+    assert folds.groupby("fold")["patient"].nunique().agg(np.ptp) <= 2
+    of_patient = folds.merge(table, on=UID).groupby(["fold", "patient"])[list(VERTEBRAE)].max()
+    assert np.ptp(of_patient.groupby("fold").sum(), axis=0).max() <= 2
+    again = splits.k_folds(table[::-1], split=split.sample(frac=1, random_state=1), folds=4)
+    pd.testing.assert_frame_equal(again, folds)
+    splits.write_split(folds, tmp_path / "folds.csv")
+    read = splits.read_split(tmp_path / "folds.csv", column="fold")
+    pd.testing.assert_frame_equal(read, folds, check_dtype=False)
+
+
+def test_every_study_is_out_of_one_fold_validates_one_and_teaches_the_others(split):
+    folds = splits.k_folds(random_table(50), split=split, folds=5)
+    parts = pd.concat([splits.fold_split(split, folds, fold) for fold in range(5)])
+    counts = pd.crosstab(parts[UID], parts["split"])
+    test = counts.index.isin(split[UID][split["split"] == "test"])
+    assert (counts[test]["test"] == 5).all()
+    assert (counts[~test] == pd.Series({"out_of_fold": 1, "test": 0, "train": 3, "validation": 1})).all(
+        axis=None
+    )
+    own = splits.fold_split(split, folds, 4)
+    validates = own[UID][own["split"] == "validation"]
+    assert set(folds.set_index(UID)["fold"][validates]) == {0}
+
+
+@pytest.mark.parametrize("fold", [-1, 5, 1.5, True])
+def test_a_fold_outside_their_range_is_refused(split, fold):
+    folds = splits.k_folds(random_table(50), split=split)
+    with pytest.raises(
+        ValueError, match=rf"^Folds are numbered 0 to 4; found {fold}\. Choose one of them\.$"
+    ):
+        splits.fold_split(split, folds, fold)
+
+
+def test_two_folds_are_too_few_to_train_on(split):
+    folds = splits.k_folds(random_table(50), split=split, folds=2)
+    with pytest.raises(ValueError, match=r"3 or more, .*; found 2\. Ask for 5"):
+        splits.fold_split(split, folds, 0)
+
+
+def test_folds_of_other_studies_than_those_outside_the_test_split_are_refused(split):
+    folds = splits.k_folds(random_table(50), split=split)
+    added = splits.k_folds(random_table(50))  # the test studies as well
+    with pytest.raises(ValueError, match=r"missing \(0\): none; too many \(10\): '"):
+        splits.fold_split(split, added, 0)
+    lacking = folds.sort_values("fold", kind="stable")[1:]
+    with pytest.raises(
+        ValueError, match=rf"missing \(1\): '{folds[UID][folds['fold'] == 0].iloc[0]}'; too many"
+    ):
+        splits.fold_split(split, lacking, 0)
+
+
+def test_folds_that_share_a_patient_with_each_other_or_the_test_split_are_refused():
+    table, split = two_scans_each()
+    folds = splits.k_folds(table, split=split)
+    torn = folds["patient"][folds["patient"].duplicated()].iloc[0]
+    first = folds.index[folds["patient"] == torn][0]
+    moved = folds.assign(fold=folds["fold"].where(folds.index != first, (folds["fold"] + 1) % 5))
+    with pytest.raises(ValueError, match=rf"All studies of a patient belong to one fold.* \(1\): '{torn}'"):
+        splits.fold_split(split, moved.drop(columns="patient"), 0)
+    with pytest.raises(ValueError, match=rf"belong to one fold.* \(1\): '{torn}'"):
+        splits.fold_split(split.drop(columns="patient"), moved, 0)
+    tested = split["patient"][split["split"] == "test"].iloc[0]
+    shared = split.assign(patient=split["patient"].where(split["patient"] != torn, tested))
+    with pytest.raises(ValueError, match=rf"belong to one fold.* \(1\): '{tested}'"):
+        splits.fold_split(shared, folds.drop(columns="patient"), 0)
