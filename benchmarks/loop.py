@@ -56,7 +56,7 @@ def rows() -> Iterator[Row]:
         torch.manual_seed(0)
         accelerator = Accelerator(mixed_precision="bf16" if CUDA else "no")
         network = FractureClassifier(config)
-        network, optimizer = accelerator.prepare(network, adamw(network.parameters(), 1e-4, 0.02))
+        network, optimizer = accelerator.prepare(network, adamw(network, 1e-4, 0.02))
         loss = Loss(alpha=0.9, slice_alpha=0.5, slice_weight=1.0, vertebra_weights=(1.0,) * 7)
         workers = settings.workers
         loader = make_loader(data, batch_size=settings.batch_size, sampling="shuffle", workers=workers)

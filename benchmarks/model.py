@@ -58,7 +58,7 @@ def done(function: Callable[[], object]) -> Callable[[], object]:
 def training_step(network: FractureClassifier, batch: dict[str, Tensor], *, precision: str) -> Callable:
     """`trainer.train_epoch` on a batch: forward, loss, backward, running statistics, optimizer."""
     accelerator, statistics = Accelerator(), RunningStatistics(network)
-    optimizer = adamw(network.parameters(), 1e-4, 0.02)
+    optimizer = adamw(network, 1e-4, 0.02)
     loss = Loss(alpha=0.9, slice_alpha=0.9, slice_weight=1.0, vertebra_weights=(1.0,) * 7)
 
     def step() -> None:

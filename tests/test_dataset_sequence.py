@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from toy_cohort import SIZE, SLICES, make_toy_cohort
 
 from cspine_helpers.cohort import read_cohort
@@ -16,6 +16,7 @@ from cspine_helpers.dataset.sequence import (
     EpochBatches,
     SequenceDataset,
     collate,
+    draw_probabilities,
     epoch_order,
     load_batches,
     make_loader,
@@ -26,6 +27,7 @@ from cspine_helpers.packed import open_sequence, sequence_path, write_sequence
 
 OFF = {"flip": 0.0, "affine": 0.0, "contrast": 0.0, "noise": 0.0, "dropout": 0.0}
 MAPS = Path("/proc/self/maps")  # of Linux
+LEVELS = np.arange(1000) % 7
 ALWAYS = AugmentConfig(flip=1, affine=1, contrast=1, noise=1, dropout=1)
 
 
@@ -223,38 +225,58 @@ def test_a_pass_leaves_the_global_random_state_alone(cohort):
 
 def test_shuffle_takes_each_sample_once_in_an_order_of_its_epoch():
     labels = np.zeros(50)
-    orders = [epoch_order(labels, "shuffle", seed=5, epoch=epoch).tolist() for epoch in (0, 1, 0)]
+    orders = [
+        epoch_order(labels, LEVELS[:50], "shuffle", seed=5, epoch=epoch).tolist() for epoch in (0, 1, 0)
+    ]
     assert sorted(orders[0]) == list(range(50))
     assert orders[0] == orders[2] != orders[1]
-    assert epoch_order(labels, "shuffle", seed=6, epoch=0).tolist() != orders[0]
+    assert epoch_order(labels, LEVELS[:50], "shuffle", seed=6, epoch=0).tolist() != orders[0]
     assert orders[0] != list(range(50))
 
 
 def test_balanced_sampling_draws_both_classes_equally_often():
     labels = np.zeros(1000, dtype=int)
     labels[:40] = 1
-    drawn = epoch_order(labels, "balanced", seed=2, epoch=0)
+    drawn = epoch_order(labels, LEVELS[:1000], "balanced", seed=2, epoch=0)
     assert len(drawn) == 1000
     assert 0.45 < labels[drawn].mean() < 0.55
     assert len(set(drawn)) < 1000  # with replacement
     for other in ({"seed": 2, "epoch": 1}, {"seed": 3, "epoch": 0}):
-        assert not np.array_equal(drawn, epoch_order(labels, "balanced", **other))
+        assert not np.array_equal(drawn, epoch_order(labels, LEVELS[:1000], "balanced", **other))
     numbers = np.bincount(
-        np.concatenate([epoch_order(labels, "balanced", seed=2, epoch=e) for e in range(40)])
+        np.concatenate([epoch_order(labels, LEVELS[:1000], "balanced", seed=2, epoch=e) for e in range(40)])
     )
     assert len(numbers) == 1000  # each sample has its turn, as often as the others of its class
     assert numbers[:40].std() / numbers[:40].mean() < 0.1
     assert 12 < numbers[40:].var() < 30  # Poisson: 40 · 500 / 960 = 20.8
 
 
+def test_weighted_sampling_draws_both_classes_of_each_vertebra_equally_often_as_torch_does():
+    rng = np.random.default_rng(0)
+    labels, levels = (rng.random(700) < 0.1 * (1 + LEVELS[:700])).astype(int), LEVELS[:700]
+    groups = 2 * levels + labels
+    weights = 1 / np.bincount(groups)[groups]  # as in every recipe for a WeightedRandomSampler
+    np.testing.assert_allclose(draw_probabilities(labels, levels, "weighted"), weights / weights.sum())
+    drawn = np.concatenate([epoch_order(labels, levels, "weighted", seed=2, epoch=e) for e in range(30)])
+    sampler = WeightedRandomSampler(weights.tolist(), 21_000, generator=torch.Generator().manual_seed(0))
+    for found in (drawn, np.fromiter(sampler, int)):
+        np.testing.assert_allclose(np.bincount(groups[found]), 1500, rtol=0.1)
+    assert not np.array_equal(drawn[:700], drawn[700:1400])
+
+
 def test_sampling_that_cannot_be_is_refused_when_the_loader_is_made(cohort):
     dataset = make(cohort)
-    with pytest.raises(ValueError, match="found 'weighted'"):
-        make_loader(dataset, batch_size=4, sampling="weighted")
-    for label in (0, 1):
+    with pytest.raises(ValueError, match="shuffle, balanced, weighted; found 'all'"):
+        make_loader(dataset, batch_size=4, sampling="all")
+    for label, missing in enumerate(("fractured", "intact")):
         dataset.labels = np.full(42, label)
-        with pytest.raises(ValueError, match=f"found {42 * label} of 42 fractured"):
+        with pytest.raises(ValueError, match=f"found none that are {missing} among 42. Use"):
             make_loader(dataset, batch_size=4, sampling="balanced")
+    dataset.labels = ((np.arange(42) < 21) & ~np.isin(dataset.vertebrae, (1, 6))).astype(int)
+    with pytest.raises(
+        ValueError, match="of every vertebra; found none that are fractured of C2, fractured of C7"
+    ):
+        make_loader(dataset, batch_size=4, sampling="weighted")
 
 
 @pytest.mark.parametrize(("samples", "batch_size"), [(1519, 16), (7, 8), (100, 1), (33, 8), (7, 1)])
@@ -305,11 +327,11 @@ def test_the_batches_of_all_steps_follow_the_order():
     ]  # one batch alone, unless asked for more
 
 
-@pytest.mark.parametrize("sampling", ["shuffle", "balanced"])
+@pytest.mark.parametrize("sampling", ["shuffle", "balanced", "weighted"])
 def test_training_deals_the_seeds_order_out_to_the_processes_of_each_step(cohort, sampling):
     dataset = make(cohort)
     options = {"batch_size": 4, "sampling": sampling, "seed": 9}
-    order = epoch_order(dataset.labels, sampling, seed=9, epoch=2)
+    order = epoch_order(dataset.labels, dataset.vertebrae, sampling, seed=9, epoch=2)
     steps = steps_of(order, batch_size=4, accumulate=2, processes=3)
     for process in range(3):
         loader = make_loader(dataset, accumulate=2, process=process, processes=3, **options)

@@ -22,7 +22,7 @@ from cspine_helpers.runs import write_record
 from cspine_helpers.training.config import TrainConfig
 
 CONFIG = TrainConfig(
-    epochs=2, batch_size=8, accumulate=1, workers=0, precision_floor=0.3, vertebra_weighting=False
+    epochs=2, batch_size=8, accumulate=1, workers=0, precision_floor=0.3, vertebra_weights="equal"
 )
 
 

@@ -57,7 +57,7 @@ def accelerator(request):
 def test_validation_prediction_and_attention_have_the_same_bits(tmp_path, accelerator):
     cohort = read_cohort(make_toy_cohort(tmp_path / "toy"))
     model = replace(tiny_model(), vertebra_embedding=2)
-    config = TrainConfig(batch_size=4, workers=0, vertebra_weighting=False, precision_floor=0.1)
+    config = TrainConfig(batch_size=4, workers=0, vertebra_weights="equal", precision_floor=0.1)
     task = SequenceTask(cohort, model, config, accelerator)
     network = accelerator.prepare(task.model)
     for _, batch in zip(range(3), task.stages[-1].loader(), strict=False):

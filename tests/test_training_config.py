@@ -7,11 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from toy_cohort import tiny_model
 
 from cspine_helpers.labels import UID, VERTEBRAE
-from cspine_helpers.model.classifier import ClassifierOutput, ModelConfig
+from cspine_helpers.model.classifier import ClassifierOutput, FractureClassifier, ModelConfig
 from cspine_helpers.training.config import TrainConfig, adamw, best_epoch, learning_rate, preset
 from cspine_helpers.training.losses import Loss, focal_loss, slice_loss
+from cspine_helpers.training.sequence_task import SliceClassifier
 
 EMPTY = pd.DataFrame({"validation_average_precision": []})
 
@@ -52,6 +55,20 @@ def test_training_may_start_without_a_warm_up():
     assert learning_rate(TrainConfig(epochs=2, warmup_epochs=0, learning_rate=0.1), 0.0, EMPTY) == 0.1
 
 
+@pytest.mark.parametrize(("patience", "factor"), [(3, 0.5), (2, 0.1), (1, 0.9)])
+def test_the_plateau_schedule_lowers_the_rate_as_torch_does(patience, factor):
+    settings = {"plateau_patience": patience, "plateau_factor": factor}
+    config = TrainConfig(epochs=20, learning_rate=0.8, schedule="plateau", **settings)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.8)
+    # torch counts the epochs that it still bears; it lowers the rate at the one after
+    theirs = ReduceLROnPlateau(optimizer, "max", factor=factor, patience=patience - 1, threshold=0)
+    scores = [0.1, 0.5, 0.4, 0.5, 0.3, 0.2, 0.2, 0.2, 0.6, 0.5, 0.5, 0.5, 0.7, 0.1]
+    for done, score in enumerate(scores, start=1):
+        theirs.step(score)
+        found = learning_rate(config, done, history([0.0] * done, scores[:done]))
+        assert found == pytest.approx(optimizer.param_groups[0]["lr"])
+
+
 def test_the_plateau_schedule_halves_the_rate_after_three_epochs_without_progress():
     config = TrainConfig(epochs=20, learning_rate=0.8, schedule="plateau")
     scores = [0.1, 0.5, 0.4, 0.5, 0.3, 0.2, 0.2, 0.2, 0.6, 0.5]
@@ -76,20 +93,39 @@ def test_the_loss_takes_its_weights_from_the_training_split():
     assert loss.alpha == pytest.approx(1 - 18 / 70)
     assert loss.slice_alpha == pytest.approx(1 - 10 / 350)
     assert loss.vertebra_weights == pytest.approx((1, 1, 1, 1, 1.5, 1.5, 1.5))
-    flat = Loss.of(samples(labels), truth, TrainConfig(vertebra_weighting=False, sampling="balanced"))
+    flat = Loss.of(samples(labels), truth, TrainConfig(vertebra_weights="equal", sampling="balanced"))
     assert flat.vertebra_weights == (1.0,) * 7
     assert (flat.alpha, flat.slice_alpha) == (0.5, pytest.approx(1 - 10 / 90 / 2))
     assert Loss.of(samples(labels), np.full((70, 5), np.nan), TrainConfig()).slice_alpha == 0.5
+
+
+def test_the_loss_takes_its_weights_as_weighted_sampling_shows_the_samples():
+    labels, truth = (np.arange(70) < 14).astype(int), np.full((70, 2), np.nan)
+    labels[14:17] = 1  # three of ten at C1 … C3, two of ten elsewhere
+    truth[0], truth[7], truth[69] = [1, 1], [1, 0], [0, 0]  # C1, C1, and C7 without a fracture
+    loss = Loss.of(samples(labels), truth, TrainConfig(sampling="weighted"))
+    assert (loss.alpha, loss.vertebra_weights) == (0.5, (1.0,) * 7)
+    # drawn 1/3 as often as others of C1, and 1/8 as often as others of C7
+    assert loss.slice_alpha == pytest.approx(1 - (3 / 3) / (4 / 3 + 2 / 8))
+
+
+def test_weights_of_the_settings_take_the_place_of_the_training_splits():
+    labels, own = np.array([1, 1, 0, 1, 1, 1, 1]), (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5)
+    config = TrainConfig(alpha=0.3, gamma=1.0, vertebra_weights=own)
+    loss = Loss.of(samples(labels), np.full((7, 5), np.nan), config)
+    assert (loss.alpha, loss.gamma, loss.vertebra_weights) == (0.3, 1.0, own)
+    assert TrainConfig(vertebra_weights=list(own)) == replace(TrainConfig(), vertebra_weights=own)
 
 
 def test_a_vertebra_without_fractures_is_named_unless_weights_are_off():
     labels = np.array([1, 1, 0, 1, 1, 1, 1])
     with pytest.raises(ValueError, match="C3"):
         Loss.of(samples(labels), np.full((7, 5), np.nan), TrainConfig())
-    Loss.of(samples(labels), np.full((7, 5), np.nan), TrainConfig(vertebra_weighting=False))
+    Loss.of(samples(labels), np.full((7, 5), np.nan), TrainConfig(vertebra_weights="equal"))
 
 
-def test_the_loss_is_the_focal_loss_plus_the_weighted_slice_term():
+@pytest.mark.parametrize("gamma", [2.0, 0.0])
+def test_the_loss_is_the_focal_loss_plus_the_weighted_slice_term(gamma):
     generator = torch.Generator().manual_seed(0)
     logit, slices = torch.randn(4, generator=generator), torch.randn(4, 5, generator=generator)
     batch = {
@@ -97,11 +133,12 @@ def test_the_loss_is_the_focal_loss_plus_the_weighted_slice_term():
         "vertebra": torch.tensor([0, 6, 2, 2]),
         "slice_truth": torch.tensor([[0, 1, 1, 0, 0], [0] * 5, [torch.nan] * 5, [torch.nan] * 5]),
     }
-    loss = Loss(alpha=0.9, slice_alpha=0.8, slice_weight=0.5, vertebra_weights=(1, 2, 3, 4, 5, 6, 7))
+    settings = {"alpha": 0.9, "slice_alpha": 0.8, "slice_weight": 0.5, "gamma": gamma}
+    loss = Loss(**settings, vertebra_weights=(1, 2, 3, 4, 5, 6, 7))
     output = ClassifierOutput(logit, torch.full((4, 5), 0.2), slices)
     weight = torch.tensor([1.0, 7.0, 3.0, 3.0])
-    vertebrae = focal_loss(logit, batch["label"], alpha=0.9, weight=weight)
-    expected = vertebrae + 0.5 * slice_loss(slices, batch["slice_truth"], alpha=0.8)
+    vertebrae = focal_loss(logit, batch["label"], alpha=0.9, gamma=gamma, weight=weight)
+    expected = vertebrae + 0.5 * slice_loss(slices, batch["slice_truth"], alpha=0.8, gamma=gamma)
     assert loss(output, batch) == pytest.approx(expected.item())
     assert replace(loss, slice_weight=0.0)(output, batch) == pytest.approx(vertebrae.item())
 
@@ -139,6 +176,17 @@ def test_the_built_in_preset_is_what_the_shipped_run_was_trained_with():
         {"sampling": "all"},
         {"seed": -1},
         {"workers": -1},
+        {"gamma": -0.5},
+        {"alpha": 1.0},
+        {"vertebra_weights": "rare"},
+        {"vertebra_weights": (1.0,) * 6},
+        {"vertebra_weights": (1.0,) * 6 + (0.0,)},
+        {"plateau_patience": 0},
+        {"plateau_factor": 1.0},
+        {"freeze_epochs": -1},
+        {"freeze_epochs": 21},
+        {"backbone_rate": 0.0},
+        {"ema": 1.0},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
@@ -171,9 +219,23 @@ def test_settings_of_either_stage_that_cannot_work_are_named(wrong):
 
 def test_weight_decay_spares_biases_and_norms():
     layer = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    decayed, spared = adamw(layer.parameters(), 0.1, 0.5).param_groups
+    decayed, spared = adamw(layer, 0.1, 0.5).param_groups
     assert [tuple(p.shape) for p in decayed["params"]] == [(2, 3)]
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.5, 0.0)
+
+
+def test_parameter_groups_partition_the_parameters():
+    model = FractureClassifier(tiny_model())
+    for network in (model, SliceClassifier(model)):
+        groups = adamw(network, 0.1, 0.5, backbone=model.backbone, backbone_rate=0.2).param_groups
+        grouped = [parameter for group in groups for parameter in group["params"]]
+        assert len(grouped) == len(set(grouped))
+        assert set(grouped) == set(network.parameters())
+        slow = {parameter for group in groups if group["share"] == 0.2 for parameter in group["params"]}
+        assert slow == set(model.backbone.parameters())
+        assert {group["share"] for group in groups} == {0.2, 1.0}
+        decayed = {parameter for group in groups if group["weight_decay"] for parameter in group["params"]}
+        assert decayed == {parameter for parameter in network.parameters() if parameter.ndim > 1}
 
 
 def test_a_slice_term_of_no_weight_still_reaches_the_slice_head():

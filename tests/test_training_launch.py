@@ -24,9 +24,12 @@ CONFIG = TrainConfig(
     accumulate=1,
     slice_epochs=2,
     slice_batch_size=8,
+    freeze_epochs=3,  # so that each process meets a frozen backbone, and its unfreezing
+    backbone_rate=0.5,
+    ema=0.9,
     workers=0,
     precision_floor=0.3,
-    vertebra_weighting=False,
+    vertebra_weights="equal",
 )
 ALONE = [sys.executable]
 TWO = [*ALONE, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]

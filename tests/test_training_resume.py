@@ -13,15 +13,19 @@ import pandas as pd
 import pytest
 import torch
 from nbclient import NotebookClient
+from timm.utils import ModelEmaV3
 from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers import runs
 from cspine_helpers.checkpoints import load_run
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.files import paths
-from cspine_helpers.inference.prediction import predict_cohort
+from cspine_helpers.inference.prediction import predict, predict_cohort
+from cspine_helpers.metrics import average_precision
+from cspine_helpers.model.classifier import FractureClassifier
 from cspine_helpers.runs import read_record
 from cspine_helpers.training import run as training
+from cspine_helpers.training import trainer
 from cspine_helpers.training.config import TrainConfig
 from cspine_helpers.training.run import Interrupted, beside, interrupted, train
 
@@ -33,7 +37,7 @@ CONFIG = TrainConfig(
     slice_epochs=2,
     workers=0,
     precision_floor=0.3,
-    vertebra_weighting=False,
+    vertebra_weights="equal",
 )
 TIMED = ("seconds", "epoch_seconds", "record_sha256")  # in the record, and different each time
 PROCESSES = multiprocessing.get_context("forkserver")  # a child starts in a moment, with all modules there
@@ -247,6 +251,73 @@ def test_an_interrupt_between_weights_and_record_leaves_a_usable_run(cohort, tmp
     with pytest.raises(KeyboardInterrupt):
         train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG)
     assert load_run(tmp_path / "run").record["epochs"] == 1
+
+
+FREEZING = replace(CONFIG, epochs=2, slice_epochs=1, freeze_epochs=2, backbone_rate=0.5, ema=0.8)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2], ids=["while frozen", "at the unfreezing"])
+def test_a_stop_around_the_unfreezing_changes_no_byte(cohort, unfrozen, tmp_path, stop_after):
+    folder, real, passed = tmp_path / "run", trainer.save_state, []
+
+    def stop(*arguments):
+        real(*arguments)
+        passed.append(1)
+        if len(passed) == stop_after:
+            raise KeyboardInterrupt  # before history, weights and record
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trainer, "save_state", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(cohort, folder, model=tiny_model(), config=FREEZING)
+    assert interrupted(folder)
+    train(cohort, folder, model=tiny_model(), config=FREEZING, resume=True)
+    assert outcome(folder) == unfrozen[0]
+
+
+@pytest.fixture(scope="module")
+def unfrozen(cohort):
+    """A training with a frozen backbone at first, and its weights after each step."""
+    folder, weights, update = cohort.parent / "unfrozen", [], ModelEmaV3.update
+
+    def watched(averaged, model, step):
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        update(averaged, model, step)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ModelEmaV3, "update", watched)
+        train(cohort, folder, model=tiny_model(), config=FREEZING)
+    return outcome(folder), weights
+
+
+def test_a_frozen_backbone_stays_to_the_bit_until_its_epochs_are_over(unfrozen):
+    torch.manual_seed(FREEZING.seed)
+    untouched = FractureClassifier(tiny_model()).state_dict()
+    _, weights = unfrozen
+    steps = len(weights) // 2  # an epoch
+    for name, value in untouched.items():
+        frozen = [torch.equal(value, each[name]) for each in weights]
+        if name.startswith("backbone."):
+            assert all(frozen[:steps]), name
+        assert not any(frozen[steps:]), name
+
+
+def test_the_weights_that_are_kept_are_the_exponential_moving_average(unfrozen, cohort):
+    _, weights = unfrozen
+    kept = load_run(cohort.parent / "unfrozen")
+    weights = weights[: kept.record["best_epoch"] * len(weights) // 2]
+    for name, found in kept.model.state_dict().items():
+        if found.is_floating_point():
+            average = torch.zeros_like(found, dtype=torch.float64)
+            for step, each in enumerate(weights, start=1):
+                decay = min(0.8, 1 - step ** (-2 / 3))
+                average = decay * average + (1 - decay) * each[name].double()
+            torch.testing.assert_close(found.double(), average, rtol=1e-4, atol=1e-6)
+    known = read_cohort(cohort)
+    samples = known.samples["validation"]
+    again = predict(kept, samples, known.packed, split="validation", batch_size=8)
+    stored = kept.record["metrics"]["validation"]["average_precision"]
+    assert average_precision(again["label"], again["probability"]) == stored
 
 
 def test_a_training_of_another_setting_is_not_resumed(stopped, cohort):

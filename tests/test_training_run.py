@@ -31,7 +31,7 @@ CONFIG = TrainConfig(
     accumulate=1,
     workers=0,
     precision_floor=0.3,
-    vertebra_weighting=False,
+    vertebra_weights="equal",
 )
 FILES = {"history.csv", "model.safetensors", "run.json"}
 

@@ -55,7 +55,7 @@ def weights_after(sequences: SequenceDataset, config: TrainConfig) -> tuple[dict
         Accelerator(cpu=True),
     )
     network = SliceClassifier(model)
-    optimizer = adamw(network.parameters(), config.slice_learning_rate, config.weight_decay)
+    optimizer = adamw(network, config.slice_learning_rate, config.weight_decay)
     network, optimizer = accelerator.prepare(network, optimizer)
     batches = EpochBatches(partial(data.order, seed=0), batch_size=config.slice_batch_size)
     loader, losses = load_batches(data, batches, workers=0, seed=0), []

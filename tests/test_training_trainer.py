@@ -128,17 +128,31 @@ def entropy(network, batch):
     return nn.functional.binary_cross_entropy_with_logits(network(points).squeeze(1), classes)
 
 
-def one_epoch(network, *, batch_size, accumulate=1, samples=42, clip_norm=1e9, seed=0, rate=0.5):
+def one_epoch(
+    network,
+    *,
+    batch_size,
+    accumulate=1,
+    samples=42,
+    clip_norm=1e9,
+    seed=0,
+    rate=0.5,
+    frozen=None,
+    shares=None,
+):
     """One epoch of plain gradient descent, which unlike AdamW shows the scale of a gradient."""
     network, points = copy.deepcopy(network), Points(samples)
     accelerator = Accelerator(cpu=True)
-    network, optimizer = accelerator.prepare(network, torch.optim.SGD(network.parameters(), lr=0.0))
+    groups = [{"params": part.parameters()} for part in network.children()]
+    for group, share in zip(groups, shares or (), strict=False):
+        group["share"] = share
+    network, optimizer = accelerator.prepare(network, torch.optim.SGD(groups, lr=0.0))
     batches = EpochBatches(lambda _: np.arange(samples), batch_size=batch_size, accumulate=accumulate)
     loader = load_batches(points, batches, workers=0, seed=0)
     rates = [rate] * len(batches.step_sizes)
-    loss = train_epoch(
-        accelerator, network, optimizer, loader, entropy, rates=rates, clip_norm=clip_norm, seed=(seed,)
-    )
+    options = {"rates": rates, "clip_norm": clip_norm, "seed": (seed,)}
+    options["frozen"] = None if frozen is None else network[frozen]
+    loss = train_epoch(accelerator, network, optimizer, loader, entropy, **options)
     return network, loss
 
 
@@ -212,6 +226,28 @@ def test_one_batch_a_step_leaves_batchnorm_as_it_would_be():
     for chunk in points.split(7):
         network(chunk)
     same(network, trained, rtol=1e-6, atol=1e-7)
+
+
+def test_a_frozen_part_keeps_weights_and_statistics_to_the_bit_whatever_the_batches():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)), nn.BatchNorm1d(4), nn.Linear(4, 1)
+    )
+    network(Points(42).points)  # statistics that thirds do not add up to again
+    network[0].requires_grad_(False)
+    before = copy.deepcopy(network.state_dict())
+    trained, _ = one_epoch(network, batch_size=7, accumulate=3, frozen=0)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("0."), name
+
+
+def test_the_rate_of_a_group_is_its_share(plain):
+    once, _ = one_epoch(plain, batch_size=42, rate=0.5)
+    shared, _ = one_epoch(plain, batch_size=42, rate=0.5, shares=[0.25])
+    for name, before in plain.state_dict().items():
+        factor = 0.25 if name.startswith("0.") else 1.0
+        moved = once.state_dict()[name] - before
+        torch.testing.assert_close(shared.state_dict()[name], before + factor * moved)
 
 
 def test_a_network_without_batchnorm_has_nothing_to_advance(plain):

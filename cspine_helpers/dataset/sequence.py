@@ -130,36 +130,67 @@ def _slice_truth(samples: pd.DataFrame, manifest: pd.DataFrame | None, slices: i
     return np.stack([slice_truth_array(text, slices) for text in known.reindex(asked)])
 
 
-Sampling = Literal["shuffle", "balanced"]
+Sampling = Literal["shuffle", "balanced", "weighted"]
 Key = tuple[int, int]  # epoch and index: what a dataset is asked for
 
 
-def epoch_order(labels: np.ndarray, sampling: Sampling, *, seed: int, epoch: int) -> np.ndarray:
+def draw_probabilities(labels: np.ndarray, vertebrae: np.ndarray, sampling: Sampling) -> np.ndarray | None:
+    """Probability with which each draw of an epoch takes a sample: `(N,)`; None where each is taken once.
+
+    It is the sample's share of its group, and all groups are as probable: inverse class frequency, as torch's
+    `WeightedRandomSampler` is usually given. The groups of "balanced" sampling are fractured and intact
+    samples, those of "weighted" sampling fractured and intact ones of each vertebra, fourteen.
+
+    Args:
+        labels: `(N,)` of 0/1.
+        vertebrae: `(N,)`, 0 for C1 to 6 for C7.
+        sampling: see `epoch_order`.
+
+    Raises:
+        ValueError: an unknown sampling, or a group without samples; names it.
+
+    Example:
+        >>> draw_probabilities(np.array([1, 0, 0, 0]), np.zeros(4, int), "balanced").round(2).tolist()
+        [0.5, 0.17, 0.17, 0.17]
+    """
+    if sampling not in get_args(Sampling):
+        raise ValueError(f"sampling is one of {', '.join(get_args(Sampling))}; found {sampling!r}.")
+    if sampling == "shuffle":
+        return None
+    by_vertebra = sampling == "weighted"
+    groups = np.asarray(labels).astype(np.int64) + (2 * vertebrae if by_vertebra else 0)
+    sizes = np.bincount(groups, minlength=2 * len(VERTEBRAE) if by_vertebra else 2)
+    if not sizes.all():
+        where = [f" of {name}" for name in VERTEBRAE] if by_vertebra else [""]
+        kinds = [f"{kind}{place}" for place in where for kind in ("intact", "fractured")]
+        missing = listing((kinds[group] for group in np.flatnonzero(sizes == 0)), quoted=False)
+        raise ValueError(
+            f"{sampling.capitalize()} sampling needs fractured and intact samples"
+            f"{' of every vertebra' if by_vertebra else ''}; found none that are {missing} among "
+            f"{len(labels)}. Use sampling='shuffle', or another split."
+        )
+    return 1 / len(sizes) / sizes[groups]
+
+
+def epoch_order(
+    labels: np.ndarray, vertebrae: np.ndarray, sampling: Sampling, *, seed: int, epoch: int
+) -> np.ndarray:
     """Order of the samples in an epoch, drawn from (seed, epoch) alone: `(N,)` indices.
 
     Args:
         labels: `(N,)` of 0/1.
-        sampling: "shuffle" takes each sample once; "balanced" draws N with replacement, fractured and intact
-            ones equally often.
+        vertebrae: `(N,)`, 0 for C1 to 6 for C7.
+        sampling: "shuffle" takes each sample once; the others draw N with replacement: "balanced" fractured
+            and intact ones equally often, "weighted" fractured and intact ones of each vertebra.
         seed: of the training.
         epoch: in question.
 
     Raises:
-        ValueError: an unknown sampling, or balanced sampling of one class.
+        ValueError: an unknown sampling, or one of `draw_probabilities` that lacks a group.
     """
-    if sampling not in get_args(Sampling):
-        raise ValueError(f"sampling is 'shuffle' or 'balanced'; found {sampling!r}.")
-    rng = np.random.default_rng((seed, epoch))
-    total, positives = len(labels), int(labels.sum())
-    if sampling == "shuffle":
-        return rng.permutation(total)
-    if positives in (0, total):
-        raise ValueError(
-            f"Balanced sampling needs fractured and intact samples; found {positives} of {total} fractured. "
-            "Use sampling='shuffle', or another split."
-        )
-    weights = np.where(labels == 1, 0.5 / positives, 0.5 / (total - positives))
-    return rng.choice(total, size=total, p=weights)
+    rng, total = np.random.default_rng((seed, epoch)), len(labels)
+    probabilities = draw_probabilities(labels, vertebrae, sampling)
+    return rng.permutation(total) if probabilities is None else rng.choice(total, size=total, p=probabilities)
 
 
 def steps_of(
@@ -269,7 +300,7 @@ def make_loader(
         chunks = [range(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size)]
         batches: Any = [list(chunk) for chunk in chunks[process::processes]]
     else:
-        order = partial(epoch_order, dataset.labels, sampling, seed=seed)
+        order = partial(epoch_order, dataset.labels, dataset.vertebrae, sampling, seed=seed)
         batches = EpochBatches(
             lambda epoch: order(epoch=epoch),
             batch_size=batch_size,

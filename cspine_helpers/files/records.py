@@ -212,6 +212,11 @@ def one_of(*choices: Any) -> Check:
     return Check(f"one of {', '.join(map(str, choices))}", choices.__contains__)
 
 
+def optional(check: Check) -> Check:
+    """What the check allows, or None."""
+    return Check(f"{check.words}, or none", lambda value: value is None or check.holds(value))
+
+
 TRUE_OR_FALSE = Check("true or false", lambda value: isinstance(value, bool))
 
 

@@ -1,7 +1,6 @@
 """The recipe of a training: its settings, its loss, its learning rate, and which epoch it keeps."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -14,19 +13,29 @@ from cspine_helpers.dataset.augment import AugmentConfig
 from cspine_helpers.dataset.sequence import Sampling
 from cspine_helpers.files.records import (
     TRUE_OR_FALSE,
+    Check,
     check_settings,
     config_of,
     one_of,
+    optional,
     parse_json,
     setting,
     whole,
     within,
 )
+from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.model.classifier import ModelConfig
 
 Schedule = Literal["cosine", "plateau"]
 Precision = Literal["no", "bf16", "fp16", "auto"]
-_PLATEAU_EPOCHS = 3  # epochs without a better average precision before the plateau schedule halves the rate
+BY_PREVALENCE, EQUAL = "prevalence", "equal"  # weights of the vertebrae in the loss; or seven numbers
+_WEIGHT = within("(0, inf)")
+
+
+def _are_weights(value: object) -> bool:
+    if isinstance(value, tuple):
+        return len(value) == len(VERTEBRAE) and all(map(_WEIGHT.holds, value))
+    return value in (BY_PREVALENCE, EQUAL)
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,16 @@ class TrainConfig:
         learning_rate: of AdamW, after the warm-up.
         weight_decay: of AdamW, on weight matrices and kernels (not on biases and norms).
         warmup_epochs: epochs in which the rate rises from 0; may be a fraction.
-        schedule: after the warm-up: "cosine" falls to 0 at the last epoch, "plateau" halves after 3 epochs
-            without a better validation average precision.
+        schedule: after the warm-up: "cosine" falls to 0 at the last epoch, "plateau" falls by a factor after
+            some epochs without a better validation average precision.
+        plateau_patience: epochs without a better one before the "plateau" schedule lowers the rate.
+        plateau_factor: by which it multiplies the rate then.
+        freeze_epochs: first epochs of the training, of slices and then of sequences, in which the backbone
+            stays as it is, its BatchNorm statistics too.
+        backbone_rate: learning rate of the backbone, as a share of that of the rest; 0.1 is usual for
+            pretrained weights.
+        ema: decay of the exponential moving average of the weights, such as 0.999, which is then validated
+            and kept, see `trainer.Training`; 0 turns it off.
         accumulate: batches of each process whose gradients make one step, in both stages.
         clip_norm: largest norm of the gradient.
         mixed_precision: "auto" is bf16 on a GPU that has it, else float32 (a CPU without units for bf16 takes
@@ -49,12 +66,17 @@ class TrainConfig:
             kept: less memory, more time, the same result.
         patience: epochs without a new best epoch before training stops.
         precision_floor: least validation precision at the threshold that the run decides with.
+        gamma: of the focal loss, see `losses.focal_loss`; 0 is cross-entropy.
+        alpha: weight of fractured vertebrae in (0, 1), intact ones weigh 1 − alpha; None: by prevalence.
+        vertebra_weights: weight of each vertebra in the loss: "prevalence" lets rare fractures weigh more,
+            see `losses.vertebra_weights`; "equal"; or seven numbers, C1 to C7.
         slice_weight: weight of the slice-level term of the loss; 0 turns it off.
         slice_epochs: epochs of slice-level pretraining, see `sequence_task.SliceDataset`; 0: none.
         slice_batch_size: slices in a batch of the pretraining.
         slice_learning_rate: highest learning rate of the pretraining.
-        vertebra_weighting: rare fractures weigh more, see `losses.vertebra_weights`.
-        sampling: order of the training samples, see `dataset.sequence.epoch_order`.
+        sampling: order of the training samples, see `dataset.sequence.epoch_order`: "shuffle" each once;
+            "balanced" fractured and intact ones equally often; "weighted" those of each vertebra equally
+            often, too.
         seed: of weights, order, augmentation and dropout.
         workers: processes that load training data; 0 loads in the training process.
         augment: how training sequences are varied; None leaves them as they are.
@@ -66,28 +88,44 @@ class TrainConfig:
     weight_decay: float = setting(0.02, within("[0, inf)"))
     warmup_epochs: float = setting(1.0, within("[0, inf)"))
     schedule: Schedule = setting("cosine", one_of(*get_args(Schedule)))
+    plateau_patience: int = setting(3, whole(1))
+    plateau_factor: float = setting(0.5, within("(0, 1)"))
+    freeze_epochs: int = setting(0, whole(0))
+    backbone_rate: float = setting(1.0, within("(0, inf)"))
+    ema: float = setting(0.0, within("[0, 1)"))
     accumulate: int = setting(2, whole(1))
     clip_norm: float = setting(1.0, within("(0, inf)"))
     mixed_precision: Precision = setting("auto", one_of(*get_args(Precision)))
     gradient_checkpointing: bool = setting(False, TRUE_OR_FALSE)
     patience: int = setting(6, whole(1))
     precision_floor: float = setting(0.5, within("(0, 1]"))
+    gamma: float = setting(2.0, within("[0, inf)"))
+    alpha: float | None = setting(None, optional(within("(0, 1)")))
+    vertebra_weights: str | tuple[float, ...] = setting(
+        BY_PREVALENCE, Check(f"{BY_PREVALENCE}, {EQUAL}, or seven numbers above 0, C1 to C7", _are_weights)
+    )
     slice_weight: float = setting(0.5, within("[0, inf)"))
     slice_epochs: int = setting(0, whole(0))
     slice_batch_size: int = setting(32, whole(1))
     slice_learning_rate: float = setting(5e-3, within("(0, inf)"))
-    vertebra_weighting: bool = setting(True, TRUE_OR_FALSE)
     sampling: Sampling = setting("shuffle", one_of(*get_args(Sampling)))
     seed: int = setting(0, whole(0, 2**63 - 1))
     workers: int = setting(8, whole(0))
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
+        if isinstance(self.vertebra_weights, list):  # as JSON has it
+            object.__setattr__(self, "vertebra_weights", tuple(self.vertebra_weights))
         check_settings(self)
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"TrainConfig cannot have warmup_epochs = {self.warmup_epochs} in {self.epochs} epochs. "
                 "Warm up for fewer."
+            )
+        if self.freeze_epochs > (whole_training := self.slice_epochs + self.epochs):
+            raise ValueError(
+                f"TrainConfig cannot have freeze_epochs = {self.freeze_epochs} in a training of "
+                f"{whole_training} epochs. Freeze for fewer."
             )
 
     @classmethod
@@ -116,7 +154,7 @@ def preset(cohort: str) -> tuple[ModelConfig, TrainConfig]:
         return ModelConfig.small(), TrainConfig.small()
     if cohort == "quick":  # 30 studies: too few for a weight of every vertebra, or for a real decision
         one_epoch = replace(TrainConfig.small(), epochs=1, slice_epochs=1, warmup_epochs=0.5)
-        return ModelConfig.small(), replace(one_epoch, vertebra_weighting=False, precision_floor=0.01)
+        return ModelConfig.small(), replace(one_epoch, vertebra_weights=EQUAL, precision_floor=0.01)
     return ModelConfig(), TrainConfig()
 
 
@@ -134,14 +172,35 @@ def best_epoch(history: pd.DataFrame) -> int:
     return int(ranked["epoch"].iloc[0])
 
 
-def adamw(parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW that decays weight matrices and kernels only, not biases and norms."""
-    kept = list(parameters)
+def adamw(
+    network: nn.Module,
+    rate: float,
+    weight_decay: float,
+    *,
+    backbone: nn.Module | None = None,
+    backbone_rate: float = 1.0,
+) -> torch.optim.AdamW:
+    """AdamW that decays weight matrices and kernels only, not biases and norms.
+
+    Args:
+        network: whose parameters it moves, each in one group.
+        rate: learning rate.
+        weight_decay: of weight matrices and kernels.
+        backbone: a part of the network with a rate of its own.
+        backbone_rate: that rate, as a share of the rest's. Each group has its share as "share", and who sets
+            "lr" later multiplies by it.
+    """
+    slow = set() if backbone is None else set(backbone.parameters())
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in kept if p.ndim > 1]},
-        {"params": [p for p in kept if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for p in network.parameters() if (p in slow) == is_slow and (p.ndim > 1) == decays],
+            "weight_decay": weight_decay if decays else 0.0,
+            "share": backbone_rate if is_slow else 1.0,
+        }
+        for is_slow in (False, True)
+        for decays in (True, False)
     ]
-    return torch.optim.AdamW(groups, lr=rate, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, fused=True)
 
 
 def learning_rate(config: TrainConfig, position: float, history: pd.DataFrame) -> float:
@@ -162,8 +221,8 @@ def learning_rate(config: TrainConfig, position: float, history: pd.DataFrame) -
     for score in history["validation_average_precision"]:
         waited = 0 if score > best else waited + 1
         best = max(best, score)
-        if waited == _PLATEAU_EPOCHS:
-            rate, waited = rate / 2, 0
+        if waited == config.plateau_patience:
+            rate, waited = rate * config.plateau_factor, 0
     return rate
 
 

@@ -8,9 +8,10 @@ import pandas as pd
 from torch import Tensor
 from torch.nn import functional
 
+from cspine_helpers.dataset.sequence import draw_probabilities
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.model.classifier import ClassifierOutput
-from cspine_helpers.training.config import TrainConfig
+from cspine_helpers.training.config import EQUAL, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -27,37 +28,55 @@ class Loss:
         slice_alpha: weight of fractured slices.
         slice_weight: weight of the slice-level term.
         vertebra_weights: weight of each vertebra, C1 … C7.
+        gamma: of both terms.
     """
 
     alpha: float
     slice_alpha: float
     slice_weight: float
     vertebra_weights: tuple[float, ...]
+    gamma: float = 2.0
 
     @classmethod
     def of(cls, samples: pd.DataFrame, slice_truth: np.ndarray, config: TrainConfig) -> Self:
         """Weights from the training split's samples and their slice truth `(N, T)`.
 
-        Balanced sampling shows as many fractured as intact vertebrae: alpha is 1/2 then, and the share of
-        fractured slices half that of the fractured vertebrae.
+        Prevalences are those that training sees: balanced and weighted sampling show as many fractured as
+        intact vertebrae, so alpha is 1/2; weighted sampling does so at each vertebra, so their weights by
+        prevalence are 1.
         """
-        balanced = config.sampling == "balanced"
-        slices = slice_truth[samples["label"].to_numpy() == 1] if balanced else slice_truth
-        share = np.nanmean(slices) / (2 if balanced else 1) if np.nansum(slices) > 0 else 0.5
-        weights = vertebra_weights(samples) if config.vertebra_weighting else dict.fromkeys(VERTEBRAE, 1.0)
+        labels, vertebrae = samples["label"].to_numpy(), samples["vertebra"].map(VERTEBRAE.index).to_numpy()
+        drawn = draw_probabilities(labels, vertebrae, config.sampling)
+        alpha = balanced_alpha(labels) if drawn is None else 0.5
+        share = 0.5
+        if np.nansum(slice_truth) > 0:
+            known = np.isfinite(slice_truth)
+            weights = None if drawn is None else np.broadcast_to(drawn[:, None], known.shape)[known]
+            share = float(np.average(slice_truth[known], weights=weights))
         return cls(
-            alpha=0.5 if balanced else balanced_alpha(samples["label"]),
-            slice_alpha=1 - float(share),
+            alpha=alpha if config.alpha is None else config.alpha,
+            slice_alpha=1 - share,
             slice_weight=config.slice_weight,
-            vertebra_weights=tuple(weights[name] for name in VERTEBRAE),
+            vertebra_weights=_vertebra_weights(samples, config),
+            gamma=config.gamma,
         )
 
     def __call__(self, output: ClassifierOutput, batch: dict[str, Tensor]) -> Tensor:
         """Focal loss of the vertebrae plus the weighted slice-level term."""
         weights = output.logit.new_tensor(self.vertebra_weights)[batch["vertebra"]]  # (B,)
-        loss = focal_loss(output.logit, batch["label"], alpha=self.alpha, weight=weights)
-        term = slice_loss(output.slice_logit, batch["slice_truth"], alpha=self.slice_alpha)
+        loss = focal_loss(output.logit, batch["label"], alpha=self.alpha, gamma=self.gamma, weight=weights)
+        term = slice_loss(output.slice_logit, batch["slice_truth"], alpha=self.slice_alpha, gamma=self.gamma)
         return loss + self.slice_weight * term  # also where that is 0: each parameter is in the graph
+
+
+def _vertebra_weights(samples: pd.DataFrame, config: TrainConfig) -> tuple[float, ...]:
+    """What the config asks for, as numbers."""
+    asked = config.vertebra_weights
+    if not isinstance(asked, str):
+        return asked
+    if asked == EQUAL or config.sampling == "weighted":
+        return (1.0,) * len(VERTEBRAE)
+    return tuple(vertebra_weights(samples).values())
 
 
 def focal_loss(

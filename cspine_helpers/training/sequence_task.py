@@ -91,6 +91,7 @@ class SequenceTask:
             yield Stage(
                 name="slices",
                 network=SliceClassifier(self.model),
+                backbone=self.model.backbone,
                 loader=lambda: load_batches(data, batches, **options),
                 loss=slice_entropy,
                 config=schedule,
@@ -104,6 +105,7 @@ class SequenceTask:
         yield Stage(
             name="sequences",
             network=self.model,
+            backbone=self.model.backbone,
             loader=lambda: make_loader(
                 self._seen,
                 batch_size=config.batch_size,
@@ -113,7 +115,7 @@ class SequenceTask:
                 **self._shares,
             ),
             loss=loss,
-            config=config,
+            config=replace(config, freeze_epochs=max(config.freeze_epochs - config.slice_epochs, 0)),
             seed=(config.seed, 1),
             work=_IN_SEQUENCE * slices * len(self._seen),
             validation_work=_VALIDATED * slices * len(self._held_out),

@@ -4,6 +4,7 @@ It knows no anatomy, no data set and no threshold: a `Task` does.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import platform
@@ -21,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import find_batch_size, send_to_device
 from safetensors import SafetensorError, safe_open
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
@@ -67,10 +69,16 @@ class TrainingState:
 
 
 def save_state(
-    folder: str | Path, state: TrainingState, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    folder: str | Path,
+    state: TrainingState,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averaged: torch.nn.Module | None = None,
 ) -> Path:
-    """Write the state with the weights and the optimizer's moments to `<folder>/state.safetensors`."""
+    """Write the state with weights, averaged weights and the optimizer's moments: `state.safetensors`."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if averaged is not None:
+        tensors |= {f"averaged.{name}": value for name, value in averaged.state_dict().items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -115,13 +123,19 @@ def read_state(folder: str | Path) -> tuple[TrainingState, dict[str, Tensor]]:
 
 
 def restore(
-    tensors: dict[str, Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
+    tensors: dict[str, Tensor],
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    averaged: torch.nn.Module | None = None,
 ) -> None:
-    """Put the weights and, given it, the optimizer's moments back.
+    """Put the weights and, given them, the optimizer's moments and the averaged weights back.
 
-    Each moment gets the strides of its parameter: the fused optimizer walks both in memory order.
+    Each moment gets the strides of its parameter: the fused optimizer walks both in memory order. A parameter
+    that was frozen so far has none.
     """
     model.load_state_dict(_below("model.", tensors))
+    if averaged is not None:
+        averaged.load_state_dict(_below("averaged.", tensors))
     if optimizer is None:
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -151,15 +165,17 @@ class Stage:
     Attributes:
         name: "sequences".
         network: the model, or a part of it that shares its weights.
+        backbone: the part of it that the config's `freeze_epochs` and `backbone_rate` are about.
         loader: makes its batches when the stage begins. Sampler: like `dataset.sequence.EpochBatches`.
         loss: (network, batch on the device) → mean over the batch's samples.
-        config: epochs, learning rate, weight decay, clipping and patience.
+        config: epochs, those frozen first, learning rates, weight decay, clipping, averaging and patience.
         seed: of dropout.
         work, validation_work: cost of an epoch in any unit, for the progress bar; without validation, 0.
     """
 
     name: str
     network: nn.Module
+    backbone: nn.Module
     loader: Callable[[], DataLoader[Any]]
     loss: Callable[[Any, Any], Tensor]
     config: TrainConfig
@@ -189,14 +205,16 @@ class Task(Protocol):
 
 
 class RunningStatistics:
-    """Running means and variances of all BatchNorm layers, advanced once a step by the mean of its batches.
+    """Running means and variances of BatchNorm layers, advanced once a step by the mean of its batches.
+
+    Those of layers in eval mode, which are frozen, are not touched.
 
     Left to itself each layer would advance with every batch, in every process on its own, and twice where
     gradient checkpointing computes a batch again; validation would then depend on all of that.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
         pairs = [(layer.running_mean, layer.running_var) for layer in layers]
         self._buffers = [buffer for pair in pairs for buffer in pair if buffer is not None]
         self._before = [buffer.clone() for buffer in self._buffers]
@@ -234,6 +252,7 @@ def train_epoch(
     rates: list[float],
     clip_norm: float,
     seed: tuple[int, ...],
+    frozen: nn.Module | None = None,
     advance: Advance = lambda share: None,
 ) -> float:
     """One pass over the training samples.
@@ -246,22 +265,25 @@ def train_epoch(
         optimizer: of its parameters.
         loader: its batch sampler is like `dataset.sequence.EpochBatches`, and knows the epoch.
         loss: (network, batch on the device) → mean over the batch's samples.
-        rates: learning rate of each step.
+        rates: learning rate of each step; of a parameter group with a "share", that share of it.
         clip_norm: largest norm of the gradient.
         seed: of this stage of the training.
+        frozen: a part of the network that computes as it will in inference, without gradients.
         advance: called after each step.
 
     Returns:
         Mean loss over the epoch's samples, of all processes.
     """
     network.train()
+    if frozen is not None:
+        frozen.eval()
     batches: Any = loader.batch_sampler
     statistics, total = RunningStatistics(network), torch.zeros((), device=accelerator.device)
     samples = sum(batches.step_sizes)
     loaded = iter(loader)
     for step, (rate, size) in enumerate(zip(rates, batches.step_sizes, strict=True)):
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1.0)
         for turn in range(batches.accumulate):
             batch = send_to_device(next(loaded), accelerator.device, non_blocking=True)
             count = find_batch_size(batch)
@@ -288,6 +310,12 @@ def _draw(*words: int) -> int:
 class Training:
     """A training: its task, and how far it has come.
 
+    Where the last stage's config asks for `ema`, an exponential moving average of weights and BatchNorm
+    statistics is advanced after each of that stage's steps, is validated instead of the model, and is kept.
+    Its decay at step n is at most 1 − n^(−2/3), so that the first weights are soon forgotten.
+
+    Source: timm's `ModelEmaV3` with its warm-up.
+
     Args:
         accelerator: devices and processes.
         task: what is trained.
@@ -297,6 +325,15 @@ class Training:
 
     def __init__(self, accelerator: Accelerator, task: Task, folder: Path, state: TrainingState) -> None:
         self.accelerator, self.task, self.folder, self.state = accelerator, task, folder, state
+        self._ema = None
+        if decay := task.stages[-1].config.ema:
+            task.model.to(accelerator.device)
+            self._ema = ModelEmaV3(task.model, decay=decay, use_warmup=True)
+
+    @property
+    def _averaged(self) -> Any:
+        """The averaged model, if any."""
+        return None if self._ema is None else self._ema.module
 
     def run(self, tensors: dict[str, Tensor] | None) -> pd.DataFrame:
         """All epochs that are left; returns the history.
@@ -309,7 +346,7 @@ class Training:
         first = names.index(self.state.stage) if self.state.stage in names else 0
         try:
             if tensors is not None:
-                restore(tensors, self.task.model)
+                restore(tensors, self.task.model, averaged=self._averaged)
                 self._publish()  # the stop may have come before that
             with self._progress(first) as self._bar:
                 for stage in stages[first:]:
@@ -317,7 +354,7 @@ class Training:
         except KeyboardInterrupt:
             if (self.folder / STATE).is_file():
                 self.state, tensors = read_state(self.folder)
-                restore(tensors, self.task.model)
+                restore(tensors, self.task.model, averaged=self._averaged)
                 self._publish(wait=False)  # the other processes may wait elsewhere
             raise
         if self.accelerator.is_main_process:
@@ -340,21 +377,30 @@ class Training:
         )
 
     def _train(self, stage: Stage, tensors: dict[str, Tensor] | None) -> None:
-        """The epochs of a stage that are left."""
-        decayed = adamw(stage.network.parameters(), stage.config.learning_rate, stage.config.weight_decay)
-        network, optimizer = self.accelerator.prepare(stage.network, decayed)
+        """The epochs of a stage that are left, those with a frozen backbone first."""
+        config, loader = stage.config, stage.loader()
         if self.state.stage != stage.name:
-            self.state.stage, self.state.epoch = stage.name, 0
-        elif tensors is not None and self.state.epoch:
-            restore(tensors, self.task.model, optimizer)
-            if self.state.scaler is not None:
-                self.accelerator.scaler.load_state_dict(self.state.scaler)
-        loader = stage.loader()
-        while self.state.epoch < stage.config.epochs and not self._out_of_patience(stage):
-            epoch = self.state.epoch + 1
-            self._bar.set_description(f"{stage.name}, epoch {epoch} of {stage.config.epochs}")
-            self._bar.set_postfix(self._epoch(stage, network, optimizer, loader, epoch))
-        self.accelerator.free_memory()  # the wrapped network of this stage
+            self.state.stage, self.state.epoch, tensors = stage.name, 0, None
+            if self._ema is not None:
+                self._ema.set(self.task.model)
+        rates = {"rate": config.learning_rate, "backbone_rate": config.backbone_rate}
+        decayed = adamw(stage.network, weight_decay=config.weight_decay, backbone=stage.backbone, **rates)
+        for frozen, end in ((True, min(config.freeze_epochs, config.epochs)), (False, config.epochs)):
+            if self.state.epoch >= end:
+                continue
+            stage.backbone.requires_grad_(not frozen)  # before a wrapper looks for what gets gradients
+            network, optimizer = self.accelerator.prepare(stage.network, decayed)
+            if tensors is not None and self.state.epoch:
+                restore(tensors, self.task.model, optimizer)
+                if self.state.scaler is not None:
+                    self.accelerator.scaler.load_state_dict(self.state.scaler)
+                tensors = None
+            while self.state.epoch < end and not self._out_of_patience(stage):
+                epoch = self.state.epoch + 1
+                self._bar.set_description(f"{stage.name}, epoch {epoch} of {config.epochs}")
+                self._bar.set_postfix(self._epoch(stage, network, optimizer, loader, epoch))
+            del network
+            self.accelerator.free_memory()  # the wrapped network
 
     def _out_of_patience(self, stage: Stage) -> bool:
         waited = self.state.epoch - self.state.best.get("best_epoch", self.state.epoch)
@@ -372,6 +418,13 @@ class Training:
             learning_rate(stage.config, epoch - 1 + (step + 0.5) / steps, self.state.history)
             for step in range(steps)
         ]
+        done = itertools.count((epoch - 1) * steps + 1)
+
+        def stepped(share: float) -> None:
+            if self._ema is not None and stage.validation_work:
+                self._ema.update(self.task.model, next(done))
+            self._bar.update(share * stage.work)
+
         loss = train_epoch(
             self.accelerator,
             network,
@@ -381,7 +434,8 @@ class Training:
             rates=rates,
             clip_norm=stage.config.clip_norm,
             seed=stage.seed,
-            advance=lambda share: self._bar.update(share * stage.work),
+            frozen=stage.backbone if epoch <= stage.config.freeze_epochs else None,
+            advance=stepped,
         )
         finite = all(bool(parameter.isfinite().all()) for parameter in self.task.model.parameters())
         if not (math.isfinite(loss) and finite):
@@ -403,7 +457,7 @@ class Training:
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
-            save_state(self.folder, self.state, self.task.model, optimizer)
+            save_state(self.folder, self.state, self.task.model, optimizer, self._averaged)
         self._publish()
         return shown
 
@@ -412,7 +466,8 @@ class Training:
     ) -> dict[str, float]:
         """Complete the epoch's row of the history; returns the metrics that choose the best epoch."""
         found, kept = self.task.validate(
-            network, lambda share: self._bar.update(share * stage.validation_work)
+            network if self._averaged is None else self._averaged,
+            lambda share: self._bar.update(share * stage.validation_work),
         )
         self.state.rows.append({**row, **found, "learning_rate": rate})
         if best_epoch(self.state.history) == row["epoch"]:
@@ -424,7 +479,9 @@ class Training:
         if self.accelerator.is_main_process and self.state.rows:
             write_table(self.state.history, self.folder / HISTORY)
             if self.state.best["best_epoch"] == self.state.epoch:
-                save_weights(self.folder, self.task.model)  # right before the record that holds their hash
+                save_weights(
+                    self.folder, self._averaged or self.task.model
+                )  # right before the record that holds their hash
             write_record(self.folder, self._record())
         if wait:
             self.accelerator.wait_for_everyone()
