@@ -35,6 +35,13 @@ def _phantom_options(parser: ArgumentParser) -> None:
     parser.add_argument("--cohort", default="builtin", help="folder of data/ (default: builtin)")
     parser.add_argument("--studies", type=int, help="number of studies (default: the cohort's, else 100)")
     parser.add_argument("--seed", type=int, help="seed of the studies (default: the cohort's, else 1)")
+    parser.add_argument(
+        "--truth",
+        default="full",
+        choices=("full", "rsna"),
+        help="what its files know: every slice, or as much as those of RSNA 2022 (default: full)",
+    )
+    parser.add_argument("--size", type=int, help="pixels, height and width of packed images (default: 64)")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
 
 
@@ -43,7 +50,17 @@ def _phantom(options: Namespace) -> int:
 
     config = COHORTS.get(options.cohort, CohortConfig(studies=100, seed=1))
     given = {k: getattr(options, k) for k in ("studies", "seed") if getattr(options, k) is not None}
-    make_cohort(paths.cohort_dir(options.cohort), replace(config, **given), workers=options.workers)
+    given["truth"] = options.truth
+    if options.size is not None:
+        given["pack"] = replace(config.pack, size=options.size)
+    made = replace(config, **given)
+    if options.cohort in COHORTS and (made.truth, made.pack) != (config.truth, config.pack):
+        raise ValueError(
+            f"{options.cohort} is a cohort of full truth and {config.pack.size} pixels, which runs were "
+            "trained on. Give another one a name of its own, such as "
+            f"--cohort {options.cohort}_{options.truth}."
+        )
+    make_cohort(paths.cohort_dir(options.cohort), made, workers=options.workers)
     return 0
 
 

@@ -15,7 +15,8 @@ from cspine_helpers import __main__ as cli
 from cspine_helpers.checkpoints import load_run
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.inference.prediction import predict
-from cspine_helpers.labels import read_labels
+from cspine_helpers.labels import UID, expand, read_labels
+from cspine_helpers.packed import check_sequences
 from cspine_helpers.packing.crop import PackConfig
 from cspine_helpers.predictions import read_predictions
 from cspine_helpers.runs import write_record
@@ -91,9 +92,13 @@ def test_a_run_is_predicted_and_its_card_written(root, command):
 
 
 def test_a_cohort_of_phantoms_is_made(tmp_path, command):
-    options = ("--cohort", "tiny", "--studies", "1", "--seed", "4", "--workers", "1")
-    assert command(tmp_path, "phantom", *options)[0] == 0
-    assert len(read_labels(tmp_path / "data" / "tiny" / "train.csv")) == 1
+    options = "--studies 1 --seed 4 --workers 1 --truth rsna --size 24"
+    assert command(tmp_path, "phantom", "--cohort", "tiny", *options.split())[0] == 0
+    folder = tmp_path / "data" / "tiny"
+    table = read_labels(folder / "train.csv")
+    assert len(table) == 1
+    check_sequences(folder / "packed", expand(table, table[UID]), slices=15, size=24)
+    assert json.loads((folder / "cohort.json").read_text())["config"]["truth"] == "rsna"
 
 
 def test_a_run_of_other_data_is_not_predicted(root, command):
@@ -124,6 +129,9 @@ def test_a_run_of_other_data_is_not_predicted(root, command):
         ("card --run absent", "Nothing is known of a run at"),
         ("card --run ../toy", "A run name is"),
         ("phantom --cohort ../outside", "A cohort name is"),
+        ("phantom --truth rsna", "builtin is a cohort of full truth and 64 pixels"),
+        ("phantom --cohort quick --size 96", "a name of its own, such as --cohort quick_full"),
+        ("phantom --cohort mine --size 0", "slices and size must be positive"),
         ("phantom --cohort mine --studies 0", "A cohort has 1 study or more and a seed from 0 to"),
         ("phantom --cohort mine --seed -1", "A cohort has 1 study or more and a seed from 0 to"),
     ],

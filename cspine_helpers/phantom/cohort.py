@@ -10,9 +10,12 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,26 +24,48 @@ from tqdm.auto import tqdm
 from cspine_helpers import labels, packed
 from cspine_helpers.files import paths
 from cspine_helpers.files.records import parse_json
-from cspine_helpers.packed import write_manifest
+from cspine_helpers.packed import PackedVertebra, write_manifest
 from cspine_helpers.packing.crop import PackConfig, manifest_row, pack_vertebra
+from cspine_helpers.packing.slice_truth import packed_truth
 from cspine_helpers.phantom.rendering import Study, generator, render_study, study_uid
+from cspine_helpers.phantom.weak_truth import WeakTruth, framed, has_boxes, segmented, wrong_labels
 
 MADE_BY = "cspine_helpers.phantom"
 PHANTOM_VERSION = 1  # raised by hand when the same seed would give other phantoms, or other packed arrays
 _REMEDY = "Move the cohort aside, and make it again."
 MIN_FRACTURE_VOXELS = 6  # fewer in a slice cannot be seen, and do not make it a fractured slice
+Truth = Literal["full", "rsna"]
+_WEAK = WeakTruth()
 
 
 @dataclass(frozen=True)
 class CohortConfig:
-    """A cohort of phantoms: how many studies, and the seed they are drawn from."""
+    """A cohort of phantoms.
+
+    Attributes:
+        studies: how many.
+        seed: that they are drawn from; the same phantoms whatever is known of them.
+        pack: how their vertebrae are cut out.
+        truth: what the cohort's files know: "full", each label and each slice; "rsna", what RSNA 2022's
+            know, see `weak_truth`. What is true of these nobody reads in the cohort: it takes `true_labels`
+            and `true_slice_truth`.
+
+    Example:
+        >>> CohortConfig(studies=360, seed=2022, truth="rsna").pack.size
+        64
+    """
 
     studies: int
     seed: int
     pack: PackConfig = field(default_factory=lambda: PackConfig(size=64, margin_mm=2.5))
+    truth: Truth = "full"
 
     def __post_init__(self) -> None:
-        """Refuse an empty cohort, and a seed that is negative or too long for a UID."""
+        """Refuse an empty cohort, a seed that is negative or too long for a UID, and unknown words."""
+        if self.truth not in get_args(Truth):
+            raise ValueError(
+                f"truth is one of {', '.join(get_args(Truth))}; found {self.truth!r}. Choose one."
+            )
         if self.studies < 1 or not 0 <= self.seed < 2**63:
             raise ValueError(
                 f"A cohort has 1 study or more and a seed from 0 to 2^63 - 1; found {self.studies} studies "
@@ -61,14 +86,64 @@ def fracture_patterns() -> pd.DataFrame:
 
 
 def draw_labels(config: CohortConfig) -> pd.DataFrame:
-    """The cohort's label table: joint patterns drawn as RSNA 2022 has them, one row a study."""
-    patterns = fracture_patterns()
-    share = patterns["studies"] / patterns["studies"].sum()
-    rows = [
-        patterns.loc[generator(config.seed, i, 0).choice(len(patterns), p=share), list(labels.VERTEBRAE)]
-        for i in range(config.studies)
-    ]
-    table = pd.DataFrame(rows).reset_index(drop=True).astype(int)
+    """The label table of the cohort's files, one row a study; of weak truth, a few labels are wrong."""
+    return _table(config, [patient.labelled for patient in _patients(config)])
+
+
+def true_labels(config: CohortConfig) -> pd.DataFrame:
+    """What is true of the same studies: joint patterns drawn as RSNA 2022 has them, one row a study.
+
+    For tests and benchmarks of weak truth. Of full truth it is `draw_labels`.
+
+    Example:
+        >>> weak = CohortConfig(studies=40, seed=1, truth="rsna")
+        >>> int((true_labels(weak) != draw_labels(weak)).to_numpy().sum())
+        2
+    """
+    return _table(config, [patient.fractured for patient in _patients(config)])
+
+
+@dataclass(frozen=True)
+class _Patient:
+    """One study of a cohort, before it is rendered.
+
+    Attributes:
+        index: in the cohort.
+        fractured: what is true of C1–C7, 0 or 1.
+        labelled: what the label table says.
+        is_boxed: whether its boxes are known.
+    """
+
+    index: int
+    fractured: dict[str, int]
+    labelled: dict[str, int]
+    is_boxed: bool
+
+
+def _patients(config: CohortConfig) -> list[_Patient]:
+    return [_patient(config, index) for index in range(config.studies)]
+
+
+def _patient(config: CohortConfig, index: int) -> _Patient:
+    patterns, share = _patterns()
+    row = patterns[generator(config.seed, index, 0).choice(len(patterns), p=share)]
+    true = dict(zip(labels.VERTEBRAE, row.tolist(), strict=True))
+    if config.truth == "full":
+        return _Patient(index, true, true, is_boxed=True)
+    rng = generator(config.seed, index, 2)
+    labelled = wrong_labels(true, _WEAK, rng)
+    return _Patient(index, true, labelled, has_boxes(labelled, _WEAK, rng))
+
+
+@cache
+def _patterns() -> tuple[np.ndarray, np.ndarray]:
+    """Patterns (N, 7) of fractured vertebrae, and how common each is (N,)."""
+    table = fracture_patterns()
+    return table[list(labels.VERTEBRAE)].to_numpy(), (table["studies"] / table["studies"].sum()).to_numpy()
+
+
+def _table(config: CohortConfig, rows: list[dict[str, int]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=list(labels.VERTEBRAE)).astype(int)
     table.insert(0, labels.PATIENT, table.max(axis=1))
     table.insert(0, labels.UID, [study_uid(config.seed, i) for i in range(config.studies)])
     return table
@@ -105,17 +180,16 @@ def _make(folder: Path, config: CohortConfig, record: dict, workers: int | None)
     """The cohort, beside its place and then there."""
     import joblib  # here alone: notebooks that only look at a phantom need not wait for it
 
-    table = draw_labels(config)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         new = Path(temporary) / folder.name
         job = joblib.delayed(_make_study)
-        jobs = [job(config, i, table.loc[i, list(labels.VERTEBRAE)].to_dict(), new) for i in table.index]
+        jobs = [job(config, patient, new) for patient in _patients(config)]
         parallel = joblib.Parallel(n_jobs=workers or os.cpu_count(), return_as="generator")
         made = list(
             tqdm(parallel(jobs), total=len(jobs), desc=f"cohort {folder.name}", unit="study", mininterval=1)
         )
         write_manifest(pd.DataFrame([row for rows, _ in made for row in rows]), new / "packed")
-        labels.write_labels(table, new / "train.csv")
+        labels.write_labels(draw_labels(config), new / "train.csv")
         boxes = pd.DataFrame([box for _, found in made for box in found], columns=list(labels.BOX_COLUMNS))
         labels.write_boxes(boxes, new / "train_bounding_boxes.csv")
         paths.write_checksums(new / "packed")
@@ -142,11 +216,24 @@ def _check_ours(folder: Path) -> None:
         )
 
 
-def _make_study(
-    config: CohortConfig, index: int, fractured: dict[str, int], folder: Path
-) -> tuple[list, list]:
-    study = render_study(config.seed, index, fractured)
-    return pack_study(study, folder / "packed", config.pack), fracture_boxes(study)
+def _make_study(config: CohortConfig, patient: _Patient, folder: Path) -> tuple[list, list]:
+    """Write a study's sequences; returns its rows of the manifest, and its boxes."""
+    study = _study(config, patient)
+    pieces, boxes = _pieces(study, config.pack), fracture_boxes(study) if patient.is_boxed else []
+    truth = (
+        _true_slices(study, pieces)
+        if config.truth == "full"
+        else _known_slices(study, pieces, patient, boxes)
+    )
+    return _write(study, pieces, truth, folder / "packed", config.pack), boxes
+
+
+def _study(config: CohortConfig, patient: _Patient) -> Study:
+    """A study, with the label map that it is packed with."""
+    study = render_study(config.seed, patient.index, patient.fractured)
+    if config.truth == "full":
+        return study
+    return replace(study, label_map=segmented(study, _WEAK, generator(config.seed, patient.index, 3)))
 
 
 def study_of(folder: Path, uid: str) -> Study:
@@ -160,21 +247,79 @@ def study_of(folder: Path, uid: str) -> Study:
         >>> study_of(cohort_dir("builtin"), uid).volume_hu.dtype.name  # doctest: +SKIP
         'float32'
     """
+    config = _read_config(folder)
+    return _study(config, _find(folder, config, uid))
+
+
+def true_slice_truth(folder: Path, studies: Collection[str], *, workers: int | None = None) -> pd.DataFrame:
+    """Which slices of a phantom cohort's sequences show fractured bone, whatever the cohort knows.
+
+    For tests and benchmarks of weak truth. Studies are rendered again, which takes as long as making them.
+
+    Args:
+        folder: the cohort, `data/<cohort>`.
+        studies: StudyInstanceUIDs.
+        workers: processes; default one a core.
+
+    Returns:
+        StudyInstanceUID, vertebra, and slice_truth as in the manifest; seven rows a study.
+
+    Raises:
+        FileNotFoundError, ValueError: as `study_of`.
+
+    Example:
+        >>> true_slice_truth(cohort_dir("weak"), uids)["slice_truth"][0]  # doctest: +SKIP
+        '.....xxxx......'
+    """
+    import joblib
+
+    config = _read_config(folder)
+    job = joblib.delayed(_true_slices_of)
+    jobs = [job(config, _find(folder, config, uid)) for uid in studies]
+    found = joblib.Parallel(n_jobs=workers or os.cpu_count())(jobs)
+    rows = [
+        (uid, level, text) for uid, its in zip(studies, found, strict=True) for level, text in its.items()
+    ]
+    return pd.DataFrame(rows, columns=[labels.UID, "vertebra", "slice_truth"])
+
+
+def _true_slices_of(config: CohortConfig, patient: _Patient) -> dict[str, str]:
+    study = _study(config, patient)
+    return _true_slices(study, _pieces(study, config.pack))
+
+
+def _find(folder: Path, config: CohortConfig, uid: str) -> _Patient:
+    """The patient of a study.
+
+    Raises:
+        ValueError: the cohort has no such study.
+    """
+    there = labels.read_labels(folder / "train.csv")[labels.UID].tolist()
+    number = uid.rpartition(".")[2]
+    if uid not in there or not number.isdigit() or study_uid(config.seed, int(number) - 1) != uid:
+        raise ValueError(f"{folder.name} has no phantom {uid!r}; its first study is {there[0]}.")
+    return _patient(config, int(number) - 1)
+
+
+def _read_config(folder: Path) -> CohortConfig:
+    """What a cohort was made with.
+
+    Raises:
+        FileNotFoundError: the folder is no phantom cohort.
+        ValueError: its record does not say it.
+    """
     if not (folder / "cohort.json").is_file():
         raise FileNotFoundError(
             f"{folder} is no phantom cohort: it has no cohort.json. Its CT is not made here."
         )
-    config = _read_record(folder).get("config")
-    seed = config.get("seed") if isinstance(config, dict) else None
-    if not isinstance(seed, int):
-        raise ValueError(f"{folder / 'cohort.json'} has no seed; found {seed!r}. {_REMEDY}")
-    table = labels.read_labels(folder / "train.csv").set_index(labels.UID)
-    number = uid.rpartition(".")[2]
-    if uid not in table.index or not number.isdigit() or study_uid(seed, int(number) - 1) != uid:
-        raise ValueError(f"{folder.name} has no phantom {uid!r}; its first study is {table.index[0]}.")
-    row = table.loc[[uid], list(labels.VERTEBRAE)].to_numpy()[0]
-    fractured = dict(zip(labels.VERTEBRAE, row.tolist(), strict=True))
-    return render_study(seed, int(number) - 1, fractured)
+    found: Any = _read_record(folder).get("config")
+    try:
+        pack = PackConfig(**{**found["pack"], "window_hu": tuple(found["pack"]["window_hu"])})
+        return CohortConfig(**{**found, "pack": pack})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder / 'cohort.json'} does not say what made the cohort; found {found!r:.200}. {_REMEDY}"
+        ) from error
 
 
 def _read_record(folder: Path) -> dict:
@@ -190,21 +335,61 @@ def _read_record(folder: Path) -> dict:
     return found
 
 
-def _record(config: CohortConfig) -> dict:
-    """What made a cohort: its config and `PHANTOM_VERSION`; one of an older version is made again."""
-    return json.loads(json.dumps({"made_by": MADE_BY, "version": PHANTOM_VERSION, "config": asdict(config)}))
+def _record(config: CohortConfig) -> dict[str, Any]:
+    """What made a cohort: its config and `PHANTOM_VERSION`; one of an older version is made again.
+
+    Of full truth it is as it was when there was no other: those cohorts stay as they are.
+    """
+    its = asdict(config)
+    record = {"made_by": MADE_BY, "version": PHANTOM_VERSION, "config": its}
+    if config.truth == "full":
+        del its["truth"]
+    else:
+        record["weak_truth"] = asdict(_WEAK)
+    return json.loads(json.dumps(record))
 
 
 def pack_study(study: Study, folder: Path, config: PackConfig) -> list[dict]:
-    """Write a study's seven packed sequences and return their manifest rows."""
+    """Write a study's seven packed sequences and return their manifest rows, with what is true of slices."""
+    pieces = _pieces(study, config)
+    return _write(study, pieces, _true_slices(study, pieces), folder, config)
+
+
+def _pieces(study: Study, config: PackConfig) -> dict[str, PackedVertebra]:
+    """Each vertebra, packed with the study's own window."""
+    config = replace(config, window_hu=study.window_hu)
+    its = (study.volume_hu, study.label_map, study.spacing_mm)
+    return {vertebra: pack_vertebra(*its, vertebra, config) for vertebra in labels.VERTEBRAE}
+
+
+def _true_slices(study: Study, pieces: dict[str, PackedVertebra]) -> dict[str, str]:
+    """Slice truth of each vertebra, from its fractured voxels."""
+    marks = {}
+    for number, vertebra in enumerate(labels.VERTEBRAE, start=1):
+        voxels = (study.fracture_map[pieces[vertebra].slice_indices] == number).sum(axis=(1, 2))
+        marks[vertebra] = "".join(".x"[int(n >= MIN_FRACTURE_VOXELS)] for n in voxels)
+    return marks
+
+
+def _known_slices(
+    study: Study, pieces: dict[str, PackedVertebra], patient: _Patient, boxes: list[dict]
+) -> dict[str, str]:
+    """The same as packing finds it, from labels and boxes; "" where they do not say it."""
+    table = pd.DataFrame(boxes, columns=list(labels.BOX_COLUMNS))
+    its = (table, framed(study), study.label_map, pieces)
+    return packed_truth(*its, uid=study.uid, fractured=patient.labelled).slices
+
+
+def _write(
+    study: Study, pieces: dict[str, PackedVertebra], truth: dict[str, str], folder: Path, config: PackConfig
+) -> list[dict]:
+    """Write the sequences; returns their rows of the manifest."""
     config = replace(config, window_hu=study.window_hu)
     rows = []
-    for number, vertebra in enumerate(labels.VERTEBRAE, start=1):
-        piece = pack_vertebra(study.volume_hu, study.label_map, study.spacing_mm, vertebra, config)
+    for vertebra, piece in pieces.items():
         packed.write_sequence(folder, study.uid, vertebra, piece.array)
-        voxels = (study.fracture_map[piece.slice_indices] == number).sum(axis=(1, 2))
-        truth = "".join(".x"[int(n >= MIN_FRACTURE_VOXELS)] for n in voxels)
-        rows.append(manifest_row(study.uid, vertebra, piece, study.spacing_mm, config, truth))
+        its = (study.uid, vertebra, piece, study.spacing_mm, config)
+        rows.append(manifest_row(*its, truth[vertebra] or None))
     return rows
 
 

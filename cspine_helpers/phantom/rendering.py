@@ -91,7 +91,7 @@ def render_study(seed: int, index: int, fractured: dict[str, int]) -> Study:
     shape = tuple(round(f / s) for f, s in zip(field, patient.spacing_mm, strict=True))
     tissue = _soft_tissue(shape, poses, patient, rng)
     label_map, fracture_map = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-    texture = 75 * _smooth_noise(shape, 3, rng)
+    texture = 75 * smooth_noise(shape, 3, rng)
     grids = {level: _local(level, *poses[level], shape, patient) for level in LEVELS}
     for level in LEVELS:
         _fill_between(level, *grids[level], tissue, patient)
@@ -181,7 +181,7 @@ def _axes(shape: tuple[int, ...], patient: _Patient) -> list[Array]:
     ]
 
 
-def _smooth_noise(shape: tuple[int, ...], step: int, rng: np.random.Generator) -> Array:
+def smooth_noise(shape: tuple[int, ...], step: int, rng: np.random.Generator) -> Array:
     """Standard normal values every `step` voxels, linear between: two taps an axis, the same anywhere."""
     noise = rng.standard_normal([(n - 1) // step + 2 for n in shape], dtype=np.float32)
     for axis, n in enumerate(shape):
@@ -196,7 +196,7 @@ def _soft_tissue(
 ) -> Array:
     """Neck without bone: muscle with fat planes, fat under the skin, air around and in the airway."""
     z, y, x = _axes(shape, patient)
-    tissue = 55 - 130 * np.clip(_smooth_noise(shape, 8, rng) - 0.7, 0, 1)
+    tissue = 55 - 130 * np.clip(smooth_noise(shape, 8, rng) - 0.7, 0, 1)
     radius = np.hypot(x[None, :] / (64 * patient.scale), y[:, None] / (1.07 * y.max()))
     tissue[:, radius > 0.93] = -95
     tissue[:, radius > 1.0] = -1000
