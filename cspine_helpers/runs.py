@@ -1,4 +1,7 @@
-"""A run's record and history, read and checked without torch: `run.json` and `history.csv`."""
+"""A run's record and history, read and checked without torch: `run.json` and `history.csv`.
+
+An ensemble of runs has neither, but predictions, and `ensemble.json`, which says how they were made.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +15,7 @@ from cspine_helpers.files.tables import Column, checked, read_columns
 
 WEIGHTS = "model"  # the best epoch's weights are in model.safetensors
 HISTORY = "history.csv"
+STATE = "state.safetensors"  # in the run folder while a training is not finished
 _SHARES = ("recall", "precision", "average_precision", "auroc")
 _COLUMNS = (
     Column("epoch", "whole"),
@@ -106,6 +110,36 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     )
 
 
+ENSEMBLE = "ensemble.json"
+_ENSEMBLE_FORMAT = 1
+
+
+def write_ensemble(folder: str | Path, record: Mapping[str, Any]) -> Path:
+    """Write `ensemble.json` in one step: what the predictions beside it are the mean of.
+
+    Raises:
+        ValueError: the record holds NaN or infinity, which JSON does not have; names each place.
+    """
+    return write_sealed(Path(folder) / ENSEMBLE, {"format": _ENSEMBLE_FORMAT, SEAL: "", **record})
+
+
+def read_ensemble(folder: str | Path) -> dict[str, Any]:
+    """Read `ensemble.json`; see `read_sealed`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON, of another format, or not as it was written.
+    """
+    return read_sealed(
+        Path(folder) / ENSEMBLE,
+        version=_ENSEMBLE_FORMAT,
+        missing=f"No ensemble at {folder}: {ENSEMBLE} is missing. Predict one with `python -m cspine_helpers "
+        "predict --ensemble A B --run NAME`.",
+        again="predict the ensemble again",
+        writer="runs.write_ensemble(...)",
+    )
+
+
 def other_runs(folder: str | Path) -> str:
     """What there is beside a run that is missing, for the end of an error: other runs, and how to use them.
 
@@ -114,6 +148,8 @@ def other_runs(folder: str | Path) -> str:
     folder = Path(folder)
     found = {path.parent for name in (RECORD, "predictions.csv") for path in folder.parent.glob(f"*/{name}")}
     said = ""
+    if (folder / ENSEMBLE).is_file():
+        said += f" It holds an ensemble ({ENSEMBLE}): predictions, and no weights of its own."
     if names := sorted(path.name for path in found - {folder}):
         said += f" Runs that are there: {listing(names)}; use one with RUN = {names[0]!r}."
     if (earlier := previous_dirs(folder)) and not any(folder.glob("*")):

@@ -26,6 +26,7 @@ _COLUMNS = {
     "fold": Column("fold", "whole", low=0),
 }
 _PATIENT = Column("patient", optional=True)  # whose study it is, where patients have several
+FOLDS = "folds.csv"  # in the folder of a run that is trained in folds
 OUT_OF_FOLD = "out_of_fold"  # in the split of a fold, the studies of that fold, see `fold_split`
 _ADOPT = "If it is yours and whole, take it with splits.adopt(path, table)"
 

@@ -86,6 +86,11 @@ def run_dir(run: str) -> Path:
     return inside(project_root() / "checkpoints" / checked_name(run, "run"))
 
 
+def fold_dir(run_folder: str | Path, fold: int) -> Path:
+    """Folder of one fold's run, `fold_<n>` in the run's, n from 0."""
+    return inside(Path(run_folder) / f"fold_{fold}")
+
+
 def staging_dir(run_folder: str | Path) -> Path:
     """Folder in which a new run is trained while an earlier one is kept, `<run>-training` beside it."""
     folder = Path(run_folder)

@@ -17,20 +17,24 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 
-from cspine_helpers.cohort import read_cohort
+from cspine_helpers.cohort import Cohort, read_cohort
 from cspine_helpers.files import paths
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.records import differences
 from cspine_helpers.model.classifier import ModelConfig
-from cspine_helpers.runs import HISTORY, RECORD, WEIGHTS, read_history, read_record
+from cspine_helpers.runs import ENSEMBLE, HISTORY, RECORD, STATE, WEIGHTS, read_history, read_record
+from cspine_helpers.splits import FOLDS
 from cspine_helpers.training.config import TrainConfig
 from cspine_helpers.training.sequence_task import SequenceTask
-from cspine_helpers.training.trainer import STATE, Training, TrainingState, read_state
+from cspine_helpers.training.trainer import Training, TrainingState, read_state
 
 TRAINING_SPLITS = ("train", "validation")  # the only ones a training looks at
 _FILES = (RECORD, HISTORY, f"{WEIGHTS}.safetensors", STATE)
 _PREDICTIONS = "predictions.csv"
-_LATER = (_PREDICTIONS, "decision.json", "test_openings.csv", "calibrated.csv")  # made with a run, or brought
+_LATER = (  # made with a run or with runs, or brought
+    *(_PREDICTIONS, "decision.json", "test_openings.csv", "calibrated.csv"),
+    *(ENSEMBLE, FOLDS),
+)
 
 
 def set_aside(run_folder: str | Path) -> Path | None:
@@ -117,7 +121,7 @@ def _held(folder: Path, names: tuple[str, ...] = _FILES) -> list[str]:
 
 
 def train(
-    cohort_folder: str | Path,
+    cohort: str | Path | Cohort,
     run_folder: str | Path,
     *,
     model: ModelConfig,
@@ -132,7 +136,7 @@ def train(
     epoch, and ends with the same history and weights, bit for bit on a CPU. Seeds torch's global generator.
 
     Args:
-        cohort_folder: holds `train.csv`, `split.csv` and `packed/`.
+        cohort: its folder, which holds `train.csv`, `split.csv` and `packed/`; or a cohort that was read.
         run_folder: where the run goes.
         model: what to train.
         config: how to train it.
@@ -166,16 +170,11 @@ def train(
             "resume=True."
         )
     # 2. The data, and the settings that a resumed training must share.
-    cohort, left_out = read_cohort(cohort_folder).usable(
+    cohort = cohort if isinstance(cohort, Cohort) else read_cohort(cohort)
+    cohort, left_out = cohort.usable(
         slices=model.slices, size=model.size, splits=TRAINING_SPLITS, skip_unusable=skip_unusable
     )
-    for name in TRAINING_SPLITS:
-        label = cohort.samples[name]["label"]
-        if label.nunique() < 2:
-            raise ValueError(
-                f"Split {name!r} holds {label.sum()} fractured of {len(label)} vertebrae; training needs "
-                "both kinds. Add studies, or make another split with notebook 02."
-            )
+    check_classes(cohort)
     accelerator = _accelerator(config)
     setting = {
         "model": asdict(model),
@@ -205,6 +204,21 @@ def train(
             paths.remove_unfinished(folder / name)
         task = SequenceTask(cohort, model, config, accelerator)
         return Training(accelerator, task, folder, state).run(tensors)
+
+
+def check_classes(cohort: Cohort) -> None:
+    """Refuse to train where a split has only fractured vertebrae, or only intact ones.
+
+    Raises:
+        ValueError: names the split.
+    """
+    for name in TRAINING_SPLITS:
+        label = cohort.samples[name]["label"]
+        if label.nunique() < 2:
+            raise ValueError(
+                f"Split {name!r} holds {label.sum()} fractured of {len(label)} vertebrae; training needs "
+                "both kinds. Add studies, or make another split with notebook 02."
+            )
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:

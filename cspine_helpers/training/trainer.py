@@ -32,10 +32,8 @@ from cspine_helpers import __version__
 from cspine_helpers.checkpoints import save_weights, write_tensors
 from cspine_helpers.files.records import parse_json
 from cspine_helpers.files.tables import write_table
-from cspine_helpers.runs import FORMAT, HISTORY, write_record
+from cspine_helpers.runs import FORMAT, HISTORY, STATE, write_record
 from cspine_helpers.training.config import CHOSEN_BY, TrainConfig, adamw, best_epoch, learning_rate
-
-STATE = "state.safetensors"  # in the run folder while a training is not finished
 
 
 @dataclass
