@@ -15,6 +15,8 @@ from cspine_helpers.files import paths
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from cspine_helpers.checkpoints import Run
+
 _DOES = "Synthetic CT, packing, training, prediction and model card, each a command with its own --help."
 _FAILED, _REFUSED, _STOPPED = 3, 100, 130
 _STATUS = """
@@ -150,8 +152,9 @@ def _pack(options: Namespace) -> int:
     return _FAILED if (report["status"] == "failed").any() else 0
 
 
-def _run_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--cohort", default="builtin", help="folder of data/ (default: builtin)")
+def _run_options(parser: ArgumentParser, cohort: str | None = "builtin") -> None:
+    said = cohort or "the run's"
+    parser.add_argument("--cohort", default=cohort, help=f"folder of data/ (default: {said})")
     parser.add_argument("--run", help="folder of checkpoints/ (default: the cohort's name)")
     parser.add_argument(
         "--skip-unusable", action="store_true", help="skip studies that cannot be read, and name them"
@@ -187,7 +190,7 @@ def _train(options: Namespace) -> int:
 
 
 def _predict_options(parser: ArgumentParser) -> None:
-    _run_options(parser)
+    _run_options(parser, cohort=None)
     parser.add_argument("--batch-size", type=int, default=16, help="sequences computed at once (default: 16)")
     parser.add_argument("--workers", type=int, default=0, help="processes that load (default: this one)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -197,14 +200,24 @@ def _predict_options(parser: ArgumentParser) -> None:
         action="store_true",
         help="also write calibrated.csv, by the frozen calibrators; a whole table is not predicted again",
     )
+    one = parser.add_argument_group(
+        "one study instead of a table; writes checkpoints/<run>/studies/<uid>.json"
+    )
+    one.add_argument("--study", metavar="UID", help="a study of the cohort that is packed")
+    one.add_argument("--threshold", type=float, help="call vertebrae from here on (default: the frozen one)")
+    one.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there instead")
 
 
 def _predict(options: Namespace) -> int:
+    if options.study:
+        return _predict_one(options)
+    if of_one := [name for name in ("threshold", "out") if getattr(options, name) is not None]:
+        raise ValueError(f"--{of_one[0]} is for one study. Name it with --study.")
     from cspine_helpers.inference.prediction import PREDICTIONS, write_calibrated
     from cspine_helpers.labels import UID
     from cspine_helpers.predictions import read_predictions
 
-    folder = paths.run_dir(options.run or options.cohort)
+    folder = _run_dir(options)
     path = folder / PREDICTIONS
     is_whole = path.is_file() and not path.with_name(f"{path.name}.partial").exists()
     is_there = options.calibrated and is_whole and not options.replace
@@ -215,19 +228,54 @@ def _predict(options: Namespace) -> int:
     return 0
 
 
-def _predicted(options: Namespace, folder: Path, path: Path) -> "DataFrame":
+def _predict_one(options: Namespace) -> int:
+    from cspine_helpers.checkpoints import load_run
+    from cspine_helpers.decisions.thresholds import check_threshold
+    from cspine_helpers.inference.study import predict_study, study_path, write_study
+
+    if of_all := [name for name in ("calibrated", "replace", "skip_unusable") if getattr(options, name)]:
+        raise ValueError(
+            f"--{of_all[0].replace('_', '-')} is for the table of a cohort, not for one study. Leave it out; "
+            "a study's answer is calibrated where calibrators are frozen."
+        )
+    if options.threshold is not None:
+        check_threshold(options.threshold)
+    run = load_run(_run_dir(options))
+    _to_device(run, options)
+    packed = _cohort_dir(run, options) / "packed"
+    answer = predict_study(run, packed, options.study, threshold=options.threshold)
+    print(answer.summary())
+    print(write_study(answer, options.out or study_path(run.folder, answer.uid)))
+    return 0
+
+
+def _run_dir(options: Namespace) -> Path:
+    return paths.run_dir(options.run or options.cohort or "builtin")
+
+
+def _cohort_dir(run: "Run", options: Namespace) -> Path:
+    """The cohort that is named, else the one that the run was trained on."""
+    return paths.cohort_dir(options.cohort or run.record["data"]["cohort"])
+
+
+def _to_device(run: "Run", options: Namespace) -> None:
     import torch
 
+    run.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _predicted(options: Namespace, folder: Path, path: Path) -> "DataFrame":
     from cspine_helpers.checkpoints import load_run
     from cspine_helpers.cohort import read_cohort
     from cspine_helpers.decisions.test_split import read_decision
     from cspine_helpers.inference.prediction import predict_cohort
 
-    run, cohort = load_run(folder), read_cohort(paths.cohort_dir(options.cohort))
+    run = load_run(folder)
+    cohort = read_cohort(_cohort_dir(run, options))
     cohort.check_run(run.record)
     if options.calibrated:
         read_decision(folder).require_calibrators()  # before hours of prediction, not after
-    run.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _to_device(run, options)
     return predict_cohort(
         run,
         cohort,
@@ -284,8 +332,8 @@ _COMMANDS = {
         _train,
     ),
     "predict": _Command(
-        "Predict a cohort's validation and test patients: checkpoints/<run>/predictions.csv.",
-        "predict --cohort rsna2022 --run mine",
+        "Predict a cohort's validation and test patients: checkpoints/<run>/predictions.csv. Or one study.",
+        "predict --cohort rsna2022 --run mine\n  python -m cspine_helpers predict --run builtin --study UID",
         "Whole batches are kept; the same command continues.",
         _predict_options,
         _predict,

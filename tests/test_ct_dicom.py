@@ -698,7 +698,7 @@ def test_a_series_with_the_header_of_rsna_2022_is_read(tmp_path, syntax):
 def test_a_study_of_147_slices_with_the_header_of_rsna_2022_goes_all_the_way_to_a_prediction(tmp_path):
     """Slices, mask, labels and boxes as RSNA lays them out; sequences are those of the volume in memory."""
     from cspine_helpers import checkpoints, labels, packed
-    from cspine_helpers.inference.prediction import predict_study
+    from cspine_helpers.inference.study import predict_study
     from cspine_helpers.packing import cohort as studies
     from cspine_helpers.packing.crop import PackConfig, pack_vertebra
     from cspine_helpers.phantom import cohort as phantom

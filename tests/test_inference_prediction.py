@@ -23,7 +23,7 @@ from cspine_helpers.decisions.thresholds import Rule, choose_decision
 from cspine_helpers.evaluation.calibration import calibrated, fit_calibrator
 from cspine_helpers.evaluation.cases import Aggregation, Cases
 from cspine_helpers.inference import prediction as inference
-from cspine_helpers.inference.prediction import predict, predict_cohort, predict_study
+from cspine_helpers.inference.prediction import predict, predict_cohort
 from cspine_helpers.labels import UID, VERTEBRAE, write_labels
 from cspine_helpers.model.classifier import FractureClassifier
 from cspine_helpers.packed import open_sequence, sequence_path
@@ -278,64 +278,6 @@ def test_a_killed_process_goes_on_and_writes_the_same_bytes(project):
     subprocess.run([sys.executable, "-c", KILLED], check=True)
 
 
-def test_a_study_is_answered_for_each_vertebra(run, cohort):
-    uid = cohort.samples["test"][UID].iloc[0]
-    answer = predict_study(run, cohort.packed, uid)
-    assert tuple(answer.probability) == VERTEBRAE
-    assert answer.probability["C4"] == pytest.approx(by_hand(run, cohort, uid, "C4"), abs=1e-5)
-    assert answer.threshold == 0.5
-    assert answer.complete
-    assert answer.missing == ()
-
-
-def test_the_threshold_decides_and_counts_as_reached_when_equal(run, cohort):
-    uid = cohort.samples["test"][UID].iloc[0]
-    highest = max(predict_study(run, cohort.packed, uid).probability.values())
-    at = predict_study(run, cohort.packed, uid, threshold=highest)
-    assert sum(at.fractured.values()) == 1
-    above = predict_study(run, cohort.packed, uid, threshold=np.nextafter(highest, 1))
-    assert not any(above.fractured.values())
-    assert all(predict_study(run, cohort.packed, uid, threshold=0.0).fractured.values())
-
-
-def test_a_study_with_missing_vertebrae_is_answered_and_marked_incomplete(run, cohort, tmp_path):
-    uid = cohort.samples["test"][UID].iloc[0]
-    for vertebra in ("C2", "C5"):
-        path = sequence_path(cohort.packed, uid, vertebra)
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    answer = predict_study(run, tmp_path, uid)
-    assert tuple(answer.probability) == ("C2", "C5")
-    assert answer.missing == ("C1", "C3", "C4", "C6", "C7")
-    assert not answer.complete
-    whole = predict_study(run, cohort.packed, uid)
-    assert answer.probability["C5"] == pytest.approx(whole.probability["C5"], abs=1e-5)
-
-
-def test_a_study_that_cannot_be_answered_is_refused(run, cohort, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no packed sequence .*9.9_7.npy"):
-        predict_study(run, cohort.packed, "9.9")
-    with pytest.raises(ValueError, match="cannot be file names"):
-        predict_study(run, cohort.packed, "../9")
-    (tmp_path / "9.9_3.npy").write_bytes(b"not an array")
-    with pytest.raises(ValueError, match=r"9.9_3.npy \(not a .npy file"):
-        predict_study(run, tmp_path, "9.9")
-
-
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, np.nan])
-def test_a_threshold_outside_0_1_is_refused(run, cohort, threshold):
-    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
-        predict_study(run, cohort.packed, cohort.samples["test"][UID].iloc[0], threshold=threshold)
-
-
-def test_a_run_without_a_threshold_needs_one_from_the_user(run, cohort):
-    uid = cohort.samples["test"][UID].iloc[0]
-    reason = {"decision": {"threshold": None, "reason": "No threshold keeps precision at 0.900."}}
-    undecided = Run(run.folder, run.model, run.config, None, reason)
-    with pytest.raises(ValueError, match=r"has no threshold: No threshold keeps precision at 0.900. Pass"):
-        predict_study(undecided, cohort.packed, uid)
-    assert predict_study(undecided, cohort.packed, uid, threshold=0.3).threshold == 0.3
-
-
 def test_unusable_studies_are_skipped_when_asked(run, cohort, tmp_path, capsys):
     packed = tmp_path / "toy" / "packed"
     shutil.copytree(cohort.folder, packed.parent)
@@ -381,13 +323,6 @@ def test_frozen_calibrators_are_applied_on_request(calibrating, cohort):
     np.testing.assert_array_equal(table["probability"][of_patient], highest)
     np.testing.assert_array_equal(table["calibrated"][of_patient], calibrated(patients, highest))
 
-    uid = samples[UID].iloc[0]
-    answer = predict_study(run, cohort.packed, uid, calibrate=True)
-    assert list(answer.calibrated) == [*VERTEBRAE, "patient_overall"]
-    assert answer.calibrated["C1"] == calibrated(vertebrae, [answer.probability["C1"]])[0]
-    assert answer.calibrated["patient_overall"] == calibrated(patients, [max(answer.probability.values())])[0]
-    assert predict_study(run, cohort.packed, uid).calibrated == {}
-
 
 def test_calibrators_of_other_predictions_or_none_are_not_applied(calibrating, cohort):
     run, _ = calibrating
@@ -397,7 +332,7 @@ def test_calibrators_of_other_predictions_or_none_are_not_applied(calibrating, c
     write_predictions(toy(150), run.folder / "predictions.csv")
     (run.folder / "decision.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"decision\.json is missing"):
-        predict_study(run, cohort.packed, cohort.samples["test"][UID].iloc[0], calibrate=True)
+        predict(run, cohort.samples["test"], cohort.packed, split="test", calibrate=True)
     freeze(run.folder, choose_decision(toy(150), Rule("max_f1")), toy(150))
     with pytest.raises(ValueError, match="No calibrator is frozen"):
         predict(run, cohort.samples["test"], cohort.packed, split="test", calibrate=True)
@@ -425,6 +360,7 @@ def test_the_command_line_writes_calibrated_probabilities_beside_the_predictions
 def predicting(calibrating, monkeypatch):
     """The command line in that folder, where the run predicts `tables`, and every prediction is noted."""
     run, tables, asked = calibrating[0], [toy(150)], []
+    run = replace(run, record=run.record | {"data": {"cohort": "toy"}})
 
     def predicted(_, __, path, **options):
         asked.append(options["replace"])

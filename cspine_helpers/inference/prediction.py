@@ -1,7 +1,6 @@
-"""A run applied to packed sequences: a table of a cohort, resumed where it was stopped, or one study."""
+"""A run applied to packed sequences: a table of a cohort, resumed where it was stopped."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from cspine_helpers.decisions.test_split import Frozen, check_belongs, read_deci
 from cspine_helpers.files.paths import exclusive, inside, listing, remove_unfinished
 from cspine_helpers.files.records import append, differences, whole_records
 from cspine_helpers.files.tables import write_table
-from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.labels import UID
 from cspine_helpers.model.forward import forward_pass
-from cspine_helpers.packed import check_sequences, sequence_path
+from cspine_helpers.packed import check_sequences
 from cspine_helpers.predictions import read_predictions, validate_predictions, write_predictions
 
 PREDICTIONS, CALIBRATED = "predictions.csv", "calibrated.csv"
@@ -167,91 +166,6 @@ def _batches(
             values = output.probability.tolist()
             bar.update(len(values))
             yield values
-
-
-@dataclass(frozen=True)
-class StudyPrediction:
-    """What a run predicts for the vertebrae of one study. A decision about the patient has its own threshold.
-
-    Attributes:
-        uid: StudyInstanceUID.
-        threshold: probability from which a vertebra is called fractured.
-        probability: vertebra → probability of a fracture, for the vertebrae present.
-        missing: vertebrae without a packed sequence.
-        calibrated: vertebra, and `patient_overall`, → calibrated probability, where that was asked for; the
-            threshold is not for these.
-    """
-
-    uid: str
-    threshold: float
-    probability: dict[str, float]
-    missing: tuple[str, ...]
-    calibrated: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def fractured(self) -> dict[str, bool]:
-        """Vertebra → whether its probability reaches the threshold."""
-        return {vertebra: value >= self.threshold for vertebra, value in self.probability.items()}
-
-    @property
-    def complete(self) -> bool:
-        """Whether all seven vertebrae were seen; if not, the absence of a call is no all-clear."""
-        return not self.missing
-
-
-def predict_study(
-    run: Run,
-    packed_dir: str | Path,
-    uid: str,
-    *,
-    threshold: float | None = None,
-    calibrate: bool = False,
-) -> StudyPrediction:
-    """Predict one study, from the vertebrae that are packed.
-
-    Args:
-        run: of `checkpoints.load_run`.
-        packed_dir: folder of the packed sequences.
-        uid: StudyInstanceUID.
-        threshold: probability from which a vertebra is called fractured; None: the run's.
-        calibrate: apply the calibrators that are frozen in the run folder as well.
-
-    Raises:
-        FileNotFoundError: none of the study's vertebrae is packed, or nothing is frozen to calibrate with.
-        ValueError: a packed sequence cannot be used; the threshold is outside [0, 1]; or there is none.
-
-    Example:
-        >>> answer = predict_study(run, cohort.packed, cohort.samples["test"]["StudyInstanceUID"][0])
-        >>> len(answer.probability), answer.complete
-        (7, True)
-    """
-    threshold = run.threshold if threshold is None else threshold
-    if threshold is None:
-        raise ValueError(
-            f"The run at {run.folder} has no threshold: {run.record['decision']['reason']} Pass threshold=..."
-        )
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"A threshold must be in [0, 1]; found {threshold}. Pass another.")
-    present = [name for name in VERTEBRAE if sequence_path(packed_dir, uid, name).is_file()]
-    if not present:
-        names = listing(sequence_path(packed_dir, uid, name).name for name in VERTEBRAE)
-        raise FileNotFoundError(
-            f"Study {uid!r} has no packed sequence in {packed_dir}: none of {names}. Pack it first."
-        )
-    frozen = _calibrating(run.folder) if calibrate else None
-    samples = pd.DataFrame({UID: uid, "vertebra": present, "label": 0})  # no label is known or used
-    (values,) = _batches(run, samples, packed_dir, len(present), workers=0)
-    calibrated: dict[str, float] = {}
-    if frozen is not None:
-        table = frozen.calibrate(samples.assign(split="unknown", probability=values))
-        calibrated = dict(zip(table["vertebra"], table["calibrated"].tolist(), strict=True))
-    return StudyPrediction(
-        uid=uid,
-        threshold=float(threshold),
-        probability=dict(zip(present, values, strict=True)),
-        missing=tuple(name for name in VERTEBRAE if name not in present),
-        calibrated=calibrated,
-    )
 
 
 def write_calibrated(folder: Path) -> Path:

@@ -1,0 +1,348 @@
+"""One study's answer: its numbers by hand, its thresholds by their source, its file, and what is refused."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, logit
+from test_evaluation_cases import toy
+from toy_cohort import make_toy_cohort, tiny_model
+
+from cspine_helpers import checkpoints
+from cspine_helpers.__main__ import main
+from cspine_helpers.checkpoints import Run
+from cspine_helpers.cohort import read_cohort
+from cspine_helpers.decisions.test_split import freeze
+from cspine_helpers.decisions.thresholds import Rule, choose_decision, choose_per_vertebra
+from cspine_helpers.evaluation.calibration import fit_calibrator
+from cspine_helpers.evaluation.cases import Aggregation, Cases
+from cspine_helpers.inference import study as studies
+from cspine_helpers.inference.study import predict_study, study_path, write_study
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.model.classifier import FractureClassifier
+from cspine_helpers.packed import (
+    PROVENANCE_COLUMNS,
+    open_sequence,
+    read_manifest,
+    sequence_path,
+    write_manifest,
+)
+from cspine_helpers.predictions import write_predictions
+
+TOP = Aggregation("top_k", k=3)
+SUM = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return read_cohort(make_toy_cohort(tmp_path_factory.mktemp("toy")))
+
+
+@pytest.fixture(scope="module")
+def uid(cohort):
+    return cohort.samples["test"][UID].iloc[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    torch.manual_seed(0)
+    config = tiny_model()
+    record = {"weights_sha256": "1" * 64, "decision": {"threshold": 0.5, "reason": "made up."}}
+    return Run(tmp_path_factory.mktemp("run"), FractureClassifier(config).eval(), config, 0.5, record)
+
+
+@pytest.fixture
+def freezing(run, tmp_path):
+    """Freezes decisions of many patients in a folder of the run; returns the run there and what is frozen."""
+    table, folder = toy(150), tmp_path / "checkpoints" / "toy"
+    folder.mkdir(parents=True)
+    write_predictions(table, folder / "predictions.csv")
+
+    def freezes(*decisions, calibrators=()):
+        return replace(run, folder=folder), freeze(folder, decisions, table, calibrators=calibrators)
+
+    return freezes
+
+
+def decided(level="vertebra", aggregation=None):
+    return choose_decision(toy(150), Rule("max_f1", level=level, aggregation=aggregation))
+
+
+def fitted(level="vertebra", aggregation=None):
+    return fit_calibrator(Cases.of(toy(150), level=level, aggregation=aggregation), kind="platt")
+
+
+def strict(path):
+    """What a JSON file holds; NaN and infinity, which Python alone reads, are refused."""
+
+    def refuse(name):
+        pytest.fail(f"{name} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+@torch.inference_mode()
+def by_hand(run, cohort, uid, vertebra) -> float:
+    sequence = np.array(open_sequence(sequence_path(cohort.packed, uid, vertebra)))
+    return run.model(torch.from_numpy(sequence).permute(0, 3, 1, 2)[None]).logit.sigmoid().item()
+
+
+def test_a_study_is_answered_for_each_vertebra(run, cohort, uid):
+    answer = predict_study(run, cohort.packed, uid)
+    assert tuple(answer.probability) == VERTEBRAE
+    for vertebra in VERTEBRAE:
+        assert answer.probability[vertebra] == pytest.approx(by_hand(run, cohort, uid, vertebra), abs=1e-5)
+    assert answer.complete
+    assert answer.missing == ()
+    assert answer.run == run.folder.name
+
+
+def test_every_number_of_the_file_follows_from_the_probabilities_and_what_is_frozen(
+    freezing, cohort, uid, tmp_path
+):
+    vertebrae, patients = fitted(), fitted("patient", TOP)
+    run, frozen = freezing(decided(), decided("patient", TOP), calibrators=[vertebrae, patients])
+    path = write_study(predict_study(run, cohort.packed, uid), study_path(run.folder, uid))
+    assert path == run.folder / "studies" / f"{uid}.json"
+    found = strict(path)
+    raw = {name: by_hand(run, cohort, uid, name) for name in VERTEBRAE}
+    threshold = frozen.decisions["vertebra"].threshold
+    assert list(found["vertebrae"]) == list(VERTEBRAE)
+    for name, said in found["vertebrae"].items():
+        assert said["probability"] == pytest.approx(raw[name], abs=1e-5)
+        p = said["probability"]
+        expected = expit(vertebrae.slope * logit(p) + vertebrae.intercept)
+        assert said == {
+            "probability": p,
+            "calibrated": pytest.approx(expected, abs=1e-9),
+            "threshold": threshold,
+            "called": p >= threshold,
+        }
+    ordered = sorted((said["probability"] for said in found["vertebrae"].values()), reverse=True)
+    of_patient = sum(ordered[:3]) / 3
+    assert found["patient"] == {
+        "highest": ordered[0],
+        "aggregation": "mean of top 3",
+        "probability": pytest.approx(of_patient, abs=1e-12),
+        "calibrated": pytest.approx(expit(patients.slope * logit(of_patient) + patients.intercept), abs=1e-9),
+        "threshold": frozen.decisions["patient"].threshold,
+        "called": of_patient >= frozen.decisions["patient"].threshold,
+    }
+    assert (found["study"], found["run"], found["missing"]) == (uid, "toy", [])
+    assert found["threshold_source"] == "frozen decision"
+    assert found["notice"] == "Research software, not a medical device."
+    assert found["hashes"]["weights"] == "1" * 64
+    assert found["hashes"]["decision"] == frozen.sha256
+
+
+def test_hashes_are_those_of_the_packed_files(run, cohort, uid):
+    found = predict_study(run, cohort.packed, uid).hashes["packed"]
+    assert found == {
+        f"{uid}_{number}.npy": hashlib.sha256(
+            (cohort.packed / f"{uid}_{number}.npy").read_bytes()
+        ).hexdigest()
+        for number in range(1, 8)
+    }
+
+
+def test_the_threshold_is_the_one_given_else_the_frozen_else_that_of_training(freezing, run, cohort, uid):
+    answer = predict_study(run, cohort.packed, uid)
+    assert (answer.threshold, answer.threshold_source) == (0.5, "run.json")
+    own, frozen = freezing(decided())
+    answer = predict_study(own, cohort.packed, uid)
+    assert (answer.threshold, answer.threshold_source) == (
+        frozen.decisions["vertebra"].threshold,
+        "frozen decision",
+    )
+    answer = predict_study(own, cohort.packed, uid, threshold=0.123)
+    assert (answer.threshold, answer.threshold_source) == (0.123, "given")
+    assert answer.record()["vertebrae"]["C1"]["threshold"] == 0.123
+
+
+def test_a_threshold_of_each_vertebra_calls_that_vertebra(freezing, cohort, uid):
+    run, frozen = freezing(choose_per_vertebra(toy(150), Rule("max_f1"), min_positives=10))
+    answer = predict_study(run, cohort.packed, uid)
+    thresholds = frozen.decisions["vertebra"].thresholds
+    assert answer.threshold is None
+    assert answer.called == {name: p >= thresholds[name] for name, p in answer.probability.items()}
+    assert {name: v["threshold"] for name, v in answer.record()["vertebrae"].items()} == thresholds
+
+
+def test_the_patient_is_called_at_the_patient_threshold_or_not_at_all(freezing, run, cohort, uid):
+    answer = predict_study(run, cohort.packed, uid, threshold=0.0)
+    assert all(answer.called.values())
+    assert answer.patient_called is None
+    assert answer.patient_probability == max(answer.probability.values())
+    assert "no patient threshold is frozen" in answer.summary()
+    own, frozen = freezing(decided(), decided("patient", TOP))
+    answer = predict_study(own, cohort.packed, uid, threshold=0.0)
+    assert answer.patient_threshold == frozen.decisions["patient"].threshold
+    at = replace(answer, patient_threshold=answer.patient_aggregated)
+    above = replace(answer, patient_threshold=np.nextafter(answer.patient_aggregated, 1))
+    assert (at.patient_called, above.patient_called) == (True, False)
+
+
+def test_the_threshold_counts_as_reached_when_equal(run, cohort, uid):
+    highest = max(predict_study(run, cohort.packed, uid).probability.values())
+    at = predict_study(run, cohort.packed, uid, threshold=highest)
+    assert sum(at.called.values()) == 1
+    above = predict_study(run, cohort.packed, uid, threshold=np.nextafter(highest, 1))
+    assert not any(above.called.values())
+    assert "No vertebra is called fractured. The absence of a call is no all-clear." in " ".join(
+        above.sentences
+    )
+
+
+def test_a_study_with_missing_vertebrae_is_answered_and_marked_incomplete(run, cohort, uid, tmp_path):
+    for vertebra in ("C2", "C5"):
+        path = sequence_path(cohort.packed, uid, vertebra)
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    answer = predict_study(run, tmp_path, uid)
+    assert tuple(answer.probability) == ("C2", "C5")
+    assert answer.missing == ("C1", "C3", "C4", "C6", "C7")
+    assert not answer.complete
+    assert answer.record()["missing"] == list(answer.missing)
+    assert "Not packed: C1, C3, C4, C6, C7; the absence of a call there is no all-clear." in answer.summary()
+    assert answer.warnings == (
+        f"{tmp_path.name} has no manifest: nothing is known of how the study was packed.",
+    )
+    whole = predict_study(run, cohort.packed, uid)
+    assert answer.probability["C5"] == pytest.approx(whole.probability["C5"], abs=1e-5)
+
+
+def test_warnings_and_sources_come_from_the_manifest(run, cohort, uid, tmp_path):
+    folder = shutil.copytree(cohort.packed, tmp_path / "packed")
+    table = read_manifest(folder)
+    origin = [1.0, "a" * 64, "mask.nii.gz", "b" * 64, "packing 1", "gantry tilt 5°"]
+    table = table.assign(**dict(zip(PROVENANCE_COLUMNS, origin, strict=True)))
+    table.loc[(table[UID] == uid) & table["vertebra"].isin(["C1", "C7"]), "warnings"] += "; cut at the edge"
+    write_manifest(table, folder)
+    answer = predict_study(run, folder, uid)
+    assert answer.warnings == ("gantry tilt 5°", "C1, C7: cut at the edge")
+    assert (answer.hashes["source"], answer.hashes["mask"]) == ("a" * 64, "b" * 64)
+    assert "Warning: C1, C7: cut at the edge" in answer.summary()
+    write_manifest(table[(table[UID] != uid) | (table["vertebra"] != "C3")], folder)
+    (said,) = predict_study(run, folder, uid).warnings
+    assert said == "C3: not in the manifest, nothing is known of how they were packed"
+
+
+def test_a_study_that_cannot_be_answered_is_refused(run, cohort, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no packed sequence .*9.9_7.npy"):
+        predict_study(run, cohort.packed, "9.9")
+    with pytest.raises(ValueError, match="cannot be file names"):
+        predict_study(run, cohort.packed, "../9")
+    with pytest.raises(ValueError, match="cannot be file names"):
+        study_path(tmp_path, "../9")
+    (tmp_path / "9.9_3.npy").write_bytes(b"not an array")
+    with pytest.raises(ValueError, match=r"9.9_3.npy \(not a .npy file"):
+        predict_study(run, tmp_path, "9.9")
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, np.nan])
+def test_a_threshold_outside_0_1_is_refused(run, cohort, uid, threshold):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
+        predict_study(run, cohort.packed, uid, threshold=threshold)
+
+
+def test_a_run_without_a_threshold_needs_one_from_the_user(run, cohort, uid):
+    reason = {"decision": {"threshold": None, "reason": "No threshold keeps precision at 0.900."}}
+    undecided = Run(run.folder, run.model, run.config, None, reason)
+    with pytest.raises(ValueError, match=r"has no threshold: No threshold keeps precision at 0.900. Pass"):
+        predict_study(undecided, cohort.packed, uid)
+    assert predict_study(undecided, cohort.packed, uid, threshold=0.3).threshold == 0.3
+
+
+def test_what_is_frozen_for_other_predictions_answers_nothing(freezing, cohort, uid):
+    run, _ = freezing(decided())
+    write_predictions(toy(150, seed=1), run.folder / "predictions.csv")
+    with pytest.raises(ValueError, match="was frozen with other predictions"):
+        predict_study(run, cohort.packed, uid)
+
+
+def test_a_file_that_cannot_be_written_leaves_none(freezing, cohort, uid, monkeypatch):
+    run, _ = freezing(decided())
+    answer, path = predict_study(run, cohort.packed, uid), study_path(run.folder, uid)
+    with pytest.raises(ValueError, match=r"no NaN or infinity; found at 'record\.patient\.highest'"):
+        write_study(replace(answer, patient_probability=np.nan), path)
+    assert not path.exists()
+    first = write_study(answer, path).read_bytes()
+    monkeypatch.setattr(studies, "FORMAT", {1})  # no JSON
+    with pytest.raises(ValueError, match="A record holds plain values"):
+        write_study(answer, path)
+    assert path.read_bytes() == first
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.fixture
+def project(freezing, cohort, monkeypatch):
+    """A project with the toy cohort and a run of it with decisions and calibrators, both named toy."""
+    run, _ = freezing(decided(), decided("patient", TOP), calibrators=[fitted(), fitted("patient", TOP)])
+    root = run.folder.parents[1]
+    (root / "data").mkdir()
+    (root / "data" / "toy").symlink_to(cohort.folder)
+    monkeypatch.setenv("CSPINE_ROOT", str(root))
+    run = replace(run, record=run.record | {"data": {"cohort": "toy"}})
+    monkeypatch.setattr(checkpoints, "load_run", lambda folder: replace(run, folder=folder))
+    return root
+
+
+def test_the_command_prints_the_table_and_writes_the_file(project, run, cohort, uid, capsys):
+    assert main(["predict", "--run", "toy", "--study", uid, "--device", "cpu"]) == 0
+    folder = project / "checkpoints" / "toy"
+    answer = predict_study(replace(run, folder=folder), cohort.packed, uid)
+    path = folder / "studies" / f"{uid}.json"
+    out = capsys.readouterr().out
+    assert out == f"{answer.summary()}\n{path}\n"
+    lines = {line.split()[0]: line.split() for line in out.splitlines()}
+    for name, value in answer.probability.items():
+        called = ["fractured"] if answer.called[name] else ["not", "called"]
+        numbers = (value, answer.calibrated[name], answer.threshold)
+        assert lines[name] == [name, *(f"{number:.3f}" for number in numbers), *called]
+    numbers = (answer.patient_aggregated, answer.patient_calibrated, answer.patient_threshold)
+    assert lines["patient"][1:4] == [f"{number:.3f}" for number in numbers]
+    found = strict(path)
+    del found["record_sha256"]
+    assert found == json.loads(json.dumps(answer.record()))
+
+
+def test_the_command_records_a_threshold_that_was_given_and_writes_where_it_is_told(
+    project, uid, tmp_path, capsys
+):
+    out = tmp_path / "answers" / "one.json"
+    assert main(["predict", "--run", "toy", "--study", uid, "--threshold", "0.25", "--out", str(out)]) == 0
+    found = strict(out)
+    assert found["threshold_source"] == "given"
+    assert {each["threshold"] for each in found["vertebrae"].values()} == {0.25}
+    assert found["patient"]["threshold"] != 0.25
+    assert "Threshold of vertebrae: given." in capsys.readouterr().out
+    assert not (project / "checkpoints" / "toy" / "studies").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--study 9.9", "Study '9.9' has no packed sequence in"),
+        ("--study ../9.9", "cannot be file names"),
+        ("--study 9.9 --cohort none", "Study '9.9' has no packed sequence in"),
+        ("--study UID --threshold 1.5", "A threshold must be in [0, 1]; found 1.5."),
+        ("--study UID --threshold nan", "A threshold must be in [0, 1]; found nan."),
+        ("--threshold 0.5", "--threshold is for one study. Name it with --study."),
+        ("--out one.json", "--out is for one study. Name it with --study."),
+        ("--study UID --calibrated", "--calibrated is for the table of a cohort, not for one study"),
+        ("--study UID --replace", "--replace is for the table of a cohort, not for one study"),
+        ("--study UID --skip-unusable", "--skip-unusable is for the table of a cohort, not for one study"),
+    ],
+)
+def test_what_the_command_cannot_answer_is_one_sentence_and_nothing_is_written(
+    project, uid, arguments, sentence, monkeypatch, capsys
+):
+    monkeypatch.chdir(project)
+    before = sorted(project.rglob("*"))
+    assert main(["predict", "--run", "toy", *arguments.replace("UID", uid).split()]) == 100
+    out, err = capsys.readouterr()
+    assert (out, sentence in err) == ("", True), err
+    assert sorted(project.rglob("*")) == before
