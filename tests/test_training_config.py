@@ -14,7 +14,7 @@ from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.model.classifier import ClassifierOutput, FractureClassifier, ModelConfig
 from cspine_helpers.training.config import TrainConfig, adamw, best_epoch, learning_rate, preset
 from cspine_helpers.training.losses import Loss, focal_loss, slice_loss
-from cspine_helpers.training.sequence_task import SliceClassifier
+from cspine_helpers.training.slices import SliceClassifier
 
 EMPTY = pd.DataFrame({"validation_average_precision": []})
 

@@ -71,7 +71,12 @@ class TrainConfig:
         vertebra_weights: weight of each vertebra in the loss: "prevalence" lets rare fractures weigh more,
             see `losses.vertebra_weights`; "equal"; or seven numbers, C1 to C7.
         slice_weight: weight of the slice-level term of the loss; 0 turns it off.
-        slice_epochs: epochs of slice-level pretraining, see `sequence_task.SliceDataset`; 0: none.
+        slice_epochs: epochs of slice-level pretraining, see `slices.SliceDataset`; 0: none.
+        slice_samples: slices of such an epoch, half of them fractured; 0: each known fractured slice once,
+            and as many intact ones.
+        matched_slices: each fractured slice has an intact one of the same vertebra and position beside it.
+        pseudo_label_after: slice epochs on known slices alone; before each later one the model labels the
+            unknown slices of fractured vertebrae itself. None: never.
         slice_batch_size: slices in a batch of the pretraining.
         slice_learning_rate: highest learning rate of the pretraining.
         sampling: order of the training samples, see `dataset.sequence.epoch_order`: "shuffle" each once;
@@ -106,6 +111,9 @@ class TrainConfig:
     )
     slice_weight: float = setting(0.5, within("[0, inf)"))
     slice_epochs: int = setting(0, whole(0))
+    slice_samples: int = setting(0, whole(0))
+    matched_slices: bool = setting(False, TRUE_OR_FALSE)
+    pseudo_label_after: int | None = setting(None, optional(whole(0)))
     slice_batch_size: int = setting(32, whole(1))
     slice_learning_rate: float = setting(5e-3, within("(0, inf)"))
     sampling: Sampling = setting("shuffle", one_of(*get_args(Sampling)))

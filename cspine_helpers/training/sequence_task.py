@@ -1,8 +1,4 @@
-"""The task of sequences: a fracture of each vertebra, its encoders taught by single slices first.
-
-A sequence holds fifteen slices of one vertebra that look almost the same, and most of them show no fracture.
-Batches of single slices from many patients, as many fractured as intact, teach the encoders more an hour.
-"""
+"""The task of sequences: a fracture of each vertebra, its encoders taught by single slices first."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -10,15 +6,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from cspine_helpers.cohort import Cohort
 from cspine_helpers.dataset.augment import AugmentConfig
-from cspine_helpers.dataset.sequence import EpochBatches, Key, SequenceDataset, load_batches, make_loader
+from cspine_helpers.dataset.sequence import EpochBatches, SequenceDataset, load_batches, make_loader
 from cspine_helpers.decisions.thresholds import Rule, choose_threshold
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import auroc, average_precision
@@ -26,6 +22,7 @@ from cspine_helpers.model.classifier import ClassifierOutput, FractureClassifier
 from cspine_helpers.model.forward import forward_pass
 from cspine_helpers.training.config import TrainConfig
 from cspine_helpers.training.losses import Loss
+from cspine_helpers.training.slices import SliceClassifier, SliceDataset, slice_entropy, slice_schedule
 from cspine_helpers.training.trainer import Advance, Stage
 
 # What an image costs in a batch of sequences, trained on and only looked at, by one trained on by itself:
@@ -54,7 +51,9 @@ class SequenceTask:
             self.model.backbone.set_grad_checkpointing(True)
         self._cohort, self._config, self._accelerator = cohort, config, accelerator
         self._shares = {"process": accelerator.process_index, "processes": accelerator.num_processes}
-        self._seen, self._held_out = self._data("train", config.augment), self._data("validation")
+        samples = cohort.samples
+        self._seen = self._data(samples["train"], config.augment)
+        self._held_out = self._data(samples["validation"])
         self._loaders: dict[str, DataLoader[Any]] = {}
         self._loss = Loss.of(cohort.samples["train"], self._seen.slice_truth, config)
         self.stages: Sequence[Stage] = list(self._stages())
@@ -65,10 +64,10 @@ class SequenceTask:
             "classes": list(VERTEBRAE),
         }
 
-    def _data(self, split: str, augment: AugmentConfig | None = None) -> SequenceDataset:
+    def _data(self, samples: pd.DataFrame, augment: AugmentConfig | None = None) -> SequenceDataset:
         config = self.model.config
         return SequenceDataset(
-            self._cohort.samples[split],
+            samples,
             self._cohort.packed,
             slices=config.slices,
             size=config.size,
@@ -81,7 +80,8 @@ class SequenceTask:
         config, slices = self._config, self.model.config.slices
         options = {"workers": config.workers, "seed": config.seed}
         if config.slice_epochs:
-            data, schedule = SliceDataset(self._seen), slice_schedule(config)
+            given = {"samples": config.slice_samples, "matched": config.matched_slices}
+            data, schedule = SliceDataset(self._seen, **given), slice_schedule(config)
             batches = EpochBatches(
                 partial(data.order, seed=config.seed),
                 batch_size=schedule.batch_size,
@@ -93,6 +93,7 @@ class SequenceTask:
                 network=SliceClassifier(self.model),
                 backbone=self.model.backbone,
                 loader=lambda: load_batches(data, batches, **options),
+                before_epoch=lambda epoch: self._guess(data, epoch),
                 loss=slice_entropy,
                 config=schedule,
                 seed=(config.seed, 0),
@@ -121,6 +122,16 @@ class SequenceTask:
             validation_work=_VALIDATED * slices * len(self._held_out),
         )
 
+    def _guess(self, data: SliceDataset, epoch: int) -> None:
+        """Pseudo-labels for an epoch of slices, by the model as it is, once it has learned what is known."""
+        known_epochs, rows = self._config.pseudo_label_after, data.unknown()
+        if known_epochs is None or epoch <= known_epochs or not len(rows):
+            return
+        if "unknown" not in self._loaders:
+            samples = self._cohort.samples["train"].iloc[rows].reset_index(drop=True)
+            self._loaders["unknown"] = self._in_order(self._data(samples))
+        data.guess(self._output(self.model, self._loaders["unknown"]).slice_logit.numpy())
+
     def validate(
         self, network: nn.Module, advance: Advance = lambda share: None
     ) -> tuple[dict[str, float], dict[str, Any]]:
@@ -145,89 +156,24 @@ class SequenceTask:
     ) -> ClassifierOutput:
         """Output for a split's samples in their order, each computed once, by one process."""
         if split not in self._loaders:
-            data = self._held_out if split == "validation" else self._data(split)
-            self._loaders[split] = make_loader(
-                data, batch_size=self._config.batch_size, workers=self._config.workers, **self._shares
-            )
-        loader, slices, accelerator = self._loaders[split], self.model.config.slices, self._accelerator
-        samples = len(self._cohort.samples[split])
+            is_held_out = split == "validation"
+            data = self._held_out if is_held_out else self._data(self._cohort.samples[split])
+            self._loaders[split] = self._in_order(data)
+        return self._output(self._accelerator.unwrap_model(network), self._loaders[split], advance)
+
+    def _in_order(self, data: SequenceDataset) -> DataLoader[Any]:
+        options = {"batch_size": self._config.batch_size, "workers": self._config.workers}
+        return make_loader(data, **options, **self._shares)
+
+    def _output(
+        self, model: Any, loader: DataLoader[Any], advance: Advance = lambda share: None
+    ) -> ClassifierOutput:
+        slices, accelerator = self.model.config.slices, self._accelerator
+        samples = len(loader.dataset)  # type: ignore[arg-type]
         whole = torch.zeros(samples, 1 + 2 * slices, device=accelerator.device)
-        for index, output in forward_pass(accelerator.unwrap_model(network), loader):
+        for index, output in forward_pass(model, loader):
             columns = torch.cat([output.logit[:, None], output.attention, output.slice_logit], dim=1)
             whole[index.to(accelerator.device)] = columns
             advance(1 / len(loader))
         whole = accelerator.reduce(whole, reduction="sum").cpu()  # each row is zero in all processes but one
         return ClassifierOutput(whole[:, 0], *whole[:, 1:].split(slices, dim=1))
-
-
-class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
-    """The slices of known truth of a `SequenceDataset`, one an item: uint8 `(6, H, W)` and its truth.
-
-    An item is asked for by (epoch, index), for the variation of that epoch.
-
-    Attributes:
-        truth: `(N,)` float32, 1 for a fractured slice, 0 for an intact one.
-
-    Raises:
-        ValueError: no fractured slice is known, or no intact one.
-    """
-
-    def __init__(self, sequences: SequenceDataset) -> None:
-        self._sequences = sequences
-        self._places = np.argwhere(~np.isnan(sequences.slice_truth))  # (N, 2): sequence, slice
-        self.truth = sequences.slice_truth[tuple(self._places.T)]
-        if not 0 < self.truth.sum() < len(self):
-            raise ValueError(
-                f"Slice-level pretraining needs fractured and intact slices of known truth; found "
-                f"{int(self.truth.sum())} fractured of {len(self)}. Set slice_epochs=0, or give the manifest "
-                "its slice_truth."
-            )
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
-        epoch, index = key
-        sequence, position = self._places[index].tolist()
-        pixels = self._sequences.slice_at(sequence, position, epoch=epoch)
-        return pixels, torch.tensor(self.truth[index])
-
-    def order(self, epoch: int, *, seed: int) -> np.ndarray:
-        """An epoch's slices in random order: all fractured ones, and as many intact ones of its own."""
-        rng = np.random.default_rng((seed, epoch))
-        fractured, intact = np.flatnonzero(self.truth == 1), np.flatnonzero(self.truth == 0)
-        chosen = rng.choice(intact, size=min(len(fractured), len(intact)), replace=False)
-        return rng.permutation(np.concatenate([fractured, chosen]))
-
-
-class SliceClassifier(nn.Module):
-    """The part of a classifier that single slices teach: its encoders and its slice head, shared with it."""
-
-    def __init__(self, model: FractureClassifier) -> None:
-        super().__init__()
-        self.backbone, self.mask_encoder, self.slice_head = (
-            model.backbone, model.mask_encoder, model.slice_head,
-        )  # fmt: skip
-        self._encode = model.encode
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Logit `(N,)` of each slice, uint8 `(N, 6, H, W)`, being fractured."""
-        return self.slice_head(self._encode(pixels)).squeeze(1)
-
-
-def slice_entropy(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean cross-entropy of a batch of slices (0.69 is guessing)."""
-    pixels, truth = batch
-    return binary_cross_entropy_with_logits(network(pixels).float(), truth)
-
-
-def slice_schedule(config: TrainConfig) -> TrainConfig:
-    """The settings of the pretraining in the terms of a training: its epochs, batches and learning rate."""
-    return replace(
-        config,
-        epochs=config.slice_epochs,
-        warmup_epochs=0.15 * config.slice_epochs,
-        learning_rate=config.slice_learning_rate,
-        batch_size=config.slice_batch_size,
-        schedule="cosine",
-    )

@@ -166,6 +166,8 @@ class Stage:
         backbone: the part of it that the config's `freeze_epochs` and `backbone_rate` are about.
         loader: makes its batches when the stage begins. Sampler: like `dataset.sequence.EpochBatches`.
         loss: (network, batch on the device) → mean over the batch's samples.
+        before_epoch: is called with the epoch's number before its samples are drawn; what it does depends on
+            the model's weights alone, so that a resumed training repeats it.
         config: epochs, those frozen first, learning rates, weight decay, clipping, averaging and patience.
         seed: of dropout.
         work, validation_work: cost of an epoch in any unit, for the progress bar; without validation, 0.
@@ -180,6 +182,7 @@ class Stage:
     seed: tuple[int, ...]
     work: float
     validation_work: float = 0.0
+    before_epoch: Callable[[int], object] = lambda epoch: None
 
 
 class Task(Protocol):
@@ -410,6 +413,7 @@ class Training:
         """One epoch, and everything that is written after it; returns what the progress bar shows."""
         # 1. Train.
         began, batches = time.perf_counter(), loader.batch_sampler
+        stage.before_epoch(epoch)
         batches.set_epoch(epoch)  # type: ignore[union-attr]
         steps = len(batches.step_sizes)  # type: ignore[union-attr]
         rates = [

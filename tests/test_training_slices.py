@@ -12,7 +12,7 @@ from cspine_helpers.dataset.augment import AugmentConfig
 from cspine_helpers.dataset.sequence import EpochBatches, SequenceDataset, load_batches
 from cspine_helpers.model.classifier import FractureClassifier
 from cspine_helpers.training.config import TrainConfig, adamw
-from cspine_helpers.training.sequence_task import SliceClassifier, SliceDataset, slice_entropy, slice_schedule
+from cspine_helpers.training.slices import SliceClassifier, SliceDataset, slice_entropy, slice_schedule
 from cspine_helpers.training.trainer import train_epoch
 
 CONFIG = TrainConfig(slice_epochs=4, slice_batch_size=8, workers=0)
@@ -70,39 +70,87 @@ def weights_after(sequences: SequenceDataset, config: TrainConfig) -> tuple[dict
     return model.state_dict(), losses
 
 
-def test_items_are_the_slices_of_known_truth(cohort):
+def test_an_item_is_a_slice_and_whether_it_is_fractured(cohort):
     plain = make(cohort, None)
-    data = SliceDataset(plain)
-    assert len(data) == np.isfinite(plain.slice_truth).sum()
-    sequence, position = np.argwhere(~np.isnan(plain.slice_truth))[5]
-    pixels, truth = data[1, 5]
-    torch.testing.assert_close(pixels, plain[int(sequence)]["sequence"][position])
-    assert truth == plain.slice_truth[sequence, position]
+    data, slices = SliceDataset(plain), tiny_model().slices
+    assert len(data) == len(plain) * slices
+    for sequence, position in np.argwhere(~np.isnan(plain.slice_truth))[[0, 5, -1]]:
+        pixels, truth = data[1, sequence * slices + position]
+        torch.testing.assert_close(pixels, plain[int(sequence)]["sequence"][position])
+        assert truth == plain.slice_truth[sequence, position]
 
 
 def test_an_epoch_has_every_fractured_slice_and_as_many_intact_ones(sequences):
     data = SliceDataset(sequences)
+    target = data.target.ravel()
     first, second = data.order(0, seed=1).tolist(), data.order(1, seed=1).tolist()
-    fractured = set(np.flatnonzero(data.truth == 1))
+    fractured, known = set(np.flatnonzero(target == 1)), int((~np.isnan(target)).sum())
     for drawn in (first, second):
         assert fractured <= set(drawn)
-        assert len(drawn) == len(set(drawn)) == min(2 * len(fractured), len(data))
+        assert len(drawn) == len(set(drawn)) == min(2 * len(fractured), known)
+        assert not np.isnan(target[drawn]).any()
     assert first != second
     assert first == data.order(0, seed=1).tolist()
 
 
 def test_an_epoch_draws_other_intact_slices_by_its_seed_and_mixes_them_with_the_fractured(sequences):
     data = SliceDataset(sequences)
-    data.truth = np.array([0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1] * 5)  # 15 of 60 are fractured
+    data.target = np.array([[0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]] * 5)  # 15 of 60 are fractured
+    target = data.target.ravel()
     orders = [data.order(epoch, seed=seed) for epoch, seed in ((0, 0), (1, 0), (0, 1))]
-    intact = [frozenset(order[data.truth[order] == 0]) for order in orders]
+    intact = [frozenset(order[target[order] == 0]) for order in orders]
     assert [len(drawn) for drawn in intact] == [15] * 3
     assert len(set(intact)) == 3
     assert len(frozenset.union(*intact)) > 25  # of 45
     for order in orders:
-        assert 3 < data.truth[order][:15].sum() < 12
-    data.truth = 1 - data.truth
+        assert 3 < target[order][:15].sum() < 12
+    data.target = 1 - data.target
     assert sorted(data.order(0, seed=0)) == list(range(60))  # more fractured than intact: all of them
+
+
+def test_an_epoch_of_a_size_shows_slices_as_fractured_in_proportion_to_their_targets(sequences):
+    data = SliceDataset(sequences, samples=20_000)
+    data.target = np.zeros_like(data.target)
+    data.target[0], data.target[1, :2], data.target[2, 0] = np.nan, (1, 0.25), 0.75
+    order, slices = data.order(0, seed=0), data.target.shape[1]
+    shown = np.bincount(order[data.target.ravel()[order] > 0], minlength=data.target.size)
+    drawn = shown[[slices, slices + 1, 2 * slices]]
+    np.testing.assert_allclose(drawn / 10_000, [1 / 2, 1 / 8, 3 / 8], atol=0.02)
+    assert drawn.sum() == shown.sum() == 10_000
+    assert not (order < slices).any()  # nothing is known of the first sequence
+
+
+def test_a_matched_slice_has_the_vertebra_and_position_of_its_partner(sequences):
+    data, slices = SliceDataset(sequences, samples=400, matched=True), tiny_model().slices
+    order = data.order(3, seed=1)
+    is_fractured = data.target.ravel()[order] == 1
+    assert (data.target.ravel()[order[~is_fractured]] == 0).all()
+
+    def places(chosen: np.ndarray) -> np.ndarray:
+        return np.sort(sequences.vertebrae[chosen // slices] * slices + chosen % slices)
+
+    fractured, intact = places(order[is_fractured]), places(order[~is_fractured])
+    possible = np.isin(fractured, places(np.flatnonzero(data.target.ravel() == 0)))
+    np.testing.assert_array_equal(fractured[possible], intact)
+    assert len(fractured) == 200
+
+
+def test_pseudo_labels_hold_the_highest_probabilities_of_a_fractured_vertebra_for_certain(sequences):
+    data = SliceDataset(sequences)
+    rows = [int(np.flatnonzero(sequences.labels == 1)[0])]
+    assert not len(data.unknown())  # the toy cohort marks every slice
+    sequences.slice_truth = sequences.slice_truth.copy()
+    before = sequences.slice_truth[rows].copy()
+    try:
+        sequences.slice_truth[rows] = np.nan
+        assert data.unknown().tolist() == rows
+        probability = np.array([[0.8, 0.9, 1 - 1e-9, 0.45, 0.0009]][:1])[:, : tiny_model().slices]
+        data.guess(np.log(probability / (1 - probability)))
+        mean = probability[0, :3].mean()
+        expected = [0.8 / mean, 1, 1, 0.45 / mean, 0.0009 / mean]
+        np.testing.assert_allclose(data.target[rows[0]], expected, rtol=1e-5)
+    finally:
+        sequences.slice_truth[rows] = before
 
 
 def test_the_slice_classifier_is_the_part_of_the_model_that_single_slices_teach(sequences):
