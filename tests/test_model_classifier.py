@@ -4,7 +4,6 @@ from dataclasses import asdict, replace
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 
 from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
 
@@ -221,8 +220,7 @@ def test_an_embedding_needs_a_vertebra_for_each_sequence(wrong, found):
 def test_every_wrong_setting_is_named_at_once():
     wrong = {
         "backbone": "no_such_net",
-        "pretrained": 1,
-        "pretrained_file": "weights.pth",
+        "pretrained": "weights.pth",
         "slices": 0,
         "size": 31,
         "feature_stride": 3,
@@ -237,37 +235,6 @@ def test_every_wrong_setting_is_named_at_once():
     with pytest.raises(ValueError, match="ModelConfig cannot have") as error:
         ModelConfig(**wrong)
     assert [name for name in wrong if f"{name} = " not in str(error.value)] == []
-
-
-def test_pretrained_weights_come_from_a_local_file(tmp_path):
-    torch.manual_seed(5)
-    source = timm.create_model("tf_efficientnetv2_b0")
-    path = tmp_path / "weights.safetensors"
-    save_file(source.state_dict(), path)
-    model = build(pretrained=True, pretrained_file=str(path))
-    ours, theirs = model.backbone.state_dict(), source.state_dict()
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items() if name != "conv_stem.weight")
-    assert ours["conv_stem.weight"].shape == (32, 5, 3, 3)
-
-
-def test_pretrained_weights_offline_are_refused_in_one_sentence(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"could not be loaded .* pretrained=False"):
-        FractureClassifier(ModelConfig(pretrained=True))
-
-
-def test_a_backbone_without_pretrained_weights_is_refused():
-    with pytest.raises(ValueError, match="could not be loaded"):
-        build(backbone="efficientnet_b0_gn", pretrained=True)
-
-
-@pytest.mark.parametrize("content", [None, b"\x80\x04pickle"])
-def test_a_missing_or_foreign_pretrained_file_is_refused(tmp_path, content):
-    path = tmp_path / "weights.safetensors"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises((FileNotFoundError, ValueError), match=r"is not there|could not be loaded"):
-        build(pretrained=True, pretrained_file=str(path))
 
 
 @pytest.mark.parametrize(

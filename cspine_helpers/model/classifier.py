@@ -3,22 +3,22 @@
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from cspine_helpers.files.records import TRUE_OR_FALSE, Check, check_settings, one_of, setting, whole, within
+from cspine_helpers.files.paths import listing
+from cspine_helpers.files.records import Check, check_settings, one_of, setting, whole, within
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.model.encoders import INTENSITIES, STRIDES, backbone, is_backbone, mask_encoder
+from cspine_helpers.model.pretrained import PACKAGES, package_of, pretrained_weights
 from cspine_helpers.packed import CHANNELS
 
 _MOST, _MOST_LAYERS = 4096, 16  # features, pixels or slices, and layers: more is a damaged record or a slip
-# Pixels go from [0, 255] to [-1, 1], mean and deviation 0.5, as the default backbone was pretrained: towards
-# this point, which stays where it is.
-_CENTRE = -1 / (1 - 2 / 255)
 
 
-def _is_weights(value: object) -> bool:
-    return value is None or (isinstance(value, str) and value.endswith(".safetensors"))
+def _is_source(value: object) -> bool:
+    return value in (None, "hub", "package") or (isinstance(value, str) and value.endswith(".safetensors"))
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class ModelConfig:
 
     Attributes:
         backbone: a timm EfficientNetV2, with its pretrained tag where it has one.
-        pretrained: start from timm's weights (downloaded, or `pretrained_file`), else from the torch seed.
-        pretrained_file: a local `.safetensors` file of those weights, for machines without network.
+        pretrained: weights that the backbone begins with: "hub", those that timm downloads; "package", those
+            of an installed weight package (`pretrained.PACKAGES`); the path of a `.safetensors` file; None,
+            random ones. Pixels are normalised as pretrained weights had it, and to -1 … 1 for random ones.
         slices: T, slices of a sequence.
         size: H = W, pixels of a slice.
         feature_stride: pixels to one cell of the features that are pooled. 32 is the whole backbone; at a
@@ -45,8 +46,7 @@ class ModelConfig:
         "tf_efficientnetv2_s.in21k_ft_in1k",
         Check("an EfficientNet of timm, such as tf_efficientnetv2_s", is_backbone),
     )
-    pretrained: bool = setting(False, TRUE_OR_FALSE)
-    pretrained_file: str | None = setting(None, Check("a .safetensors file, or none", _is_weights))
+    pretrained: str | None = setting(None, Check("hub, package, a .safetensors file, or none", _is_source))
     slices: int = setting(15, whole(1, _MOST))
     size: int = setting(224, whole(32, _MOST))
     feature_stride: int = setting(32, one_of(*STRIDES))
@@ -59,6 +59,22 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.pretrained == "package" and package_of(self.backbone) is None:
+            raise ValueError(
+                f"ModelConfig cannot have pretrained = 'package' with backbone = {self.backbone!r}: there "
+                f"are weight packages for {listing(PACKAGES.values())}. Name one of these, or other weights."
+            )
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the five channels, of pixels from 0 to 1.
+
+        Pretrained weights had three channels; the five take theirs in turn, as timm repeats the weights.
+        """
+        cfg = timm.get_pretrained_cfg(self.backbone) if self.pretrained else None
+        mean, deviation = (cfg.mean, cfg.std) if cfg else ((0.5,), (0.5,))
+        turn = range(INTENSITIES)
+        return tuple(mean[n % len(mean)] for n in turn), tuple(deviation[n % len(deviation)] for n in turn)
 
     @classmethod
     def small(cls) -> Self:
@@ -102,18 +118,33 @@ class FractureClassifier(nn.Module):
     slices. Attention weighs the LSTM's states into one vector for the head. BatchNorm sees the B·T slices of
     a batch as one batch.
 
+    Args:
+        config: its shape, and the weights that its backbone begins with.
+        load_pretrained: whether it begins with them; not where a run's own weights are loaded next.
+
+    Attributes:
+        config: as given.
+        pretrained: source, name, version and SHA-256 of the pretrained weights; None without.
+        backbone, mask_encoder: the encoders of a slice.
+
     Example:
         >>> model = FractureClassifier(ModelConfig.small()).eval()
         >>> model(torch.zeros(2, 15, 6, 64, 64, dtype=torch.uint8)).attention.shape
         torch.Size([2, 15])
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, config: ModelConfig, *, load_pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.backbone, features = backbone(
-            config.backbone, config.feature_stride, pretrained=config.pretrained, file=config.pretrained_file
-        )
+        weights = None
+        if config.pretrained is not None and load_pretrained:
+            weights = pretrained_weights(config.backbone, config.pretrained)
+        self.pretrained = weights and weights.record
+        self.backbone, features = backbone(config.backbone, config.feature_stride, weights)
+        self.set_channels(INTENSITIES)
         self.mask_encoder = mask_encoder(config.mask_features)
         features = features * (2 if config.pooling == "avgmax" else 1) + config.mask_features
         self.slice_head = nn.Linear(features, 1)
@@ -159,11 +190,24 @@ class FractureClassifier(nn.Module):
         logit = self.head(self.dropout(summary)).squeeze(1)
         return ClassifierOutput(logit, attention, self.slice_head(encoded).squeeze(2))
 
+    def set_channels(self, channels: int) -> None:
+        """Choose how many of the six channels the backbone is given.
+
+        Each is normalised, (x / 255 − mean) / deviation. The factors are laid out as a row of an image, for
+        then the sum runs over whole rows, and takes a tenth of the time.
+        """
+        mean, deviation = (
+            torch.tensor([*values, *values][:channels], device="cpu") for values in self.config.normalisation
+        )
+        for name, factors in (("scale", 1 / (255 * deviation)), ("shift", -mean / deviation)):
+            rows = factors.expand(1, 1, self.config.size, channels).contiguous().permute(0, 3, 1, 2)
+            self.register_buffer(name, rows, persistent=False)  # (1, channels, 1, W); the config decides them
+
     def encode(self, pixels: Tensor) -> Tensor:
         """Features `(N, D)` of single slices, uint8 `(N, 6, H, W)`; `slice_head` scores them."""
-        channels = self.backbone.conv_stem.in_channels  # all six in a folded model
+        channels = self.scale.shape[1]  # all six in a folded model
         image = pixels[:, :channels].to(torch.float32, memory_format=torch.channels_last)
-        image = image.lerp_(image.new_full((), _CENTRE), 1 - 2 / 255)  # x · 2 / 255 − 1, in one pass
+        torch.addcmul(self.shift, image, self.scale, out=image)
         maps = self.backbone.forward_features(image)  # (N, D, H / stride, W / stride)
         pooled = [maps.mean((2, 3))]
         if self.config.pooling == "avgmax":

@@ -4,13 +4,12 @@ Another EfficientNet is a name in `ModelConfig.backbone`; another family of back
 `is_backbone` and `backbone`, and in `forward.folded`.
 """
 
-from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors import SafetensorError
 from torch import nn
 
+from cspine_helpers.model.pretrained import Weights, network_with
 from cspine_helpers.packed import CHANNELS
 
 INTENSITIES = CHANNELS - 1  # channels 0–4 of a packed sequence; channel 5 is the vertebra mask
@@ -28,35 +27,22 @@ def is_backbone(name: object) -> bool:
     return timm.models.is_model_in_modules(name.split(".")[0], {"efficientnet"})
 
 
-def backbone(name: str, stride: int, *, pretrained: bool, file: str | None) -> tuple[Any, int]:
+def backbone(name: str, stride: int, weights: Weights | None = None) -> tuple[Any, int]:
     """A backbone without its classifier, cut behind the chosen stride, and its number of features.
 
     Args:
-        name: a timm EfficientNet, with its pretrained tag where it has one.
+        name: of timm, with its pretrained tag where it has one.
         stride: pixels to one cell of the features, one of `STRIDES`; deeper blocks are not built.
-        pretrained: start from timm's weights, else from the torch seed.
-        file: a local `.safetensors` file of those weights; None: timm downloads them.
+        weights: what it begins with; None: the torch seed decides.
 
     Raises:
-        FileNotFoundError: the file is not there.
-        ValueError: the weights cannot be loaded.
+        ValueError: the weights are of another architecture.
     """
-    if file is not None and not Path(file).is_file():
-        raise FileNotFoundError(f"pretrained_file {file!r} is not there. Correct it.")
-    try:
-        network: Any = timm.create_model(
-            name,
-            pretrained=pretrained,
-            pretrained_cfg_overlay=None if file is None else {"file": file},
-            in_chans=INTENSITIES,
-            num_classes=0,
-            global_pool="",
-        )
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"Weights of {name!r} could not be loaded ({str(error).splitlines()[0]}). Name a "
-            "local copy as ModelConfig(pretrained_file=...), or start from scratch with pretrained=False."
-        ) from error
+    if weights is None:
+        network: Any = timm.create_model(name, in_chans=INTENSITIES, num_classes=0, global_pool="")
+    else:
+        network = network_with(weights, name, INTENSITIES)
+        network.reset_classifier(0, "")
     if stride == STRIDES[-1]:
         return network, network.num_features
     stage = [each["reduction"] for each in network.feature_info].index(stride)

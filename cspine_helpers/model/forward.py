@@ -60,5 +60,7 @@ def folded(model: FractureClassifier) -> FractureClassifier:
     padded = nn.functional.pad(stem.weight, (0, 0, 0, 0, 0, 1))  # (features, 6, 3, 3)
     stem.weight = nn.Parameter(padded.contiguous(memory_format=torch.channels_last), requires_grad=False)
     stem.in_channels += 1
+    twin.set_channels(stem.in_channels)
+    twin.to(stem.weight.device)
     twin.lstm.flatten_parameters()  # copied one by one, they lie apart, which cuDNN does not like
     return twin

@@ -59,6 +59,7 @@ class SequenceTask:
         self.stages: Sequence[Stage] = list(self._stages())
         self.record = {
             "cohort": cohort.facts(),
+            "pretrained": self.model.pretrained,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "loss": asdict(self._loss),
             "classes": list(VERTEBRAE),
