@@ -47,8 +47,7 @@ RECORD = {
     "record_sha256": "",
     "model": {
         "backbone": "tf_efficientnetv2_b0",
-        "pretrained": True,
-        "pretrained_file": "/home/somebody/weights/b0.safetensors",
+        "pretrained": "/home/somebody/weights/b0.safetensors",
         "slices": 5,
         "size": 32,
         "feature_stride": 4,
@@ -58,6 +57,7 @@ RECORD = {
         "vertebra_embedding": 0,
     },
     "train": {"epochs": 7, "seed": 3, "slice_epochs": 2, "precision_floor": 0.3},
+    "pretrained": {"source": "file", "name": "b0.safetensors", "sha256": "aa11"},
     "parameters": 11,
     "loss": {"alpha": 0.875},
     "data": {"cohort": "hospital", "labels_sha256": "a" * 64, "split_sha256": "b" * 64},
@@ -238,7 +238,8 @@ def test_model_training_and_inputs_are_those_of_the_record(run):
     text = text_of(run)
     record = json.loads((run / "run.json").read_text())
     for words in (
-        "5 axial slices of 32 × 32 pixels", "timm's pretrained weights b0.safetensors)", "has 11 parameters",
+        "5 axial slices of 32 × 32 pixels", "pretrained weights, b0.safetensors of SHA-256 `aa11`)",
+        "has 11 parameters",
         "3 of at most 7 epochs, seed 3. Kept: epoch 2", "a precision of 0.300 or more",
         "does not know which vertebra",
         "Cohort `hospital`", "does not say where the CT came from", "AUROC of 0.812 here", "torch 2.9.1",

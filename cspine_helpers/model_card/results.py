@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,11 +72,6 @@ class RunFiles:
     def words(self, key: str) -> Callable[[str], str]:
         """`recorded` of one part of the record: `words("model")("size")`."""
         return partial(self.recorded, key)
-
-    @property
-    def pretrained_file(self) -> str:
-        """Name of the file that pretrained weights came from; empty where they came by name."""
-        return PureWindowsPath(self.said("model", "pretrained_file") or "").name
 
     def guaranteed(self, level: str) -> str:
         """What is guaranteed of the frozen decision at a level; empty where nothing is."""
