@@ -23,11 +23,13 @@ from cspine_helpers.files import paths
 from cspine_helpers.inference.prediction import predict, predict_cohort
 from cspine_helpers.metrics import average_precision
 from cspine_helpers.model.classifier import FractureClassifier
+from cspine_helpers.packed import read_manifest, write_manifest
 from cspine_helpers.runs import read_record
 from cspine_helpers.training import run as training
 from cspine_helpers.training import trainer
 from cspine_helpers.training.config import TrainConfig
 from cspine_helpers.training.run import Interrupted, beside, interrupted, train
+from cspine_helpers.training.slices import SliceDataset
 
 CONFIG = TrainConfig(
     epochs=3,
@@ -288,6 +290,48 @@ def unfrozen(cohort):
         patched.setattr(ModelEmaV3, "update", watched)
         train(cohort, folder, model=tiny_model(), config=FREEZING)
     return outcome(folder), weights
+
+
+GUESSING = replace(
+    CONFIG, epochs=2, slice_epochs=3, slice_samples=48, matched_slices=True, pseudo_label_after=1
+)
+
+
+@pytest.fixture(scope="module")
+def half_marked(cohort):
+    """The toy cohort, in which nobody marked the slices of every other fractured vertebra."""
+    folder = shutil.copytree(cohort, cohort.parent / "half_marked")
+    manifest = read_manifest(folder / "packed")
+    marked = manifest.index[manifest["slice_truth"].str.contains("x", na=False)]
+    manifest.loc[marked[::2], "slice_truth"] = None
+    write_manifest(manifest, folder / "packed")
+    return folder
+
+
+@pytest.mark.parametrize("stop_after", [1, 2], ids=["before the first guess", "between guesses"])
+def test_a_stop_around_pseudo_labels_changes_no_byte(half_marked, tmp_path, stop_after):
+    guesses, guess, real, passed = [], SliceDataset.guess, trainer.save_state, []
+
+    def watched(data, slice_logit):
+        guess(data, slice_logit)
+        guesses.append(data.target.tobytes())
+
+    def stop(*arguments):
+        real(*arguments)
+        passed.append(1)
+        if len(passed) == stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(SliceDataset, "guess", watched)
+        train(half_marked, tmp_path / "whole", model=tiny_model(), config=GUESSING)
+        assert len(set(guesses)) == len(guesses) == 2  # in the second epoch and the third, and each its own
+        patched.setattr(trainer, "save_state", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(half_marked, tmp_path / "stopped", model=tiny_model(), config=GUESSING)
+        train(half_marked, tmp_path / "stopped", model=tiny_model(), config=GUESSING, resume=True)
+    assert guesses[2:] == guesses[:2]
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
 
 def test_a_frozen_backbone_stays_to_the_bit_until_its_epochs_are_over(unfrozen):

@@ -145,6 +145,8 @@ def test_pseudo_labels_hold_the_highest_probabilities_of_a_fractured_vertebra_fo
         sequences.slice_truth[rows] = np.nan
         assert data.unknown().tolist() == rows
         probability = np.array([[0.8, 0.9, 1 - 1e-9, 0.45, 0.0009]][:1])[:, : tiny_model().slices]
+        inherited = SliceDataset(sequences, inherited=True)
+        assert (inherited.target[rows] == 1).all()
         data.guess(np.log(probability / (1 - probability)))
         mean = probability[0, :3].mean()
         expected = [0.8 / mean, 1, 1, 0.45 / mean, 0.0009 / mean]

@@ -76,7 +76,8 @@ class TrainConfig:
             and as many intact ones.
         matched_slices: each fractured slice has an intact one of the same vertebra and position beside it.
         pseudo_label_after: slice epochs on known slices alone; before each later one the model labels the
-            unknown slices of fractured vertebrae itself. None: never.
+            unknown slices of fractured vertebrae itself. 0: the first epoch takes the vertebra's label for
+            that of each such slice. None: they are never shown.
         slice_batch_size: slices in a batch of the pretraining.
         slice_learning_rate: highest learning rate of the pretraining.
         sampling: order of the training samples, see `dataset.sequence.epoch_order`: "shuffle" each once;

@@ -81,8 +81,13 @@ class SequenceTask:
         config, slices = self._config, self.model.config.slices
         options = {"workers": config.workers, "seed": config.seed}
         if config.slice_epochs:
-            given = {"samples": config.slice_samples, "matched": config.matched_slices}
-            data, schedule = SliceDataset(self._seen, **given), slice_schedule(config)
+            data = SliceDataset(
+                self._seen,
+                samples=config.slice_samples,
+                matched=config.matched_slices,
+                inherited=config.pseudo_label_after == 0,
+            )
+            schedule = slice_schedule(config)
             batches = EpochBatches(
                 partial(data.order, seed=config.seed),
                 batch_size=schedule.batch_size,
@@ -126,7 +131,7 @@ class SequenceTask:
     def _guess(self, data: SliceDataset, epoch: int) -> None:
         """Pseudo-labels for an epoch of slices, by the model as it is, once it has learned what is known."""
         known_epochs, rows = self._config.pseudo_label_after, data.unknown()
-        if known_epochs is None or epoch <= known_epochs or not len(rows):
+        if known_epochs is None or epoch <= max(known_epochs, 1) or not len(rows):
             return
         if "unknown" not in self._loaders:
             samples = self._cohort.samples["train"].iloc[rows].reset_index(drop=True)

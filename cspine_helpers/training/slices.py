@@ -31,6 +31,7 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
             ones.
         matched: each fractured slice is shown with an intact one of the same vertebra and position, so that
             neither of them gives the answer away.
+        inherited: unknown slices of fractured vertebrae start as fractured, as the vertebra's label says.
 
     Attributes:
         target: `(N, T)` float32: 1 for a fractured slice, 0 for an intact one, between them a pseudo-label,
@@ -40,15 +41,24 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
         ValueError: no fractured slice is known, or no intact one.
     """
 
-    def __init__(self, sequences: SequenceDataset, *, samples: int = 0, matched: bool = False) -> None:
+    def __init__(
+        self,
+        sequences: SequenceDataset,
+        *,
+        samples: int = 0,
+        matched: bool = False,
+        inherited: bool = False,
+    ) -> None:
         self._sequences, self._samples, self._matched = sequences, samples, matched
         self.target = sequences.slice_truth.copy()
+        if inherited:
+            self.target[self.unknown()] = 1
         fractured, known = int((self.target == 1).sum()), int((~np.isnan(self.target)).sum())
         if not 0 < fractured < known:
             raise ValueError(
                 f"Slice-level pretraining needs fractured and intact slices of known truth; found "
-                f"{fractured} fractured of {known}. Set slice_epochs=0, or give the manifest "
-                "its slice_truth."
+                f"{fractured} fractured of {known}. Set slice_epochs=0, give the manifest its slice_truth, "
+                "or let slices start with their vertebra's label (pseudo_label_after=0)."
             )
 
     def __len__(self) -> int:
