@@ -172,15 +172,20 @@ def _train_options(parser: ArgumentParser) -> None:
 def _train(options: Namespace) -> int:
     from accelerate import PartialState
 
-    from cspine_helpers.training.config import preset, settings_of
     from cspine_helpers.training.run import train
+    from cspine_helpers.training.settings import preset, settings_of
 
-    model, config = settings_of(options.settings) if options.settings else preset(options.cohort)
+    cohort = paths.cohort_dir(options.cohort)
+    settings = preset(options.cohort)
+    if options.settings:
+        settings = settings_of(options.settings, cohort=options.cohort)
+        settings.check_split(cohort)
     history = train(
         paths.cohort_dir(options.cohort),
         paths.run_dir(options.run or options.cohort),
-        model=model,
-        config=config,
+        model=settings.model,
+        config=settings.train,
+        rule=settings.rule,
         resume=options.resume,
         skip_unusable=options.skip_unusable,
     )

@@ -24,6 +24,7 @@ _COLUMNS = (
     *(Column(f"validation_{name}", "number", low=0, high=1) for name in _SHARES),
     Column("threshold", "number", low=0, high=1, empty=True),
     Column("learning_rate", "number"),
+    Column("validation_objective", "number", empty=True, optional=True),
 )
 HISTORY_COLUMNS = tuple(column.name for column in _COLUMNS)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cspine_helpers.files.paths import listing, seal_of
-from cspine_helpers.files.records import read_sealed, write_sealed
+from cspine_helpers.files.records import Check, check_settings, read_sealed, setting, whole, write_sealed
 from cspine_helpers.files.tables import (
     Column,
     checked,
@@ -29,6 +30,33 @@ _PATIENT = Column("patient", optional=True)  # whose study it is, where patients
 FOLDS = "folds.csv"  # in the folder of a run that is trained in folds
 OUT_OF_FOLD = "out_of_fold"  # in the split of a fold, the studies of that fold, see `fold_split`
 _ADOPT = "If it is yours and whole, take it with splits.adopt(path, table)"
+
+
+def _are_shares(value: Any) -> bool:
+    try:
+        shares = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        return False
+    return shares.shape == (len(SPLITS),) and bool((shares > 0).all()) and bool(np.isclose(shares.sum(), 1))
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How the patients of a cohort are divided, see `split_patients`.
+
+    Attributes:
+        fractions: shares of train, validation and test.
+        seed: decides which of the studies with the same labels go where.
+    """
+
+    fractions: Sequence[float] = setting(
+        (0.6, 0.2, 0.2), Check("three shares above 0 with the sum 1", _are_shares)
+    )
+    seed: int = setting(0, whole(0))
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        object.__setattr__(self, "fractions", tuple(self.fractions))  # a list in JSON
 
 
 def split_patients(
@@ -52,7 +80,7 @@ def split_patients(
         [241, 80, 79]
     """
     shares = np.asarray(fractions, dtype=float)
-    if shares.shape != (len(SPLITS),) or not (shares > 0).all() or not np.isclose(shares.sum(), 1):
+    if not _are_shares(fractions):
         raise ValueError(
             f"fractions are three shares above 0 with the sum 1, for {listing(SPLITS)}; found {fractions}."
         )

@@ -4,7 +4,7 @@ For the built-in cohort the committed notebooks are rendered in place, so that r
 changes nothing. With any other parameter they stay as they are and executed copies go to
 `notebooks/rendered/<cohort>/`, those of a run with another name to a folder of that name in it.
 
-    python notebooks/run.py [--cohort NAME] [--run NAME] [--retrain] [NN ...]
+    python notebooks/run.py [--cohort NAME] [--run NAME] [--retrain] [--settings FILE] [NN ...]
 """
 
 import argparse
@@ -203,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cohort", default="builtin", help="folder of data/ to run on (default: builtin)")
     parser.add_argument("--run", help="folder of checkpoints/ to use (default: named like the cohort)")
     parser.add_argument("--retrain", action="store_true", help="set RETRAIN = True where a notebook has it")
+    parser.add_argument("--settings", type=Path, help="settings file of a new run (notebooks 02 and 03)")
     parser.add_argument("numbers", nargs="*", metavar="NN", help="only these notebooks (default: all)")
     options = parser.parse_args(arguments)
     parameters: dict[str, object] = {}
@@ -212,6 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parameters["RUN"] = options.run
     if options.retrain:
         parameters["RETRAIN"] = True
+    if options.settings:
+        parameters["SETTINGS"] = str(options.settings.resolve())
     runs = []
     try:
         chosen = series(numbers=options.numbers)

@@ -22,9 +22,7 @@ from cspine_helpers.predictions import read_predictions
 from cspine_helpers.runs import write_record
 from cspine_helpers.training.config import TrainConfig
 
-CONFIG = TrainConfig(
-    epochs=2, batch_size=8, accumulate=1, workers=0, precision_floor=0.3, vertebra_weights="equal"
-)
+CONFIG = TrainConfig(epochs=2, batch_size=8, accumulate=1, workers=0, vertebra_weights="equal")
 
 
 @pytest.fixture(autouse=True)
@@ -115,8 +113,8 @@ def test_a_run_of_other_data_is_not_predicted(root, command):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("train --cohort toy --settings bad.json", "ModelConfig: sizes is unknown"),
-        ("train --cohort toy --settings none.json", "No settings at none.json. Name a JSON file with"),
+        ("train --cohort toy --settings bad.json", "bad.json: model: sizes is unknown (did you mean size?)"),
+        ("train --cohort toy --settings none.json", "No settings at none.json. Name a JSON file as"),
         ("train --cohort toy --settings data", "No settings at data. Name"),
         ("train --cohort none", "No label table at"),
         ("predict --cohort toy --run none", "none: run.json is missing"),

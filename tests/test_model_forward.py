@@ -14,6 +14,7 @@ from cspine_helpers.inference import predict, predict_study
 from cspine_helpers.labels import UID
 from cspine_helpers.model.forward import folded, forward_pass
 from cspine_helpers.training.config import TrainConfig
+from cspine_helpers.training.run import RULE
 from cspine_helpers.training.sequence_task import SequenceTask
 
 
@@ -57,8 +58,8 @@ def accelerator(request):
 def test_validation_prediction_and_attention_have_the_same_bits(tmp_path, accelerator):
     cohort = read_cohort(make_toy_cohort(tmp_path / "toy"))
     model = replace(tiny_model(), vertebra_embedding=2)
-    config = TrainConfig(batch_size=4, workers=0, vertebra_weights="equal", precision_floor=0.1)
-    task = SequenceTask(cohort, model, config, accelerator)
+    config = TrainConfig(batch_size=4, workers=0, vertebra_weights="equal")
+    task = SequenceTask(cohort, model, config, RULE, accelerator)
     network = accelerator.prepare(task.model)
     for _, batch in zip(range(3), task.stages[-1].loader(), strict=False):
         network(batch["sequence"], batch["vertebra"])  # running statistics of its own

@@ -28,7 +28,6 @@ CONFIG = TrainConfig(
     backbone_rate=0.5,
     ema=0.9,
     workers=0,
-    precision_floor=0.3,
     vertebra_weights="equal",
 )
 ALONE = [sys.executable]

@@ -38,7 +38,6 @@ CONFIG = TrainConfig(
     accumulate=1,
     slice_epochs=2,
     workers=0,
-    precision_floor=0.3,
     vertebra_weights="equal",
 )
 TIMED = ("seconds", "epoch_seconds", "record_sha256")  # in the record, and different each time

@@ -21,8 +21,9 @@ from cspine_helpers.packed import sequence_path
 from cspine_helpers.runs import read_record
 from cspine_helpers.training import trainer as stages
 from cspine_helpers.training.config import TrainConfig
-from cspine_helpers.training.run import beside, interrupted, set_aside, train
+from cspine_helpers.training.run import RULE, beside, interrupted, set_aside, train
 from cspine_helpers.training.sequence_task import SequenceTask
+from cspine_helpers.training.settings import Settings, settings_of
 
 CONFIG = TrainConfig(
     epochs=2,
@@ -30,7 +31,6 @@ CONFIG = TrainConfig(
     learning_rate=4e-3,
     accumulate=1,
     workers=0,
-    precision_floor=0.3,
     vertebra_weights="equal",
 )
 FILES = {"history.csv", "model.safetensors", "run.json"}
@@ -99,7 +99,7 @@ def test_the_record_says_what_the_run_was_made_of(run, cohort):
     for name, value in record["metrics"]["validation"].items():
         assert value == best[f"validation_{name}"]
     assert record["decision"]["threshold"] == best["threshold"]
-    assert record["decision"]["precision_floor"] == 0.3
+    assert record["decision"]["precision_floor"] == 0.5
 
 
 def test_the_reloaded_best_epoch_gives_the_stored_metrics_again(run, cohort):
@@ -107,7 +107,7 @@ def test_the_reloaded_best_epoch_gives_the_stored_metrics_again(run, cohort):
     loaded, data = load_run(folder), read_cohort(cohort)
     table = predict(loaded, data.samples["validation"], data.packed, split="validation", batch_size=5)
     stored = loaded.record["metrics"]["validation"]
-    found = choose_threshold(table["label"], table["probability"], Rule(precision_floor=0.3))
+    found = choose_threshold(table["label"], table["probability"], RULE)
     assert found.threshold == pytest.approx(loaded.threshold, abs=1e-4)
     assert found.recall == pytest.approx(stored["recall"], abs=1e-4)
     assert found.precision == pytest.approx(stored["precision"], abs=1e-4)
@@ -203,7 +203,7 @@ def fake_epochs(monkeypatch, recalls, average_precisions=None, losses=None):
         decision = replace(decision, recall=recall, threshold=0.7 if recall else None)
         values = {"loss": 1.0, "recall": recall, "precision": 0.5, "average_precision": score, "auroc": 0.5}
         row = {f"validation_{name}": value for name, value in values.items()}
-        row["threshold"] = 0.7 if recall else math.nan
+        row["threshold"], row["validation_objective"] = (0.7, recall) if recall else (math.nan, math.nan)
         return row, {"decision": decision.record(), "metrics": {"validation": values}}
 
     monkeypatch.setattr(stages, "train_epoch", train_epoch)
@@ -220,6 +220,29 @@ def test_training_stops_when_no_epoch_was_better_for_as_long_as_the_patience(coh
     assert record["metrics"]["validation"]["recall"] == 0.6
     assert load_file(tmp_path / "run" / "model.safetensors")["head.bias"].item() == pytest.approx(0.6)
     assert not interrupted(tmp_path / "run")
+
+
+def test_the_epoch_and_the_threshold_are_those_of_the_rule(cohort, tmp_path):
+    rule = Rule("min_cost", cost_miss=5, cost_false_alarm=1)
+    history = train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG, rule=rule)
+    record = read_record(tmp_path / "run")
+    best = history.set_index("epoch").loc[record["best_epoch"]]
+    assert (
+        best["validation_objective"] == record["decision"]["value"] == history["validation_objective"].max()
+    )
+    assert settings_of(tmp_path / "run" / "run.json") == Settings(tiny_model(), CONFIG, rule)
+    run, known = load_run(tmp_path / "run"), read_cohort(cohort)
+    table = predict(run, known.samples["validation"], known.packed, split="validation", batch_size=8)
+    assert run.threshold == pytest.approx(
+        choose_threshold(table["label"], table["probability"], rule).threshold
+    )
+
+
+@pytest.mark.parametrize("rule", [Rule("stated"), Rule("max_f1", level="patient")])
+def test_a_rule_that_chooses_no_threshold_for_vertebrae_is_refused(cohort, tmp_path, rule):
+    with pytest.raises(ValueError, match=r"rule of a training chooses a threshold for vertebrae; found '"):
+        train(cohort, tmp_path / "run", model=tiny_model(), config=CONFIG, rule=rule)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_without_a_qualifying_threshold_says_so(cohort, tmp_path, monkeypatch):
@@ -299,9 +322,7 @@ def test_the_stored_decision_holds_for_inference_after_training_in_bf16(cohort, 
     train(cohort, tmp_path / "run", model=tiny_model(), config=config)
     run, known = load_run(tmp_path / "run"), read_cohort(cohort)
     again = predict(run, known.samples["validation"], known.packed, split="validation", batch_size=8)
-    decision = choose_threshold(
-        again["label"], again["probability"], Rule(precision_floor=config.precision_floor)
-    )
+    decision = choose_threshold(again["label"], again["probability"], RULE)
     assert (run.threshold is None) == (decision.threshold is None)
     if run.threshold is not None:
         assert run.threshold == pytest.approx(decision.threshold, abs=1e-6)

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from cspine_helpers.evaluation.cases import Aggregation, Cases, Level, check_choice
+from cspine_helpers.files.records import Check, one_of, optional, setting, within
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import check_scores, confusion, rates, threshold_counts
 
@@ -76,6 +77,7 @@ OBJECTIVES = {
     ),
 }
 _FLOORS = ("precision", "recall", "specificity")
+_SHARE, _ABOVE_0 = optional(within("[0, 1]")), optional(within("(0, inf)"))
 
 
 @dataclass(frozen=True)
@@ -104,16 +106,18 @@ class Rule:
             another one; there is an aggregation at vertebra level.
     """
 
-    objective: str = "max_recall"
+    objective: str = setting("max_recall", one_of(*OBJECTIVES, STATED))
     _: KW_ONLY
-    level: Level = "vertebra"
-    aggregation: Aggregation | None = None
-    precision_floor: float | None = None
-    recall_floor: float | None = None
-    specificity_floor: float | None = None
-    beta: float | None = None
-    cost_miss: float | None = None
-    cost_false_alarm: float | None = None
+    level: Level = setting("vertebra", one_of(*get_args(Level)))
+    aggregation: Aggregation | None = setting(
+        None, optional(Check("an Aggregation", lambda value: isinstance(value, Aggregation)))
+    )
+    precision_floor: float | None = setting(None, _SHARE)
+    recall_floor: float | None = setting(None, _SHARE)
+    specificity_floor: float | None = setting(None, _SHARE)
+    beta: float | None = setting(None, _ABOVE_0)
+    cost_miss: float | None = setting(None, _ABOVE_0)
+    cost_false_alarm: float | None = setting(None, _ABOVE_0)
 
     def __post_init__(self) -> None:
         check_choice("objective", self.objective, (*OBJECTIVES, STATED))

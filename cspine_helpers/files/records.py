@@ -9,8 +9,9 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -231,35 +232,52 @@ def check_settings(config: Any) -> None:
     Raises:
         ValueError: names every setting that is not as it must be.
     """
-    checks = {each.name: each.metadata["check"] for each in fields(config) if "check" in each.metadata}
-    wrong = [
-        f"{name} = {listing([getattr(config, name)])} ({check.words})"
-        for name, check in checks.items()
-        if not check.holds(getattr(config, name))
-    ]
-    if wrong:
+    if wrong := _wrong(type(config), vars(config)):
         raise ValueError(f"{type(config).__name__} cannot have {'; '.join(wrong)}. Correct them.")
 
 
-def config_of(kind: type[Config], found: Any, *, whole: bool = False) -> Config:
+def _wrong(kind: type, values: Mapping[str, Any]) -> list[str]:
+    """The values that break the check of their field."""
+    checks = {each.name: each.metadata["check"] for each in fields(kind) if "check" in each.metadata}
+    return [
+        f"{name} = {listing([value])} ({checks[name].words})"
+        for name, value in values.items()
+        if name in checks and not checks[name].holds(value)
+    ]
+
+
+def config_of(
+    kind: type[Config], found: Any, *, whole: bool = False, base: Config | None = None, what: str = ""
+) -> Config:
     """A config from the JSON of its fields.
 
     Args:
-        kind: its class.
+        kind: its class, whose checks take values as JSON has them.
         found: name → value.
-        whole: refuse what lacks a field; else that has its default.
+        whole: refuse what lacks a field.
+        base: a config that has what is not in `found`; None: the defaults.
+        what: the config, for errors; its class without that.
 
     Raises:
-        ValueError: fields are unknown or missing, or a value is refused by the class; names each.
+        ValueError: fields are unknown or missing, or values are not as they must be; names each, and for an
+            unknown one the nearest that there is.
     """
+    what = what or kind.__name__
     if not isinstance(found, dict):
-        raise ValueError(f"{kind.__name__} is made of names and values; found {listing([found])}.")
-    known = [each.name for each in fields(kind)]  # type: ignore[arg-type]
-    problems = [f"{name} is unknown" for name in found if name not in known]
+        raise ValueError(f"{what} is made of names and values; found {listing([found])}.")
+    known = [each.name for each in fields(kind) if each.name != "_"]  # type: ignore[arg-type]
+    problems = [f"{name} is unknown{nearest(name, known)}" for name in found if name not in known]
     problems += [f"{name} is missing" for name in known if whole and name not in found]
+    problems += [f"{line} is not allowed" for line in _wrong(kind, found)]
     if problems:
-        raise ValueError(f"{kind.__name__}: {listing(problems, separator='; ', quoted=False)}. Correct it.")
-    return kind(**found)
+        raise ValueError(f"{what}: {listing(problems, separator='; ', quoted=False)}. Correct it.")
+    return kind(**found) if base is None else replace(base, **found)  # type: ignore[type-var]
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """For an error: in brackets, the known name that is most like this one; all where none is like it."""
+    like = get_close_matches(name, known, n=1)
+    return f" (did you mean {like[0]}?)" if like else f" (known: {', '.join(known)})"
 
 
 def differences(found: Any, wanted: Any, place: str = "") -> list[str]:

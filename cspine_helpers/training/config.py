@@ -1,8 +1,7 @@
-"""The recipe of a training: its settings, its loss, its learning rate, and which epoch it keeps."""
+"""The recipe of a training: its settings, its optimizer, its learning rate, and which epoch it keeps."""
 
 import math
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
 import pandas as pd
@@ -15,16 +14,13 @@ from cspine_helpers.files.records import (
     TRUE_OR_FALSE,
     Check,
     check_settings,
-    config_of,
     one_of,
     optional,
-    parse_json,
     setting,
     whole,
     within,
 )
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.model.classifier import ModelConfig
 
 Schedule = Literal["cosine", "plateau"]
 Precision = Literal["no", "bf16", "fp16", "auto"]
@@ -33,7 +29,7 @@ _WEIGHT = within("(0, inf)")
 
 
 def _are_weights(value: object) -> bool:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return len(value) == len(VERTEBRAE) and all(map(_WEIGHT.holds, value))
     return value in (BY_PREVALENCE, EQUAL)
 
@@ -65,7 +61,6 @@ class TrainConfig:
         gradient_checkpointing: the backbone's inner values are computed again for the gradients instead of
             kept: less memory, more time, the same result.
         patience: epochs without a new best epoch before training stops.
-        precision_floor: least validation precision at the threshold that the run decides with.
         gamma: of the focal loss, see `losses.focal_loss`; 0 is cross-entropy.
         alpha: weight of fractured vertebrae in (0, 1), intact ones weigh 1 − alpha; None: by prevalence.
         vertebra_weights: weight of each vertebra in the loss: "prevalence" lets rare fractures weigh more,
@@ -104,7 +99,6 @@ class TrainConfig:
     mixed_precision: Precision = setting("auto", one_of(*get_args(Precision)))
     gradient_checkpointing: bool = setting(False, TRUE_OR_FALSE)
     patience: int = setting(6, whole(1))
-    precision_floor: float = setting(0.5, within("(0, 1]"))
     gamma: float = setting(2.0, within("[0, inf)"))
     alpha: float | None = setting(None, optional(within("(0, 1)")))
     vertebra_weights: str | tuple[float, ...] = setting(
@@ -151,31 +145,15 @@ class TrainConfig:
         )
 
 
-def preset(cohort: str) -> tuple[ModelConfig, TrainConfig]:
-    """Model and training for a cohort: small for "builtin", one epoch of that for "quick", else RSNA-size.
-
-    Example:
-        >>> model, config = preset("rsna2022")
-        >>> model.size, config.batch_size
-        (224, 8)
-    """
-    if cohort == "builtin":
-        return ModelConfig.small(), TrainConfig.small()
-    if cohort == "quick":  # 30 studies: too few for a weight of every vertebra, or for a real decision
-        one_epoch = replace(TrainConfig.small(), epochs=1, slice_epochs=1, warmup_epochs=0.5)
-        return ModelConfig.small(), replace(one_epoch, vertebra_weights=EQUAL, precision_floor=0.01)
-    return ModelConfig(), TrainConfig()
-
-
-CHOSEN_BY = ("validation_recall", "validation_average_precision")  # what the best epoch has the most of
+CHOSEN_BY = ("validation_objective", "validation_average_precision")  # what the best epoch has the most of
 
 
 def best_epoch(history: pd.DataFrame) -> int:
     """The epoch whose weights are kept.
 
-    It has the highest validation recall at the threshold that keeps precision at the floor (an epoch
-    without such a threshold has recall 0); ties: the higher average precision, then the earlier epoch. Where
-    no epoch has a threshold, average precision alone decides.
+    It has the highest value of the rule's objective at its threshold, such as recall; an epoch without a
+    threshold, whose value is missing, comes last. Ties: the higher average precision, then the earlier epoch.
+    Where no epoch has a threshold, average precision alone decides.
     """
     ranked = history.sort_values([*CHOSEN_BY, "epoch"], ascending=[False, False, True], kind="stable")
     return int(ranked["epoch"].iloc[0])
@@ -233,31 +211,3 @@ def learning_rate(config: TrainConfig, position: float, history: pd.DataFrame) -
         if waited == config.plateau_patience:
             rate, waited = rate * config.plateau_factor, 0
     return rate
-
-
-def settings_of(path: Path) -> tuple[ModelConfig, TrainConfig]:
-    """Model and training of a JSON file with "model" and "train", such as a run's `run.json`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or has other settings than this version.
-
-    Example:
-        >>> model, config = settings_of(run_folder / "run.json")
-        >>> model.backbone, config.epochs
-        ('tf_efficientnetv2_b0', 8)
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'No settings at {path}. Name a JSON file with "model" and "train", such as a run.json.'
-        )
-    found = parse_json(path.read_bytes(), str(path))
-    if not (isinstance(found, dict) and {"model", "train"} <= found.keys()):
-        raise ValueError(f'{path} holds no "model" and "train", as a run.json does. Name another file.')
-    try:
-        train = found["train"]
-        if isinstance(train, dict) and train.get("augment") is not None:
-            train = train | {"augment": config_of(AugmentConfig, train["augment"])}
-        return config_of(ModelConfig, found["model"]), config_of(TrainConfig, train)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error

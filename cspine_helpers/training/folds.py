@@ -4,16 +4,18 @@ The test split stays closed to all of them. `splits.fold_split` says who trains,
 """
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from cspine_helpers.cohort import Cohort, read_cohort
+from cspine_helpers.decisions.thresholds import Rule
 from cspine_helpers.files.paths import exclusive, fold_dir, listing
 from cspine_helpers.model.classifier import ModelConfig
 from cspine_helpers.runs import ENSEMBLE, HISTORY, RECORD, STATE, WEIGHTS
 from cspine_helpers.splits import FOLDS, k_folds, read_split, write_split
 from cspine_helpers.training.config import TrainConfig
-from cspine_helpers.training.run import TRAINING_SPLITS, check_classes, train
+from cspine_helpers.training.run import RULE, TRAINING_SPLITS, check_classes, train
 
 _OTHERS = (RECORD, HISTORY, STATE, f"{WEIGHTS}.safetensors")
 _MADE_BY_FOLDS = ("predictions.csv", "decision.json", "test_openings.csv", ENSEMBLE)
@@ -25,6 +27,7 @@ def train_folds(
     *,
     model: ModelConfig,
     config: TrainConfig,
+    rule: Rule = RULE,
     folds: int = 5,
     fold: int | None = None,
     skip_unusable: bool = False,
@@ -43,6 +46,7 @@ def train_folds(
             so that runs of several seeds share their folds.
         model: what to train.
         config: how to train it; every fold alike.
+        rule: as `train` takes it.
         folds: how many, 3 or more; a model learns from all but two of them.
         fold: which one, from 0; None: all, one after the other.
         skip_unusable: as `train` does.
@@ -79,7 +83,13 @@ def train_folds(
     if not path.is_file():
         with exclusive(folder / ".folds.lock", f"dividing patients into folds in {folder}"):
             write_split(table, path)
-    options = {"model": model, "config": config, "resume": True, "skip_unusable": skip_unusable}
+    options: dict[str, Any] = {
+        "model": model,
+        "config": config,
+        "rule": rule,
+        "resume": True,
+        "skip_unusable": skip_unusable,
+    }
     return {number: train(each, fold_dir(folder, number), **options) for number, each in cohorts.items()}
 
 

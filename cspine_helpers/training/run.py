@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 
 from cspine_helpers.cohort import Cohort, read_cohort
+from cspine_helpers.decisions.thresholds import OBJECTIVES, STATED, Rule
 from cspine_helpers.files import paths
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.records import differences
@@ -31,6 +32,7 @@ from cspine_helpers.training.trainer import Training, TrainingState, read_state
 TRAINING_SPLITS = ("train", "validation")  # the only ones a training looks at
 _FILES = (RECORD, HISTORY, f"{WEIGHTS}.safetensors", STATE)
 _PREDICTIONS = "predictions.csv"
+RULE = Rule(precision_floor=0.5)
 _LATER = (  # made with a run or with runs, or brought
     *(_PREDICTIONS, "decision.json", "test_openings.csv", "calibrated.csv"),
     *(ENSEMBLE, FOLDS),
@@ -126,6 +128,7 @@ def train(
     *,
     model: ModelConfig,
     config: TrainConfig,
+    rule: Rule = RULE,
     resume: bool = False,
     skip_unusable: bool = False,
 ) -> pd.DataFrame:
@@ -140,6 +143,8 @@ def train(
         run_folder: where the run goes.
         model: what to train.
         config: how to train it.
+        rule: chooses the threshold of each epoch on the validation split, of vertebrae; the epoch that is
+            kept reaches most of its objective.
         resume: resume the training that stopped there; begin where there is none; do nothing where the same
             training has ended.
         skip_unusable: train without the studies whose packed sequences cannot be used, and name them under
@@ -147,8 +152,9 @@ def train(
 
     Returns:
         The history, one row an epoch: epoch (from 1), train_loss, validation_loss, _recall, _precision,
-        _average_precision and _auroc, threshold, learning_rate (of the last step). Recall and precision are
-        at the threshold; where none keeps the precision floor, they are 0, and it is NaN.
+        _average_precision and _auroc, threshold, validation_objective, learning_rate (of the last step).
+        Recall, precision and the rule's objective are at the threshold; where none qualifies, they are 0, 0
+        and NaN, as it is.
 
     Raises:
         FileExistsError: the folder holds a run and `resume` is not set, or predictions without a run.
@@ -169,6 +175,11 @@ def train(
             "folder, move it aside with training.set_aside(...), or resume a training that stopped with "
             "resume=True."
         )
+    if rule.level != "vertebra" or rule.objective == STATED:
+        raise ValueError(
+            f"The rule of a training chooses a threshold for vertebrae; found {rule.objective!r} at "
+            f"{rule.level} level. Leave level out, and name one of {', '.join(OBJECTIVES)}."
+        )
     # 2. The data, and the settings that a resumed training must share.
     cohort = cohort if isinstance(cohort, Cohort) else read_cohort(cohort)
     cohort, left_out = cohort.usable(
@@ -179,6 +190,7 @@ def train(
     setting = {
         "model": asdict(model),
         "train": asdict(config),
+        "rule": asdict(rule),
         "data": cohort.fingerprint(),
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
@@ -202,7 +214,7 @@ def train(
             return ended
         for name in _FILES if writes else ():
             paths.remove_unfinished(folder / name)
-        task = SequenceTask(cohort, model, config, accelerator)
+        task = SequenceTask(cohort, model, config, rule, accelerator)
         return Training(accelerator, task, folder, state).run(tensors)
 
 

@@ -39,17 +39,18 @@ class SequenceTask:
         cohort: with usable sequences only.
         model: what to train.
         config: how.
+        rule: chooses the threshold of an epoch on the validation split.
         accelerator: devices and processes.
     """
 
     def __init__(
-        self, cohort: Cohort, model: ModelConfig, config: TrainConfig, accelerator: Accelerator
+        self, cohort: Cohort, model: ModelConfig, config: TrainConfig, rule: Rule, accelerator: Accelerator
     ) -> None:
         torch.manual_seed(config.seed)
         self.model = FractureClassifier(model)
         if config.gradient_checkpointing:
             self.model.backbone.set_grad_checkpointing(True)
-        self._cohort, self._config, self._accelerator = cohort, config, accelerator
+        self._cohort, self._config, self._rule, self._accelerator = cohort, config, rule, accelerator
         self._shares = {"process": accelerator.process_index, "processes": accelerator.num_processes}
         samples = cohort.samples
         self._seen = self._data(samples["train"], config.augment)
@@ -145,7 +146,7 @@ class SequenceTask:
         data, output = self._held_out, self.predict(network, "validation", advance)
         labels, probabilities = data.labels, output.probability.numpy()
         truth = {"label": labels, "vertebra": data.vertebrae, "slice_truth": data.slice_truth}
-        decision = choose_threshold(labels, probabilities, Rule(precision_floor=self._config.precision_floor))
+        decision = choose_threshold(labels, probabilities, self._rule)
         metrics = {
             "loss": float(self._loss(output, {name: torch.tensor(value) for name, value in truth.items()})),
             "recall": decision.recall,
@@ -153,8 +154,9 @@ class SequenceTask:
             "average_precision": average_precision(labels, probabilities),
             "auroc": auroc(labels, probabilities),
         }
-        threshold = np.nan if decision.threshold is None else decision.threshold
-        row = {f"validation_{name}": value for name, value in metrics.items()} | {"threshold": threshold}
+        row = {f"validation_{name}": value for name, value in metrics.items()}
+        for name, value in (("threshold", decision.threshold), ("validation_objective", decision.value)):
+            row[name] = np.nan if value is None else value
         return row, {"decision": decision.record(), "metrics": {"validation": metrics}}
 
     def predict(
