@@ -164,6 +164,16 @@ def test_the_summary_is_the_mean_of_the_states_weighted_by_attention():
     torch.testing.assert_close(summary, torch.einsum("bt,bth->bh", attention, states))
 
 
+def test_slice_evidence_adds_the_slices_own_logits_as_attention_weighs_them():
+    alone, joined = build().eval(), build(slice_evidence=True).eval()
+    joined.load_state_dict(alone.state_dict())
+    with torch.no_grad():
+        before, after = alone(sequences()), joined(sequences())
+    expected = before.logit + (before.attention * before.slice_logit).sum(1)
+    torch.testing.assert_close(after.logit, expected)
+    assert not torch.allclose(after.logit, before.logit)
+
+
 @pytest.mark.parametrize("vertebra_embedding", [0, 4])
 def test_in_mixed_precision_the_lstm_attention_and_its_weights_stay_float32(vertebra_embedding):
     model, pixels = build(vertebra_embedding=vertebra_embedding).eval(), sequences()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cspine_helpers.files.paths import listing
-from cspine_helpers.files.records import Check, check_settings, one_of, setting, whole, within
+from cspine_helpers.files.records import TRUE_OR_FALSE, Check, check_settings, one_of, setting, whole, within
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.model.encoders import INTENSITIES, STRIDES, backbone, is_backbone, mask_encoder
 from cspine_helpers.model.pretrained import PACKAGES, package_of, pretrained_weights
@@ -40,6 +40,8 @@ class ModelConfig:
         lstm_layers: layers of the LSTM.
         dropout: share of features dropped before the LSTM, between its layers and before the head.
         vertebra_embedding: features that tell the network which vertebra it sees; 0 tells it nothing.
+        slice_evidence: the slices' own logits, weighed by attention, are added to the vertebra's: what
+            slice-level pretraining has learned counts from the first sequence on.
     """
 
     backbone: str = setting(
@@ -56,6 +58,7 @@ class ModelConfig:
     lstm_layers: int = setting(2, whole(1, _MOST_LAYERS))
     dropout: float = setting(0.3, within("[0, 1)"))
     vertebra_embedding: int = setting(0, whole(0, _MOST))
+    slice_evidence: bool = setting(False, TRUE_OR_FALSE)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -188,7 +191,10 @@ class FractureClassifier(nn.Module):
         attention = self.attention(states).squeeze(2).float().softmax(dim=1)
         summary = (attention.unsqueeze(2) * states).sum(dim=1)  # (B, 2 · hidden)
         logit = self.head(self.dropout(summary)).squeeze(1)
-        return ClassifierOutput(logit, attention, self.slice_head(encoded).squeeze(2))
+        slice_logit = self.slice_head(encoded).squeeze(2)  # (B, T)
+        if self.config.slice_evidence:
+            logit = logit + (attention * slice_logit).sum(dim=1)
+        return ClassifierOutput(logit, attention, slice_logit)
 
     def set_channels(self, channels: int) -> None:
         """Choose how many of the six channels the backbone is given.
