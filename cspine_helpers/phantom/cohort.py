@@ -27,6 +27,7 @@ from cspine_helpers.files.records import parse_json
 from cspine_helpers.packed import PackedVertebra, write_manifest
 from cspine_helpers.packing.crop import PackConfig, manifest_row, pack_vertebra
 from cspine_helpers.packing.slice_truth import packed_truth
+from cspine_helpers.phantom.difficulty import Hard
 from cspine_helpers.phantom.rendering import Study, generator, render_study, study_uid
 from cspine_helpers.phantom.weak_truth import WeakTruth, framed, has_boxes, segmented, wrong_labels
 
@@ -35,7 +36,8 @@ PHANTOM_VERSION = 1  # raised by hand when the same seed would give other phanto
 _REMEDY = "Move the cohort aside, and make it again."
 MIN_FRACTURE_VOXELS = 6  # fewer in a slice cannot be seen, and do not make it a fractured slice
 Truth = Literal["full", "rsna"]
-_WEAK = WeakTruth()
+Difficulty = Literal["standard", "hard"]
+_WEAK, _HARD = WeakTruth(), Hard()
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class CohortConfig:
         truth: what the cohort's files know: "full", each label and each slice; "rsna", what RSNA 2022's
             know, see `weak_truth`. What is true of these nobody reads in the cohort: it takes `true_labels`
             and `true_slice_truth`.
+        difficulty: of the scans: "standard", or "hard" to read, see `difficulty`.
 
     Example:
         >>> CohortConfig(studies=360, seed=2022, truth="rsna").pack.size
@@ -59,13 +62,14 @@ class CohortConfig:
     seed: int
     pack: PackConfig = field(default_factory=lambda: PackConfig(size=64, margin_mm=2.5))
     truth: Truth = "full"
+    difficulty: Difficulty = "standard"
 
     def __post_init__(self) -> None:
         """Refuse an empty cohort, a seed that is negative or too long for a UID, and unknown words."""
-        if self.truth not in get_args(Truth):
-            raise ValueError(
-                f"truth is one of {', '.join(get_args(Truth))}; found {self.truth!r}. Choose one."
-            )
+        for name, words in (("truth", get_args(Truth)), ("difficulty", get_args(Difficulty))):
+            if getattr(self, name) not in words:
+                found = getattr(self, name)
+                raise ValueError(f"{name} is one of {', '.join(words)}; found {found!r}. Choose one.")
         if self.studies < 1 or not 0 <= self.seed < 2**63:
             raise ValueError(
                 f"A cohort has 1 study or more and a seed from 0 to 2^63 - 1; found {self.studies} studies "
@@ -230,7 +234,8 @@ def _make_study(config: CohortConfig, patient: _Patient, folder: Path) -> tuple[
 
 def _study(config: CohortConfig, patient: _Patient) -> Study:
     """A study, with the label map that it is packed with."""
-    study = render_study(config.seed, patient.index, patient.fractured)
+    hard = _HARD if config.difficulty == "hard" else None
+    study = render_study(config.seed, patient.index, patient.fractured, hard=hard)
     if config.truth == "full":
         return study
     return replace(study, label_map=segmented(study, _WEAK, generator(config.seed, patient.index, 3)))
@@ -338,14 +343,18 @@ def _read_record(folder: Path) -> dict:
 def _record(config: CohortConfig) -> dict[str, Any]:
     """What made a cohort: its config and `PHANTOM_VERSION`; one of an older version is made again.
 
-    Of full truth it is as it was when there was no other: those cohorts stay as they are.
+    What is full and standard is not named, as when there was nothing else: those cohorts stay as they are.
     """
     its = asdict(config)
     record = {"made_by": MADE_BY, "version": PHANTOM_VERSION, "config": its}
-    if config.truth == "full":
-        del its["truth"]
-    else:
-        record["weak_truth"] = asdict(_WEAK)
+    for name, usual, key, parameters in (
+        ("truth", "full", "weak_truth", _WEAK),
+        ("difficulty", "standard", "hard", _HARD),
+    ):
+        if its[name] == usual:
+            del its[name]
+        else:
+            record[key] = asdict(parameters)
     return json.loads(json.dumps(record))
 
 

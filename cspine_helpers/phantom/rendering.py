@@ -1,13 +1,22 @@
 """One synthetic CT of the cervical spine in Hounsfield units, drawn from (cohort seed, study index) alone."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.phantom.anatomy import DIMENSIONS, Array, LocalGrid, bounds, vertebra_distance
+from cspine_helpers.phantom.difficulty import (
+    Findings,
+    Hard,
+    add_metal,
+    draw_findings,
+    hairline,
+    move,
+    thicken,
+)
 from cspine_helpers.phantom.fractures import (
     Fracture,
     add_mimics,
@@ -60,6 +69,7 @@ class _Patient:
     blur_mm: float
     spacing_mm: tuple[float, float, float]
     window_hu: tuple[float, float]
+    cortex: float = 1.0
 
 
 def study_uid(seed: int, index: int) -> str:
@@ -72,16 +82,20 @@ def generator(seed: int, index: int, stream: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, index, stream]))
 
 
-def render_study(seed: int, index: int, fractured: dict[str, int]) -> Study:
+def render_study(seed: int, index: int, fractured: dict[str, int], *, hard: Hard | None = None) -> Study:
     """Render one study in Hounsfield units.
 
     Args:
         seed: cohort seed.
         index: study index within the cohort.
         fractured: 0 or 1 for each of C1–C7.
+        hard: what makes it hard to read; None: nothing.
     """
-    rng = generator(seed, index, 1)
+    # 1. The patient.
+    rng, other = generator(seed, index, 1), generator(seed, index, 4)
     patient = _draw_patient(rng)
+    found = draw_findings(hard, patient.spacing_mm[0], other) if hard else Findings()
+    patient = replace(patient, density=patient.density * found.density, cortex=found.cortex)
     poses = _poses(patient, rng)
     spine = np.array([middle for middle, _ in poses.values()])
     height, depth, _ = np.ptp(spine, axis=0)
@@ -89,6 +103,7 @@ def render_study(seed: int, index: int, fractured: dict[str, int]) -> Study:
     depth += (_FRONT_MM + _BACK_MM) * patient.scale
     field = (height, depth, _WIDTH_MM * patient.scale)
     shape = tuple(round(f / s) for f, s in zip(field, patient.spacing_mm, strict=True))
+    # 2. Soft tissue, then bone in it.
     tissue = _soft_tissue(shape, poses, patient, rng)
     label_map, fracture_map = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     texture = 75 * smooth_noise(shape, 3, rng)
@@ -97,6 +112,8 @@ def render_study(seed: int, index: int, fractured: dict[str, int]) -> Study:
         _fill_between(level, *grids[level], tissue, patient)
     for level in LEVELS:
         broken = draw_fractures(level, rng) if fractured.get(level) else []
+        if hard and found.is_hairline:
+            broken = hairline(broken, hard, other)
         block, grid = grids[level]
         free = label_map[block] == 0  # where vertebrae touch, the upper one keeps the voxel
         arguments = (tissue[block], texture[block], free, patient, rng)
@@ -105,6 +122,17 @@ def render_study(seed: int, index: int, fractured: dict[str, int]) -> Study:
             number = VERTEBRAE.index(level) + 1
             label_map[block][inside & free] = number
             fracture_map[block][truth & free] = number
+    # 3. What is in the way, and the scanner.
+    maps = (tissue, label_map, fracture_map)
+    if hard and found.metal:
+        add_metal(tissue, _axes(shape, patient), poses, patient.scale, found, hard, other)
+    if hard and found.is_moving:
+        maps = move(maps, patient.spacing_mm, hard, other)
+    if found.thick > 1:
+        maps = thicken(maps, found.thick)
+        z, y, x = patient.spacing_mm
+        patient = replace(patient, spacing_mm=(z * found.thick, y, x))
+    tissue, label_map, fracture_map = maps
     volume = _scan(tissue, patient, rng)
     uid = study_uid(seed, index)
     return Study(uid, volume, label_map, fracture_map, patient.spacing_mm, patient.window_hu, dict(fractured))
@@ -259,7 +287,7 @@ def _render_vertebra(
     distance = vertebra_distance(level, displace(broken, level, grid))
     in_body = grid.y < (DIMENSIONS[level].body[1] + 1.5 if level in DIMENSIONS else -np.inf)
     marrow = np.where(in_body, np.float32(235), np.float32(390)) * patient.density + texture
-    shell = np.where(in_body, np.float32(0.9), np.float32(1.5))
+    shell = np.where(in_body, np.float32(0.9), np.float32(1.5)) * np.float32(patient.cortex)
     cortex = np.clip((distance + 1.5 * shell) / shell, 0, 1)
     hu = marrow + cortex * (np.float32(830 * (0.4 + 0.6 * patient.density)) - marrow)
     add_mimics(mimics, grid, distance, hu)
