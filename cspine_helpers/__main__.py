@@ -43,6 +43,13 @@ def _phantom_options(parser: ArgumentParser) -> None:
         choices=("full", "rsna"),
         help="what its files know: every slice, or as much as those of RSNA 2022 (default: full)",
     )
+    parser.add_argument(
+        "--difficulty",
+        default="standard",
+        choices=("standard", "hard"),
+        help="of the scans; hard has hairline cracks, thin bone, thick slices, metal, motion",
+    )
+    parser.add_argument("--like", metavar="COHORT", help="take labels, and who has boxes, of this cohort")
     parser.add_argument("--size", type=int, help="pixels, height and width of packed images (default: 64)")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
 
@@ -51,16 +58,15 @@ def _phantom(options: Namespace) -> int:
     from cspine_helpers.phantom.cohort import COHORTS, CohortConfig, make_cohort
 
     config = COHORTS.get(options.cohort, CohortConfig(studies=100, seed=1))
-    given = {k: getattr(options, k) for k in ("studies", "seed") if getattr(options, k) is not None}
-    given["truth"] = options.truth
+    names = ("studies", "seed", "truth", "difficulty", "like")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.size is not None:
         given["pack"] = replace(config.pack, size=options.size)
     made = replace(config, **given)
-    if options.cohort in COHORTS and (made.truth, made.pack) != (config.truth, config.pack):
+    if options.cohort in COHORTS and replace(made, studies=config.studies, seed=config.seed) != config:
         raise ValueError(
-            f"{options.cohort} is a cohort of full truth and {config.pack.size} pixels, which runs were "
-            "trained on. Give another one a name of its own, such as "
-            f"--cohort {options.cohort}_{options.truth}."
+            f"{options.cohort} is a standard cohort of full truth and {config.pack.size} pixels, which runs "
+            f"were trained on. Give another one a name of its own, such as --cohort {options.cohort}_2."
         )
     make_cohort(paths.cohort_dir(options.cohort), made, workers=options.workers)
     return 0

@@ -15,6 +15,7 @@ from cspine_helpers.dataset.augment import AugmentConfig
 from cspine_helpers.dataset.sequence import (
     EpochBatches,
     SequenceDataset,
+    batch_contents,
     collate,
     draw_probabilities,
     epoch_order,
@@ -409,3 +410,25 @@ def test_evaluation_deals_out_the_same_batches_whatever_the_processes(cohort):
 def test_a_batch_without_a_sequence_or_fewer_workers_than_none_are_refused(wrong):
     with pytest.raises(ValueError, match=r"A batch holds 1 sequence or more, and 0 workers or more load it"):
         make_loader([], **wrong)
+
+
+def test_contents_of_batches_are_those_that_the_loader_hands_out(cohort):
+    dataset = make(cohort, manifest=cohort.manifest)
+    dataset.slice_truth[dataset.labels == 1] = np.nan  # of fractured ones nothing is known, but of the first
+    dataset.slice_truth[np.flatnonzero(dataset.labels == 1)[0]] = [0, 1, 1, 0, 0][: dataset.slices]
+    options = {"batch_size": 4, "sampling": "balanced", "seed": 3, "accumulate": 2}
+    loader = make_loader(dataset, **options)
+    loader.batch_sampler.set_epoch(2)
+    found = batch_contents(dataset, epoch=2, **options)
+    for (_, row), batch in zip(found.iterrows(), loader, strict=True):
+        truth = batch["slice_truth"]
+        counts = [
+            len(truth),
+            batch["label"].sum(),
+            (truth == 0).sum(),
+            (truth == 1).sum(),
+            truth.isnan().sum(),
+        ]
+        assert row.tolist() == [int(count) for count in counts]
+    assert found["unknown"].sum() > 0
+    assert found["known_fractured"].sum() > 0

@@ -12,6 +12,7 @@ from cspine_helpers.packed import PackedVertebra
 from cspine_helpers.packing.crop import PackConfig, pack_vertebra
 from cspine_helpers.packing.slice_truth import (
     PACKED_BOX_COLUMNS,
+    known_truth,
     packed_truth,
     read_packed_boxes,
     write_packed_boxes,
@@ -477,3 +478,45 @@ def test_packed_boxes_that_are_none_are_neither_written_nor_read(tmp_path, colum
         read_packed_boxes(path)
     with pytest.raises(ValueError, match=rf"lacks the column\(s\) '{column}'"):
         write_packed_boxes(table.drop(columns=column), path)
+
+
+def facts(table, boxes, slices=None) -> list[tuple[int, int]]:
+    """Known and of, row by row."""
+    return known_truth(table, boxes, slices)[["known", "of"]].to_records(index=False).tolist()
+
+
+def test_what_tables_know_is_counted_as_by_hand():
+    names = [UID, "patient_overall", *VERTEBRAE]
+    rows = [("1", 1, 1, 1, 0, 0, 0, 0, 0), ("2", 1, 0, 0, 0, 0, 0, 0, 1), ("3", 0, *[0] * 7)]
+    table = pd.DataFrame([*rows, ("4", 1, 0, 1, 0, 0, 1, 0, 0)], columns=names)
+    drawn = [("1", 5), ("1", 5), ("1", 6), ("2", 40), ("elsewhere", 2)]  # study and slice
+    boxes = pd.DataFrame([(uid, 1, 1, 2, 2, number) for uid, number in drawn], columns=BOX_COLUMNS)
+    assert facts(table, boxes) == [(2, 3), (1, 3), (0, 3), (3, 5), (1, 5), (23, 23), (24, 28)]
+    columns = [UID, "SliceNumber", *VERTEBRAE]
+    both, first = (1, 1, 0, 0, 0, 0, 0), (0, 1, 1, 0, 0, 0, 0)
+    slices = pd.DataFrame([("1", 5, *both), ("1", 6, *first), ("1", 7, *both)], columns=columns)
+    assert facts(table, boxes, slices) == [(2, 3), (1, 3), (2, 3), (3, 5), (2, 5), (23, 23), (25, 28)]
+    with pytest.raises(ValueError, match="The table of slices"):
+        known_truth(table, boxes, slices.assign(C1=2))
+
+
+@needs_rsna
+def test_rsnas_own_tables_know_the_truth_of_few_fractured_vertebrae():
+    """The counts of studies and vertebrae are in plain loops here."""
+    table, boxes = read_labels(RSNA / "train.csv"), read_boxes(RSNA / "train_bounding_boxes.csv")
+    slices = pd.read_csv(RSNA / "slice_vertebrae.csv")
+    broken = {row[0]: [v for v, n in zip(VERTEBRAE, row[2:], strict=True) if n] for row in table.to_numpy()}
+    shown = {(row[0], row[1]): row[2:] for row in slices.to_numpy()}
+    certain, named = set(), 0
+    for uid, number in {*zip(boxes[UID], boxes["slice_number"], strict=True)}:
+        names = broken[uid]
+        if len(names) == 1:
+            certain.add((uid, names[0]))
+        if (uid, number) in shown:
+            named += 1
+            there = [v for v in names if shown[uid, number][VERTEBRAE.index(v)]]
+            certain |= {(uid, there[0])} if len(there) == 1 else set()
+    found = facts(table, boxes, slices)
+    assert found[:4] == [(235, 961), (726, 961), (named, 7217), (465, 1444)]
+    assert found[4] == (len(certain), 1444)
+    assert found[5:] == [(12689, 12689), (12689 + len(certain), 2019 * 7)]

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import RSNA, needs_rsna
 
 from cspine_helpers import labels, packed
 from cspine_helpers.files import paths
@@ -188,3 +189,38 @@ def test_a_cohort_is_sealed_file_by_file(cohort):
     assert len(sums) == len(list((cohort / "packed").glob("[!.]*"))) - 1
     name = next(iter(sums))
     assert sums[name] == paths.sha256_of(cohort / "packed" / name)
+
+
+@pytest.mark.slow
+def test_phantoms_stand_in_for_the_patients_of_another_cohorts_tables(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    real = tmp_path / "data" / "real"
+    names = [UID, PATIENT, *VERTEBRAE]
+    rows = [("9.1", 1, 0, 1, 0, 0, 0, 0, 0), ("9.2", 1, 0, 0, 0, 0, 0, 0, 1), ("9.3", 0, *[0] * 7)]
+    table = pd.DataFrame(rows, columns=names)
+    labels.write_labels(table, real / "train.csv")
+    drawn = pd.DataFrame([("9.2", 1, 1, 2, 2, 7)], columns=labels.BOX_COLUMNS)
+    labels.write_boxes(drawn, real / "train_bounding_boxes.csv")
+    config = CohortConfig(studies=2, seed=5, pack=SMALL.pack, truth="rsna", like="real")
+    phantom.make_cohort(tmp_path / "data" / "like", config, workers=1)
+    found = labels.read_labels(tmp_path / "data" / "like" / "train.csv")
+    pd.testing.assert_frame_equal(found[names[1:]], table.loc[:1, names[1:]])
+    assert not set(found[UID]) & set(table[UID])  # no phantom has a patient's name
+    boxes = labels.read_boxes(tmp_path / "data" / "like" / "train_bounding_boxes.csv")
+    assert set(boxes[UID]) == {found[UID][1]}
+    known = read_manifest(tmp_path / "data" / "like" / "packed").set_index([UID, "vertebra"])["slice_truth"]
+    assert pd.isna(known[found[UID][0], "C2"])
+    assert "x" in known[found[UID][1], "C7"]
+    assert phantom.study_of(tmp_path / "data" / "like", found[UID][1]).labels["C7"] == 1
+    with pytest.raises(ValueError, match=r"real has 3 studies; found 4\. Ask for fewer\."):
+        phantom.draw_labels(CohortConfig(studies=4, seed=5, like="real"))
+
+
+@needs_rsna
+def test_rsnas_own_rows_give_the_labels_of_phantoms_and_say_who_has_boxes(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rsna2022").symlink_to(RSNA)
+    patients = phantom._patients(CohortConfig(studies=2019, seed=1, truth="rsna", like="rsna2022"))
+    assert sum(patient.is_boxed for patient in patients) == 235
+    assert sum(map(sum, (patient.fractured.values() for patient in patients))) == 1444

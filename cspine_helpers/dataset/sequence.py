@@ -311,6 +311,40 @@ def make_loader(
     return load_batches(dataset, batches, workers=workers, seed=seed, collate_fn=collate)
 
 
+def batch_contents(
+    dataset: SequenceDataset,
+    *,
+    batch_size: int,
+    sampling: Sampling,
+    seed: int = 0,
+    epoch: int = 0,
+    accumulate: int = 1,
+) -> pd.DataFrame:
+    """What the batches of an epoch teach, without a pixel read; arguments as in `make_loader`.
+
+    Returns:
+        One row a batch: `sequences`, how many are `fractured`, and of all their slices how many are
+        `known_intact`, `known_fractured` and `unknown`.
+
+    Raises:
+        ValueError: the order cannot be drawn.
+
+    Example:
+        >>> dataset = SequenceDataset(cohort.samples["train"], cohort.packed, slices=5, size=32)
+        >>> batch_contents(dataset, batch_size=14, sampling="shuffle")["sequences"].tolist()
+        [14, 14]
+    """
+    order = epoch_order(dataset.labels, dataset.vertebrae, sampling, seed=seed, epoch=epoch)
+    steps = steps_of(order, batch_size=batch_size, accumulate=accumulate)
+    rows = []
+    for batch in (batch for step in steps for batch in step):
+        truth = dataset.slice_truth[batch]
+        slices = {"known_intact": truth == 0, "known_fractured": truth == 1, "unknown": np.isnan(truth)}
+        counts = {name: int(its.sum()) for name, its in slices.items()}
+        rows.append({"sequences": len(batch), "fractured": int(dataset.labels[batch].sum()), **counts})
+    return pd.DataFrame(rows)
+
+
 def load_batches(
     dataset: Dataset[Any], batches: Any, *, workers: int, seed: int, **options: Any
 ) -> DataLoader[Any]:

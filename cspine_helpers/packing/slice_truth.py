@@ -28,7 +28,7 @@ import pandas as pd
 from cspine_helpers.ct.volume import Volume
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.tables import Column, checked, read_columns, require_columns, write_table
-from cspine_helpers.labels import BOX_COLUMNS, UID, VERTEBRAE, validate_boxes
+from cspine_helpers.labels import BOX_COLUMNS, PATIENT, UID, VERTEBRAE, validate_boxes, validate_labels
 from cspine_helpers.packed import PackedVertebra
 
 _PACKED_BOXES = (
@@ -37,6 +37,11 @@ _PACKED_BOXES = (
     Column("slice", "whole", low=0),
     *(Column(name, "number", low=0) for name in ("x", "y")),
     *(Column(name, "number", above=0) for name in ("width", "height")),
+)
+_SLICES = (
+    Column(UID, "id"),
+    Column("SliceNumber", "whole", low=0),
+    *(Column(name, "whole", among=(0, 1)) for name in VERTEBRAE),
 )
 PACKED_BOX_COLUMNS = tuple(column.name for column in _PACKED_BOXES)
 
@@ -194,6 +199,64 @@ def _packed_edges(box: _Placed, piece: PackedVertebra) -> tuple[float, float, fl
 def _warning(what: str, boxes: list[_Placed]) -> list[str]:
     """One sentence that names the boxes, if there are any."""
     return [f"{what} ({len(boxes)}): {', '.join(box.name for box in boxes)}"] if boxes else []
+
+
+def known_truth(
+    table: pd.DataFrame, boxes: pd.DataFrame, slice_vertebrae: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """How much of a cohort's slices its tables know, before anything is packed.
+
+    A fractured vertebra has truth where it is the only fractured one of a study with boxes, or where a slice
+    with a box shows no other fractured one. Packing finds more, as it sees which vertebra a box lies on.
+
+    Args:
+        table: label table.
+        boxes: fracture boxes, `labels.BOX_COLUMNS`; of studies that the table lacks they do not count.
+        slice_vertebrae: StudyInstanceUID, SliceNumber, and C1 … C7 (1 where the slice shows it), of any
+            studies; None: not known of any.
+
+    Returns:
+        One row a fact: `what`, `known` and `of`, how many of how many.
+
+    Raises:
+        ValueError: a table breaks its schema.
+
+    Example:
+        >>> boxes = pd.DataFrame([(labels["StudyInstanceUID"][0], 3, 4, 5, 6, 70)], columns=BOX_COLUMNS)
+        >>> known_truth(labels, boxes)["known"].tolist()[:2]
+        [1, 209]
+    """
+    table, boxes = validate_labels(table), validate_boxes(boxes)
+    names, by_study = list(VERTEBRAE), table.set_index(UID)
+    fractured = by_study[by_study[PATIENT] == 1]
+    slices = boxes.loc[boxes[UID].isin(by_study.index), [UID, "slice_number"]].drop_duplicates()
+    boxed = fractured[fractured.index.isin(slices[UID])]
+    broken = int(fractured[names].to_numpy().sum())
+    certain = {(uid, names[row.argmax()]) for uid, row in _alone(boxed[names])}
+    shown = 0
+    if slice_vertebrae is not None:
+        there = checked(slice_vertebrae, _SLICES, what="The table of slices", key=(UID, "SliceNumber"))
+        seen = slices.merge(there.rename(columns={"SliceNumber": "slice_number"}))
+        shown = len(seen)
+        of_study = by_study[names].reindex(seen[UID]).to_numpy()
+        broken_there = pd.DataFrame(seen[names].to_numpy() * of_study, index=seen[UID], columns=names)
+        certain |= {(uid, names[row.argmax()]) for uid, row in _alone(broken_there)}
+    intact = table[names].size - broken
+    facts = (
+        ("fractured studies with boxes", len(boxed), len(fractured)),
+        ("fractured studies without boxes", len(fractured) - len(boxed), len(fractured)),
+        ("slices with a box whose vertebrae the table of slices names", shown, len(slices)),
+        ("fractured vertebrae in studies with boxes", int(boxed[names].to_numpy().sum()), broken),
+        ("fractured vertebrae whose truth the tables alone give", len(certain), broken),
+        ("intact vertebrae, each slice known as intact", intact, intact),
+        ("vertebrae with any truth, at least", intact + len(certain), table[names].size),
+    )
+    return pd.DataFrame(facts, columns=["what", "known", "of"])
+
+
+def _alone(rows: pd.DataFrame) -> list[tuple[str, np.ndarray]]:
+    """Study and row of those rows that hold exactly one 1."""
+    return [(uid, row) for uid, row in zip(rows.index, rows.to_numpy(), strict=True) if row.sum() == 1]
 
 
 def write_packed_boxes(table: pd.DataFrame, path: str | Path) -> None:

@@ -52,6 +52,9 @@ class CohortConfig:
             know, see `weak_truth`. What is true of these nobody reads in the cohort: it takes `true_labels`
             and `true_slice_truth`.
         difficulty: of the scans: "standard", or "hard" to read, see `difficulty`.
+        like: a cohort of `data/` whose label table gives the labels, row by row, and whose boxes say which
+            studies have some (of "rsna" truth; no label is made wrong). None: labels are drawn. The studies
+            have UIDs of their own: no phantom goes by the name of a patient.
 
     Example:
         >>> CohortConfig(studies=360, seed=2022, truth="rsna").pack.size
@@ -63,6 +66,7 @@ class CohortConfig:
     pack: PackConfig = field(default_factory=lambda: PackConfig(size=64, margin_mm=2.5))
     truth: Truth = "full"
     difficulty: Difficulty = "standard"
+    like: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse an empty cohort, a seed that is negative or too long for a UID, and unknown words."""
@@ -125,7 +129,24 @@ class _Patient:
 
 
 def _patients(config: CohortConfig) -> list[_Patient]:
-    return [_patient(config, index) for index in range(config.studies)]
+    """All studies of a cohort.
+
+    Raises:
+        FileNotFoundError: the cohort whose labels they take has none.
+        ValueError: it has fewer studies.
+    """
+    if config.like is None:
+        return [_patient(config, index) for index in range(config.studies)]
+    source = paths.cohort_dir(config.like)
+    table, boxes = labels.read_labels(source / "train.csv"), source / "train_bounding_boxes.csv"
+    boxed = {*labels.read_boxes(boxes)[labels.UID]} if boxes.is_file() else set()
+    if config.studies > len(table):
+        raise ValueError(f"{config.like} has {len(table)} studies; found {config.studies}. Ask for fewer.")
+    its, found = table.set_index(labels.UID)[list(labels.VERTEBRAE)].head(config.studies), []
+    for index, (uid, values) in enumerate(zip(its.index, its.to_numpy().tolist(), strict=True)):
+        row = dict(zip(labels.VERTEBRAE, values, strict=True))
+        found.append(_Patient(index, row, row, config.truth == "full" or uid in boxed))
+    return found
 
 
 def _patient(config: CohortConfig, index: int) -> _Patient:
@@ -299,11 +320,14 @@ def _find(folder: Path, config: CohortConfig, uid: str) -> _Patient:
     Raises:
         ValueError: the cohort has no such study.
     """
-    there = labels.read_labels(folder / "train.csv")[labels.UID].tolist()
+    table = labels.read_labels(folder / "train.csv").set_index(labels.UID)[list(labels.VERTEBRAE)]
     number = uid.rpartition(".")[2]
-    if uid not in there or not number.isdigit() or study_uid(config.seed, int(number) - 1) != uid:
-        raise ValueError(f"{folder.name} has no phantom {uid!r}; its first study is {there[0]}.")
-    return _patient(config, int(number) - 1)
+    if uid not in table.index or not number.isdigit() or study_uid(config.seed, int(number) - 1) != uid:
+        raise ValueError(f"{folder.name} has no phantom {uid!r}; its first study is {table.index[0]}.")
+    if config.like is None:
+        return _patient(config, int(number) - 1)
+    row = dict(zip(labels.VERTEBRAE, table.loc[[uid]].to_numpy()[0].tolist(), strict=True))
+    return _Patient(int(number) - 1, row, row, is_boxed=False)  # who asks for one study wants no boxes
 
 
 def _read_config(folder: Path) -> CohortConfig:
@@ -355,6 +379,12 @@ def _record(config: CohortConfig) -> dict[str, Any]:
             del its[name]
         else:
             record[key] = asdict(parameters)
+    if config.like is None:
+        del its["like"]
+    else:
+        table = paths.cohort_dir(config.like) / "train.csv"
+        labels.read_labels(table)  # says what to do where there is none
+        record["labels_sha256"] = paths.sha256_of(table)
     return json.loads(json.dumps(record))
 
 

@@ -232,7 +232,9 @@ def _streaks(discs: list[tuple[float, float, float]], y: Array, x: Array, rng: n
     filtered = np.fft.irfft(np.fft.rfft(error, size) * ramp, size)[:, : rays.size]
     image = np.zeros((y.size, x.size), np.float32)
     for angle, view in zip(angles, filtered.astype(np.float32), strict=True):
-        across, down = ((axis / _RAY_MM).astype(np.float32) for axis in (x * np.cos(angle), y * np.sin(angle)))
+        across, down = (
+            (axis / _RAY_MM).astype(np.float32) for axis in (x * np.cos(angle), y * np.sin(angle))
+        )
         ray = across[None, :] + (down + np.float32(reach / _RAY_MM + 0.5))[:, None]
         image += view.take(ray.astype(np.int32))
     return image
