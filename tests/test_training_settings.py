@@ -26,7 +26,8 @@ def test_presets_fit_their_cohorts():
     builtin, quick, large = map(preset, ("builtin", "quick", "rsna2022"))
     assert (builtin.model, builtin.train) == (ModelConfig.small(), TrainConfig.small())
     assert (quick.model, quick.train.epochs, quick.rule.precision_floor) == (ModelConfig.small(), 1, 0.01)
-    assert large == Settings(ModelConfig(), TrainConfig(), Rule(precision_floor=0.5))
+    assert large == Settings(ModelConfig.rsna(), TrainConfig.rsna(), Rule(precision_floor=0.5))
+    assert (large.model.size, large.model.pretrained, large.train.pseudo_label_after) == (224, "package", 10)
 
 
 def test_the_built_in_preset_is_what_the_shipped_run_was_trained_with():

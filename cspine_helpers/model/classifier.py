@@ -93,6 +93,13 @@ class ModelConfig:
             dropout=0.2,
         )
 
+    @classmethod
+    def rsna(cls) -> Self:
+        """For RSNA 2022 at 224 × 224 pixels: begins with the ImageNet weights of the `pretrained` extra."""
+        return cls(
+            backbone="tf_efficientnet_lite0", pretrained="package", pooling="avgmax", slice_evidence=True
+        )
+
 
 class ClassifierOutput(NamedTuple):
     """What the classifier says of B sequences.

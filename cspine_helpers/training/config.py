@@ -144,6 +144,26 @@ class TrainConfig:
             workers=0,  # loading takes a few ms a sequence; a second process would only take a core away
         )
 
+    @classmethod
+    def rsna(cls) -> Self:
+        """For RSNA 2022, where nobody marked the slices of two fractured vertebrae in three.
+
+        The slices that are known teach the encoder first, then the model's own pseudo-labels join them.
+        benchmarks/slice_truth.py measures on phantoms what each part buys.
+        """
+        return cls(
+            epochs=4,
+            learning_rate=6e-4,
+            warmup_epochs=0.5,
+            ema=0.99,
+            slice_weight=1.0,
+            slice_epochs=30,
+            slice_samples=24_000,
+            matched_slices=True,
+            pseudo_label_after=10,
+            slice_learning_rate=2e-3,
+        )
+
 
 CHOSEN_BY = ("validation_objective", "validation_average_precision")  # what the best epoch has the most of
 

@@ -72,7 +72,7 @@ def preset(cohort: str) -> Settings:
         one_epoch = replace(TrainConfig.small(), epochs=1, slice_epochs=1, warmup_epochs=0.5)
         train = replace(one_epoch, vertebra_weights=EQUAL)
         return Settings(ModelConfig.small(), train, Rule(precision_floor=0.01))
-    return Settings(ModelConfig(), TrainConfig(), rule)
+    return Settings(ModelConfig.rsna(), TrainConfig.rsna(), rule)
 
 
 def settings_of(path: str | Path, *, cohort: str = "") -> Settings:
