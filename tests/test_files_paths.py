@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 import re
@@ -8,11 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from toy_cohort import make_toy_cohort
 
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.files import paths
+from cspine_helpers.labels import read_labels, write_labels
+from cspine_helpers.packed import check_sequences
 from cspine_helpers.packing.cohort import PackSource
 from cspine_helpers.phantom import cohort as phantom
+from cspine_helpers.splits import split_patients, write_split
 
 
 @pytest.mark.parametrize("sign", ["notebooks/01_label_prevalence.ipynb", "cspine_helpers/__init__.py"])
@@ -400,3 +405,93 @@ def test_earlier_runs_are_found_in_their_order(tmp_path):
     found = [path.name for path in paths.previous_dirs(tmp_path / "run")]
     assert found == ["run-previous-1", "run-previous-2", "run-previous-10"]
     assert paths.next_previous_dir(tmp_path / "run") == tmp_path / "run-previous-3"
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """A cohort in two folders elsewhere, `scans` and `tables`, and a project without data."""
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path / "project"))
+    make_toy_cohort(tmp_path / "tables", studies=5)
+    for name in ("split.csv", "split.csv.sha256"):
+        (tmp_path / "tables" / name).unlink()
+    (tmp_path / "tables" / ".hidden").write_text("")
+    (tmp_path / "scans" / "train_images" / "1.2").mkdir(parents=True)
+    return tmp_path
+
+
+def below(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
+
+
+def test_a_cohort_of_links_takes_what_is_written_and_its_sources_stay_as_they_are(archive):
+    before = below(archive / "tables") | below(archive / "scans")
+    folder = paths.link_cohort("mine", archive / "scans", archive / "tables")
+    assert folder == archive / "project" / "data" / "mine"
+    assert {path.name for path in folder.iterdir()} == {"train.csv", "packed", "train_images"}
+    table = read_labels(folder / "train.csv")
+    write_split(split_patients(table), folder / "split.csv")
+    write_labels(table.iloc[::-1], folder / "train.csv")  # takes the link's place
+    with paths.exclusive(folder / ".lock", "testing"):
+        pass
+    cohort = read_cohort(folder)
+    check_sequences(cohort.packed, cohort.samples["train"])
+    assert (len(cohort.manifest), len(cohort.labels)) == (35, 5)
+    assert below(archive / "tables") | below(archive / "scans") == before
+
+
+def test_linking_again_adds_what_is_new_keeps_what_is_there_and_mends_dead_links(archive):
+    folder = paths.link_cohort("mine", archive / "tables")
+    (folder / "split.csv").write_text("mine")
+    (archive / "tables" / "train_bounding_boxes.csv").write_text("")
+    (archive / "tables").rename(archive / "moved")
+    assert not (folder / "train.csv").exists()
+    assert paths.link_cohort("mine", archive / "moved") == folder
+    assert (folder / "train.csv").resolve() == archive / "moved" / "train.csv"
+    assert (folder / "train_bounding_boxes.csv").is_file()
+    assert (folder / "split.csv").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("sources", "error", "sentence"),
+    [
+        (["absent"], FileNotFoundError, "it is no folder, or empty"),
+        (["tables/train.csv"], FileNotFoundError, "it is no folder, or empty"),
+        (["tables", "tables"], FileExistsError, r"files of one name \(2\): '.*packed', '.*train.csv'"),
+        (["tables", "own"], FileExistsError, r"files of one name \(1\): '.*data/mine/split.csv'"),
+        (["project"], ValueError, "lie in each other"),
+        (["project/data/mine"], ValueError, "lie in each other"),
+    ],
+)
+def test_what_cannot_be_linked_is_refused_and_nothing_is_linked(archive, sources, error, sentence):
+    folder = archive / "project" / "data" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "split.csv").write_text("mine")
+    (archive / "own").mkdir()
+    (archive / "own" / "split.csv").write_text("theirs")
+    with pytest.raises(error, match=sentence):
+        paths.link_cohort("mine", *(archive / source for source in sources))
+    assert [path.name for path in folder.iterdir()] == ["split.csv"]
+
+
+def test_a_cohort_that_is_a_link_itself_is_not_filled_with_links(archive):
+    (archive / "project" / "data").mkdir(parents=True)
+    (archive / "project" / "data" / "mine").symlink_to(archive / "scans")
+    with pytest.raises(FileExistsError, match="is a link, and what is written there would go to"):
+        paths.link_cohort("mine", archive / "tables")
+    assert [path.name for path in (archive / "scans").iterdir()] == ["train_images"]
+
+
+def test_a_disk_that_can_only_be_read_is_named_with_the_way_out(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    sentence = r"split\.csv was not written \(Read-only file system\).*through links: .*cspine_helpers link"
+    with pytest.raises(OSError, match=sentence), paths.atomic_path(tmp_path / "split.csv"):
+        pass
+    monkeypatch.setattr(paths.FileLock, "acquire", refuse)
+    with (
+        pytest.raises(OSError, match=r"Read-only.*through links"),
+        paths.exclusive(tmp_path / ".lock", "testing"),
+    ):
+        pass

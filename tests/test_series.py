@@ -1,5 +1,8 @@
 """The whole series from fresh kernels in a temporary project: cached run, retrained, and on real tables."""
 
+import ctypes
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -112,3 +115,52 @@ def test_real_labels_and_predictions_run_without_images(project):
     predictions.write_predictions(real, project / "checkpoints" / "oof" / "predictions.csv")
     run_series(project, ("04", "06", "07"), COHORT="rsna2022", RUN="oof")
     assert missing_figures(project, "figures/rsna2022", ("04", "06", "07")) == []
+
+
+def unprivileged() -> None:
+    """Let permissions bind this process and what it starts, even as root (prctl(2), PR_CAPBSET_DROP)."""
+    if hasattr(ctypes.CDLL(None), "prctl"):
+        for capability in range(64):
+            ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+
+
+def test_data_that_can_only_be_read_carry_the_series_from_a_foreign_folder(project, tmp_path):
+    """As where a platform mounts data read-only: code, data, outputs and the working directory lie apart."""
+    archive, outputs, elsewhere = (tmp_path / name for name in ("input", "working", "elsewhere"))
+    for folder in (archive, elsewhere):
+        folder.mkdir()
+    if not (made := ROOT / "data" / "builtin" / "cohort.json").exists():
+        make_cohort("builtin")
+        made = project / "data" / "builtin" / "cohort.json"
+    for name in COHORT_FILES:
+        (archive / name).symlink_to(made.parent / name)
+    packed = (archive / "packed").resolve()
+    before = {path.name: path.stat().st_mtime_ns for path in packed.iterdir()}
+    shutil.copytree(ROOT / "checkpoints" / "builtin", outputs / "checkpoints" / "builtin")
+    archive.chmod(0o555)
+    environment = os.environ | {"CSPINE_ROOT": str(outputs), "PYTHONPATH": str(ROOT)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *arguments]
+        options = {"cwd": elsewhere, "env": environment, "preexec_fn": unprivileged}
+        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+    refused = run("-c", f"open({str(archive / 'split.csv')!r}, 'w')")
+    assert "Permission denied" in refused.stderr  # so nothing below can have been written there
+    linked = run("-m", "cspine_helpers", "link", "--cohort", "archive", str(archive))
+    assert linked.returncode == 0, linked.stderr
+    script = str(project / "notebooks" / "run.py")
+    done = run(script, "--cohort", "archive", "--run", "builtin", "01", "02", "03", "04")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in archive.iterdir()} == {*COHORT_FILES}
+    assert {path.name: path.stat().st_mtime_ns for path in packed.iterdir()} == before
+    made = outputs / "data" / "archive"
+    assert (
+        splits.split_hash(splits.read_split(made / "split.csv"))
+        == json.loads((outputs / "checkpoints" / "builtin" / "run.json").read_text(encoding="utf-8"))["data"][
+            "split_sha256"
+        ]
+    )
+    assert list(elsewhere.iterdir()) == []
+    assert set(missing_figures(project, "working/figures/archive", ("01", "02", "03", "04"))) <= FAILURES
+    archive.chmod(0o755)

@@ -1,7 +1,8 @@
 """Where files live, which names may become files, and how a file is replaced in one step.
 
-`data/<cohort>` may be a link, to a larger disk. A run's folder, and the files of a run or of a `packed`
-folder, may not be links out of their folder.
+`data/<cohort>` may be a link, to a larger disk; of one that can only be read, `link_cohort` makes a folder of
+links, and outputs go beside them. A run's folder, and the files of a run or of a `packed` folder, may not be
+links out of their folder.
 """
 
 import ctypes
@@ -63,6 +64,71 @@ def cohort_dir(cohort: str) -> Path:
         ('data', 'rsna2022')
     """
     return project_root() / "data" / checked_name(cohort, "cohort")
+
+
+def link_cohort(cohort: str, *sources: str | Path) -> Path:
+    """Make `data/<cohort>` a folder of links to a cohort's files where they lie, which may be read-only.
+
+    What is made of them (split, packed sequences, locks) goes into that folder, beside the links; nothing is
+    ever written to the sources. Called again, it adds what is new there, and mends links that lead nowhere.
+
+    Args:
+        cohort: name of the cohort; its folder is made.
+        sources: folders that hold its files, laid out as data/README.md says: `train.csv`, `train_images/`,
+            `segmentations/`, perhaps `packed/` in another. All of their files and folders are linked, but
+            hidden ones.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: a source is no folder, or holds nothing.
+        FileExistsError: two sources hold a file of one name, or the cohort has such a file itself; or the
+            cohort's folder is a link. Nothing is linked then.
+        ValueError: a source and the cohort's folder lie in each other.
+
+    Example:
+        >>> Path("input").mkdir()
+        >>> _ = Path("input", "train.csv").write_text("")
+        >>> [path.name for path in link_cohort("mine", "input").iterdir()]
+        ['train.csv']
+    """
+    # 1. What is to be linked, and what is in its way.
+    folder = cohort_dir(cohort)
+    if folder.is_symlink():
+        raise FileExistsError(
+            f"{folder} is a link, and what is written there would go to {folder.resolve()}. Remove the link."
+        )
+    wanted: dict[str, Path] = {}
+    taken = []
+    for source in map(Path, sources):
+        inner, outer = source.resolve(), folder.resolve()
+        if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+            raise ValueError(f"{source} and {folder} lie in each other. Name the folder where the files are.")
+        found = sorted(source.glob("[!.]*")) if source.is_dir() else []
+        if not found:
+            raise FileNotFoundError(f"No cohort at {source}: it is no folder, or empty. Check its name.")
+        taken += [path for path in found if path.name in wanted]
+        wanted |= {path.name: inner / path.name for path in found}
+    links = {folder / name: path for name, path in wanted.items()}
+    taken += [
+        link
+        for link, path in links.items()
+        if link.exists() and not (link.is_symlink() and link.resolve() == path.resolve())
+    ]
+    if taken:
+        raise FileExistsError(
+            f"There are files of one name ({len(taken)}): {listing(map(str, taken))}. Each file of a cohort "
+            "is in one place: move the others aside."
+        )
+    # 2. Link it.
+    folder.mkdir(parents=True, exist_ok=True)
+    for link, path in links.items():
+        if link.is_symlink() and not link.exists():  # what it led to is elsewhere now
+            link.unlink()
+        if not link.exists():
+            link.symlink_to(path)
+    return folder
 
 
 def cohort_remedy(folder: str | Path) -> str:
@@ -250,11 +316,20 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         raise OSError(
             error.errno or errno.EIO,
             f"{path} was not written ({error.strerror or error}); the old file is unchanged. Check the right "
-            f"to write to {path.parent} and the free space there.",
+            f"to write to {path.parent} and the free space there.{_read_only(error)}",
         ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _read_only(error: OSError) -> str:
+    """What to do about a disk that can only be read, for the end of an error; nothing about others."""
+    if error.errno != errno.EROFS:
+        return ""
+    return (
+        " Data on a disk that can only be read are used through links: python -m cspine_helpers link --help."
+    )
 
 
 def _mode(path: Path) -> int:
@@ -309,7 +384,7 @@ def exclusive(lock: str | Path, doing: str) -> Iterator[None]:
         raise OSError(
             error.errno or errno.EIO,
             f"{lock.parent} cannot be written to ({error.strerror or error}). Check the right to write there "
-            "and the free space.",
+            f"and the free space.{_read_only(error)}",
         ) from error
     try:
         yield
