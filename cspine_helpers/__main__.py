@@ -1,4 +1,4 @@
-"""The one command line: `python -m cspine_helpers phantom | pack | train | predict | card`.
+"""The one command line: `python -m cspine_helpers phantom | link | pack | train | predict | card`.
 
 A command's options and imports are loaded when it is asked for, so that `--help` loads no torch.
 """
@@ -8,16 +8,19 @@ from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpForm
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from cspine_helpers.files import paths
 
 if TYPE_CHECKING:
+    from argparse import _ActionsContainer
+
     from pandas import DataFrame
 
     from cspine_helpers.checkpoints import Run
 
-_DOES = "Synthetic CT, packing, training, prediction, model card: each is a command with its own --help."
+_DOES = "Synthetic CT, links, packing, training, prediction, model card: each a command with its own --help."
 _FAILED, _REFUSED, _STOPPED = 3, 100, 130
 _STATUS = """
 exit status:
@@ -72,15 +75,9 @@ def _phantom(options: Namespace) -> int:
     return 0
 
 
-def _pack_options(parser: ArgumentParser) -> None:
+def _scheme_options(parser: "_ActionsContainer") -> None:
     from cspine_helpers.ct.masks import SCHEMES
-    from cspine_helpers.packing.crop import PackConfig
 
-    default = PackConfig()
-    low, high = default.window_hu
-    parser.add_argument("--cohort", required=True, help="folder of data/")
-    parser.add_argument("--images", type=Path, help="folder of studies (default: the cohort's train_images)")
-    parser.add_argument("--masks", type=Path, help="folder of masks (default: the cohort's segmentations)")
     meanings = parser.add_mutually_exclusive_group()
     meanings.add_argument(
         "--scheme",
@@ -89,6 +86,34 @@ def _pack_options(parser: ArgumentParser) -> None:
         help="what the masks' labels mean (default: rsna)",
     )
     meanings.add_argument("--labels", type=Path, help='the same as JSON: {"41": "C1", "40": "C2", …}')
+
+
+def _link_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--cohort", required=True, help="folder of data/ that is made")
+    parser.add_argument("sources", nargs="+", type=Path, metavar="FOLDER", help="where its files lie")
+
+
+def _link(options: Namespace) -> int:
+    folder = paths.link_cohort(options.cohort, *options.sources)
+    print(f"{folder}: {paths.listing(sorted(path.name for path in folder.iterdir()), quoted=False)}")
+    return 0
+
+
+def _pack_options(parser: ArgumentParser) -> None:
+    from cspine_helpers.packing.crop import PackConfig
+
+    default = PackConfig()
+    low, high = default.window_hu
+    parser.add_argument("--cohort", required=True, help="folder of data/")
+    parser.add_argument(
+        "--slices-from",
+        type=Path,
+        metavar="FOLDER",
+        help="pack files <study>_<c>_<t>.npy, not CT",
+    )
+    parser.add_argument("--images", type=Path, help="folder of studies (default: the cohort's train_images)")
+    parser.add_argument("--masks", type=Path, help="folder of masks (default: the cohort's segmentations)")
+    _scheme_options(parser)
     parser.add_argument(
         "--series", nargs="+", default=[], metavar="UID", help="which series, for studies that hold several"
     )
@@ -124,6 +149,9 @@ def _pack(options: Namespace) -> int:
     from cspine_helpers.packing.cohort import PackSource, choose_series, pack_cohort, sheets_dir, summary
     from cspine_helpers.packing.crop import PackConfig
 
+    if options.slices_from:
+        return _pack_slices(options)
+
     # 1. What is packed, and how.
     folder = paths.cohort_dir(options.cohort)
     source = PackSource.of(folder, scheme=read_scheme(options.labels) if options.labels else options.scheme)
@@ -155,6 +183,26 @@ def _pack(options: Namespace) -> int:
     for sheet in (sheets / f"{uid}.png" for uid in report[UID] if only and sheets):
         if sheet.is_file():
             print(f"Contact sheet: {sheet}")
+    return _FAILED if (report["status"] == "failed").any() else 0
+
+
+def _pack_slices(options: Namespace) -> int:
+    from cspine_helpers.packing.cohort import summary
+    from cspine_helpers.packing.slices import find_slices, pack_slices
+
+    names = ["images", "masks", "labels", "exclude", "series"]
+    names += ["size", "margin_mm", "neighbour_mm", "window_hu", "soft_mask"]
+    if of_ct := [name for name in names if getattr(options, name, None)]:
+        raise ValueError(
+            f"--{of_ct[0].replace('_', '-')} is for CT; slices (--slices-from) are packed as they are. "
+            "Leave it out."
+        )
+    if options.only is not None and options.only < 1:
+        raise ValueError(f"--only is a number of studies from 1; found {options.only}.")
+    only = options.study or (options.only and [*find_slices(options.slices_from)][: options.only])
+    count = getattr(options, "slices", None)
+    report = pack_slices(paths.cohort_dir(options.cohort), options.slices_from, count=count, only=only)
+    print(summary(report))
     return _FAILED if (report["status"] == "failed").any() else 0
 
 
@@ -214,16 +262,22 @@ def _predict_options(parser: ArgumentParser) -> None:
     one = parser.add_argument_group(
         "one study instead of a table; writes checkpoints/<run>/studies/<uid>.json"
     )
-    one.add_argument("--study", metavar="UID", help="a study of the cohort that is packed")
+    which = one.add_mutually_exclusive_group()
+    which.add_argument("--study", metavar="UID", help="a study of the cohort that is packed")
+    which.add_argument("--ct", type=Path, help="a CT that is packed for it, a DICOM folder or a NIfTI file")
+    one.add_argument("--masks", type=Path, help="with --ct: its mask, a NIfTI file or a folder of them")
+    _scheme_options(one)
+    one.add_argument("--series", metavar="UID", help="with --ct: which series, where it holds several")
     one.add_argument("--threshold", type=float, help="call vertebrae from here on (default: the frozen one)")
     one.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there instead")
 
 
 def _predict(options: Namespace) -> int:
-    if options.study:
+    if options.study or options.ct:
         return _predict_one(options)
-    if of_one := [name for name in ("threshold", "out") if getattr(options, name) is not None]:
-        raise ValueError(f"--{of_one[0]} is for one study. Name it with --study.")
+    names = ("masks", "labels", "series", "threshold", "out")
+    if of_one := [name for name in names if getattr(options, name) is not None]:
+        raise ValueError(f"--{of_one[0]} is for one study. Name it with --study, or its CT with --ct.")
     from cspine_helpers.inference.prediction import PREDICTIONS, write_calibrated
     from cspine_helpers.labels import UID
     from cspine_helpers.predictions import read_predictions
@@ -243,21 +297,46 @@ def _predict_one(options: Namespace) -> int:
     from cspine_helpers.checkpoints import load_run
     from cspine_helpers.decisions.thresholds import check_threshold
     from cspine_helpers.inference.study import predict_study, study_path, write_study
+    from cspine_helpers.packing.study import read_study, sentence
 
     if of_all := [name for name in ("calibrated", "replace", "skip_unusable") if getattr(options, name)]:
         raise ValueError(
             f"--{of_all[0].replace('_', '-')} is for the table of a cohort, not for one study. Leave it out; "
             "a study's answer is calibrated where calibrators are frozen."
         )
+    if of_ct := [name for name in ("masks", "labels", "series") if options.study and getattr(options, name)]:
+        raise ValueError(
+            f"--{of_ct[0]} is for a CT that is not packed yet. Name it with --ct, or leave it out."
+        )
+    if options.ct and not options.masks:
+        raise ValueError("--ct needs --masks, the file or folder that says where its vertebrae are.")
     if options.threshold is not None:
         check_threshold(options.threshold)
     run = load_run(_run_dir(options))
     _to_device(run, options)
-    packed = _cohort_dir(run, options) / "packed"
-    answer = predict_study(run, packed, options.study, threshold=options.threshold)
+    with TemporaryDirectory(prefix="cspine-") as folder:
+        packed, uid = Path(folder), options.study
+        if options.ct:
+            uid = _pack_one(run, packed, options)
+        else:
+            packed = _cohort_dir(run, options) / "packed"
+        answer = predict_study(run, packed, uid, threshold=options.threshold)
+        if problems := read_study(packed, uid).get("problems"):
+            answer = replace(answer, warnings=(*answer.warnings, f"not packed: {sentence(problems)}"))
     print(answer.summary())
-    print(write_study(answer, options.out or study_path(run.folder, answer.uid)))
+    print(write_study(answer, options.out or study_path(run.folder, uid)))
     return 0
+
+
+def _pack_one(run: "Run", packed: Path, options: Namespace) -> str:
+    """Pack the CT that is named as the run's sequences were; returns its study id."""
+    from cspine_helpers.ct.masks import read_scheme
+    from cspine_helpers.packing.crop import packing_of
+    from cspine_helpers.packing.study import pack_one
+
+    scheme = read_scheme(options.labels) if options.labels else options.scheme
+    config = packing_of(run.record)
+    return pack_one(options.ct, options.masks, packed, config, scheme=scheme, series=options.series)["uid"]
 
 
 def _run_dir(options: Namespace) -> Path:
@@ -349,6 +428,13 @@ _COMMANDS = {
         _phantom_options,
         _phantom,
     ),
+    "link": _Command(
+        "Make data/<cohort> a folder of links to files that lie elsewhere and may be read-only.",
+        "link --cohort rsna2022 /archive/rsna-2022 /archive/rsna-2022-packed",
+        "The same command continues.",
+        _link_options,
+        _link,
+    ),
     "pack": _Command(
         "Pack a cohort's CT into sequences, under data/<cohort>/packed.",
         "pack --cohort rsna2022 --only 1",
@@ -365,7 +451,9 @@ _COMMANDS = {
     ),
     "predict": _Command(
         "Predict a cohort's validation and test patients: checkpoints/<run>/predictions.csv. Or one study.",
-        "predict --cohort rsna2022 --run mine\n  python -m cspine_helpers predict --run builtin --study UID",
+        "predict --cohort rsna2022 --run mine\n"
+        "  python -m cspine_helpers predict --run builtin --study UID\n"
+        "  python -m cspine_helpers predict --run builtin --ct scan/ --masks mask.nii.gz",
         "Whole batches are kept; the same command continues.",
         _predict_options,
         _predict,

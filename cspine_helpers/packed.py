@@ -6,7 +6,8 @@ uint8 (mask 0/255); floats in [0, 1] and masks of 0 and 1 are converted when the
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -248,8 +249,10 @@ _PROVENANCE = (
     Column("warnings", pattern="(?s).*"),
 )
 MANIFEST_COLUMNS = tuple(column.name for column in _MANIFEST)
+_LENGTHS = MANIFEST_COLUMNS[2:-1]
 # Where a sequence was packed from. A manifest has all of these columns, or none (the built-in cohort's).
 PROVENANCE_COLUMNS = tuple(column.name for column in _PROVENANCE)
+_UNKNOWN = (*_LENGTHS, "completeness", "mask", "mask_sha256")  # of sequences made of another program's slices
 
 
 def write_manifest(table: pd.DataFrame, folder: str | Path) -> Path:
@@ -267,7 +270,8 @@ def read_manifest(folder: str | Path) -> pd.DataFrame:
         pixel, mask volume, HU window, and `slice_truth`: T characters, `.` an intact slice, `x` a
         fractured one, missing where unknown. Then, where the manifest has them, `PROVENANCE_COLUMNS`: share
         of the vertebra in the field of view, SHA-256 of the CT's files, name and SHA-256 of the mask, the
-        packer's version, and its warnings ("": none).
+        packer's version, and its warnings ("": none). Of sequences that were made of another program's
+        slices, all lengths, the window, that share and the mask are missing: nobody knows them.
 
     Raises:
         FileNotFoundError: there is none.
@@ -284,12 +288,25 @@ def read_manifest(folder: str | Path) -> pd.DataFrame:
 
 
 def _validate_manifest(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    columns = _MANIFEST
+    columns: tuple[Column, ...] = _MANIFEST
+    of_slices = False
     if not set(PROVENANCE_COLUMNS).isdisjoint(table.columns):
         require_columns(table, PROVENANCE_COLUMNS, what=str(path))
         columns += _PROVENANCE
         table = table.assign(warnings=table["warnings"].fillna(""))
-    return checked(table, columns, what=str(path), key=(UID, "vertebra"), may_be_empty=True)
+        of_slices = bool(table.reindex(columns=list(_LENGTHS)).isna().all(axis=1).any())
+    if not of_slices:
+        return checked(table, columns, what=str(path), key=(UID, "vertebra"), may_be_empty=True)
+    columns = tuple(replace(each, empty=each.empty or each.name in _UNKNOWN) for each in columns)
+    return checked(table, columns, what=str(path), key=(UID, "vertebra"), rules=_known_or_not)
+
+
+def _known_or_not(values: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    """Rows that say some of what may be unknown, and not all."""
+    lacking = values[list(_UNKNOWN)].isna()
+    torn = lacking.any(axis=1) & ~lacking.all(axis=1)
+    if torn.any():
+        yield f"rows with some of {listing(_UNKNOWN, quoted=False)} and not the others", torn
 
 
 def slice_truth_array(text: object, slices: int) -> np.ndarray:

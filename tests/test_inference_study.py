@@ -3,11 +3,13 @@
 import hashlib
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import scans
 import torch
+from ct_cohort import CONFIG, scanned, write_cohort
 from scipy.special import expit, logit
 from test_evaluation_cases import toy
 from toy_cohort import make_toy_cohort, tiny_model
@@ -31,10 +33,10 @@ from cspine_helpers.packed import (
     sequence_path,
     write_manifest,
 )
+from cspine_helpers.packing.cohort import pack_cohort
 from cspine_helpers.predictions import write_predictions
 
 TOP = Aggregation("top_k", k=3)
-SUM = "0" * 64
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +232,15 @@ def test_warnings_and_sources_come_from_the_manifest(run, cohort, uid, tmp_path)
     assert said == "C3: not in the manifest, nothing is known of how they were packed"
 
 
+def test_a_study_that_the_run_was_trained_on_is_said_to_be(run, cohort, uid):
+    trained_on = cohort.samples["train"][UID].iloc[0]
+    its = replace(run, record=run.record | {"data": cohort.fingerprint()})
+    (said,) = predict_study(its, cohort.packed, trained_on).warnings
+    assert said.startswith("the run was trained on this study")
+    assert predict_study(its, cohort.packed, uid).warnings == ()
+    assert predict_study(run, cohort.packed, trained_on).warnings == ()  # of a run of another split
+
+
 def test_a_study_that_cannot_be_answered_is_refused(run, cohort, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no packed sequence .*9.9_7.npy"):
         predict_study(run, cohort.packed, "9.9")
@@ -330,8 +341,11 @@ def test_the_command_records_a_threshold_that_was_given_and_writes_where_it_is_t
         ("--study 9.9 --cohort none", "Study '9.9' has no packed sequence in"),
         ("--study UID --threshold 1.5", "A threshold must be in [0, 1]; found 1.5."),
         ("--study UID --threshold nan", "A threshold must be in [0, 1]; found nan."),
-        ("--threshold 0.5", "--threshold is for one study. Name it with --study."),
-        ("--out one.json", "--out is for one study. Name it with --study."),
+        ("--threshold 0.5", "--threshold is for one study. Name it with --study,"),
+        ("--out one.json", "--out is for one study. Name it with --study,"),
+        ("--study UID --masks mask.nii", "--masks is for a CT that is not packed yet."),
+        ("--ct data", "--ct needs --masks, the file or folder that says where its vertebrae are."),
+        ("--masks mask.nii", "--masks is for one study."),
         ("--study UID --calibrated", "--calibrated is for the table of a cohort, not for one study"),
         ("--study UID --replace", "--replace is for the table of a cohort, not for one study"),
         ("--study UID --skip-unusable", "--skip-unusable is for the table of a cohort, not for one study"),
@@ -346,3 +360,111 @@ def test_what_the_command_cannot_answer_is_one_sentence_and_nothing_is_written(
     out, err = capsys.readouterr()
     assert (out, sentence in err) == ("", True), err
     assert sorted(project.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def ct(tmp_path_factory):
+    """CT and masks of a cohort, DICOM by pydicom, packed; and a study once more as nibabel writes it."""
+    folder = write_cohort(tmp_path_factory.mktemp("ct"))
+    pack_cohort(folder, config=CONFIG, workers=1)
+    study = scanned(0)
+    scans.write_nifti(folder / f"{study.uid}.nii.gz", study.volume_hu, study.spacing_mm)
+    scans.write_nifti(folder / "mask.nii.gz", study.label_map, study.spacing_mm)
+    return folder
+
+
+@pytest.fixture
+def answering(project, monkeypatch):
+    """The command line with that run, whose sequences were packed as those CT are."""
+    known = checkpoints.load_run(project / "checkpoints" / "toy")
+    packing = {"packing": {"config": json.loads(json.dumps(asdict(CONFIG)))}}
+    run = replace(known, record=known.record | {"cohort": packing})
+    monkeypatch.setattr(checkpoints, "load_run", lambda _: run)
+    return run
+
+
+def answered(run, uid):
+    return strict(study_path(run.folder, uid))
+
+
+@pytest.mark.parametrize("kind", ["dicom", "nifti"])
+def test_a_ct_is_answered_in_one_go_as_it_is_when_packed_first(answering, ct, kind, tmp_path, monkeypatch):
+    uid = scanned(0).uid
+    images = ct / "train_images" / uid if kind == "dicom" else ct / f"{uid}.nii.gz"
+    mask = ct / "segmentations" / f"{uid}.nii.gz" if kind == "dicom" else ct / "mask.nii.gz"
+    before = sorted(ct.rglob("*"))
+    (tmp_path / "left").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "left"))
+    assert main(["predict", "--run", "toy", "--ct", str(images), "--masks", str(mask)]) == 0
+    found, step = answered(answering, uid), predict_study(answering, ct / "packed", uid)
+    expected = json.loads(json.dumps(step.record()))
+    for part in ("vertebrae", "patient", "missing", "threshold_source", "sentences"):
+        assert found[part] == expected[part]
+    assert found["hashes"]["packed"] == expected["hashes"]["packed"]
+    assert (found["hashes"]["source"] == expected["hashes"]["source"]) == (kind == "dicom")
+    assert sorted(ct.rglob("*")) == before
+    assert list((tmp_path / "left").iterdir()) == []
+
+
+def test_a_vertebra_that_cannot_be_packed_is_missing_with_its_reason(answering, ct, tmp_path):
+    study = scanned(0)
+    without = np.where(study.label_map == 3, 0, study.label_map).astype(np.uint8)
+    scans.write_nifti(tmp_path / "mask.nii.gz", without, study.spacing_mm)
+    images = str(ct / f"{study.uid}.nii.gz")
+    assert main(["predict", "--run", "toy", "--ct", images, "--masks", str(tmp_path / "mask.nii.gz")]) == 0
+    found = answered(answering, study.uid)
+    assert found["missing"] == ["C3"]
+    assert "not packed: C3: not in the mask" in found["warnings"]
+    assert "Not packed: C3; the absence of a call there is no all-clear." in found["sentences"]
+
+
+@pytest.mark.parametrize(
+    ("ct_name", "mask_name", "more", "sentence"),
+    [
+        ("UID.nii.gz", "none.nii.gz", "", "No mask at"),
+        ("none", "mask.nii.gz", "", "No CT at"),
+        ("UID.nii.gz", "elsewhere.nii.gz", "", "no voxel of C1 … C7 lies inside the CT. It is the mask of"),
+        ("UID.nii.gz", "mask.nii.gz", "--scheme totalsegmentator", "mask.nii.gz"),
+        ("UID.nii.gz", "mask.nii.gz", "--labels none.json", "No table of labels at none.json"),
+        ("a b.nii.gz", "mask.nii.gz", "", "cannot be file names"),
+        ("segmentations", "mask.nii.gz", "", "segmentations"),
+    ],
+)
+def test_a_ct_that_cannot_be_answered_is_one_sentence_and_nothing_is_written(
+    answering, ct, ct_name, mask_name, more, sentence, capsys
+):
+    study = scanned(0)
+    (ct / "a b.nii.gz").write_bytes(b"")
+    away = (4000.0, 0.0, 0.0)
+    scans.write_nifti(ct / "elsewhere.nii.gz", study.label_map, study.spacing_mm, origin_mm=away)
+    images, mask = ct / ct_name.replace("UID", study.uid), ct / mask_name
+    assert main(["predict", "--run", "toy", "--ct", str(images), "--masks", str(mask), *more.split()]) == 100
+    out, err = capsys.readouterr()
+    assert (out, sentence in err) == ("", True), err
+    assert not (answering.folder / "studies").exists()
+
+
+def test_a_run_of_unknown_packing_packs_no_ct(answering, ct, monkeypatch, capsys):
+    run = replace(answering, record=answering.record | {"cohort": None})
+    monkeypatch.setattr(checkpoints, "load_run", lambda _: run)
+    paths = ["--ct", str(ct / f"{scanned(0).uid}.nii.gz"), "--masks", str(ct / "mask.nii.gz")]
+    assert main(["predict", "--run", "toy", *paths]) == 100
+    assert "does not say how its sequences were packed" in capsys.readouterr().err
+    assert not (run.folder / "studies").exists()
+
+
+def test_a_ct_and_a_study_together_are_wrong_arguments(project, uid, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["predict", "--run", "toy", "--study", uid, "--ct", "scan", "--masks", "mask.nii"])
+    assert stopped.value.code == 2
+    assert "argument --ct: not allowed with argument --study" in capsys.readouterr().err
+
+
+@scans.needs_ct
+@pytest.mark.slow
+def test_a_real_ct_without_a_cervical_vertebra_gives_a_clear_sentence(answering, capsys):
+    folder = scans.REAL_CT / "totalsegmentator_example"
+    images, mask = str(folder / "dicom"), str(folder / "dicom_segmentation.nii.gz")
+    options = ["--ct", images, "--masks", mask, "--scheme", "totalsegmentator"]
+    assert main(["predict", "--run", "toy", *options]) == 100
+    assert "dicom_segmentation.nii.gz: " in capsys.readouterr().err

@@ -124,6 +124,7 @@ def test_a_run_of_other_data_is_not_predicted(root, command):
         ("predict --cohort toy --replace --device nonsense", "no device that torch can use here"),
         ("predict --cohort toy --replace --batch-size 0", "found a batch size of 0"),
         ("predict --cohort toy --replace --workers -1", "and -1 workers"),
+        ("link --cohort mine absent", "No cohort at absent: it is no folder, or empty. Check its name."),
         ("card --run absent", "Nothing is known of a run at"),
         ("card --run ../toy", "A run name is"),
         ("phantom --cohort ../outside", "A cohort name is"),
@@ -178,7 +179,8 @@ def test_ctrl_c_ends_a_command_with_what_is_kept(tmp_path, command, monkeypatch,
         raise KeyboardInterrupt
 
     monkeypatch.setitem(cli._COMMANDS, name, replace(cli._COMMANDS[name], run=stop))
-    arguments = ("--cohort", "toy") if name == "pack" else ()
+    needed = {"pack": ("--cohort", "toy"), "link": ("--cohort", "toy", "elsewhere")}
+    arguments = needed.get(name, ())
     assert command(tmp_path, name, *arguments) == (130, "", f"Stopped. {cli._COMMANDS[name].stopped}\n")
 
 

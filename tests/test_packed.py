@@ -348,6 +348,36 @@ ORIGIN = {
 }
 
 
+def manifest_of_slices() -> pd.DataFrame:
+    unknown = [*MANIFEST_COLUMNS[2:], "completeness", "mask", "mask_sha256"]
+    return manifest_of_ct().assign(**dict.fromkeys(unknown))
+
+
+def test_a_manifest_of_slices_says_that_lengths_and_masks_are_not_known(tmp_path):
+    whole, unknown = manifest_of_ct().iloc[:1], manifest_of_slices().iloc[1:]
+    write_manifest(pd.concat([whole, unknown]), tmp_path)
+    back = read_manifest(tmp_path)
+    assert back["pixel_mm"].isna().tolist() == [False, True]
+    assert back["mask_sha256"].isna().tolist() == [False, True]
+    assert back["source_sha256"].notna().all()
+
+
+@pytest.mark.parametrize(
+    "change", [{"pixel_mm": [1.0, None]}, {"completeness": [1.0, None]}, {"mask_sha256": ["a" * 64, None]}]
+)
+def test_what_is_not_known_of_slices_is_not_known_as_a_whole(tmp_path, change):
+    with pytest.raises(
+        ValueError, match=r"rows with some of spacing_z_mm, .* and not the others \(1\): '1.2.3"
+    ):
+        write_manifest(manifest_of_slices().assign(**change), tmp_path)
+
+
+@pytest.mark.parametrize("column", ["source_sha256", "packer"])
+def test_slices_say_what_they_were_packed_from_and_by(tmp_path, column):
+    with pytest.raises(ValueError, match=r"1\.2\.3 C1"):
+        write_manifest(manifest_of_slices().assign(**{column: None}), tmp_path)
+
+
 def manifest_of_ct() -> pd.DataFrame:
     return manifest().assign(**ORIGIN)
 

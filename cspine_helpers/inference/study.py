@@ -11,12 +11,13 @@ from cspine_helpers.checkpoints import Run
 from cspine_helpers.decisions.test_split import DECISION, Frozen, check_belongs, read_decision
 from cspine_helpers.decisions.thresholds import at_level_of, check_threshold
 from cspine_helpers.evaluation.cases import Cases
-from cspine_helpers.files.paths import check_uids, inside, listing, sha256_of
+from cspine_helpers.files.paths import check_uids, inside, listing, seal_of, sha256_of
 from cspine_helpers.files.records import write_sealed
 from cspine_helpers.inference.prediction import PREDICTIONS, predict
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.packed import PROVENANCE_COLUMNS, read_manifest, sequence_path
 from cspine_helpers.predictions import read_predictions
+from cspine_helpers.splits import read_split, split_hash, studies_of
 
 FORMAT = 1  # of <uid>.json
 NOTICE = "Research software, not a medical device."
@@ -43,7 +44,7 @@ class StudyPrediction:
         patient_aggregation: that aggregation's name.
         patient_calibrated: `patient_aggregated`, calibrated; None where no calibrator of patients is frozen.
         patient_threshold: `patient_aggregated` from which a patient is called; None where none is frozen.
-        warnings: of packing, each with its vertebrae.
+        warnings: of packing, each with its vertebrae; and that the run was trained on this study.
         run: the run's name.
         hashes: SHA-256 of `weights`, `decision` (what is frozen; None: nothing), `packed` (file → its own)
             and, where the manifest says them, of the CT (`source`) and the mask (`mask`).
@@ -236,6 +237,10 @@ def predict_study(
         found = frozen.calibrate(table)
         calibrated = dict(zip(found["vertebra"], found["calibrated"].tolist(), strict=True))
     warnings, sources = _of_manifest(Path(packed_dir), uid, present)
+    if _is_trained_on(run, Path(packed_dir).parent / "split.csv", uid):
+        warnings += (
+            "the run was trained on this study: what it says here is better than it would be on another",
+        )
     files = [sequence_path(packed_dir, uid, name) for name in present]
     return StudyPrediction(
         uid=uid,
@@ -293,6 +298,15 @@ def _threshold(
     return float(run.threshold), None, CHOSEN
 
 
+def _is_trained_on(run: Run, split: Path, uid: str) -> bool:
+    """Whether the study is of the training split; False where the cohort has no split, or not the run's."""
+    if not (split.is_file() and seal_of(split).is_file()):
+        return False
+    table = read_split(split)
+    its = run.record.get("data", {}).get("split_sha256") == split_hash(table)
+    return its and uid in set(studies_of(table, "train"))
+
+
 def _of_manifest(packed: Path, uid: str, present: list[str]) -> tuple[tuple[str, ...], dict[str, str]]:
     """Warnings of packing, each with its vertebrae; SHA-256 of CT and mask, where the manifest has them."""
     if not (packed / "manifest.csv").is_file():
@@ -311,7 +325,8 @@ def _of_manifest(packed: Path, uid: str, present: list[str]) -> tuple[tuple[str,
     warnings = tuple(
         text if names == present else f"{', '.join(names)}: {text}" for text, names in by_text.items()
     )
-    return warnings, {"source": rows["source_sha256"].iloc[0], "mask": rows["mask_sha256"].iloc[0]}
+    sums = {name: rows[f"{name}_sha256"].dropna().unique() for name in ("source", "mask")}
+    return warnings, {name: found[0] for name, found in sums.items() if len(found) == 1}
 
 
 def study_path(run_folder: str | Path, uid: str) -> Path:

@@ -158,9 +158,9 @@ def pack_cohort(
     with paths.exclusive(folder / ".packing.lock", f"packing {folder.name}"):
         settings = {"config": asdict(config), "scheme": str(source.scheme), "packer": packer_version()}
         jobs = {its.uid: (its, packed, config, sheets and sheets / f"{its.uid}.png") for its in chosen}
-        others = _begin(packed, sheets, jobs, {study.uid for study in studies} - {*jobs}, settings)
+        others = begin(packed, sheets, jobs, {study.uid for study in studies} - {*jobs}, settings)
         records = sorted(_records(jobs, folder.name, workers), key=lambda record: record["uid"])
-        report = _write_tables(records, others, settings, packed)
+        report = write_tables(records, others, settings, packed)
     labelled, there = {*_labels(folder)}, {*source._there()}
     known = labelled | there
     report.attrs["without_ct"] = sorted(labelled - there - {*source.exclude})
@@ -234,7 +234,7 @@ def _remedy(folder: Path) -> str:
     )
 
 
-def _begin(
+def begin(
     packed: Path, sheets: Path | None, uids: Iterable[str], others: Set[str], settings: Mapping[str, Any]
 ) -> set[str]:
     """Make sure of the folder, and set aside what belongs to no study of it, or to other settings.
@@ -333,7 +333,7 @@ def _failed(uid: str, why: str) -> dict[str, Any]:
     return {"uid": uid, "rows": [], "boxes": [], "files": {}, "error": why}
 
 
-def _write_tables(
+def write_tables(
     records: Sequence[Mapping[str, Any]], others: Set[str], settings: dict[str, Any], packed: Path
 ) -> pd.DataFrame:
     """Manifest, packed boxes, settings, report and checksums; returns the report on these records.

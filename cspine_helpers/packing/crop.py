@@ -5,12 +5,15 @@ Nothing is resampled along Z: each position of a sequence is a native slice. Vol
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 
 from cspine_helpers.ct.volume import Box, bounding_box
+from cspine_helpers.files.records import config_of
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.packed import MANIFEST_COLUMNS, PackedVertebra
 
@@ -56,6 +59,28 @@ class PackConfig:
             raise ValueError(f"neighbour_mm is a length above 0, or None; found {self.neighbour_mm}.")
         if not self.window_hu[0] < self.window_hu[1]:
             raise ValueError(f"window_hu must run from low to high; found {self.window_hu}.")
+
+
+def packing_of(record: Mapping[str, Any]) -> PackConfig:
+    """How the sequences were packed that a run was trained on, by its record: so is a new CT for it.
+
+    Args:
+        record: of `runs.read_record`; `cohort.packing` is that of packed CT, `cohort.phantom` of phantoms.
+
+    Raises:
+        ValueError: the record does not say it, or it is no packing of this version.
+    """
+    cohort = record.get("cohort") or {}
+    packed, phantom = cohort.get("packing") or {}, cohort.get("phantom") or {}
+    found = packed.get("config") or phantom.get("config", {}).get("pack")
+    if not found:
+        raise ValueError(
+            "The run's record does not say how its sequences were packed (slices, size, window, margin). "
+            "Pack the CT as they were (pack --help lists the options), and predict it with --study."
+        )
+    if isinstance(window := found.get("window_hu"), list):  # JSON has no tuple
+        found = {**found, "window_hu": tuple(window)}
+    return config_of(PackConfig, found)
 
 
 def pack_vertebra(

@@ -17,13 +17,14 @@ from typing import Any
 import pandas as pd
 
 from cspine_helpers.ct.masks import Mask, find_vertebrae, place, read_mask
+from cspine_helpers.ct.nifti import NIFTI
 from cspine_helpers.ct.reading import read_ct
 from cspine_helpers.figures.scans import contact_sheet
 from cspine_helpers.figures.style import write_figure
 from cspine_helpers.files import paths
 from cspine_helpers.files.records import read_sealed, write_sealed
-from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.packed import PROVENANCE_COLUMNS, write_sequence
+from cspine_helpers.labels import BOX_COLUMNS, VERTEBRAE
+from cspine_helpers.packed import PROVENANCE_COLUMNS, write_manifest, write_sequence
 from cspine_helpers.packing.crop import PackConfig, manifest_row, pack_vertebra
 from cspine_helpers.packing.slice_truth import packed_truth
 
@@ -77,7 +78,7 @@ def pack_study(
     beside = ThreadPoolExecutor(2)  # hashes and the mask, while the CT is decoded: that leaves Python free
     try:
         hashes = beside.submit(_hashes, study)
-        is_same = done and done["key"] == _key(study, config, hashes.result()) and _is_unchanged(done, packed)
+        is_same = done and done["key"] == _key(study, config, hashes.result()) and is_unchanged(done, packed)
         if is_same and (sheet is None or sheet.is_file()):
             return done
         forget(packed, study.uid)
@@ -86,15 +87,52 @@ def pack_study(
     finally:
         beside.shutdown(cancel_futures=True)
     record = {"format": FORMAT, "key": _key(study, config, hashes.result())} | content
-    path = write_sealed(_record_path(packed, study.uid), record)
+    path = write_sealed(record_path(packed, study.uid), record)
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def pack_one(
+    ct: Path,
+    mask: Path,
+    packed: Path,
+    config: PackConfig,
+    *,
+    scheme: str | Mapping[int, str] = "rsna",
+    series: str | None = None,
+) -> dict[str, Any]:
+    """Pack one CT that belongs to no cohort: its sequences and their manifest.
+
+    Args:
+        ct: folder of a DICOM series, or a NIfTI file; its name is the study's.
+        mask: its mask: a NIfTI file, or a folder with one a vertebra.
+        packed: where they go.
+        config: how vertebrae are cut out.
+        scheme: what the mask's labels mean, see `masks.read_label_map`.
+        series: SeriesInstanceUID, where the folder holds several.
+
+    Returns:
+        Its record, as of `pack_study`; `uid` is its name.
+
+    Raises:
+        FileNotFoundError: CT or mask are not there.
+        ValueError, OSError: it cannot be packed; says why.
+    """
+    ct, mask = Path(ct).resolve(), Path(mask)
+    uid = next((ct.name.removesuffix(end) for end in NIFTI if ct.name.endswith(end)), ct.name)
+    for path, what in ((ct, "CT"), (mask, "mask")):
+        if not path.exists():
+            raise FileNotFoundError(f"No {what} at {path}. Name its file or folder.")
+    none = pd.DataFrame(columns=list(BOX_COLUMNS))
+    record = pack_study(StudyFiles(uid, ct, mask, scheme, series, None, none), packed, config)
+    write_manifest(pd.DataFrame(record["rows"]), packed)
+    return record
 
 
 def read_study(packed: Path, uid: str) -> dict[str, Any]:
     """The record of a packed study; {} where there is none that is whole, as after a stop."""
     try:
         return read_sealed(
-            _record_path(packed, uid),
+            record_path(packed, uid),
             version=FORMAT,
             missing="",
             again="pack again",
@@ -106,7 +144,7 @@ def read_study(packed: Path, uid: str) -> dict[str, Any]:
 
 def forget(packed: Path, uid: str) -> None:
     """Remove a study's record and sequences: its files are others now."""
-    _record_path(packed, uid).unlink(missing_ok=True)
+    record_path(packed, uid).unlink(missing_ok=True)
     for name in _sequence_names(uid):
         (packed / name).unlink(missing_ok=True)
         (packed / ASIDE / name).unlink(missing_ok=True)
@@ -224,7 +262,8 @@ def _pack(
     }
 
 
-def _record_path(packed: Path, uid: str) -> Path:
+def record_path(packed: Path, uid: str) -> Path:
+    """Where the record of a packed study is."""
     return packed / "studies" / f"{uid}.json"
 
 
@@ -243,7 +282,7 @@ def _key(study: StudyFiles, config: PackConfig, hashes: Mapping[str, str]) -> st
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _is_unchanged(record: Mapping[str, Any], packed: Path) -> bool:
+def is_unchanged(record: Mapping[str, Any], packed: Path) -> bool:
     """Whether a record's sequences are there as they were written; brings back those set aside."""
     moved = {}
     for name, sha256 in record["files"].items():
