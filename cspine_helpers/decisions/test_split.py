@@ -34,7 +34,7 @@ from cspine_helpers.files.tables import read_columns
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import predictions_sha256
-from cspine_helpers.runs import RECORD, read_record
+from cspine_helpers.runs import ENSEMBLE, RECORD, read_ensemble, read_record
 from cspine_helpers.splits import split_hash
 
 DECISION = "decision.json"
@@ -475,13 +475,16 @@ def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _split_sha256(folder: Path, predictions: pd.DataFrame) -> str:
-    """SHA-256 of the split that the run was trained on; without a run, of that in the predictions."""
-    if (folder / RECORD).is_file():
-        data = read_record(folder).get("data")
+    """SHA-256 of the split that the run, or runs, were trained on; without any, of that in the predictions.
+
+    Of runs of folds, the split that the folds were made beside: their test patients are its own.
+    """
+    for name, read in {RECORD: read_record, ENSEMBLE: read_ensemble}.items():
+        if not (folder / name).is_file():
+            continue
+        data = read(folder).get("data")
         if not isinstance(data, dict) or "split_sha256" not in data:
-            raise ValueError(
-                f"{folder / RECORD} does not say which split its run was trained on. Train again."
-            )
+            raise ValueError(f"{folder / name} does not say which split its run was trained on. Train again.")
         return data["split_sha256"]
     return split_hash(predictions[[UID, "split"]].drop_duplicates())
 

@@ -1,8 +1,10 @@
 """A run applied to packed sequences: a table of a cohort, resumed where it was stopped."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,7 +18,7 @@ from cspine_helpers.files.paths import exclusive, inside, listing, remove_unfini
 from cspine_helpers.files.records import append, differences, whole_records
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.labels import UID
-from cspine_helpers.model.forward import forward_pass
+from cspine_helpers.model.forward import mean_probability
 from cspine_helpers.packed import check_sequences
 from cspine_helpers.predictions import read_predictions, validate_predictions, write_predictions
 
@@ -59,7 +61,9 @@ def predict(
     """
     frozen = _calibrating(run.folder) if calibrate else None
     table = samples[[UID, "vertebra"]].assign(split=split, label=samples["label"])
-    table["probability"] = list(chain.from_iterable(_batches(run, samples, packed_dir, batch_size, workers)))
+    table["probability"] = list(
+        chain.from_iterable(_batches((run,), samples, packed_dir, batch_size, workers))
+    )
     return frozen.calibrate(table) if frozen else validate_predictions(table)
 
 
@@ -109,27 +113,110 @@ def predict_cohort(
         7
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    if path.exists() and not partial.exists() and not replace:  # else it is resumed
-        raise FileExistsError(
-            f"{path} is there already, and a decision may rest on it. Move it, or replace it with "
-            "replace=True (on the command line, --replace)."
-        )
-    cohort, bad = cohort.usable(
-        slices=run.config.slices, size=run.config.size, splits=splits, skip_unusable=skip_unusable
-    )
-    table = pd.concat([cohort.samples[name].assign(split=name) for name in splits], ignore_index=True)
-    left_out = sorted(uid for studies in bad.values() for uid in studies)
-    if skip_unusable:
-        print(f"{len(left_out)} studies skipped, whose sequences are unusable: {listing(left_out) or 'none'}")
+    check_free(path, replace=replace)
+    cohort, left_out = usable(run, cohort, splits, skip_unusable=skip_unusable)
+    rows = [samples_of(cohort, name, split=name) for name in splits]
     made_of = {
         "weights_sha256": run.record["weights_sha256"],
         **cohort.fingerprint(),
         "splits": list(splits),
         "left_out": left_out,
         "batch_size": batch_size,  # another size, version or device rounds otherwise
-        "computed_by": f"torch {torch.__version__} on {next(run.model.parameters()).device.type}",
+        "computed_by": computed_by(run),
     }
+    part = Part(pd.concat(rows, ignore_index=True), (run,))
+    return write_parts([part], cohort.packed, path, made_of=made_of, batch_size=batch_size, workers=workers)
+
+
+def check_free(path: Path, *, replace: bool) -> None:
+    """Refuse to write over a whole predictions table unasked; one that is not whole is resumed.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    if path.exists() and not _partial(path).exists() and not replace:
+        raise FileExistsError(
+            f"{path} is there already, and a decision may rest on it. Move it, or replace it with "
+            "replace=True (on the command line, --replace)."
+        )
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def usable(
+    run: Run, cohort: Cohort, splits: Sequence[str], *, skip_unusable: bool
+) -> tuple[Cohort, list[str]]:
+    """The cohort whose sequences in these splits a run can use, and the studies left out, which are printed.
+
+    Raises:
+        ValueError: sequences are missing or cannot be used, and `skip_unusable` is not set; names them.
+    """
+    cohort, bad = cohort.usable(
+        slices=run.config.slices, size=run.config.size, splits=splits, skip_unusable=skip_unusable
+    )
+    left_out = sorted(uid for studies in bad.values() for uid in studies)
+    if skip_unusable:
+        print(f"{len(left_out)} studies skipped, whose sequences are unusable: {listing(left_out) or 'none'}")
+    return cohort, left_out
+
+
+def samples_of(cohort: Cohort, name: str, *, split: str) -> pd.DataFrame:
+    """A predictions table's rows of a part of a cohort, without probabilities; patients where it names them.
+
+    Args:
+        cohort: of which.
+        name: of the part, in `cohort.samples`.
+        split: that the table says.
+    """
+    rows = cohort.samples[name].assign(split=split)
+    if "patient" in cohort.split.columns:
+        rows["patient"] = rows[UID].map(cohort.split.set_index(UID)["patient"])
+    return rows
+
+
+def computed_by(run: Run) -> str:
+    """What computes a run's probabilities: version and device, which round in their own way."""
+    return f"torch {torch.__version__} on {next(run.model.parameters()).device.type}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a predictions table without probabilities, and the runs whose mean probability they get."""
+
+    rows: pd.DataFrame
+    runs: tuple[Run, ...]
+
+
+def write_parts(
+    parts: Sequence[Part],
+    packed_dir: Path,
+    path: Path,
+    *,
+    made_of: Mapping[str, Any],
+    batch_size: int,
+    workers: int,
+    flip: bool = False,
+    then: Callable[[], object] = lambda: None,
+) -> pd.DataFrame:
+    """Predict the parts of a table one after the other, each batch noted, and write it when it is complete.
+
+    Args:
+        parts: of the table, in its order.
+        packed_dir: the cohort's `packed` folder.
+        path: where the table goes.
+        made_of: what must be the same for a table that was begun to be resumed.
+        batch_size: sequences computed at once.
+        workers: processes that load.
+        flip: see `forward.mean_probability`.
+        then: called when the table is in place; a stop before its end is resumed there.
+
+    Raises:
+        BlockingIOError: another process predicts or trains in that folder.
+        ValueError: packed sequences cannot be used, or the partial file was begun otherwise.
+    """
+    partial, table = _partial(path), pd.concat([part.rows for part in parts], ignore_index=True)
     with exclusive(path.with_name(".lock"), f"writing to {path.parent}"):
         remove_unfinished(path)
         records = whole_records(partial) or [made_of]
@@ -139,31 +226,42 @@ def predict_cohort(
                 "the way it was begun, or delete it to predict from the start."
             )
         done = sum(map(len, records[1:]))
-        if done < len(table):
-            for batch in _batches(run, table, cohort.packed, batch_size, workers, start=done):
+        for part in parts:
+            start, done = min(done, len(part.rows)), max(done - len(part.rows), 0)
+            if start == len(part.rows):
+                continue
+            for batch in _batches(part.runs, part.rows, packed_dir, batch_size, workers, start, flip=flip):
                 records.append(batch)
                 append(partial, records)
         table["probability"] = list(chain.from_iterable(records[1:]))
         write_predictions(table, path)
+        then()
         partial.unlink(missing_ok=True)
     return validate_predictions(table)
 
 
 def _batches(
-    run: Run, samples: pd.DataFrame, packed_dir: str | Path, batch_size: int, workers: int, *, start: int = 0
+    runs: Sequence[Run],
+    samples: pd.DataFrame,
+    packed_dir: str | Path,
+    batch_size: int,
+    workers: int,
+    start: int = 0,
+    *,
+    flip: bool = False,
 ) -> Iterator[list[float]]:
-    """Probabilities of fracture, a batch at a time, of the samples from `start` on.
+    """Mean probabilities of fracture, a batch at a time, of the samples from `start` on.
 
     Raises:
         ValueError: packed sequences are missing or cannot be used; names them.
     """
-    slices, size, rest = run.config.slices, run.config.size, samples.iloc[start:]
+    slices, size, rest = runs[0].config.slices, runs[0].config.size, samples.iloc[start:]
     check_sequences(packed_dir, rest, slices=slices, size=size)
     dataset = SequenceDataset(rest, packed_dir, slices=slices, size=size)
     loader = make_loader(dataset, batch_size=batch_size, workers=workers)
     with tqdm(desc="predict", total=len(samples), initial=start, unit="sequence", leave=False) as bar:
-        for _, output in forward_pass(run.model, loader):
-            values = output.probability.tolist()
+        for probability in mean_probability([run.model for run in runs], loader, flip=flip):
+            values = probability.tolist()
             bar.update(len(values))
             yield values
 

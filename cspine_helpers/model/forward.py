@@ -1,7 +1,8 @@
 """The one forward pass: validation, prediction and attention run it, and so say the same."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import tee
 from typing import Any
 
 import torch
@@ -33,6 +34,39 @@ def forward_pass(
         ):
             output = network(*given)
         yield batch["index"], output
+
+
+def mean_probability(
+    models: Sequence[FractureClassifier], batches: Iterable[dict[str, Tensor]], *, flip: bool = False
+) -> Iterator[Tensor]:
+    """Mean probability of several models, each by its own forward pass over the same loaded batches.
+
+    Args:
+        models: on one device.
+        batches: of a `SequenceDataset`, as its loader makes them.
+        flip: each model also sees the sequence with left and right exchanged, and both count alike.
+
+    Yields:
+        Probability of a fracture, float64 `(B,)`.
+    """
+    device = next(models[0].parameters()).device
+    views = (dict, flipped) if flip else (dict,)
+    moved = (
+        view({**batch, "sequence": batch["sequence"].to(device, non_blocking=True)})
+        for batch in batches
+        for view in views
+    )
+    # In step with each other, so that a batch is held only until the last of them has seen it.
+    passes = [forward_pass(model, own) for model, own in zip(models, tee(moved, len(models)), strict=True)]
+    outputs = zip(*passes, strict=True)
+    for of_batch in zip(*[outputs] * len(views), strict=True):
+        found = [output.probability for of_view in of_batch for _, output in of_view]
+        yield torch.stack(found).mean(dim=0)
+
+
+def flipped(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch with left and right exchanged, the mask with the image, as `AugmentConfig.flip` does it."""
+    return {**batch, "sequence": batch["sequence"].flip(-1)}
 
 
 def folded(model: FractureClassifier) -> FractureClassifier:

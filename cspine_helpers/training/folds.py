@@ -4,7 +4,6 @@ The test split stays closed to all of them. `splits.fold_split` says who trains,
 """
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -83,14 +82,18 @@ def train_folds(
     if not path.is_file():
         with exclusive(folder / ".folds.lock", f"dividing patients into folds in {folder}"):
             write_split(table, path)
-    options: dict[str, Any] = {
-        "model": model,
-        "config": config,
-        "rule": rule,
-        "resume": True,
-        "skip_unusable": skip_unusable,
+    return {
+        number: train(
+            each,
+            fold_dir(folder, number),
+            model=model,
+            config=config,
+            rule=rule,
+            resume=True,
+            skip_unusable=skip_unusable,
+        )
+        for number, each in cohorts.items()
     }
-    return {number: train(each, fold_dir(folder, number), **options) for number, each in cohorts.items()}
 
 
 def _folds(path: Path, cohort: Cohort, folds: int) -> pd.DataFrame:
