@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from cspine_helpers.checkpoints import Run
+    from cspine_helpers.training.settings import Settings
 
 _DOES = "Synthetic CT, links, packing, training, prediction, model card: each a command with its own --help."
 _FAILED, _REFUSED, _STOPPED = 3, 100, 130
@@ -221,6 +222,12 @@ def _train_options(parser: ArgumentParser) -> None:
         "--settings", type=Path, help='JSON with "model" and "train", such as another run\'s run.json'
     )
     parser.add_argument("--resume", action="store_true", help="continue a training that was stopped")
+    folds = parser.add_argument_group(
+        "in folds",
+        "A run each, checkpoints/<run>/fold_<n>; what was stopped is resumed, what is trained left.",
+    )
+    folds.add_argument("--folds", type=int, metavar="K", help="train on K folds of the patients, 3 or more")
+    folds.add_argument("--fold", type=int, metavar="N", help="train this one only, from 0 (default: all)")
 
 
 def _train(options: Namespace) -> int:
@@ -229,11 +236,15 @@ def _train(options: Namespace) -> int:
     from cspine_helpers.training.run import train
     from cspine_helpers.training.settings import preset, settings_of
 
+    if options.fold is not None and options.folds is None:
+        raise ValueError(f"--fold {options.fold} needs --folds, how many there are: --folds 5.")
     cohort = paths.cohort_dir(options.cohort)
     settings = preset(options.cohort)
     if options.settings:
         settings = settings_of(options.settings, cohort=options.cohort)
         settings.check_split(cohort)
+    if options.folds is not None:
+        return _train_folds(options, settings)
     history = train(
         paths.cohort_dir(options.cohort),
         paths.run_dir(options.run or options.cohort),
@@ -248,6 +259,40 @@ def _train(options: Namespace) -> int:
     return 0
 
 
+def _train_folds(options: Namespace, settings: "Settings") -> int:
+    """Train one fold; or all of them, and write what they predict."""
+    from accelerate import PartialState
+    from pandas import DataFrame
+
+    from cspine_helpers.cohort import read_cohort
+    from cspine_helpers.inference.ensemble import predict_folds
+    from cspine_helpers.inference.prediction import is_whole
+    from cspine_helpers.training.config import best_epoch
+    from cspine_helpers.training.folds import train_folds
+
+    source, folder = paths.cohort_dir(options.cohort), paths.run_dir(options.run or options.cohort)
+    skip = {"skip_unusable": options.skip_unusable}
+    histories = train_folds(
+        source,
+        folder,
+        model=settings.model,
+        config=settings.train,
+        rule=settings.rule,
+        folds=options.folds,
+        fold=options.fold,
+        **skip,
+    )
+    if not PartialState().is_main_process:
+        return 0
+    best = {n: history.set_index("epoch").loc[best_epoch(history)] for n, history in histories.items()}
+    print(DataFrame(best).T.rename_axis("fold").reset_index().to_string(index=False))
+    if options.fold is None:
+        if not is_whole(path := folder / "predictions.csv"):
+            predict_folds(folder, read_cohort(source), device=_device(None), **skip)
+        print(f"{path}: each study by the model of its fold, the test split by the mean of all.")
+    return 0
+
+
 def _predict_options(parser: ArgumentParser) -> None:
     _run_options(parser, cohort=None)
     parser.add_argument("--batch-size", type=int, default=16, help="sequences computed at once (default: 16)")
@@ -258,6 +303,15 @@ def _predict_options(parser: ArgumentParser) -> None:
         "--calibrated",
         action="store_true",
         help="also write calibrated.csv, by the frozen calibrators; a whole table is not predicted again",
+    )
+    parser.add_argument(
+        "--ensemble",
+        nargs="+",
+        metavar="RUN",
+        help="predict the mean of these runs of checkpoints/; --run names the folder that it is written to",
+    )
+    parser.add_argument(
+        "--tta", action="store_true", help="of an ensemble or folds: the mirrored sequence counts as well"
     )
     one = parser.add_argument_group(
         "one study instead of a table; writes checkpoints/<run>/studies/<uid>.json"
@@ -278,14 +332,15 @@ def _predict(options: Namespace) -> int:
     names = ("masks", "labels", "series", "threshold", "out")
     if of_one := [name for name in names if getattr(options, name) is not None]:
         raise ValueError(f"--{of_one[0]} is for one study. Name it with --study, or its CT with --ct.")
-    from cspine_helpers.inference.prediction import PREDICTIONS, write_calibrated
+    if options.ensemble and not options.run:
+        raise ValueError("--ensemble needs --run, the folder of checkpoints/ that its predictions go to.")
+    from cspine_helpers.inference.prediction import PREDICTIONS, is_whole, write_calibrated
     from cspine_helpers.labels import UID
     from cspine_helpers.predictions import read_predictions
 
     folder = _run_dir(options)
     path = folder / PREDICTIONS
-    is_whole = path.is_file() and not path.with_name(f"{path.name}.partial").exists()
-    is_there = options.calibrated and is_whole and not options.replace
+    is_there = options.calibrated and is_whole(path) and not options.replace
     table = read_predictions(path) if is_there else _predicted(options, folder, path)
     print(f"{path}: {len(table)} sequences of {table[UID].nunique()} studies.")
     if options.calibrated:
@@ -299,7 +354,8 @@ def _predict_one(options: Namespace) -> int:
     from cspine_helpers.inference.study import predict_study, study_path, write_study
     from cspine_helpers.packing.study import read_study, sentence
 
-    if of_all := [name for name in ("calibrated", "replace", "skip_unusable") if getattr(options, name)]:
+    names = ("calibrated", "replace", "skip_unusable", "ensemble", "tta")
+    if of_all := [name for name in names if getattr(options, name)]:
         raise ValueError(
             f"--{of_all[0].replace('_', '-')} is for the table of a cohort, not for one study. Leave it out; "
             "a study's answer is calibrated where calibrators are frozen."
@@ -313,7 +369,7 @@ def _predict_one(options: Namespace) -> int:
     if options.threshold is not None:
         check_threshold(options.threshold)
     run = load_run(_run_dir(options))
-    _to_device(run, options)
+    run.to(_device(options.device))
     with TemporaryDirectory(prefix="cspine-") as folder:
         packed, uid = Path(folder), options.study
         if options.ct:
@@ -348,33 +404,40 @@ def _cohort_dir(run: "Run", options: Namespace) -> Path:
     return paths.cohort_dir(options.cohort or run.record["data"]["cohort"])
 
 
-def _to_device(run: "Run", options: Namespace) -> None:
+def _device(named: str | None) -> str:
     import torch
 
-    run.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return named or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _predicted(options: Namespace, folder: Path, path: Path) -> "DataFrame":
     from cspine_helpers.checkpoints import load_run
     from cspine_helpers.cohort import read_cohort
     from cspine_helpers.decisions.test_split import read_decision
+    from cspine_helpers.inference.ensemble import predict_ensemble, predict_folds
     from cspine_helpers.inference.prediction import predict_cohort
+    from cspine_helpers.runs import read_record
+    from cspine_helpers.splits import FOLDS
 
+    in_folds = (folder / FOLDS).is_file() and not options.ensemble
+    if options.tta and not (options.ensemble or in_folds):
+        raise ValueError("--tta is for an ensemble, of one run or more: --ensemble RUN --run NAME --tta.")
+    if options.calibrated:
+        read_decision(folder).require_calibrators()  # before hours of prediction, not after
+    each = {name: getattr(options, name) for name in ("batch_size", "workers", "skip_unusable", "replace")}
+    if options.ensemble or in_folds:
+        runs = [paths.run_dir(name) for name in options.ensemble or ()] or [paths.fold_dir(folder, 0)]
+        name = options.cohort or read_record(runs[0])["data"]["cohort"]
+        cohort = read_cohort(paths.cohort_dir(name))
+        each |= {"tta": options.tta, "device": _device(options.device)}
+        if in_folds:
+            return predict_folds(folder, cohort, **each)
+        return predict_ensemble(runs, cohort, folder, **each)
     run = load_run(folder)
     cohort = read_cohort(_cohort_dir(run, options))
     cohort.check_run(run.record)
-    if options.calibrated:
-        read_decision(folder).require_calibrators()  # before hours of prediction, not after
-    _to_device(run, options)
-    return predict_cohort(
-        run,
-        cohort,
-        path,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        skip_unusable=options.skip_unusable,
-        replace=options.replace,
-    )
+    run.to(_device(options.device))
+    return predict_cohort(run, cohort, path, **each)
 
 
 def _card_options(parser: ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 import json
+import shutil
 from dataclasses import asdict, replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,12 +13,11 @@ from cspine_helpers.cohort import read_cohort
 from cspine_helpers.dataset.augment import Augment, AugmentConfig
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_decision, read_openings
 from cspine_helpers.decisions.thresholds import Rule, choose_decision
-from cspine_helpers.evaluation.calibration import fit_calibrator
-from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.files.paths import fold_dir, sha256_of
+from cspine_helpers.inference import ensemble as ensembles
 from cspine_helpers.inference import prediction as inference
 from cspine_helpers.inference.ensemble import predict_ensemble, predict_folds
-from cspine_helpers.inference.prediction import predict, predict_cohort, write_calibrated
+from cspine_helpers.inference.prediction import predict, predict_cohort
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.model.classifier import FractureClassifier
 from cspine_helpers.model.forward import flipped, folded
@@ -162,14 +161,12 @@ def test_out_of_fold_each_study_is_predicted_by_the_model_that_never_saw_it(in_f
 def test_decisions_are_frozen_on_predictions_out_of_fold_and_open_the_test_split(in_folds, cohort):
     folder, _ = in_folds
     table = read_predictions(folder / "predictions.csv")
-    cases = Cases.of(table, split="validation")
     chosen = [choose_decision(table, Rule("max_f1", level=level)) for level in ("vertebra", "patient")]
-    freeze(folder, chosen, table, calibrators=fit_calibrator(cases, kind="temperature"))
+    freeze(folder, chosen, table)
     results = evaluate_on_test(folder, table)
     assert results.set_index("level")["patients"]["all"] == table[UID][table["split"] == "test"].nunique()
     assert len(read_openings(folder)) == 1
     assert read_decision(folder).record["split_sha256"] == cohort.fingerprint()["split_sha256"]
-    assert len(pd.read_csv(write_calibrated(folder))) == len(table)
     with pytest.raises(ValueError, match="frozen with other predictions"):
         evaluate_on_test(folder, table.assign(probability=table["probability"] / 2))
 
@@ -178,30 +175,29 @@ def test_a_table_that_was_begun_is_resumed_across_folds_and_its_record_comes_las
     in_folds, cohort, tmp_path, monkeypatch
 ):
     whole, folder = in_folds[0], tmp_path / "run"
-    folder.mkdir()
-    for path in whole.iterdir():
-        if path.name.startswith("fold"):
-            (folder / path.name).symlink_to(path)
-    monkeypatch.setattr("cspine_helpers.files.paths.inside", lambda path: path)
-    monkeypatch.setattr("cspine_helpers.inference.ensemble.fold_dir", lambda _, fold: whole / f"fold_{fold}")
+    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("predictions*", "*.json", "test_*"))
+    for fold in range(3):
+        shutil.copy(fold_dir(whole, fold) / "run.json", fold_dir(folder, fold))
 
-    def stop(*_, after):
-        stop.calls += 1
-        if stop.calls == after:
-            raise KeyboardInterrupt
-        return real(*_)
+    def stop_at(where, call):
+        """A stop in place of this call of a function that predicting a table calls."""
+        real, calls = getattr(*where), []
 
-    for where, after in (("append", 4), ("append", 3), ("write_predictions", 1)):
-        stop.calls, real = 0, getattr(inference, where)
+        def stopped(*arguments):
+            calls.append(1)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
         with monkeypatch.context() as patch:
-            patch.setattr(inference, where, partial(stop, after=after))
+            patch.setattr(*where, stopped)
             with pytest.raises(KeyboardInterrupt):
-                predict_folds(folder, cohort, batch_size=16)
-        assert not (folder / "ensemble.json").exists()
-    with monkeypatch.context() as patch:
-        patch.setattr("cspine_helpers.inference.ensemble.write_ensemble", partial(stop, after=stop.calls + 1))
-        with pytest.raises(KeyboardInterrupt):
-            predict_folds(folder, cohort)
+                predict_folds(folder, cohort)
+
+    stop_at((inference, "append"), 2)  # in the first fold
+    stop_at((inference, "append"), 5)  # in the third
+    assert not (folder / "predictions.csv").exists()
+    stop_at((ensembles, "write_ensemble"), 1)
     assert (folder / "predictions.csv").is_file()
     predict_folds(folder, cohort)
     for name in ("predictions.csv", "ensemble.json"):
@@ -220,58 +216,53 @@ def test_patients_of_the_split_are_in_the_tables(members, cohort, tmp_path):
         assert (table["patient"] == "p" + table[UID]).all()
 
 
-def differing(members, cohort, root):
-    """Members that cannot be averaged, and the sentence that says so."""
-    data = cohort.fingerprint()
-    wrong = partial(make_run, root / "other", seed=7)
-    first, second, _ = members
-    return {
-        "another split": (
-            [first, wrong(data | {"split_sha256": "1" * 64})],
-            ValueError,
-            r"^Runs of an ensemble share labels, split, slices and size; other than seed_0 are other: "
-            r"split_sha256 is '1{64}', not '\w+'\. Leave them out, or train them alike\.$",
-        ),
-        "other labels": (
-            [first, wrong(data | {"labels_sha256": "1" * 64})],
-            ValueError,
-            "labels_sha256 is '1",
-        ),
-        "other slices": ([first, wrong(data, slices=7)], ValueError, r"other: slices is 7, not 5\."),
-        "another size": ([first, wrong(data, size=64)], ValueError, r"other: size is 64, not 32\."),
-        "missing": (
-            [first, root / "gone", root / "lost"],
-            FileNotFoundError,
-            r"have no weights \(2\): 'gone', 'lost'\. Train them",
-        ),
-        "the same twice": (
-            [first, second, root / ".." / first.parent.name / first.name],
-            ValueError,
-            r"^Each run counts once; found several times: 'seed_0'\. Name each once\.$",
-        ),
-        "a copy": ([first, wrong(data, seed=0)], ValueError, r"same weights count once: 'seed_0 and other'"),
-        "one alone": ([first], ValueError, r"two runs or more, or one with tta; found 1\."),
-        "none": ([], ValueError, r"two runs or more, or one with tta; found 0\."),
-    }
+# case → changes of the record's data and of the model, of a run beside the first; and the sentence
+OTHERWISE = {
+    "another split": (
+        {"split_sha256": "1" * 64},
+        {},
+        r"^Runs of an ensemble share labels, split, slices and size; other than seed_0 are other: "
+        r"split_sha256 is '1{64}', not '\w+'\. Leave them out, or train them alike\.$",
+    ),
+    "other labels": ({"labels_sha256": "1" * 64}, {}, r"other: labels_sha256 is '1{64}', not"),
+    "other slices": ({}, {"slices": 7}, r"other: slices is 7, not 5\."),
+    "another size": ({}, {"size": 64}, r"other: size is 64, not 32\."),
+    "a copy": ({}, {"seed": 0}, r"same weights count once: 'seed_0 and other'"),
+}
 
 
-CASES = [
-    "another split",
-    "other labels",
-    "other slices",
-    "another size",
-    "missing",
-    "the same twice",
-    "a copy",
-]
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_a_run_that_is_made_otherwise_is_refused_and_nothing_is_written(case, members, cohort, tmp_path):
+    data, model, sentence = OTHERWISE[case]
+    other = make_run(tmp_path / "other", cohort.fingerprint() | data, **{"seed": 7} | model)
+    with pytest.raises(ValueError, match=sentence):
+        predict_ensemble([members[0], other], cohort, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("case", [*CASES, "one alone", "none"])
-def test_runs_that_cannot_be_averaged_are_refused_and_nothing_is_written(case, members, cohort, tmp_path):
-    runs, kind, sentence = differing(members, cohort, members[0].parents[1] / "x" / case)[case]
-    with pytest.raises(kind, match=sentence):
-        predict_ensemble(runs, cohort, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+NAMED = {
+    "missing": (
+        ["seed_0", "gone", "lost"],
+        r"no weights \(2\): 'gone', 'lost'\. Train them, or name others\.$",
+    ),
+    "twice": (
+        ["seed_0", "seed_1", "../members0/seed_0"],
+        r"^Each run .* several times: 'seed_0'\. Name each",
+    ),
+    "one alone": (["seed_0"], r"two runs or more, or one with tta; found 1\."),
+    "none": ([], r"two runs or more, or one with tta; found 0\."),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_runs_that_cannot_be_averaged_are_refused_by_name_and_nothing_is_written(
+    case, members, cohort, tmp_path
+):
+    names, sentence = NAMED[case]
+    folders = [members[0].parent / name.replace("members0", members[0].parent.name) for name in names]
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        predict_ensemble(folders, cohort, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_members_of_another_cohort_or_in_training_or_into_a_run_are_refused(members, cohort, tmp_path):

@@ -134,11 +134,16 @@ def check_free(path: Path, *, replace: bool) -> None:
     Raises:
         FileExistsError: there is one.
     """
-    if path.exists() and not _partial(path).exists() and not replace:
+    if is_whole(path) and not replace:
         raise FileExistsError(
             f"{path} is there already, and a decision may rest on it. Move it, or replace it with "
             "replace=True (on the command line, --replace)."
         )
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is a predictions table whose prediction has ended."""
+    return path.exists() and not _partial(path).exists()
 
 
 def _partial(path: Path) -> Path:
