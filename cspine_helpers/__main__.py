@@ -507,8 +507,9 @@ _COMMANDS = {
     ),
     "train": _Command(
         "Train a run of a cohort, on one process or, through `accelerate launch -m`, on many.",
-        "train --cohort rsna2022 --run mine --resume",
-        "Whole epochs are kept; --resume continues.",
+        "train --cohort rsna2022 --run mine --resume\n"
+        "  python -m cspine_helpers train --cohort rsna2022 --run mine5 --folds 5",
+        "Whole epochs are kept; --resume continues, and --folds by itself.",
         _train_options,
         _train,
     ),
@@ -516,7 +517,8 @@ _COMMANDS = {
         "Predict a cohort's validation and test patients: checkpoints/<run>/predictions.csv. Or one study.",
         "predict --cohort rsna2022 --run mine\n"
         "  python -m cspine_helpers predict --run builtin --study UID\n"
-        "  python -m cspine_helpers predict --run builtin --ct scan/ --masks mask.nii.gz",
+        "  python -m cspine_helpers predict --run builtin --ct scan/ --masks mask.nii.gz\n"
+        "  python -m cspine_helpers predict --ensemble one two three --run mean --tta",
         "Whole batches are kept; the same command continues.",
         _predict_options,
         _predict,
