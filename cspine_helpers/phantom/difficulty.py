@@ -38,13 +38,13 @@ class Hard:
         moved_mm: how far, in the axial plane; `moving_mm` of the table's way long.
     """
 
-    hairline: float = 0.7
-    gap_mm: tuple[float, float] = (0.35, 0.9)
-    shift_mm: tuple[float, float] = (0.0, 0.8)
+    hairline: float = 0.6
+    gap_mm: tuple[float, float] = (0.5, 1.1)
+    shift_mm: tuple[float, float] = (0.0, 1.0)
     pressed: tuple[float, float] = (0.45, 0.8)
     osteopenia: float = 0.3
-    density: tuple[float, float] = (0.5, 0.75)
-    cortex: tuple[float, float] = (0.55, 0.8)
+    density: tuple[float, float] = (0.6, 0.8)
+    cortex: tuple[float, float] = (0.6, 0.85)
     thick: float = 0.35
     thick_mm: float = 3.0
     metal: float = 0.2
