@@ -317,10 +317,12 @@ def batch_contents(
     batch_size: int,
     sampling: Sampling,
     seed: int = 0,
-    epoch: int = 0,
+    epoch: int = 1,
     accumulate: int = 1,
 ) -> pd.DataFrame:
     """What the batches of an epoch teach, without a pixel read; arguments as in `make_loader`.
+
+    The first epoch of a training is 1.
 
     Returns:
         One row a batch: `sequences`, how many are `fractured`, and of all their slices how many are

@@ -39,7 +39,7 @@ class Hard:
     """
 
     hairline: float = 0.6
-    gap_mm: tuple[float, float] = (0.5, 1.1)
+    gap_mm: tuple[float, float] = (0.6, 1.1)
     shift_mm: tuple[float, float] = (0.0, 1.0)
     pressed: tuple[float, float] = (0.45, 0.8)
     osteopenia: float = 0.3
