@@ -10,10 +10,12 @@ import pytest
 from cspine_helpers import labels, packed
 from cspine_helpers.ct.masks import LabelMap, find_vertebrae
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
+from cspine_helpers.packing.cohort import pack_cohort
 from cspine_helpers.packing.crop import PackConfig
 from cspine_helpers.phantom import cohort as phantom
 from cspine_helpers.phantom.cohort import CohortConfig, draw_labels, true_labels
 from cspine_helpers.phantom.rendering import generator, render_study
+from cspine_helpers.phantom.scanner import export_cohort
 from cspine_helpers.phantom.weak_truth import WeakTruth, framed, has_boxes, segmented, wrong_labels
 
 PACK = PackConfig(slices=9, size=32)
@@ -177,6 +179,25 @@ def test_a_single_process_makes_what_two_make(weak, tmp_path):
     phantom.make_cohort(tmp_path / "weak", WEAK, workers=2)
     for path in weak.rglob("*.*"):
         assert (tmp_path / "weak" / path.relative_to(weak)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_slice_truth_and_masks_are_those_of_packing_its_scans(weak, tmp_path):
+    """The cohort's own code against CT and mask files, packed as those of RSNA 2022 are."""
+    uid = labels.read_labels(weak / "train.csv")[UID][0]
+    export_cohort(weak, tmp_path / "ct", [uid])
+    config = replace(PACK, window_hu=phantom.study_of(weak, uid).window_hu)
+    pack_cohort(tmp_path / "ct", config=config, workers=1)
+    ours, theirs = (packed.read_manifest(folder / "packed") for folder in (weak, tmp_path / "ct"))
+    ours = ours[ours[UID] == uid].reset_index(drop=True)
+    assert theirs["vertebra"].tolist() == NAMES
+    assert theirs["slice_truth"].tolist() == ours["slice_truth"].tolist()
+    for level in VERTEBRAE:
+        pair = (
+            np.load(packed.sequence_path(folder / "packed", uid, level)) for folder in (weak, tmp_path / "ct")
+        )
+        mine, its = (array[..., packed.MASK] for array in pair)
+        np.testing.assert_array_equal(mine, its)
 
 
 def test_an_unknown_truth_is_refused():
