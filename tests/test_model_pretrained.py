@@ -118,6 +118,22 @@ def test_a_backbone_begins_with_the_package_and_the_record_says_so(package, lite
                if name in ours)  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "convnext_atto", "regnety_002", "mobilenetv3_small_050", "densenet121"]
+)
+def test_another_family_begins_with_its_weights_and_has_the_same_parts_as_without(name, tmp_path):
+    source = timm.create_model(name)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    first = f"{source.pretrained_cfg['first_conv']}.weight"
+    three = source.state_dict()[first]
+    for stride in (8, 32):
+        model = build(backbone=name, feature_stride=stride, pretrained=str(tmp_path / "weights.safetensors"))
+        ours = model.backbone.state_dict()
+        assert ours.keys() == build(backbone=name, feature_stride=stride).backbone.state_dict().keys()
+        torch.testing.assert_close(ours.pop(first), torch.cat([three, three], 1)[:, :5] * 3 / 5)
+        assert all(torch.equal(value, source.state_dict()[each]) for each, value in ours.items())
+
+
 def test_the_command_converts_a_package_and_prints_path_and_hash(
     package, lite, tmp_path, monkeypatch, capsys
 ):

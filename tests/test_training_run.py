@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import timm
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers.checkpoints import load_run
@@ -138,6 +139,21 @@ def test_workers_change_nothing_in_the_pretraining_of_slices_either(cohort, tmp_
     pd.testing.assert_frame_equal(*histories, check_exact=True)
     one, two = (tmp_path / name / "model.safetensors" for name in ("0", "2"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_training_that_begins_with_pretrained_weights_records_them_and_reloads_without(cohort, tmp_path):
+    path, folder = tmp_path / "b0.safetensors", tmp_path / "run"
+    model = replace(tiny_model(), pretrained=str(path))
+    config = replace(CONFIG, epochs=1, warmup_epochs=0.5)
+    with pytest.raises(FileNotFoundError, match=r"b0\.safetensors' are not there"):
+        train(cohort, folder, model=model, config=config)
+    assert list(folder.iterdir()) == []
+    save_file(timm.create_model(model.backbone).state_dict(), path)
+    train(cohort, folder, model=model, config=config)
+    sha256 = paths.sha256_of(path)
+    assert read_record(folder)["pretrained"] == {"source": "file", "name": path.name, "sha256": sha256}
+    path.unlink()
+    assert load_run(folder).config == model
 
 
 def test_a_run_that_another_process_trains_is_refused(cohort, tmp_path, monkeypatch):

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.records import TRUE_OR_FALSE, Check, check_settings, one_of, setting, whole, within
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.model.encoders import INTENSITIES, STRIDES, backbone, is_backbone, mask_encoder
+from cspine_helpers.model.encoders import (
+    INTENSITIES,
+    STRIDES,
+    backbone,
+    feature_maps,
+    is_backbone,
+    mask_encoder,
+)
 from cspine_helpers.model.pretrained import PACKAGES, package_of, pretrained_weights
 from cspine_helpers.packed import CHANNELS
 
@@ -26,14 +33,15 @@ class ModelConfig:
     """What is needed to build a `FractureClassifier`; saved whole in `run.json`.
 
     Attributes:
-        backbone: a timm EfficientNetV2, with its pretrained tag where it has one.
+        backbone: a CNN of timm that gives feature maps, with its pretrained tag where it has one.
         pretrained: weights that the backbone begins with: "hub", those that timm downloads; "package", those
             of an installed weight package (`pretrained.PACKAGES`); the path of a `.safetensors` file; None,
             random ones. Pixels are normalised as pretrained weights had it, and to -1 … 1 for random ones.
         slices: T, slices of a sequence.
         size: H = W, pixels of a slice.
-        feature_stride: pixels to one cell of the features that are pooled. 32 is the whole backbone; at a
-            smaller stride the deeper blocks are not built, and thin lines survive in small images.
+        feature_stride: pixels to one cell of the features that are pooled, one that the backbone has. 32 is
+            the whole backbone; at a smaller stride the deeper blocks are not built, and thin lines survive in
+            small images.
         pooling: features of a slice: "avg" their mean over the slice, "avgmax" their mean and maximum.
         mask_features: features of the mask encoder.
         lstm_hidden: features of the LSTM in each direction.
@@ -46,7 +54,7 @@ class ModelConfig:
 
     backbone: str = setting(
         "tf_efficientnetv2_s.in21k_ft_in1k",
-        Check("an EfficientNet of timm, such as tf_efficientnetv2_s", is_backbone),
+        Check("a CNN of timm that gives feature maps, such as tf_efficientnetv2_s", is_backbone),
     )
     pretrained: str | None = setting(None, Check("hub, package, a .safetensors file, or none", _is_source))
     slices: int = setting(15, whole(1, _MOST))
@@ -62,6 +70,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.feature_stride not in (strides := feature_maps(self.backbone)):
+            raise ValueError(
+                f"ModelConfig cannot have feature_stride = {self.feature_stride} with backbone = "
+                f"{self.backbone!r}, which gives feature maps at {listing(strides)}. Choose one of these."
+            )
         if self.pretrained == "package" and package_of(self.backbone) is None:
             raise ValueError(
                 f"ModelConfig cannot have pretrained = 'package' with backbone = {self.backbone!r}: there "
@@ -215,6 +228,20 @@ class FractureClassifier(nn.Module):
         for name, factors in (("scale", 1 / (255 * deviation)), ("shift", -mean / deviation)):
             rows = factors.expand(1, 1, self.config.size, channels).contiguous().permute(0, 3, 1, 2)
             self.register_buffer(name, rows, persistent=False)  # (1, channels, 1, W); the config decides them
+
+    def checkpoint_gradients(self) -> None:
+        """Compute the backbone's inner values again for the gradients instead of keeping them.
+
+        Raises:
+            ValueError: timm cannot do so in this backbone.
+        """
+        try:
+            self.backbone.set_grad_checkpointing(True)
+        except AssertionError as error:
+            raise ValueError(
+                f"timm has no gradient checkpointing for {self.config.backbone}. Set "
+                "gradient_checkpointing=False, or choose another backbone."
+            ) from error
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Features `(N, D)` of single slices, uint8 `(N, 6, H, W)`; `slice_head` scores them."""

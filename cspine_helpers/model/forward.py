@@ -1,15 +1,22 @@
 """The one forward pass: validation, prediction and attention run it, and so say the same."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import tee
 from typing import Any
 
 import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from cspine_helpers.model.classifier import ClassifierOutput, FractureClassifier
+from cspine_helpers.model.encoders import INTENSITIES
+
+_CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # not their subclasses, which change the weights before they use them
+_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+_PROBE = 96  # pixels, height and width, of a slice that shows which layer follows which
 
 
 def forward_pass(
@@ -69,32 +76,88 @@ def flipped(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**batch, "sequence": batch["sequence"].flip(-1)}
 
 
+@torch.inference_mode(False)  # tensors made in that mode can have no gradients, which `_pairs` looks at
+@torch.no_grad()
 def folded(model: FractureClassifier) -> FractureClassifier:
     """A copy for inference: each BatchNorm is folded into the weights of the convolution before it.
 
     The same function up to rounding, without a pass over the maps for each norm. The backbone is handed
     the mask as well, with weight 0: all bytes become floats in one go, a part of each pixel's would not.
     """
-    twin = copy.deepcopy(model).eval().requires_grad_(False)
+    twin = copy.deepcopy(model).eval()
     vars(twin).pop("forward", None)  # where Accelerate trains it: a wrapper for mixed precision
-    for module in list(twin.modules()):
-        convolution: Any = None
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Conv2d):
-                convolution = child
-            elif isinstance(child, nn.BatchNorm2d) and convolution is not None:
-                statistics: Any = child.running_mean, child.running_var, child.eps, child.weight, child.bias
-                weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
-                channels_last = weight.contiguous(memory_format=torch.channels_last)
-                convolution.weight, convolution.bias = nn.Parameter(channels_last), bias
-                after = [getattr(child, part) for part in ("drop", "act") if hasattr(child, part)]
-                setattr(module, name, nn.Sequential(*after))  # timm's norms carry their activation
-                convolution = None
-    stem: Any = twin.backbone.conv_stem
-    padded = nn.functional.pad(stem.weight, (0, 0, 0, 0, 0, 1))  # (features, 6, 3, 3)
-    stem.weight = nn.Parameter(padded.contiguous(memory_format=torch.channels_last), requires_grad=False)
-    stem.in_channels += 1
-    twin.set_channels(stem.in_channels)
-    twin.to(stem.weight.device)
+    twin.backbone.set_grad_checkpointing(False)
+    after: dict[nn.Module, nn.Module] = {}
+    for encode, image in (
+        (twin.backbone.forward_features, torch.zeros(1, INTENSITIES, _PROBE, _PROBE)),
+        (twin.mask_encoder, torch.zeros(1, 1, _PROBE, _PROBE)),
+    ):
+        for convolution, norm in _pairs(twin, encode, image):
+            statistics: Any = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
+            convolution.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
+            convolution.bias = bias
+            # timm's norms carry their activation
+            rest = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]
+            after[norm] = nn.Sequential(*rest)
+    for name, module in list(twin.named_modules(remove_duplicate=False)):
+        if module in after:
+            twin.set_submodule(name, after[module])
+    _see_mask(twin)
     twin.lstm.flatten_parameters()  # copied one by one, they lie apart, which cuDNN does not like
-    return twin
+    return twin.requires_grad_(False)
+
+
+def _pairs(
+    model: FractureClassifier, encode: Callable[[Tensor], Tensor], image: Tensor
+) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions whose result goes into a BatchNorm and nowhere else, with that norm.
+
+    The order of a network's layers does not say so: in DenseNet a norm comes before its convolution,
+    elsewhere a sum lies between them, or a layer serves twice. The graph of gradients of a forward pass does.
+    """
+    # 1. Each call of such a layer: what it was given, and what it gave, as nodes of the graph.
+    calls: dict[nn.Module, list[tuple[Any, Any]]] = {}
+
+    def note(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+        calls.setdefault(module, []).append((given[0].grad_fn, result.grad_fn))
+
+    layers = [each for each in model.modules() if type(each) in (*_CONVOLUTIONS, *_NORMS)]
+    hooks = [each.register_forward_hook(note) for each in layers]
+    device = next(model.requires_grad_(True).parameters()).device
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        end = encode(image.to(device)).grad_fn
+    for hook in hooks:
+        hook.remove()
+    # 2. How many nodes use each node's result.
+    users: Counter[Any] = Counter()
+    waiting: list[Any] = [end]
+    seen = set(waiting)
+    while waiting:
+        used = [node for node, _ in waiting.pop().next_functions if node is not None]
+        users.update(used)
+        waiting += (new := set(used) - seen)
+        seen |= new
+    # 3. What is called once, and used once.
+    once = [(module, *found[0]) for module, found in calls.items() if len(found) == 1]
+    given_by = {gave: each for each, _, gave in once if isinstance(each, nn.Conv2d) and users[gave] == 1}
+    return [
+        (given_by[given], each)
+        for each, given, _ in once
+        if isinstance(each, nn.BatchNorm2d) and each.running_mean is not None and given in given_by
+    ]
+
+
+def _see_mask(model: FractureClassifier) -> None:
+    """Hand the backbone the mask as a sixth channel of weight 0, where its first layer allows that."""
+    network: Any = model.backbone
+    names = network.pretrained_cfg.get("first_conv") or ()
+    first = [network.get_submodule(name) for name in ([names] if isinstance(names, str) else names)]
+    if not first or any(type(each) not in _CONVOLUTIONS or each.in_channels != INTENSITIES for each in first):
+        return
+    for each in first:
+        padded = nn.functional.pad(each.weight, (0, 0, 0, 0, 0, 1))  # (features, 6, height, width)
+        each.weight = nn.Parameter(padded.contiguous(memory_format=torch.channels_last))
+        each.in_channels += 1
+    model.set_channels(INTENSITIES + 1)
+    model.to(first[0].weight.device)

@@ -49,7 +49,7 @@ class SequenceTask:
         torch.manual_seed(config.seed)
         self.model = FractureClassifier(model)
         if config.gradient_checkpointing:
-            self.model.backbone.set_grad_checkpointing(True)
+            self.model.checkpoint_gradients()
         self._cohort, self._config, self._rule, self._accelerator = cohort, config, rule, accelerator
         self._shares = {"process": accelerator.process_index, "processes": accelerator.num_processes}
         samples = cohort.samples
