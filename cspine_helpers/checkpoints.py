@@ -17,6 +17,7 @@ from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
 from cspine_helpers.runs import RECORD, WEIGHTS, check_described, read_record
 
+_LATER = {"slice_evidence": False}  # settings that came after some runs, and how those were trained
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 
 
@@ -108,7 +109,8 @@ def _config(record: dict[str, Any], folder: Path) -> ModelConfig:
             f"{written_by(record)}"
         )
     try:
-        return config_of(ModelConfig, record.get("model"), whole=True)
+        found = record.get("model")
+        return config_of(ModelConfig, _LATER | found if isinstance(found, dict) else found, whole=True)
     except ValueError as error:
         raise ValueError(f"{folder / RECORD}: {error} {written_by(record)}") from error
 
@@ -177,4 +179,4 @@ def _config_differences(header: str | None, config: ModelConfig) -> list[str]:
         return ["its header holds no model config"]
     if found.get("pretrained") is False:  # how runs said it before there were several sources
         found["pretrained"] = None
-    return differences(found, asdict(config))
+    return differences(_LATER | found, asdict(config))
