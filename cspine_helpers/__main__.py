@@ -43,25 +43,29 @@ def _phantom_options(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="seed of the studies (default: the cohort's, else 1)")
     parser.add_argument(
         "--truth",
-        default="full",
         choices=("full", "rsna"),
-        help="what its files know: every slice, or as much as those of RSNA 2022 (default: full)",
+        help="what its files know: every slice, or as much as those of RSNA 2022 (default: the cohort's, "
+        "else full)",
     )
     parser.add_argument(
         "--difficulty",
-        default="standard",
         choices=("standard", "hard"),
-        help="of the scans; hard has hairline cracks, thin bone, thick slices, metal, motion",
+        help="hard: hairline cracks, thin bone, thick slices, metal, motion (default: the cohort's, else "
+        "standard)",
     )
     parser.add_argument("--like", metavar="COHORT", help="take labels, and who has boxes, of this cohort")
-    parser.add_argument("--size", type=int, help="pixels, height and width of packed images (default: 64)")
+    parser.add_argument("--size", type=int, help="pixels of packed images (default: the cohort's, else 64)")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
 
 
 def _phantom(options: Namespace) -> int:
-    from cspine_helpers.phantom.cohort import COHORTS, CohortConfig, make_cohort
+    from cspine_helpers.phantom.cohort import COHORTS, CohortConfig, make_cohort, read_config
 
-    config = COHORTS.get(options.cohort, CohortConfig(studies=100, seed=1))
+    folder = paths.cohort_dir(options.cohort)
+    made_before = (folder / "cohort.json").is_file()
+    config = COHORTS.get(options.cohort) or (
+        read_config(folder) if made_before else CohortConfig(studies=100, seed=1)
+    )
     names = ("studies", "seed", "truth", "difficulty", "like")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.size is not None:
@@ -72,7 +76,7 @@ def _phantom(options: Namespace) -> int:
             f"{options.cohort} is a standard cohort of full truth and {config.pack.size} pixels, which runs "
             f"were trained on. Give another one a name of its own, such as --cohort {options.cohort}_2."
         )
-    make_cohort(paths.cohort_dir(options.cohort), made, workers=options.workers)
+    make_cohort(folder, made, workers=options.workers)
     return 0
 
 
@@ -481,7 +485,8 @@ class _Command:
 _COMMANDS = {
     "phantom": _Command(
         "Make a cohort of synthetic cervical-spine CT under data/.",
-        "phantom --cohort mine --studies 60 --seed 5",
+        "phantom --cohort mine --studies 60 --seed 5\n"
+        "  python -m cspine_helpers phantom --cohort weak --studies 360 --seed 2022 --truth rsna",
         "Nothing was changed; the same command begins again.",
         _phantom_options,
         _phantom,

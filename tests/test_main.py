@@ -89,7 +89,7 @@ def test_a_run_is_predicted_and_its_card_written(root, command):
     assert Path(out.strip()).read_text(encoding="utf-8").startswith("# Model card: `toy`")
 
 
-def test_a_cohort_of_phantoms_is_made(tmp_path, command):
+def test_a_cohort_of_phantoms_is_made_and_stays_as_it_was_made(tmp_path, command):
     options = "--studies 1 --seed 4 --workers 1 --truth rsna --size 24"
     assert command(tmp_path, "phantom", "--cohort", "tiny", *options.split())[0] == 0
     folder = tmp_path / "data" / "tiny"
@@ -97,6 +97,8 @@ def test_a_cohort_of_phantoms_is_made(tmp_path, command):
     assert len(table) == 1
     check_sequences(folder / "packed", expand(table, table[UID]), slices=15, size=24)
     assert json.loads((folder / "cohort.json").read_text())["config"]["truth"] == "rsna"
+    status, out, _ = command(tmp_path, "phantom", "--cohort", "tiny")  # made again it would be the same
+    assert (status, out) == (0, "tiny: 1 studies are there already.\n")
 
 
 def test_a_run_of_other_data_is_not_predicted(root, command):

@@ -1,9 +1,13 @@
-"""The built-in cohort: synthetic CT of the cervical spine in Hounsfield units, with the truth known.
+"""Cohorts of phantoms: synthetic CT of the cervical spine in Hounsfield units, with the truth known.
 
 Every study is drawn from (cohort seed, study index) alone, so the cohort is the same whatever the number of
 workers. It stands in for real data where there is none; it is no evidence about patients.
 
     python -m cspine_helpers phantom --cohort builtin
+    python -m cspine_helpers phantom --cohort weak --studies 360 --seed 2022 --truth rsna
+
+The second are the patients of the first, known as RSNA 2022 is known. A run trained on them is judged by what
+is true of them (`true_labels`, `true_slice_truth`), which their files do not say.
 """
 
 import json
@@ -273,7 +277,7 @@ def study_of(folder: Path, uid: str) -> Study:
         >>> study_of(cohort_dir("builtin"), uid).volume_hu.dtype.name  # doctest: +SKIP
         'float32'
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     return _study(config, _find(folder, config, uid))
 
 
@@ -299,7 +303,7 @@ def true_slice_truth(folder: Path, studies: Collection[str], *, workers: int | N
     """
     import joblib
 
-    config = _read_config(folder)
+    config = read_config(folder)
     job = joblib.delayed(_true_slices_of)
     jobs = [job(config, _find(folder, config, uid)) for uid in studies]
     found = joblib.Parallel(n_jobs=workers or os.cpu_count())(jobs)
@@ -330,8 +334,8 @@ def _find(folder: Path, config: CohortConfig, uid: str) -> _Patient:
     return _Patient(int(number) - 1, row, row, is_boxed=False)  # who asks for one study wants no boxes
 
 
-def _read_config(folder: Path) -> CohortConfig:
-    """What a cohort was made with.
+def read_config(folder: Path) -> CohortConfig:
+    """What a cohort was made with, by its `cohort.json`.
 
     Raises:
         FileNotFoundError: the folder is no phantom cohort.
