@@ -1,4 +1,4 @@
-"""The one command line: `python -m cspine_helpers phantom | link | pack | weights | train | predict | card`.
+"""The one command line: `python -m cspine_helpers phantom | link | pack | weights | train | predict | …`.
 
 A command's options and imports are loaded when it is asked for, so that `--help` loads no torch.
 """
@@ -444,6 +444,39 @@ def _predicted(options: Namespace, folder: Path, path: Path) -> "DataFrame":
     return predict_cohort(run, cohort, path, **each)
 
 
+def _report_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--run", default="builtin", help="folder of checkpoints/ (default: builtin)")
+    parser.add_argument("--cohort", help="folder of data/ (default: the one the run was trained on)")
+    parser.add_argument("--study", required=True, metavar="UID", help="a study of the cohort that is packed")
+    parser.add_argument("--series", metavar="UID", help="which series, where the study's CT holds several")
+    parser.add_argument("--truth", action="store_true", help="show what is known of the fractures")
+
+
+def _report(options: Namespace) -> int:
+    from cspine_helpers.checkpoints import load_run
+    from cspine_helpers.cohort import read_cohort
+    from cspine_helpers.figures.patient import patient_picture
+    from cspine_helpers.figures.style import write_figure
+    from cspine_helpers.patient_page.page import PatientPages
+    from cspine_helpers.patient_page.scan import read_scan
+    from cspine_helpers.phantom.cohort import study_of
+
+    paths.check_uids([options.study])
+    run = load_run(_run_dir(options))
+    cohort = read_cohort(_cohort_dir(run, options))
+    cohort.check_run(run.record)
+    pages, scan = PatientPages(run, cohort), None
+    try:
+        scan = read_scan(cohort.folder, options.study, render=study_of, series=options.series)
+    except FileNotFoundError as error:
+        print(error)  # the page says so, too
+    figure = patient_picture(pages.page(options.study, scan=scan, truth=options.truth))
+    for suffix in (".pdf", ".png"):
+        name = f"patient_{options.study}{suffix}"
+        print(write_figure(figure, paths.figures_dir(cohort.folder.name) / name))
+    return 0
+
+
 def _card_options(parser: ArgumentParser) -> None:
     parser.add_argument("--run", default="builtin", help="folder of checkpoints/ (default: builtin)")
 
@@ -529,6 +562,13 @@ _COMMANDS = {
         "Nothing was written; the same command begins again.",
         _weights_options,
         _weights,
+    ),
+    "report": _Command(
+        "One page for one patient: figures/<cohort>/patient_<UID>.png and .pdf.",
+        "report --run builtin --study UID --truth",
+        "The page that was there is unchanged.",
+        _report_options,
+        _report,
     ),
     "card": _Command(
         "Write checkpoints/<run>/MODEL_CARD.md from what that folder holds.",

@@ -309,6 +309,16 @@ def _known_or_not(values: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
         yield f"rows with some of {listing(_UNKNOWN, quoted=False)} and not the others", torn
 
 
+def slice_positions(first: int, last: int, slices: int) -> np.ndarray:
+    """Native slices of a sequence's T positions, evenly spread from the first to the last, int `(T,)`.
+
+    Example:
+        >>> slice_positions(10, 20, 3).tolist()
+        [10, 15, 20]
+    """
+    return np.linspace(first, last, slices).round().astype(int)
+
+
 def slice_truth_array(text: object, slices: int) -> np.ndarray:
     """Truth of each slice, float32 `(T,)`: 1 fractured, 0 intact, all NaN where it is unknown.
 

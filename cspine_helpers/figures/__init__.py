@@ -30,5 +30,6 @@ from cspine_helpers.figures.montages import (
     sequence_montage,
     vertebra_row,
 )
+from cspine_helpers.figures.patient import patient_picture
 from cspine_helpers.figures.scans import contact_sheet, heights, study_views
 from cspine_helpers.figures.style import save_figure

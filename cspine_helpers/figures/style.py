@@ -48,11 +48,20 @@ STYLE: dict = {
     "lines.linewidth": 2.0,
     "legend.frameon": False,
 }
+_GREYISH = 8  # between the channels of a pixel that counts as grey
+_PRINT_DPI = 200  # of images in a PDF
+_DATED = ("CreationDate", "Creator", "Producer")  # that would differ between two equal PDFs
 in_style = matplotlib.rc_context(STYLE)  # decorates what draws
 
 
 class Picture(Figure):
-    """A matplotlib figure that shows itself in a notebook without pyplot, so that none needs closing."""
+    """A matplotlib figure that shows itself in a notebook without pyplot, so that none needs closing.
+
+    Attributes:
+        colours: how many its PNG has at most, up to 256: half the bytes where CT is shown; None: all.
+    """
+
+    colours: int | None = None
 
     def _repr_png_(self) -> bytes:
         return _png(self)
@@ -96,13 +105,45 @@ def _png(figure: Figure) -> bytes:
     # A figure without a layout engine would be given one when it has been saved: whoever draws it decides.
     with matplotlib.rc_context(STYLE | {"figure.constrained_layout.use": False}):
         figure.savefig(buffer, format="png", dpi=STYLE["figure.dpi"], metadata={"Software": None})
+    if (colours := getattr(figure, "colours", None)) is None:
+        return buffer.getvalue()
+    return _with_palette(buffer, colours)
+
+
+def _pdf(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE | {"figure.constrained_layout.use": False}):
+        figure.savefig(buffer, format="pdf", dpi=_PRINT_DPI, metadata=dict.fromkeys(_DATED))
     return buffer.getvalue()
 
 
-def save_figure(figure: Figure, name: str, *, cohort: str = "builtin") -> Path:
+def _with_palette(png: io.BytesIO, colours: int) -> bytes:
+    """The same picture with a palette: half of it greys, half colours, so that rare colours stay."""
+    import numpy as np
+    from PIL import Image
+
+    pixels, half = np.asarray(Image.open(png).convert("RGB")), colours // 2
+    coloured = np.ptp(pixels, axis=-1) > _GREYISH
+    index = (pixels.mean(axis=-1) * (half - 1) / 255).round().astype(np.uint8)
+    entries = np.repeat(np.linspace(0, 255, half).round(), 3)
+    if coloured.any():
+        found = Image.fromarray(pixels[coloured][None]).quantize(half, dither=Image.Dither.NONE)
+        index[coloured] = half + np.asarray(found)[0]
+        entries = np.append(entries, found.getpalette() or [])
+    few, buffer = Image.fromarray(index), io.BytesIO()
+    few.putpalette(entries.astype(np.uint8).tobytes())  # which makes it one of a palette
+    few.save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, name: str, *, cohort: str = "builtin", pdf: bool = False) -> Path:
     """Save a picture as `figures/<name>.png` (`figures/<cohort>/<name>.png` for other cohorts).
 
-    The same figure gives the same bytes: the file holds no date and no version.
+    The same figure gives the same bytes: the file holds no date and no version. With `pdf`, there is also
+    `<name>.pdf` beside it, whose words can be searched and whose lines stay sharp in print.
+
+    Returns:
+        The path of the PNG.
 
     Raises:
         ValueError: the name holds more than letters, digits, `-` and `_`.
@@ -111,11 +152,15 @@ def save_figure(figure: Figure, name: str, *, cohort: str = "builtin") -> Path:
         >>> save_figure(Picture(), "01_empty", cohort="mine").name  # doctest: +SKIP
         '01_empty.png'
     """
-    return write_figure(figure, figures_dir(cohort) / f"{checked_name(name, 'figure')}.png")
+    path = figures_dir(cohort) / f"{checked_name(name, 'figure')}.png"
+    if pdf:
+        write_figure(figure, path.with_suffix(".pdf"))
+    return write_figure(figure, path)
 
 
 def write_figure(figure: Figure, path: Path) -> Path:
-    """Write a picture as a PNG file in one step; returns its path."""
+    """Write a picture as a PNG file, or as PDF where the path ends in it, in one step; returns its path."""
+    content = _pdf(figure) if path.suffix == ".pdf" else _png(figure)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(_png(figure))
+        temporary.write_bytes(content)
     return path

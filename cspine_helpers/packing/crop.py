@@ -15,7 +15,7 @@ import numpy as np
 from cspine_helpers.ct.volume import Box, bounding_box
 from cspine_helpers.files.records import config_of
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.packed import MANIFEST_COLUMNS, PackedVertebra
+from cspine_helpers.packed import MANIFEST_COLUMNS, PackedVertebra, slice_positions
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def pack_vertebra(
     number = VERTEBRAE.index(vertebra) + 1
     z, y, x = box = box or bounding_box(label_map, number)
     first, last = (z[0], z[1] - 1) if config.slices > 1 else ((z[0] + z[1]) // 2,) * 2
-    positions = np.linspace(first, last, config.slices).round().astype(int)
+    positions = slice_positions(first, last, config.slices)
     (row0, row1), (column0, column1) = _square(y, x, spacing_mm, config.margin_mm)
     end = volume_hu.shape[0] - 1
     array = np.empty((config.slices, config.size, config.size, 2 * config.neighbours + 2), dtype=np.uint8)
