@@ -19,7 +19,7 @@ from cspine_helpers.labels import UID, expand, read_labels
 from cspine_helpers.packed import check_sequences
 from cspine_helpers.packing.crop import PackConfig
 from cspine_helpers.predictions import read_predictions
-from cspine_helpers.runs import write_record
+from cspine_helpers.runs import read_ensemble, write_record
 from cspine_helpers.training.config import TrainConfig
 
 CONFIG = TrainConfig(epochs=2, batch_size=8, accumulate=1, workers=0, vertebra_weights="equal")
@@ -217,3 +217,61 @@ def test_help_states_an_example_the_exit_statuses_and_the_defaults(tmp_path, com
     window = " ".join(f"{edge:g}" for edge in default.window_hu)
     for value in (default.slices, default.size, default.margin_mm, default.neighbour_mm, window):
         assert f"(default: {value})" in packing
+
+
+@pytest.mark.slow
+def test_folds_are_trained_and_predicted_by_one_command_that_leaves_what_is_done(root, command):
+    asked = ("train", "--cohort", "toy", "--run", "folds", "--settings", str(root / "settings.json"))
+    status, out, _ = command(root, *asked, "--folds", "3", "--fold", "1")
+    assert (status, out.split()[0]) == (0, "fold")
+    folder = root / "checkpoints" / "folds"
+    assert {path.name for path in folder.iterdir()} == {"folds.csv", "folds.csv.sha256", "fold_1"}
+    status, out, _ = command(root, *asked, "--folds", "3")
+    assert status == 0
+    assert f"{folder / 'predictions.csv'}: each study by the model of its fold" in out
+    table = read_predictions(folder / "predictions.csv")
+    assert table.groupby("split")["fold"].nunique().to_dict() == {"test": 0, "validation": 3}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert command(root, *asked, "--folds", "3")[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+    status, out, _ = command(root, "predict", "--run", "folds", "--tta", "--replace")
+    assert status == 0
+    assert len(read_ensemble(folder)["views"]) == 2
+    assert not read_predictions(folder / "predictions.csv").equals(table)
+
+
+def test_an_ensemble_is_predicted_from_the_cohort_of_its_runs(root, command):
+    asked = ("predict", "--ensemble", "toy", "--tta")
+    status, out, _ = command(root, *asked, "--run", "mirrored")
+    folder = root / "checkpoints" / "mirrored"
+    assert (status, out) == (0, f"{folder / 'predictions.csv'}: 28 sequences of 4 studies.\n")
+    assert [each["run"] for each in read_ensemble(folder)["members"]] == ["toy"]
+
+
+REFUSED_OF_SEVERAL = {
+    "--fold 2 needs --folds, how many there are: --folds 5.": ("train", "--fold", "2"),
+    "Folds are numbered 0 to 2; found 3. Choose one of them.": ("train", "--fold", "3", "--folds", "3"),
+    "--ensemble needs --run, the folder": ("predict", "--ensemble", "toy", "toy"),
+    "Each run counts once; found several times: 'toy'.": (
+        "predict",
+        "--ensemble",
+        "toy",
+        "toy",
+        "--run",
+        "x",
+    ),
+    "--tta is for an ensemble, of one run or more": ("predict", "--run", "toy", "--tta", "--replace"),
+    "An ensemble has two runs or more, or one with tta": ("predict", "--ensemble", "toy", "--run", "x"),
+    "have no weights (1): 'gone'. Train": ("predict", "--ensemble", "toy", "gone", "--run", "x"),
+    "--tta is for the table of a cohort": ("predict", "--study", "1.2.826.0", "--run", "toy", "--tta"),
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSED_OF_SEVERAL)
+def test_folds_and_ensembles_that_make_no_sense_are_refused_in_a_sentence(sentence, root, command):
+    before = sorted((root / "checkpoints").rglob("*"))
+    name, *options = REFUSED_OF_SEVERAL[sentence]
+    of = () if name == "predict" else ("--run", "x", "--settings", str(root / "settings.json"))
+    status, _, error = command(root, name, "--cohort", "toy", *options, *of)
+    assert (status, sentence in error, error.count("\n")) == (100, True, 1)
+    assert sorted((root / "checkpoints").rglob("*")) == before
