@@ -21,6 +21,7 @@ PARTS = (
     "memory",
     "loop",
     "loader",
+    "ensemble",
     "tables",
     "intervals",
     "scale",
