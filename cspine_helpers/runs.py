@@ -75,8 +75,12 @@ def _consecutive(history: pd.DataFrame) -> Iterator[str]:
         yield f"epochs are 1, 2, 3 and so on; found {found}"
 
 
-def check_described(path: Path, record: Mapping[str, Any], key: str) -> None:
-    """Refuse a file of a run whose SHA-256 is not the one on record.
+RECORD = "run.json"
+ENSEMBLE = "ensemble.json"
+
+
+def check_described(path: Path, record: Mapping[str, Any], key: str, *, by: str = RECORD) -> None:
+    """Refuse a file of a run whose SHA-256 is not the one on record, in the file `by`.
 
     Raises:
         ValueError: says both.
@@ -84,13 +88,12 @@ def check_described(path: Path, record: Mapping[str, Any], key: str) -> None:
     stored, found = record.get(key), sha256_of(path)
     if stored != found:
         raise ValueError(
-            f"{path} is not the file that {RECORD} describes: its SHA-256 is {found}, {RECORD} says "
+            f"{path} is not the file that {by} describes: its SHA-256 is {found}, {by} says "
             f"{stored or 'nothing'} ({key}); one was exchanged, or training was stopped between the two. "
             "Put back the two files of one run, or train again."
         )
 
 
-RECORD = "run.json"
 FORMAT = 1  # of run.json and the weights' names; rises when older runs can no longer be read
 
 
@@ -111,7 +114,6 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     )
 
 
-ENSEMBLE = "ensemble.json"
 _ENSEMBLE_FORMAT = 1
 
 

@@ -34,6 +34,7 @@ from cspine_helpers.model_card.card import write_card
 from cspine_helpers.model_card.results import TITLES, number
 from cspine_helpers.phantom.cohort import MADE_BY
 from cspine_helpers.predictions import from_wide, read_predictions, write_predictions
+from cspine_helpers.runs import write_ensemble
 
 BUILTIN = Path(__file__).parents[1] / "checkpoints" / "builtin"
 VALIDATION = cohort(1, 60)
@@ -459,6 +460,28 @@ def test_predictions_without_a_run_have_test_results_on_the_same_terms(tmp_path)
     assert "Results on test" not in text_of(tmp_path)
     evaluate_on_test(tmp_path, WHOLE)
     assert "Results on test" in text_of(tmp_path)
+
+
+def test_an_ensemble_has_a_card_that_names_its_runs(tmp_path):
+    write_predictions(WHOLE, tmp_path / "predictions.csv")
+    members = [{"run": name, "weights_sha256": "0" * 64} for name in ("fold_0", "fold_1", "fold_2")]
+    record = {
+        "members": members,
+        "views": ["as packed", "left and right exchanged"],
+        "data": {"split_sha256": "1" * 64, "folds_sha256": "2" * 64},
+        "predictions_sha256": sha256_of(tmp_path / "predictions.csv"),
+    }
+    write_ensemble(tmp_path, record)
+    freeze(tmp_path, [CHOSEN, PATIENT], WHOLE)
+    text = text_of(tmp_path)
+    assert "the mean of what 3 run(s) of this project predict\n(fold_0, fold_1, fold_2)" in text
+    assert "of the sequence and of its mirror image" in text
+    assert "each study is predicted by the one run that never saw it" in text
+    assert "Their mean, on the test split, is less spread" in text
+    assert "without a run" not in text
+    write_ensemble(tmp_path, record | {"predictions_sha256": "3" * 64})
+    with pytest.raises(ValueError, match=r"predictions.csv is not the file that ensemble.json describes"):
+        write_card(tmp_path)
 
 
 def test_a_guarantee_comes_with_its_premise(run):

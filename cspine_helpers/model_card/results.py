@@ -26,7 +26,7 @@ from cspine_helpers.files.paths import inside
 from cspine_helpers.files.tables import read_columns
 from cspine_helpers.metrics import clip_note, confusion
 from cspine_helpers.predictions import predictions_sha256, read_predictions
-from cspine_helpers.runs import RECORD, check_described, other_runs, read_record
+from cspine_helpers.runs import ENSEMBLE, RECORD, check_described, other_runs, read_ensemble, read_record
 
 _WEIGHTS, _HISTORY, _PREDICTIONS = "model.safetensors", "history.csv", "predictions.csv"
 UNKNOWN = "not on record"
@@ -39,6 +39,7 @@ class RunFiles:
     Attributes:
         name: of the folder.
         record: the whole of `run.json`; empty where there is none, as for predictions made elsewhere.
+        ensemble: the whole of `ensemble.json`; empty where the predictions are not of several runs.
         epochs: how many were trained, by `history.csv`; None where it is missing.
         weights: whether `model.safetensors` is there.
         predictions: predictions table; None where it is missing.
@@ -50,6 +51,7 @@ class RunFiles:
 
     name: str
     record: dict[str, Any]
+    ensemble: dict[str, Any]
     epochs: int | None
     weights: bool
     predictions: pd.DataFrame | None
@@ -117,7 +119,10 @@ def read_run_files(run_folder: str | Path) -> RunFiles:
     """
     folder = Path(run_folder)
     record = read_record(folder) if (folder / RECORD).is_file() else {}
+    ensemble = read_ensemble(folder) if (folder / ENSEMBLE).is_file() else {}
     table = inside(folder / _PREDICTIONS)
+    if ensemble and table.is_file():
+        check_described(table, ensemble, "predictions_sha256", by=ENSEMBLE)
     if not record and not table.is_file():
         raise FileNotFoundError(
             f"Nothing is known of a run at {folder}: {RECORD} and {_PREDICTIONS} are missing. Train one with "
@@ -132,6 +137,7 @@ def read_run_files(run_folder: str | Path) -> RunFiles:
     return RunFiles(
         name=folder.resolve().name,
         record=record,
+        ensemble=ensemble,
         epochs=len(read_columns(history, what="history", source="")) if history else None,
         weights=weights is not None,
         predictions=predictions,
