@@ -474,7 +474,7 @@ def test_an_ensemble_has_a_card_that_names_its_runs(tmp_path):
     write_ensemble(tmp_path, record)
     freeze(tmp_path, [CHOSEN, PATIENT], WHOLE)
     text = text_of(tmp_path)
-    assert "the mean of what 3 run(s) of this project predict\n(fold_0, fold_1, fold_2)" in text
+    assert "the mean of what 3 run(s) of this project predict (fold_0, fold_1, fold_2)" in text
     assert "of the sequence and of its mirror image" in text
     assert "each study is predicted by the one run that never saw it" in text
     assert "Their mean, on the test split, is less spread" in text
