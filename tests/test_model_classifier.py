@@ -220,6 +220,7 @@ def test_every_wrong_setting_is_named_at_once():
         "lstm_layers": True,
         "dropout": 1.0,
         "vertebra_embedding": -1,
+        "slice_evidence": 1,
     }
     assert set(wrong) == set(asdict(CONFIG))
     with pytest.raises(ValueError, match="ModelConfig cannot have") as error:

@@ -119,7 +119,11 @@ def test_a_backbone_begins_with_the_package_and_the_record_says_so(package, lite
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet10t", "convnext_atto", "regnety_002", "mobilenetv3_small_050", "densenet121"]
+    "name",
+    [
+        *("resnet10t", "convnext_atto", "regnety_002", "mobilenetv3_small_050"),
+        pytest.param("densenet121", marks=pytest.mark.slow),
+    ],
 )
 def test_another_family_begins_with_its_weights_and_has_the_same_parts_as_without(name, tmp_path):
     source = timm.create_model(name)

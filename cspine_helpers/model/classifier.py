@@ -70,7 +70,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.feature_stride not in (strides := feature_maps(self.backbone)):
+        strides = [each for each in feature_maps(self.backbone) if each in STRIDES]
+        if self.feature_stride not in strides:
             raise ValueError(
                 f"ModelConfig cannot have feature_stride = {self.feature_stride} with backbone = "
                 f"{self.backbone!r}, which gives feature maps at {listing(strides)}. Choose one of these."
@@ -220,7 +221,7 @@ class FractureClassifier(nn.Module):
         """Choose how many of the six channels the backbone is given.
 
         Each is normalised, (x / 255 − mean) / deviation. The factors are laid out as a row of an image, for
-        then the sum runs over whole rows, and takes a tenth of the time.
+        then the sum runs over whole rows, and takes a fraction of the time.
         """
         mean, deviation = (
             torch.tensor([*values, *values][:channels], device="cpu") for values in self.config.normalisation

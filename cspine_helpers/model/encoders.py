@@ -55,8 +55,8 @@ def _probed(name: str) -> tuple[dict[int, int], list[str]]:
             unused = [part for part, child in network.named_children() if called.isdisjoint(child.modules())]
             network.prune_intermediate_layers([1], prune_norm=True)
             cut = network.forward_features(image)  # HRNet's is a list
-    except (RuntimeError, AssertionError, AttributeError, TypeError):  # how timm says that it cannot
-        return {}, []
+    except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError, LookupError):
+        return {}, []  # in so many ways timm says that it cannot
     maps = dict(zip(strides, features, strict=True))
     fits = [isinstance(found, Tensor) and found.ndim == 4 and found.shape[1] == maps[stride]
             for found, stride in ((whole, strides[-1]), (cut, strides[1]))]  # fmt: skip

@@ -123,7 +123,7 @@ def _converted(package: str) -> tuple[bytes, str]:
         (path,) = pickled
         tensors = torch.load(path, map_location="cpu", weights_only=True)  # no code of the pickle runs
         renamed = _timm_names(tensors, _shapes(PACKAGES[package]))
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"The weight package {package} {found.version} is damaged ({str(error).splitlines()[0]}). "
             "Install it again."
@@ -198,7 +198,7 @@ def network_with(weights: Weights, backbone: str, channels: int) -> Any:
         network: Any = timm.create_model(
             backbone, pretrained=True, pretrained_cfg_overlay=overlay, in_chans=channels
         )
-    except (RuntimeError, KeyError) as error:  # torch's, in as many lines as there are tensors
+    except (RuntimeError, LookupError, AttributeError) as error:  # in as many lines as there are tensors
         odd = [f"{name} is missing" for name in wanted if name not in tensors]
         odd += [f"{name} is not wanted" for name in tensors if name not in wanted]
         odd += [
@@ -206,9 +206,11 @@ def network_with(weights: Weights, backbone: str, channels: int) -> Any:
             for name, value in wanted.items()
             if name in tensors and tensors[name].shape != value.shape
         ]
+        if not odd:
+            raise
         raise ValueError(
-            f"The pretrained weights {weights.record['name']} are not of {backbone}: {len(odd)} tensors do "
-            f"not fit ({listing(odd, separator='; ', quoted=False)}). Name its own weights."
+            f"The pretrained weights {weights.record['name']} are not of {backbone}: {len(odd):,} tensors "
+            f"do not fit ({listing(odd, separator='; ', quoted=False)}). Name its own weights."
         ) from error
     network.pretrained_cfg.pop("state_dict")  # or each copy of the network would hold them
     return network
