@@ -223,7 +223,7 @@ def _run_options(parser: ArgumentParser, cohort: str | None = "builtin") -> None
 def _train_options(parser: ArgumentParser) -> None:
     _run_options(parser)
     parser.add_argument(
-        "--settings", type=Path, help='JSON with "model" and "train", such as another run\'s run.json'
+        "--settings", type=Path, help="settings file, see `settings`; or another run's run.json"
     )
     parser.add_argument("--resume", action="store_true", help="continue a training that was stopped")
     folds = parser.add_argument_group(
@@ -294,6 +294,18 @@ def _train_folds(options: Namespace, settings: "Settings") -> int:
         if not is_whole(path := folder / "predictions.csv"):
             predict_folds(folder, read_cohort(source), device=_device(None), **skip)
         print(f"{path}: each study by the model of its fold, the test split by the mean of all.")
+    return 0
+
+
+def _settings_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the preset as a settings file")
+    parser.add_argument("--cohort", default="builtin", help="whose preset --json prints (default: builtin)")
+
+
+def _settings(options: Namespace) -> int:
+    from cspine_helpers.training.settings import guide, preset
+
+    print(preset(options.cohort).text() if options.json else guide(), end="")
     return 0
 
 
@@ -545,6 +557,13 @@ _COMMANDS = {
         "Whole epochs are kept; --resume continues, and --folds by itself.",
         _train_options,
         _train,
+    ),
+    "settings": _Command(
+        "Print every setting of a run and what it means, or with --json a settings file to change.",
+        "settings --json --cohort rsna2022 > settings.json",
+        "Nothing was changed.",
+        _settings_options,
+        _settings,
     ),
     "predict": _Command(
         "Predict a cohort's validation and test patients: checkpoints/<run>/predictions.csv. Or one study.",

@@ -16,6 +16,10 @@ from cspine_helpers.files.tables import Column, checked, read_columns
 WEIGHTS = "model"  # the best epoch's weights are in model.safetensors
 HISTORY = "history.csv"
 STATE = "state.safetensors"  # in the run folder while a training is not finished
+_OF_UNITS = (
+    *("train_auroc", "train_recall", "train_f1"),
+    *(f"validation_auroc_C{number}" for number in range(1, 8)),
+)
 _SHARES = ("recall", "precision", "average_precision", "auroc")
 _COLUMNS = (
     Column("epoch", "whole"),
@@ -23,8 +27,12 @@ _COLUMNS = (
     Column("validation_loss", "number"),
     *(Column(f"validation_{name}", "number", low=0, high=1) for name in _SHARES),
     Column("threshold", "number", low=0, high=1, empty=True),
+    Column("validation_objective", "number", empty=True, optional=True),  # from here on later than some runs
+    Column("validation_f1", "number", low=0, high=1, optional=True),
+    *(Column(name, "number", low=0, high=1, empty=True, optional=True) for name in _OF_UNITS),
     Column("learning_rate", "number"),
-    Column("validation_objective", "number", empty=True, optional=True),
+    Column("backbone_learning_rate", "number", optional=True),
+    Column("seconds", "number", low=0, optional=True),
 )
 HISTORY_COLUMNS = tuple(column.name for column in _COLUMNS)
 
@@ -52,6 +60,8 @@ def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
 
 def read_history(folder: str | Path) -> pd.DataFrame:
     """Read a run's `history.csv`: `HISTORY_COLUMNS`, one row an epoch; NaN where no threshold qualified.
+
+    Earlier versions wrote fewer columns; those that their runs lack are left out.
 
     Raises:
         FileNotFoundError: there is none, or no record beside it.

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from toy_cohort import make_toy_cohort, tiny_model
@@ -19,8 +20,9 @@ from cspine_helpers.labels import UID, expand, read_labels
 from cspine_helpers.packed import check_sequences
 from cspine_helpers.packing.crop import PackConfig
 from cspine_helpers.predictions import read_predictions
-from cspine_helpers.runs import read_ensemble, write_record
+from cspine_helpers.runs import read_ensemble, read_history, write_record
 from cspine_helpers.training.config import TrainConfig
+from cspine_helpers.training.settings import guide, preset, settings_of
 
 CONFIG = TrainConfig(epochs=2, batch_size=8, accumulate=1, workers=0, vertebra_weights="equal")
 
@@ -70,9 +72,8 @@ def test_a_run_is_trained_again_with_the_settings_of_its_record(root, command):
     status, out, _ = command(root, "train", *options, "--settings", str(folder / "run.json"))
     assert status == 0
     assert "validation_recall" in out
-    assert (root / "checkpoints" / "again" / "history.csv").read_bytes() == (
-        folder / "history.csv"
-    ).read_bytes()
+    once, again = (read_history(place).drop(columns="seconds") for place in (folder, folder.parent / "again"))
+    pd.testing.assert_frame_equal(again, once, check_exact=True)
 
 
 def test_a_run_is_predicted_and_its_card_written(root, command):
@@ -110,6 +111,14 @@ def test_a_run_of_other_data_is_not_predicted(root, command):
     assert status == 100
     assert "trained on other data" in err
     (folder / "run.json").write_bytes(before)
+
+
+def test_the_settings_of_a_preset_are_printed_as_a_file_that_train_takes(tmp_path, command):
+    status, out, _ = command(tmp_path, "settings", "--json", "--cohort", "rsna2022")
+    assert status == 0
+    (tmp_path / "mine.json").write_text(out)
+    assert settings_of(tmp_path / "mine.json", cohort="builtin") == preset("rsna2022")
+    assert command(tmp_path, "settings") == (0, guide(), "")
 
 
 @pytest.mark.parametrize(

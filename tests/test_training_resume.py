@@ -40,7 +40,12 @@ CONFIG = TrainConfig(
     workers=0,
     vertebra_weights="equal",
 )
-TIMED = ("seconds", "epoch_seconds", "record_sha256")  # in the record, and different each time
+TIMED = (
+    "seconds",
+    "epoch_seconds",
+    "history_sha256",
+    "record_sha256",
+)  # each time others
 PROCESSES = multiprocessing.get_context("forkserver")  # a child starts in a moment, with all modules there
 PROCESSES.set_forkserver_preload(["cspine_helpers.training.run", "sklearn.metrics"])
 
@@ -141,11 +146,11 @@ def run_child(cohort, folder, *, kill_at=None, process=training_process) -> tupl
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """What two equal trainings have in common: the bytes of history and weights, the record without times."""
+    """What two equal trainings share: the bytes of the weights, history and record without times."""
     record = read_record(folder)
     return {
         "files": sorted(path.name for path in folder.iterdir()),
-        "history": (folder / "history.csv").read_bytes(),
+        "history": runs.read_history(folder).drop(columns="seconds").to_csv(),
         "weights": (folder / "model.safetensors").read_bytes(),
         "record": {name: value for name, value in record.items() if name not in TIMED},
     }
@@ -233,9 +238,14 @@ def stopped(one_stopped, tmp_path):
 def test_an_interrupt_leaves_a_usable_run_that_can_go_on(stopped, cohort, whole):
     assert interrupted(stopped)
     assert load_run(stopped).record["epochs"] == 1
+    assert (stopped / "train.log").read_text().endswith("Stopped. KeyboardInterrupt\n")
     train(cohort, stopped, model=tiny_model(), config=CONFIG, resume=True)
     assert not interrupted(stopped)
     assert outcome(stopped) == whole[0]
+    log = (stopped / "train.log").read_text()
+    assert log.count("Training of run: it begins") == 0  # its name was another
+    assert log.count("Training of run: 1 epochs of sequences are done") == 1
+    assert [log.count(f"sequences, epoch {epoch} of 3: ") for epoch in (1, 2, 3)] == [1, 1, 1]
 
 
 @pytest.mark.slow

@@ -1,14 +1,18 @@
 import io
+import json
+import logging
 import math
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import f1_score, recall_score, roc_auc_score
 from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers.checkpoints import load_run
@@ -16,12 +20,13 @@ from cspine_helpers.cohort import read_cohort
 from cspine_helpers.decisions.thresholds import Rule, choose_threshold
 from cspine_helpers.files import paths
 from cspine_helpers.inference.prediction import predict
-from cspine_helpers.labels import UID, read_labels, write_labels
+from cspine_helpers.labels import UID, VERTEBRAE, read_labels, write_labels
 from cspine_helpers.metrics import auroc, average_precision
 from cspine_helpers.packed import sequence_path
-from cspine_helpers.runs import read_record
+from cspine_helpers.runs import HISTORY_COLUMNS, read_history, read_record
 from cspine_helpers.training import trainer as stages
 from cspine_helpers.training.config import TrainConfig
+from cspine_helpers.training.losses import Loss
 from cspine_helpers.training.run import RULE, beside, interrupted, set_aside, train
 from cspine_helpers.training.sequence_task import SequenceTask
 from cspine_helpers.training.settings import Settings, settings_of
@@ -34,7 +39,7 @@ CONFIG = TrainConfig(
     workers=0,
     vertebra_weights="equal",
 )
-FILES = {"history.csv", "model.safetensors", "run.json"}
+FILES = {"history.csv", "model.safetensors", "run.json", "train.log"}
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +75,75 @@ def test_training_fills_the_run_folder_and_returns_its_history(run):
     folder, history = run
     assert {path.name for path in folder.iterdir()} == FILES
     assert list(history["epoch"]) == [1, 2]
-    expected = "epoch train_loss validation_loss validation_recall validation_precision"
-    expected += " validation_average_precision validation_auroc threshold learning_rate"
-    assert list(history.columns) == expected.split()
-    pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv"), history, check_dtype=False)
+    assert tuple(history.columns) == HISTORY_COLUMNS
+    pd.testing.assert_frame_equal(read_history(folder), history, check_dtype=False)
+    assert history["seconds"].tolist() == read_record(folder)["epoch_seconds"][-2:]
+
+
+def test_the_log_says_what_is_trained_and_a_line_an_epoch(run):
+    folder, history = run
+    lines = (folder / "train.log").read_text(encoding="utf-8").splitlines()
+    said = [line[len("2026-01-01 00:00:00  ") :] for line in lines]
+    record = read_record(folder)
+    assert said[0] == "Training of run: it begins"
+    for name in ("model", "train", "rule", "data", "device", "cohort", "versions"):
+        assert f"{name}: {json.dumps(record[name])}" in said
+    epochs = [line for line in said if ", epoch " in line]
+    for line, (_, row) in zip(epochs, history.iterrows(), strict=True):
+        loss = f"train_loss {row['train_loss']:.4g}"
+        assert line.startswith(f"sequences, epoch {row['epoch']:.0f} of 2: {loss}, ")
+        assert f", validation_auroc {row['validation_auroc']:.4g}, " in line
+    assert said[-1].endswith(f"epoch {record['best_epoch']} is kept.")
+    assert not logging.getLogger("cspine_helpers.training").handlers
+
+
+def test_the_history_says_how_training_samples_and_single_vertebrae_did(cohort, tmp_path, monkeypatch):
+    given, real = [], Loss.__call__
+
+    def watched(loss, output, batch):
+        given.append((batch["label"].numpy(), output.logit.detach().sigmoid().numpy()))
+        return real(loss, output, batch)
+
+    monkeypatch.setattr(Loss, "__call__", watched)
+    config = replace(CONFIG, epochs=1, slice_epochs=0, warmup_epochs=0.5, backbone_rate=0.1)
+    history = train(cohort, tmp_path / "run", model=tiny_model(), config=config)
+    labels, probabilities = map(np.concatenate, zip(*given[:-1], strict=True))  # the last is of validation
+    row, called = history.iloc[0], probabilities >= history["threshold"].iloc[0]
+    assert row["train_auroc"] == pytest.approx(roc_auc_score(labels, probabilities))
+    assert row["train_recall"] == pytest.approx(recall_score(labels, called))
+    assert row["train_f1"] == pytest.approx(f1_score(labels, called))
+    assert row["backbone_learning_rate"] == pytest.approx(row["learning_rate"] / 10)
+    run, known = load_run(tmp_path / "run"), read_cohort(cohort)
+    table = predict(run, known.samples["validation"], known.packed, split="validation", batch_size=8)
+    called = table["probability"] >= run.threshold
+    assert row["validation_f1"] == pytest.approx(f1_score(table["label"], called))
+    areas = [row[f"validation_auroc_{name}"] for name in VERTEBRAE]
+    assert 0 < np.isnan(areas).sum() < 7
+    for area, (_, rows) in zip(areas, table.groupby("vertebra"), strict=True):
+        if rows["label"].nunique() == 2:
+            assert area == roc_auc_score(rows["label"], rows["probability"])
+        else:
+            assert np.isnan(area)
+
+
+def test_tensorboard_is_asked_for_by_name_before_anything_is_written(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr("cspine_helpers.training.run.is_tensorboard_available", lambda: False)
+    config = replace(CONFIG, tracker="tensorboard")
+    with pytest.raises(ValueError, match=r"needs the package tensorboard, .* or set tracker to none\."):
+        train(cohort, tmp_path / "run", model=tiny_model(), config=config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_tensorboard_has_the_history(cohort, tmp_path, own_accelerator):
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = replace(CONFIG, tracker="tensorboard", slice_epochs=1)
+    history = train(cohort, tmp_path / "run", model=tiny_model(), config=config)
+    events = reading.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert "slices/train_loss" in events.Tags()["scalars"]
+    for name in ("train_loss", "validation_auroc", "seconds"):
+        found = [event.value for event in events.Scalars(f"sequences/{name}")]
+        assert found == pytest.approx(history[name].tolist(), rel=1e-6)
 
 
 def test_the_toy_cohort_is_learned(run):
@@ -120,9 +190,10 @@ def test_the_reloaded_best_epoch_gives_the_stored_metrics_again(run, cohort):
 def test_two_trainings_are_equal_bit_for_bit_whatever_the_workers(run, cohort, tmp_path):
     folder, history = run
     again = train(cohort, tmp_path / "run", model=tiny_model(), config=replace(CONFIG, workers=2))
-    pd.testing.assert_frame_equal(again, history, check_exact=True)
-    for name in ("history.csv", "model.safetensors"):
-        assert (folder / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    same = {"check_exact": True}
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), history.drop(columns="seconds"), **same)
+    weights = [(place / "model.safetensors").read_bytes() for place in (folder, tmp_path / "run")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.slow

@@ -1,17 +1,18 @@
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from cspine_helpers.dataset.augment import AugmentConfig
 from cspine_helpers.decisions.thresholds import Rule
 from cspine_helpers.labels import TARGETS, UID
 from cspine_helpers.model.classifier import ModelConfig
 from cspine_helpers.runs import read_record
 from cspine_helpers.splits import SplitConfig, split_patients, write_split
 from cspine_helpers.training.config import TrainConfig
-from cspine_helpers.training.settings import Settings, preset, settings_of
+from cspine_helpers.training.settings import SECTIONS, Settings, guide, preset, settings_of
 
 BUILTIN = Path(__file__).parents[1] / "checkpoints" / "builtin"
 
@@ -92,9 +93,9 @@ def test_a_record_of_before_a_field_was_there_is_read_as_it_was_trained(tmp_path
             },
             [
                 "seeed is unknown (did you mean seed?)",
-                "epochs = 0 (a whole number, 1 or more) is not allowed",
-                "size = 'big' (a whole number, 32 to 4096) is not allowed",
-                "precision_floor = 'high' (in [0, 1], or none) is not allowed",
+                "; cannot have epochs = 0 (a whole number, 1 or more). Correct it.",
+                "model cannot have size = 'big' (a whole number, 32 to 4096). Correct it.",
+                "rule cannot have precision_floor = 'high' (in [0, 1], or none)",
             ],
         ),
         ({"train": {"epochs": 1, "warmup_epochs": 1.0}}, ["cannot have warmup_epochs = 1.0 in 1 epochs"]),
@@ -147,3 +148,21 @@ def test_a_split_of_another_way_is_refused(tmp_path):
     path.with_suffix(".json").unlink()
     with pytest.raises(ValueError, match="made with something that nobody noted"):
         settings.check_split(tmp_path)
+
+
+def test_the_guide_is_the_page_in_the_repository_and_names_every_setting():
+    page = (BUILTIN.parents[1] / "SETTINGS.md").read_text(encoding="utf-8")
+    assert page == guide(), "python -m cspine_helpers settings > SETTINGS.md"
+    shown = page.split("## ")
+    for name, kind in {**SECTIONS, "train.augment": AugmentConfig}.items():
+        (section,) = [part for part in shown if part.startswith(f"{name}\n")]
+        rows = [line.split("|")[1:5] for line in section.splitlines() if line.startswith("| `")]
+        names = [each.name for each in fields(kind) if each.name != "augment"]
+        assert [row[0].strip(" `") for row in rows] == names
+        assert all(cell.strip() for row in rows for cell in row)
+
+
+def test_the_example_of_the_guide_is_a_settings_file(tmp_path):
+    (tmp_path / "settings.json").write_text(guide().split("```json")[1].split("```")[0])
+    found = settings_of(tmp_path / "settings.json", cohort="builtin")
+    assert (found.train.sampling, found.train.augment.flip, found.rule) == ("weighted", 0, Rule("max_f1"))

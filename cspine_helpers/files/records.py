@@ -265,12 +265,13 @@ def config_of(
     what = what or kind.__name__
     if not isinstance(found, dict):
         raise ValueError(f"{what} is made of names and values; found {listing([found])}.")
-    known = [each.name for each in fields(kind) if each.name != "_"]  # type: ignore[arg-type]
+    known = [each.name for each in fields(kind)]  # type: ignore[arg-type]
     problems = [f"{name} is unknown{nearest(name, known)}" for name in found if name not in known]
     problems += [f"{name} is missing" for name in known if whole and name not in found]
-    problems += [f"{line} is not allowed" for line in _wrong(kind, found)]
-    if problems:
-        raise ValueError(f"{what}: {listing(problems, separator='; ', quoted=False)}. Correct it.")
+    wrong = [f"cannot have {line}" for line in _wrong(kind, found)]
+    if problems or wrong:
+        named = listing([*problems, *wrong], separator="; ", quoted=False)
+        raise ValueError(f"{what}{':' if problems else ''} {named}. Correct it.")
     return kind(**found) if base is None else replace(base, **found)  # type: ignore[type-var]
 
 

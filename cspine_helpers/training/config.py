@@ -23,6 +23,7 @@ from cspine_helpers.files.records import (
 from cspine_helpers.labels import VERTEBRAE
 
 Schedule = Literal["cosine", "plateau"]
+Tracker = Literal["none", "tensorboard"]
 Precision = Literal["no", "bf16", "fp16", "auto"]
 BY_PREVALENCE, EQUAL = "prevalence", "equal"  # weights of the vertebrae in the loss; or seven numbers
 _WEIGHT = within("(0, inf)")
@@ -41,19 +42,20 @@ class TrainConfig:
     Attributes:
         epochs: most passes over the training split.
         batch_size: sequences in a batch of each process.
-        learning_rate: of AdamW, after the warm-up.
+        learning_rate: of AdamW, after the warm-up (Loshchilov and Hutter, ICLR 2019).
         weight_decay: of AdamW, on weight matrices and kernels (not on biases and norms).
         warmup_epochs: epochs in which the rate rises from 0; may be a fraction.
-        schedule: after the warm-up: "cosine" falls to 0 at the last epoch, "plateau" falls by a factor after
-            some epochs without a better validation average precision.
+        schedule: after the warm-up: "cosine" falls to 0 at the last epoch (Loshchilov and Hutter, ICLR 2017),
+            "plateau" falls by a factor after some epochs without a better validation average precision, as
+            torch's `ReduceLROnPlateau` does.
         plateau_patience: epochs without a better one before the "plateau" schedule lowers the rate.
         plateau_factor: by which it multiplies the rate then.
         freeze_epochs: first epochs of the training, of slices and then of sequences, in which the backbone
             stays as it is, its BatchNorm statistics too.
         backbone_rate: learning rate of the backbone, as a share of that of the rest; 0.1 is usual for
             pretrained weights.
-        ema: decay of the exponential moving average of the weights, such as 0.999, which is then validated
-            and kept, see `trainer.Training`; 0 turns it off.
+        ema: decay a step of the exponential moving average of the weights, such as 0.999, which is then
+            validated and kept (timm's `ModelEmaV3`, see `trainer.Training`); 0 turns it off.
         accumulate: batches of each process whose gradients make one step, in both stages.
         clip_norm: largest norm of the gradient.
         mixed_precision: "auto" is bf16 on a GPU that has it, else float32 (a CPU without units for bf16 takes
@@ -61,7 +63,7 @@ class TrainConfig:
         gradient_checkpointing: the backbone's inner values are computed again for the gradients instead of
             kept: less memory, more time, the same result.
         patience: epochs without a new best epoch before training stops.
-        gamma: of the focal loss, see `losses.focal_loss`; 0 is cross-entropy.
+        gamma: of the focal loss (Lin et al., ICCV 2017, where 2 was best); 0 is cross-entropy.
         alpha: weight of fractured vertebrae in (0, 1), intact ones weigh 1 − alpha; None: by prevalence.
         vertebra_weights: weight of each vertebra in the loss: "prevalence" lets rare fractures weigh more,
             see `losses.vertebra_weights`; "equal"; or seven numbers, C1 to C7.
@@ -76,9 +78,10 @@ class TrainConfig:
         slice_batch_size: slices in a batch of the pretraining.
         slice_learning_rate: highest learning rate of the pretraining.
         sampling: order of the training samples, see `dataset.sequence.epoch_order`: "shuffle" each once;
-            "balanced" fractured and intact ones equally often; "weighted" those of each vertebra equally
-            often, too.
+            "balanced" fractured and intact ones equally often, with replacement; "weighted" those of each
+            vertebra equally often, too (inverse class frequency, as for torch's `WeightedRandomSampler`).
         seed: of weights, order, augmentation and dropout.
+        tracker: "tensorboard" writes the history for TensorBoard, too, below the run's folder; "none".
         workers: processes that load training data; 0 loads in the training process.
         augment: how training sequences are varied; None leaves them as they are.
     """
@@ -113,6 +116,7 @@ class TrainConfig:
     slice_learning_rate: float = setting(5e-3, within("(0, inf)"))
     sampling: Sampling = setting("shuffle", one_of(*get_args(Sampling)))
     seed: int = setting(0, whole(0, 2**63 - 1))
+    tracker: Tracker = setting("none", one_of(*get_args(Tracker)))
     workers: int = setting(8, whole(0))
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
 
@@ -165,6 +169,10 @@ class TrainConfig:
         )
 
 
+SHOWN = (  # a line of the log
+    *("train_loss", "validation_loss", "validation_auroc", "validation_average_precision"),
+    *("validation_recall", "validation_precision", "threshold", "learning_rate", "seconds"),
+)
 CHOSEN_BY = ("validation_objective", "validation_average_precision")  # what the best epoch has the most of
 
 

@@ -5,6 +5,7 @@ accelerate launch --num_processes 4 -m cspine_helpers train --cohort rsna2022 --
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -15,7 +16,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import is_tensorboard_available, parse_flag_from_env
 
 from cspine_helpers.cohort import Cohort, read_cohort
 from cspine_helpers.decisions.thresholds import OBJECTIVES, STATED, Rule
@@ -32,6 +33,7 @@ from cspine_helpers.training.trainer import Training, TrainingState, read_state
 TRAINING_SPLITS = ("train", "validation")  # the only ones a training looks at
 _FILES = (RECORD, HISTORY, f"{WEIGHTS}.safetensors", STATE)
 _PREDICTIONS = "predictions.csv"
+LOG = "train.log"  # what happened, for people
 RULE = Rule(precision_floor=0.5)
 _LATER = (  # made with a run or with runs, or brought
     *(_PREDICTIONS, "decision.json", "test_openings.csv", "calibrated.csv"),
@@ -136,7 +138,8 @@ def train(
 
     After each epoch of sequences the run folder holds history, weights of the best epoch, and record; until
     training ends, `state.safetensors`, too. A training stopped at any moment resumes from its last complete
-    epoch, and ends with the same history and weights, bit for bit on a CPU. Seeds torch's global generator.
+    epoch, and ends with the same history and weights, bit for bit on a CPU. `train.log` tells people what
+    happened. Seeds torch's global generator.
 
     Args:
         cohort: its folder, which holds `train.csv`, `split.csv` and `packed/`; or a cohort that was read.
@@ -152,9 +155,11 @@ def train(
 
     Returns:
         The history, one row an epoch: epoch (from 1), train_loss, validation_loss, _recall, _precision,
-        _average_precision and _auroc, threshold, validation_objective, learning_rate (of the last step).
-        Recall, precision and the rule's objective are at the threshold; where none qualifies, they are 0, 0
-        and NaN, as it is.
+        _average_precision, _auroc, threshold, validation_objective, _f1, train_auroc, _recall, _f1,
+        validation_auroc of each vertebra, learning_rate and backbone_learning_rate (of the last step) and
+        seconds. What depends on a threshold is at the one of that epoch, in the training samples, too; where
+        none qualifies, validation_recall, _precision and _f1 are 0, the others NaN, as is the area of a
+        vertebra of one class.
 
     Raises:
         FileExistsError: the folder holds a run and `resume` is not set, or predictions without a run.
@@ -186,7 +191,7 @@ def train(
         slices=model.slices, size=model.size, splits=TRAINING_SPLITS, skip_unusable=skip_unusable
     )
     check_classes(cohort)
-    accelerator = _accelerator(config)
+    accelerator = _accelerator(config, folder)
     setting = {
         "model": asdict(model),
         "train": asdict(config),
@@ -215,7 +220,8 @@ def train(
         for name in _FILES if writes else ():
             paths.remove_unfinished(folder / name)
         task = SequenceTask(cohort, model, config, rule, accelerator)
-        return Training(accelerator, task, folder, state).run(tensors)
+        with _watched(accelerator, config, folder):
+            return Training(accelerator, task, folder, state).run(tensors)
 
 
 def check_classes(cohort: Cohort) -> None:
@@ -233,8 +239,12 @@ def check_classes(cohort: Cohort) -> None:
             )
 
 
-def _accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate on the devices of this process, in the precision that the config or "auto" chooses."""
+def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
+    """Accelerate on the devices of this process, in the precision that the config or "auto" chooses.
+
+    Raises:
+        ValueError: the config's tracker is not installed.
+    """
     if AcceleratorState._shared_state:  # an earlier training of this process may have had another precision
         AcceleratorState._reset_state()
     precision: str = config.mixed_precision
@@ -242,13 +252,46 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
         has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "no"
-    return Accelerator(mixed_precision=precision)
+    if config.tracker == "none":
+        return Accelerator(mixed_precision=precision)
+    if not is_tensorboard_available():
+        raise ValueError(
+            f"tracker = {config.tracker!r} needs the package tensorboard, which is not installed. Install "
+            "cspine-helpers[tensorboard], or set tracker to none."
+        )
+    return Accelerator(mixed_precision=precision, log_with=config.tracker, project_dir=folder)
+
+
+@contextmanager
+def _watched(accelerator: Accelerator, config: TrainConfig, folder: Path) -> Iterator[None]:
+    """A training writes its lines to `train.log`, below those of earlier ones, and to the tracker."""
+    logger = logging.getLogger("cspine_helpers.training")
+    lines: logging.Handler = logging.NullHandler()
+    if accelerator.is_main_process:
+        lines = logging.FileHandler(folder / LOG, encoding="utf-8")
+    lines.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+    before = logger.level
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    if config.tracker != "none":
+        accelerator.init_trackers(config.tracker)
+    try:
+        yield
+    except BaseException as error:
+        logger.error("Stopped. %s", str(error) or type(error).__name__)
+        raise
+    finally:
+        for tracker in accelerator.trackers:  # accelerator.end_training() would end the processes' group, too
+            tracker.finish()
+        logger.setLevel(before)
+        logger.removeHandler(lines)
+        lines.close()
 
 
 def _check_same(setting: dict[str, Any], stored: dict[str, Any], folder: Path) -> None:
-    """Refuse to resume a training of another setting; the number of workers may differ."""
+    """Refuse to resume a training of another setting; the number of workers and the tracker may differ."""
     found = differences({name: stored.get(name) for name in setting}, setting)
-    if differ := [line for line in found if not line.startswith("train.workers ")]:
+    if differ := [line for line in found if not line.startswith(("train.workers ", "train.tracker "))]:
         raise ValueError(
             f"The training in {folder} has another setting: {listing(differ, separator='; ', quoted=False)}. "
             "Resume it with its own, or move it aside with training.set_aside(...)."

@@ -9,15 +9,16 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cspine_helpers.cohort import Cohort
 from cspine_helpers.dataset.augment import AugmentConfig
 from cspine_helpers.dataset.sequence import EpochBatches, SequenceDataset, load_batches, make_loader
-from cspine_helpers.decisions.thresholds import Rule, choose_threshold
+from cspine_helpers.decisions.thresholds import Decision, Rule, choose_threshold
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.metrics import auroc, average_precision
+from cspine_helpers.metrics import auroc, average_precision, confusion, rates
 from cspine_helpers.model.classifier import ClassifierOutput, FractureClassifier, ModelConfig
 from cspine_helpers.model.forward import forward_pass
 from cspine_helpers.training.config import TrainConfig
@@ -56,6 +57,7 @@ class SequenceTask:
         self._seen = self._data(samples["train"], config.augment)
         self._held_out = self._data(samples["validation"])
         self._loaders: dict[str, DataLoader[Any]] = {}
+        self._trained_on: list[Tensor] = []  # labels and logits of the epoch's batches, each (2, B)
         self._loss = Loss.of(cohort.samples["train"], self._seen.slice_truth, config)
         self.stages: Sequence[Stage] = list(self._stages())
         self.record = {
@@ -108,7 +110,9 @@ class SequenceTask:
             )
 
         def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-            return self._loss(network(batch["sequence"], batch["vertebra"]), batch)
+            output = network(batch["sequence"], batch["vertebra"])
+            self._trained_on.append(torch.stack([batch["label"], output.logit.detach().float()]))
+            return self._loss(output, batch)
 
         yield Stage(
             name="sequences",
@@ -142,7 +146,11 @@ class SequenceTask:
     def validate(
         self, network: nn.Module, advance: Advance = lambda share: None
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Metrics of the validation split at the threshold chosen there: for the history, and the record."""
+        """Metrics of the validation split at the threshold chosen there: for the history, and the record.
+
+        The history has those of the training samples, too, at the same threshold: as they were drawn, varied
+        and answered while the epoch trained, with dropout, by weights that changed from step to step.
+        """
         data, output = self._held_out, self.predict(network, "validation", advance)
         labels, probabilities = data.labels, output.probability.numpy()
         truth = {"label": labels, "vertebra": data.vertebrae, "slice_truth": data.slice_truth}
@@ -157,7 +165,23 @@ class SequenceTask:
         row = {f"validation_{name}": value for name, value in metrics.items()}
         for name, value in (("threshold", decision.threshold), ("validation_objective", decision.value)):
             row[name] = np.nan if value is None else value
+        row |= {"validation_f1": _f1(decision.recall, decision.precision), **self._training_metrics(decision)}
+        for number, name in enumerate(VERTEBRAE):
+            of_vertebra = data.vertebrae == number
+            row[f"validation_auroc_{name}"] = _auroc(labels[of_vertebra], probabilities[of_vertebra])
         return row, {"decision": decision.record(), "metrics": {"validation": metrics}}
+
+    def _training_metrics(self, decision: Decision) -> dict[str, float]:
+        """AUROC of the epoch's batches, of all processes, and recall and F1 at the decision's threshold."""
+        own = torch.cat([torch.zeros(2, 0), *(part.cpu() for part in self._trained_on)], dim=1)
+        self._trained_on.clear()
+        label, logit = torch.cat(gather_object([own]), dim=1).double()  # (2, N)
+        labels, probabilities = label.numpy(), logit.sigmoid().numpy()
+        metrics = {"train_auroc": _auroc(labels, probabilities), "train_recall": np.nan, "train_f1": np.nan}
+        if decision.threshold is not None and len(labels):
+            at = rates(confusion(labels, probabilities, decision.threshold)).iloc[0]
+            metrics |= {"train_recall": at["recall"], "train_f1": at["f1"]}
+        return metrics
 
     def predict(
         self, network: nn.Module, split: str, advance: Advance = lambda share: None
@@ -170,7 +194,7 @@ class SequenceTask:
         return self._output(self._accelerator.unwrap_model(network), self._loaders[split], advance)
 
     def _in_order(self, data: SequenceDataset) -> DataLoader[Any]:
-        options = {"batch_size": self._config.batch_size, "workers": self._config.workers}
+        options: dict[str, Any] = {"batch_size": self._config.batch_size, "workers": self._config.workers}
         return make_loader(data, **options, **self._shares)
 
     def _output(
@@ -185,3 +209,12 @@ class SequenceTask:
             advance(1 / len(loader))
         whole = accelerator.reduce(whole, reduction="sum").cpu()  # each row is zero in all processes but one
         return ClassifierOutput(whole[:, 0], *whole[:, 1:].split(slices, dim=1))
+
+
+def _auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """NaN where only one class is there."""
+    return auroc(labels, probabilities) if 0 < labels.sum() < len(labels) else np.nan
+
+
+def _f1(recall: float, precision: float) -> float:
+    return 2 * precision * recall / (precision + recall) if recall else 0.0

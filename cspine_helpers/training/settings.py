@@ -3,7 +3,9 @@
 `{"model": {...}, "train": {...}, "split": {...}, "rule": {...}}`; what the file leaves out is the preset's.
 """
 
+import inspect
 import json
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -142,3 +144,58 @@ def _section(name: str, kind: Any, found: Any, base: Any) -> Any:
             if moved := [field for field in found if field in names]:
                 raise ValueError(f"{name}: {', '.join(moved)} belongs to {other}. Move it there.")
     return config_of(kind, found, base=base, what=name)
+
+
+_GUIDE = """# Settings of a run
+
+One JSON file holds all that is chosen of a run, in four sections. What it leaves out is the preset's of its
+cohort. The same file is for `python -m cspine_helpers train --settings`, for `make train SETTINGS=`, and for
+`SETTINGS` in notebooks 02 and 03. A run's `run.json` holds its exact settings, and is such a file, too. A
+short one:
+
+```json
+{
+  "train": {"epochs": 30, "sampling": "weighted", "augment": {"flip": 0}},
+  "rule": {"objective": "max_f1"}
+}
+```
+
+`python -m cspine_helpers settings --json --cohort rsna2022` prints a cohort's preset as such a file, to be
+changed. `"augment": null` leaves training sequences as they are; without `"split"`, patients are divided as
+`split.csv` says. Below, the defaults are those of RSNA 2022, and after a semicolon those of the built-in
+cohort where it has others; `null` is None.
+
+`python -m cspine_helpers settings` prints this page from where each setting is defined.
+"""
+
+
+def guide() -> str:
+    """Every setting with its defaults, what it may be and what it means, as Markdown.
+
+    Example:
+        >>> guide().splitlines()[0]
+        '# Settings of a run'
+    """
+    large, small = (replace(preset(name), split=SplitConfig()) for name in ("rsna2022", "builtin"))
+    parts = [(name, getattr(large, name), getattr(small, name)) for name in SECTIONS]
+    parts.insert(2, ("train.augment", large.train.augment, small.train.augment))
+    lines = [_GUIDE]
+    for name, usual, builtin in parts:
+        meanings = _meanings(type(usual))
+        lines += [f"## {name}", "", inspect.getdoc(type(usual)).partition("\n")[0], ""]  # type: ignore[union-attr]
+        lines += ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+        for each in fields(usual):
+            if each.name == "augment":
+                continue
+            values = dict.fromkeys(json.dumps(getattr(config, each.name)) for config in (usual, builtin))
+            allowed = each.metadata["check"].words
+            lines.append(f"| `{each.name}` | {'; '.join(values)} | {allowed} | {meanings[each.name]} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """What the docstring of a config says of each of its fields."""
+    _, _, text = (inspect.getdoc(kind) or "").partition("Attributes:\n")
+    found = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", text, re.MULTILINE)
+    return {name: " ".join(words.split()) for name, words in found}

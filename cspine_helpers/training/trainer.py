@@ -6,6 +6,7 @@ It knows no anatomy, no data set and no threshold: a `Task` does.
 import hashlib
 import itertools
 import json
+import logging
 import math
 import platform
 import time
@@ -33,7 +34,7 @@ from cspine_helpers.checkpoints import save_weights, write_tensors
 from cspine_helpers.files.records import parse_json
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.runs import FORMAT, HISTORY, STATE, write_record
-from cspine_helpers.training.config import CHOSEN_BY, TrainConfig, adamw, best_epoch, learning_rate
+from cspine_helpers.training.config import CHOSEN_BY, SHOWN, TrainConfig, adamw, best_epoch, learning_rate
 
 
 @dataclass
@@ -151,6 +152,12 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
+def _versions() -> dict[str, str]:
+    versions = {"cspine_helpers": __version__, "python": platform.python_version()}
+    return versions | {name: version(name) for name in _PACKAGES}
+
+
+log = logging.getLogger(__name__)
 Advance = Callable[[float], object]  # is given the share of an epoch that has just been done
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, about {remaining} left{postfix}"
 _PACKAGES = ("torch", "timm", "accelerate", "albumentations", "numpy")  # whose versions are on record
@@ -345,6 +352,7 @@ class Training:
         stages = self.task.stages
         names = [stage.name for stage in stages]
         first = names.index(self.state.stage) if self.state.stage in names else 0
+        self._describe()
         try:
             if tensors is not None:
                 restore(tensors, self.task.model, averaged=self._averaged)
@@ -361,7 +369,18 @@ class Training:
         if self.accelerator.is_main_process:
             (self.folder / STATE).unlink()
         self.accelerator.wait_for_everyone()
+        minutes = sum(self.state.epoch_seconds) / 60
+        log.info("Done in %.1f minutes; epoch %d is kept.", minutes, self.state.best["best_epoch"])
         return self.state.history
+
+    def _describe(self) -> None:
+        """The head of the log: what is trained on what, with what, and from where."""
+        epoch, stage = self.state.epoch, self.state.stage
+        done = f"{epoch} epochs of {stage} are done" if epoch else "it begins"
+        log.info("Training of %s: %s", self.folder.name, done)
+        said = {**self.state.setting, **self.task.record, "versions": _versions()}
+        for name, value in said.items():
+            log.info("%s: %s", name, json.dumps(value, ensure_ascii=False))
 
     def _progress(self, first: int) -> Any:
         """A bar of the whole training, where the stage of this number is the one that is resumed."""
@@ -450,28 +469,39 @@ class Training:
         # 2. Validate.
         shown = {"loss": loss}
         if stage.validation_work:
-            shown = self._validate(stage, network, {"epoch": epoch, "train_loss": loss}, rates[-1])
+            frozen = epoch <= stage.config.freeze_epochs
+            last = {"learning_rate": rates[-1]}
+            last["backbone_learning_rate"] = 0.0 if frozen else rates[-1] * stage.config.backbone_rate
+            shown = self._validate(stage, network, {"epoch": epoch, "train_loss": loss}, last)
         else:
             self.state.slice_losses.append(loss)
         # 3. Write.
+        seconds = time.perf_counter() - began
         self.state.epoch = epoch
-        self.state.epoch_seconds.append(time.perf_counter() - began)
+        self.state.epoch_seconds.append(seconds)
+        row = {"train_loss": loss, "learning_rate": rates[-1], "seconds": seconds}
+        if stage.validation_work:
+            self.state.rows[-1]["seconds"] = seconds
+            row = self.state.rows[-1]
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
             save_state(self.folder, self.state, self.task.model, optimizer, self._averaged)
         self._publish()
+        values = ", ".join(f"{name} {row[name]:.4g}" for name in SHOWN if name in row)
+        log.info("%s, epoch %d of %d: %s", stage.name, epoch, stage.config.epochs, values)
+        self.accelerator.log({f"{stage.name}/{name}": value for name, value in row.items()}, step=epoch)
         return shown
 
     def _validate(
-        self, stage: Stage, network: nn.Module, row: dict[str, float], rate: float
+        self, stage: Stage, network: nn.Module, row: dict[str, float], rates: dict[str, float]
     ) -> dict[str, float]:
         """Complete the epoch's row of the history; returns the metrics that choose the best epoch."""
         found, kept = self.task.validate(
             network if self._averaged is None else self._averaged,
             lambda share: self._bar.update(share * stage.validation_work),
         )
-        self.state.rows.append({**row, **found, "learning_rate": rate})
+        self.state.rows.append({**row, **found, **rates})
         if best_epoch(self.state.history) == row["epoch"]:
             self.state.best = {"best_epoch": row["epoch"], **kept}
         return {name.removeprefix("validation_"): found[name] for name in CHOSEN_BY}
@@ -481,20 +511,18 @@ class Training:
         if self.accelerator.is_main_process and self.state.rows:
             write_table(self.state.history, self.folder / HISTORY)
             if self.state.best["best_epoch"] == self.state.epoch:
-                save_weights(
-                    self.folder, self._averaged or self.task.model
-                )  # right before the record that holds their hash
+                kept = self.task.model if self._averaged is None else self._averaged
+                save_weights(self.folder, kept)  # right before the record that holds their hash
             write_record(self.folder, self._record())
         if wait:
             self.accelerator.wait_for_everyone()
 
     def _record(self) -> dict[str, Any]:
         """What `run.json` says of the inputs, the settings, the software and the outcome."""
-        versions = {"cspine_helpers": __version__, "python": platform.python_version()}
         return {
             **self.state.setting,
             **self.task.record,
-            "versions": versions | {name: version(name) for name in _PACKAGES},
+            "versions": _versions(),
             **self.state.best,
             "epochs": self.state.epoch,
             "slice_losses": self.state.slice_losses,
