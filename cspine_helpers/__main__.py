@@ -237,6 +237,7 @@ def _train_options(parser: ArgumentParser) -> None:
 def _train(options: Namespace) -> int:
     from accelerate import PartialState
 
+    from cspine_helpers.training.config import SHOWN
     from cspine_helpers.training.run import train
     from cspine_helpers.training.settings import preset, settings_of
 
@@ -250,7 +251,7 @@ def _train(options: Namespace) -> int:
     if options.folds is not None:
         return _train_folds(options, settings)
     history = train(
-        paths.cohort_dir(options.cohort),
+        cohort,
         paths.run_dir(options.run or options.cohort),
         model=settings.model,
         config=settings.train,
@@ -259,7 +260,7 @@ def _train(options: Namespace) -> int:
         skip_unusable=options.skip_unusable,
     )
     if PartialState().is_main_process:
-        print(history.to_string(index=False))
+        print(history.filter(["epoch", *SHOWN]).to_string(index=False))
     return 0
 
 
@@ -271,7 +272,7 @@ def _train_folds(options: Namespace, settings: "Settings") -> int:
     from cspine_helpers.cohort import read_cohort
     from cspine_helpers.inference.ensemble import predict_folds
     from cspine_helpers.inference.prediction import is_whole
-    from cspine_helpers.training.config import best_epoch
+    from cspine_helpers.training.config import SHOWN, best_epoch
     from cspine_helpers.training.folds import train_folds
 
     source, folder = paths.cohort_dir(options.cohort), paths.run_dir(options.run or options.cohort)
@@ -289,7 +290,8 @@ def _train_folds(options: Namespace, settings: "Settings") -> int:
     if not PartialState().is_main_process:
         return 0
     best = {n: history.set_index("epoch").loc[best_epoch(history)] for n, history in histories.items()}
-    print(DataFrame(best).T.rename_axis("fold").reset_index().to_string(index=False))
+    table = DataFrame(best).T.filter([*SHOWN]).rename_axis("fold").reset_index()
+    print(table.to_string(index=False))
     if options.fold is None:
         if not is_whole(path := folder / "predictions.csv"):
             predict_folds(folder, read_cohort(source), device=_device(None), **skip)

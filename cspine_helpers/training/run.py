@@ -34,7 +34,7 @@ TRAINING_SPLITS = ("train", "validation")  # the only ones a training looks at
 _FILES = (RECORD, HISTORY, f"{WEIGHTS}.safetensors", STATE)
 _PREDICTIONS = "predictions.csv"
 LOG = "train.log"  # what happened, for people
-RULE = Rule(precision_floor=0.5)
+RULE = Rule(precision_floor=0.5)  # unless the settings name another
 _LATER = (  # made with a run or with runs, or brought
     *(_PREDICTIONS, "decision.json", "test_openings.csv", "calibrated.csv"),
     *(ENSEMBLE, FOLDS),

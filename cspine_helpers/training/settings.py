@@ -17,6 +17,7 @@ from cspine_helpers.model.classifier import ModelConfig
 from cspine_helpers.runs import FORMAT
 from cspine_helpers.splits import SplitConfig, split_settings
 from cspine_helpers.training.config import EQUAL, TrainConfig
+from cspine_helpers.training.run import RULE
 
 SECTIONS: dict[str, Any] = {"model": ModelConfig, "train": TrainConfig, "split": SplitConfig, "rule": Rule}
 
@@ -67,14 +68,13 @@ def preset(cohort: str) -> Settings:
         >>> settings.model.size, settings.train.batch_size, settings.rule.precision_floor
         (224, 8, 0.5)
     """
-    rule = Rule(precision_floor=0.5)
     if cohort == "builtin":
-        return Settings(ModelConfig.small(), TrainConfig.small(), rule)
+        return Settings(ModelConfig.small(), TrainConfig.small(), RULE)
     if cohort == "quick":  # 30 studies: too few for a weight of every vertebra, or for a real decision
         one_epoch = replace(TrainConfig.small(), epochs=1, slice_epochs=1, warmup_epochs=0.5)
         train = replace(one_epoch, vertebra_weights=EQUAL)
         return Settings(ModelConfig.small(), train, Rule(precision_floor=0.01))
-    return Settings(ModelConfig.rsna(), TrainConfig.rsna(), rule)
+    return Settings(ModelConfig.rsna(), TrainConfig.rsna(), RULE)
 
 
 def settings_of(path: str | Path, *, cohort: str = "") -> Settings:
@@ -111,7 +111,7 @@ def settings_of(path: str | Path, *, cohort: str = "") -> Settings:
         )
     is_record = "weights_sha256" in found
     made, problems = {}, []
-    base = Settings(ModelConfig(), TrainConfig(), preset("").rule) if is_record else preset(cohort)
+    base = Settings(ModelConfig(), TrainConfig(), RULE) if is_record else preset(cohort)
     if not is_record:
         unknown = [name for name in found if name not in (*SECTIONS, "format")]
         problems += [f"{name} is unknown{nearest(name, list(SECTIONS))}" for name in unknown]
