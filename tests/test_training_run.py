@@ -126,6 +126,17 @@ def test_the_history_says_how_training_samples_and_single_vertebrae_did(cohort, 
             assert np.isnan(area)
 
 
+def test_a_log_that_is_a_link_is_refused(cohort, tmp_path):
+    folder, theirs = tmp_path / "run", tmp_path / "theirs"
+    theirs.write_text("theirs")
+    folder.mkdir()
+    (folder / "train.log").symlink_to(theirs)
+    with pytest.raises(ValueError, match=r"train\.log is a .*link"):
+        train(cohort, folder, model=tiny_model(), config=CONFIG)
+    assert theirs.read_text() == "theirs"
+    assert [path.name for path in folder.iterdir()] == ["train.log"]
+
+
 def test_tensorboard_is_asked_for_by_name_before_anything_is_written(cohort, tmp_path, monkeypatch):
     monkeypatch.setattr("cspine_helpers.training.run.is_tensorboard_available", lambda: False)
     config = replace(CONFIG, tracker="tensorboard")

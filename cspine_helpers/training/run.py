@@ -180,6 +180,7 @@ def train(
             "folder, move it aside with training.set_aside(...), or resume a training that stopped with "
             "resume=True."
         )
+    paths.check_own(folder / LOG)
     if rule.level != "vertebra" or rule.objective == STATED:
         raise ValueError(
             f"The rule of a training chooses a threshold for vertebrae; found {rule.objective!r} at "
