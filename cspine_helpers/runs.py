@@ -153,6 +153,20 @@ def read_ensemble(folder: str | Path) -> dict[str, Any]:
     )
 
 
+def packing_settings(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How the sequences were packed that a run was trained on, by its record; None where it does not say.
+
+    Of packed CT, that is what `packed/packing.json` said; of phantoms, what `cohort.json` did.
+
+    Example:
+        >>> packing_settings(read_record(run_folder))["size"]
+        64
+    """
+    cohort = record.get("cohort") or {}
+    packed, phantom = cohort.get("packing") or {}, cohort.get("phantom") or {}
+    return packed.get("config") or phantom.get("config", {}).get("pack")
+
+
 def other_runs(folder: str | Path) -> str:
     """What there is beside a run that is missing, for the end of an error: other runs, and how to use them.
 

@@ -232,6 +232,21 @@ def test_warnings_and_sources_come_from_the_manifest(run, cohort, uid, tmp_path)
     assert said == "C3: not in the manifest, nothing is known of how they were packed"
 
 
+def test_a_packing_other_than_the_runs_is_said(run, cohort, uid, tmp_path):
+    folder = shutil.copytree(cohort.packed, tmp_path / "packed")
+    mine = json.loads(json.dumps(asdict(CONFIG)))
+    its = replace(run, record=run.record | {"cohort": {"packing": {"config": mine}}})
+    assert predict_study(its, folder, uid).warnings == ()  # nobody noted how these were packed
+    (folder / "packing.json").write_text(json.dumps({"config": mine}))
+    assert predict_study(its, folder, uid).warnings == ()
+    (folder / "packing.json").write_text(json.dumps({"config": mine | {"margin_mm": 9.0}}))
+    (said,) = predict_study(its, folder, uid).warnings
+    assert (
+        said == f"packed otherwise than what the run was trained on: margin_mm is 9.0, not {CONFIG.margin_mm}"
+    )
+    assert predict_study(run, folder, uid).warnings == ()
+
+
 def test_a_study_that_the_run_was_trained_on_is_said_to_be(run, cohort, uid):
     trained_on = cohort.samples["train"][UID].iloc[0]
     its = replace(run, record=run.record | {"data": cohort.fingerprint()})
@@ -288,17 +303,26 @@ def test_a_file_that_cannot_be_written_leaves_none(freezing, cohort, uid, monkey
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with decisions and calibrators at both levels, frozen once for all who use the command."""
+    folder, table = tmp_path_factory.mktemp("whole"), toy(150)
+    write_predictions(table, folder / "predictions.csv")
+    calibrators = [fitted(), fitted("patient", TOP)]
+    freeze(folder, [decided(), decided("patient", TOP)], table, calibrators=calibrators)
+    return folder
+
+
 @pytest.fixture
-def project(freezing, cohort, monkeypatch):
+def project(whole, run, cohort, tmp_path, monkeypatch):
     """A project with the toy cohort and a run of it with decisions and calibrators, both named toy."""
-    run, _ = freezing(decided(), decided("patient", TOP), calibrators=[fitted(), fitted("patient", TOP)])
-    root = run.folder.parents[1]
-    (root / "data").mkdir()
-    (root / "data" / "toy").symlink_to(cohort.folder)
-    monkeypatch.setenv("CSPINE_ROOT", str(root))
+    shutil.copytree(whole, tmp_path / "checkpoints" / "toy")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "toy").symlink_to(cohort.folder)
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
     run = replace(run, record=run.record | {"data": {"cohort": "toy"}})
     monkeypatch.setattr(checkpoints, "load_run", lambda folder: replace(run, folder=folder))
-    return root
+    return tmp_path
 
 
 def test_the_command_prints_the_table_and_writes_the_file(project, run, cohort, uid, capsys):

@@ -190,7 +190,11 @@ def test_ctrl_c_ends_a_command_with_what_is_kept(tmp_path, command, monkeypatch,
         raise KeyboardInterrupt
 
     monkeypatch.setitem(cli._COMMANDS, name, replace(cli._COMMANDS[name], run=stop))
-    needed = {"pack": ("--cohort", "toy"), "link": ("--cohort", "toy", "elsewhere")}
+    needed = {
+        "pack": ("--cohort", "toy"),
+        "link": ("--cohort", "toy", "elsewhere"),
+        "weights": ("--package", "mine"),
+    }
     arguments = needed.get(name, ())
     assert command(tmp_path, name, *arguments) == (130, "", f"Stopped. {cli._COMMANDS[name].stopped}\n")
 

@@ -1203,3 +1203,14 @@ def test_a_stop_with_the_same_options_leaves_the_tables(done, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pack(done)
     assert (done / "packed" / "manifest.csv").is_file()
+
+
+@pytest.mark.slow
+def test_ct_that_are_linked_are_packed_beside_the_links_to_the_same_bytes(raw, whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    before = contents(raw)
+    folder = paths.link_cohort("neck", raw)
+    pack_cohort(folder, config=CONFIG, workers=1)
+    assert contents(folder / "packed") == contents(whole / "packed")
+    assert not (folder / "packed").is_symlink()
+    assert contents(raw) == before

@@ -138,7 +138,8 @@ def test_data_that_can_only_be_read_carry_the_series_from_a_foreign_folder(proje
     before = {path.name: path.stat().st_mtime_ns for path in packed.iterdir()}
     shutil.copytree(ROOT / "checkpoints" / "builtin", outputs / "checkpoints" / "builtin")
     archive.chmod(0o555)
-    environment = os.environ | {"CSPINE_ROOT": str(outputs), "PYTHONPATH": str(ROOT)}
+    found = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"CSPINE_ROOT": str(outputs), "PYTHONPATH": found}
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *arguments]

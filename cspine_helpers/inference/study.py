@@ -12,11 +12,12 @@ from cspine_helpers.decisions.test_split import DECISION, Frozen, check_belongs,
 from cspine_helpers.decisions.thresholds import at_level_of, check_threshold
 from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.files.paths import check_uids, inside, listing, seal_of, sha256_of
-from cspine_helpers.files.records import write_sealed
+from cspine_helpers.files.records import differences, parse_json, write_sealed
 from cspine_helpers.inference.prediction import PREDICTIONS, predict
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.packed import PROVENANCE_COLUMNS, read_manifest, sequence_path
 from cspine_helpers.predictions import read_predictions
+from cspine_helpers.runs import packing_settings
 from cspine_helpers.splits import read_split, split_hash, studies_of
 
 FORMAT = 1  # of <uid>.json
@@ -44,7 +45,8 @@ class StudyPrediction:
         patient_aggregation: that aggregation's name.
         patient_calibrated: `patient_aggregated`, calibrated; None where no calibrator of patients is frozen.
         patient_threshold: `patient_aggregated` from which a patient is called; None where none is frozen.
-        warnings: of packing, each with its vertebrae; and that the run was trained on this study.
+        warnings: of packing, each with its vertebrae; that it was another than the run's; that the run was
+            trained on this study.
         run: the run's name.
         hashes: SHA-256 of `weights`, `decision` (what is frozen; None: nothing), `packed` (file → its own)
             and, where the manifest says them, of the CT (`source`) and the mask (`mask`).
@@ -237,6 +239,7 @@ def predict_study(
         found = frozen.calibrate(table)
         calibrated = dict(zip(found["vertebra"], found["calibrated"].tolist(), strict=True))
     warnings, sources = _of_manifest(Path(packed_dir), uid, present)
+    warnings += _packed_otherwise(run, Path(packed_dir))
     if _is_trained_on(run, Path(packed_dir).parent / "split.csv", uid):
         warnings += (
             "the run was trained on this study: what it says here is better than it would be on another",
@@ -296,6 +299,19 @@ def _threshold(
             "Pass threshold=... (on the command line, --threshold)."
         )
     return float(run.threshold), None, CHOSEN
+
+
+def _packed_otherwise(run: Run, packed: Path) -> tuple[str, ...]:
+    """What differs between the packing of these sequences and of those that the run knows, as a warning."""
+    known, path = packing_settings(run.record), packed / "packing.json"
+    if not known or not path.is_file():
+        return ()
+    found = parse_json(path.read_bytes(), str(path)).get("config")
+    differ = differences(found, known) if found else []
+    said = (
+        f"packed otherwise than what the run was trained on: {listing(differ, separator='; ', quoted=False)}"
+    )
+    return (said,) if differ else ()
 
 
 def _is_trained_on(run: Run, split: Path, uid: str) -> bool:

@@ -16,6 +16,7 @@ from cspine_helpers.ct.volume import Box, bounding_box
 from cspine_helpers.files.records import config_of
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.packed import MANIFEST_COLUMNS, PackedVertebra, slice_positions
+from cspine_helpers.runs import packing_settings
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,12 @@ def packing_of(record: Mapping[str, Any]) -> PackConfig:
     """How the sequences were packed that a run was trained on, by its record: so is a new CT for it.
 
     Args:
-        record: of `runs.read_record`; `cohort.packing` is that of packed CT, `cohort.phantom` of phantoms.
+        record: of `runs.read_record`.
 
     Raises:
         ValueError: the record does not say it, or it is no packing of this version.
     """
-    cohort = record.get("cohort") or {}
-    packed, phantom = cohort.get("packing") or {}, cohort.get("phantom") or {}
-    found = packed.get("config") or phantom.get("config", {}).get("pack")
+    found = packing_settings(record)
     if not found:
         raise ValueError(
             "The run's record does not say how its sequences were packed (slices, size, window, margin). "
