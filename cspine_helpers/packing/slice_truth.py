@@ -222,9 +222,10 @@ def known_truth(
         ValueError: a table breaks its schema.
 
     Example:
-        >>> boxes = pd.DataFrame([(labels["StudyInstanceUID"][0], 3, 4, 5, 6, 70)], columns=BOX_COLUMNS)
+        >>> uid = labels["StudyInstanceUID"][labels["patient_overall"] == 1].iloc[0]
+        >>> boxes = pd.DataFrame([(uid, 3, 4, 5, 6, 70)], columns=BOX_COLUMNS)
         >>> known_truth(labels, boxes)["known"].tolist()[:2]
-        [1, 209]
+        [1, 133]
     """
     table, boxes = validate_labels(table), validate_boxes(boxes)
     names, by_study = list(VERTEBRAE), table.set_index(UID)
