@@ -15,6 +15,7 @@ from cspine_helpers.phantom.difficulty import (
     Findings,
     Hard,
     add_metal,
+    blurred,
     draw_findings,
     hairline,
     move,
@@ -87,6 +88,12 @@ def test_hairline_fractures_are_fewer_narrower_and_still_break_bone(level):
         distance = vertebra_distance(level, displace(fine, level, grid))
         hu = np.full(distance.shape, 400.0, np.float32)
         assert break_bone(fine, level, grid, distance, hu).sum() >= phantom.MIN_FRACTURE_VOXELS
+
+
+def test_a_hairline_crack_is_true_where_the_scan_spreads_it_in_its_slice_and_in_bone():
+    truth, inside = np.zeros((2, 3, 3), bool), np.ones((2, 3, 3), bool)
+    truth[0, 1, 1], inside[0, 1, 2] = True, False
+    assert blurred(truth, inside).astype(int).tolist() == [[[0, 1, 0], [1, 1, 0], [0, 1, 0]], [[0] * 3] * 3]
 
 
 def test_a_thick_slice_is_the_mean_of_its_thin_ones_and_keeps_their_fractures():

@@ -12,6 +12,7 @@ from cspine_helpers.phantom.difficulty import (
     Findings,
     Hard,
     add_metal,
+    blurred,
     draw_findings,
     hairline,
     move,
@@ -118,6 +119,7 @@ def render_study(seed: int, index: int, fractured: dict[str, int], *, hard: Hard
         free = label_map[block] == 0  # where vertebrae touch, the upper one keeps the voxel
         arguments = (tissue[block], texture[block], free, patient, rng)
         inside, truth = _render_vertebra(level, broken, grid, *arguments)
+        truth = blurred(truth, inside) if found.is_hairline else truth
         if level in VERTEBRAE:
             number = VERTEBRAE.index(level) + 1
             label_map[block][inside & free] = number
