@@ -280,7 +280,7 @@ def test_members_of_another_cohort_or_in_training_or_into_a_run_are_refused(memb
 
 def test_folds_that_are_missing_or_of_another_table_are_refused(in_folds, cohort, tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(FileNotFoundError, match=r"No table of folds at"):
+    with pytest.raises(FileNotFoundError, match=r"^No folds.csv in .*run\. Train folds first"):
         predict_folds(folder, cohort)
     folds = k_folds(cohort.labels, folds=3, split=cohort.split, seed=3)
     write_split(folds, folder / "folds.csv")

@@ -71,7 +71,10 @@ def predict_ensemble(
             T or size than the others or the cohort; names it and what differs.
 
     Example:
-        >>> predict_ensemble(["a", "b"], cohort, "both", tta=True)  # doctest: +SKIP
+        >>> predict_ensemble(["one", "two", "one"], cohort, "mean", tta=True)
+        Traceback (most recent call last):
+        ...
+        ValueError: Each run counts once; found several times: 'one'. Name each once.
     """
     # 1. What is asked for fits together.
     folder = Path(run_folder)
@@ -143,11 +146,18 @@ def predict_folds(
         ValueError: a fold's training has not ended, or it was trained on other labels, folds, T or size.
 
     Example:
-        >>> predict_folds("checkpoints/mine", cohort)  # doctest: +SKIP
+        >>> predict_folds("nobody", cohort)
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: No folds.csv in nobody. Train folds first: train --folds 5 (training.train_folds).
     """
     # 1. All folds are there, and of this cohort.
     folder = Path(run_folder)
     check_free(folder / PREDICTIONS, replace=replace)
+    if not (folder / FOLDS).is_file():
+        raise FileNotFoundError(
+            f"No {FOLDS} in {folder}. Train folds first: train --folds 5 (training.train_folds)."
+        )
     folds = read_split(folder / FOLDS, column="fold")
     numbers = range(folds["fold"].nunique())
     runs = _load([fold_dir(folder, number) for number in numbers])
