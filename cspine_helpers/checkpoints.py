@@ -110,7 +110,11 @@ def _config(record: dict[str, Any], folder: Path) -> ModelConfig:
         )
     try:
         found = record.get("model")
-        return config_of(ModelConfig, _LATER | found if isinstance(found, dict) else found, whole=True)
+        config = config_of(ModelConfig, _LATER | found if isinstance(found, dict) else found, whole=True)
+        stored, own = record.get("normalisation"), config.normalisation
+        if stored is not None and stored != own:  # another version of timm may have corrected its numbers
+            raise ValueError(f"pixels were normalised by {stored}; here they would be by {own}.")
+        return config
     except ValueError as error:
         raise ValueError(f"{folder / RECORD}: {error} {written_by(record)}") from error
 

@@ -272,7 +272,7 @@ def begun(tmp_path_factory):
 def test_pixels_are_normalised_as_the_pretrained_weights_had_it_also_at_the_border(begun):
     model, _ = begun
     mean, deviation = [0.485, 0.456, 0.406, 0.485, 0.456], [0.229, 0.224, 0.225, 0.229, 0.224]
-    assert model.config.normalisation == (tuple(mean), tuple(deviation))
+    assert model.config.normalisation == {"mean": mean, "deviation": deviation}
     pixels = sequences()[0]
     plain = (pixels[:, :5].numpy() / 255 - np.reshape(mean, (5, 1, 1))) / np.reshape(deviation, (5, 1, 1))
     with torch.inference_mode():
@@ -286,8 +286,14 @@ def test_a_run_reloads_and_normalises_alike_where_its_pretrained_weights_are_gon
     model.config = config = replace(model.config, pretrained=str(tmp_path / "gone.safetensors"))
     save_weights(tmp_path, model)
     record = {"model": asdict(config), "classes": list(VERTEBRAE), "decision": {"threshold": None}}
+    record["normalisation"] = config.normalisation
     write_record(tmp_path, record)
     found = load_run(tmp_path).model
     assert found.config.normalisation == model.config.normalisation != CONFIG.normalisation
     with torch.inference_mode():
         assert torch.equal(found(sequences()).logit, model(sequences()).logit)
+    write_record(tmp_path, record | {"normalisation": CONFIG.normalisation})  # of another version of timm
+    with pytest.raises(
+        ValueError, match=r"pixels were normalised by .* here they would be by .*It was written"
+    ):
+        load_run(tmp_path)

@@ -234,6 +234,7 @@ def test_a_training_that_begins_with_pretrained_weights_records_them_and_reloads
     train(cohort, folder, model=model, config=config)
     sha256 = paths.sha256_of(path)
     assert read_record(folder)["pretrained"] == {"source": "file", "name": path.name, "sha256": sha256}
+    assert read_record(folder)["normalisation"]["mean"] == [0.485, 0.456, 0.406, 0.485, 0.456]
     path.unlink()
     assert load_run(folder).config == model
 

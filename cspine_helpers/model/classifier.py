@@ -1,6 +1,7 @@
 """The classifier: a CNN on every slice, a bidirectional LSTM along them, attention over their states."""
 
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import NamedTuple, Self
 
 import timm
@@ -83,15 +84,19 @@ class ModelConfig:
             )
 
     @property
-    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of the five channels, of pixels from 0 to 1.
+    def normalisation(self) -> dict[str, list[float]]:
+        """Mean and standard deviation of each of the five channels, of pixels from 0 to 1.
 
         Pretrained weights had three channels; the five take theirs in turn, as timm repeats the weights.
+
+        Example:
+            >>> ModelConfig.small().normalisation["mean"]
+            [0.5, 0.5, 0.5, 0.5, 0.5]
         """
         cfg = timm.get_pretrained_cfg(self.backbone) if self.pretrained else None
         mean, deviation = (cfg.mean, cfg.std) if cfg else ((0.5,), (0.5,))
-        turn = range(INTENSITIES)
-        return tuple(mean[n % len(mean)] for n in turn), tuple(deviation[n % len(deviation)] for n in turn)
+        of_channels = {"mean": cycle(mean), "deviation": cycle(deviation)}
+        return {name: list(islice(values, INTENSITIES)) for name, values in of_channels.items()}
 
     @classmethod
     def small(cls) -> Self:
@@ -224,7 +229,8 @@ class FractureClassifier(nn.Module):
         then the sum runs over whole rows, and takes a fraction of the time.
         """
         mean, deviation = (
-            torch.tensor([*values, *values][:channels], device="cpu") for values in self.config.normalisation
+            torch.tensor([*values, *values][:channels], device="cpu")
+            for values in self.config.normalisation.values()
         )
         for name, factors in (("scale", 1 / (255 * deviation)), ("shift", -mean / deviation)):
             rows = factors.expand(1, 1, self.config.size, channels).contiguous().permute(0, 3, 1, 2)

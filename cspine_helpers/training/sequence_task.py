@@ -63,6 +63,7 @@ class SequenceTask:
         self.record = {
             "cohort": cohort.facts(),
             "pretrained": self.model.pretrained,
+            "normalisation": self.model.config.normalisation,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "loss": asdict(self._loss),
             "classes": list(VERTEBRAE),
