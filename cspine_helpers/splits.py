@@ -10,7 +10,16 @@ import numpy as np
 import pandas as pd
 
 from cspine_helpers.files.paths import listing, seal_of
-from cspine_helpers.files.records import Check, check_settings, read_sealed, setting, whole, write_sealed
+from cspine_helpers.files.records import (
+    Check,
+    check_settings,
+    config_of,
+    parse_json,
+    read_sealed,
+    setting,
+    whole,
+    write_sealed,
+)
 from cspine_helpers.files.tables import (
     Column,
     checked,
@@ -57,6 +66,26 @@ class SplitConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         object.__setattr__(self, "fractions", tuple(self.fractions))  # a list in JSON
+
+
+def split_config(path: str | Path | None) -> SplitConfig:
+    """What a settings file says of the split (see `training.settings`); without one, the defaults.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON of names and values, or its "split" has unknown or wrong settings.
+
+    Example:
+        >>> split_config(None).fractions
+        (0.6, 0.2, 0.2)
+    """
+    if path is None:
+        return SplitConfig()
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No settings at {path}. Name another file, or none.")
+    found = parse_json(Path(path).read_bytes(), str(path))
+    section = found.get("split") if isinstance(found, dict) else found
+    return config_of(SplitConfig, {} if section is None else section, what=f"{path}: split")
 
 
 def split_patients(

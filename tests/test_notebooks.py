@@ -101,6 +101,8 @@ class TestForm:
             expected["RUN"] = None
         if name == "03_train":
             expected |= {"RETRAIN": False, "SKIP_UNUSABLE": False}
+        if name in ("02_split_and_expand", "03_train"):
+            expected["SETTINGS"] = None
         assert assigned(cells[1]) == expected
 
     def test_code_cells_are_short_and_define_no_classes(self, name):

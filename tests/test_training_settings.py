@@ -10,7 +10,7 @@ from cspine_helpers.decisions.thresholds import Rule
 from cspine_helpers.labels import TARGETS, UID
 from cspine_helpers.model.classifier import ModelConfig
 from cspine_helpers.runs import read_record
-from cspine_helpers.splits import SplitConfig, split_patients, write_split
+from cspine_helpers.splits import SplitConfig, split_config, split_patients, write_split
 from cspine_helpers.training.config import TrainConfig
 from cspine_helpers.training.settings import SECTIONS, Settings, guide, preset, settings_of
 
@@ -130,6 +130,21 @@ def test_a_record_of_another_version_says_so(tmp_path):
     record["train"]["pixie_dust"] = 1
     with pytest.raises(ValueError, match=r"pixie_dust is unknown .* written by cspine_helpers .*; this is"):
         settings_of(written(tmp_path, record))
+
+
+def test_the_split_of_a_settings_file_is_read_without_the_rest(tmp_path):
+    path = written(tmp_path, {"split": {"fractions": [0.5, 0.3, 0.2]}, "train": {"epochs": 0}})
+    assert split_config(path) == SplitConfig(fractions=(0.5, 0.3, 0.2))
+    assert split_config(written(tmp_path, {"train": {}})) == split_config(None) == SplitConfig()
+    assert split_config(BUILTIN / "run.json") == SplitConfig()
+    for wrong, said in (
+        ({"split": {"seeds": 1}}, "split: seeds is unknown"),
+        ([1], "made of names and values"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            split_config(written(tmp_path, wrong))
+    with pytest.raises(FileNotFoundError, match="No settings at nowhere"):
+        split_config("nowhere")
 
 
 def test_a_split_of_another_way_is_refused(tmp_path):
