@@ -31,6 +31,11 @@ class Settings:
         train: how.
         rule: by which threshold, on the validation split, epochs are compared and the run decides.
         split: how the cohort's patients are divided; None: as they are.
+
+    Example:
+        >>> settings = preset("builtin")
+        >>> Settings(settings.model, settings.train, settings.rule) == settings
+        True
     """
 
     model: ModelConfig
