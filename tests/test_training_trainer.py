@@ -61,7 +61,7 @@ def test_what_was_saved_goes_on_exactly(tmp_path):
 def test_a_history_without_rows_has_its_columns():
     assert list(TrainingState(SETTING).history.columns) == [
         "epoch",
-        "validation_recall",
+        "validation_objective",
         "validation_average_precision",
     ]
 
