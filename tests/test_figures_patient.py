@@ -46,7 +46,7 @@ def look(name, called, *, truth=False):
     attention[6] = 0.21
     title = f"{'▲' if called else '○'} {name}: {'called' if called else 'not called'}, 40 %"
     shown, broken = (6, 7, 8), (5, 6) if truth else ()
-    return Look(title, called, slices, attention, shown, np.full(15, 1 / 15), broken)
+    return Look(title, slices, attention, shown, np.full(15, 1 / 15), broken)
 
 
 def made_page(called=("C4", "C5"), *, missing=(), truth=None, patient=True):

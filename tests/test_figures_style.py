@@ -25,6 +25,21 @@ def test_a_saved_figure_has_the_same_bytes_every_time_and_no_version(table, tmp_
     assert b"Matplotlib" not in first.read_bytes()
 
 
+def test_a_pdf_lies_beside_the_png_where_it_is_asked_for_with_the_same_bytes_every_time(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    written = []
+    for _ in range(2):
+        figure = style.Picture(figsize=(2, 1))
+        figure.text(0.1, 0.5, "C4")
+        written.append(style.save_figure(figure, "patient", pdf=True).with_suffix(".pdf").read_bytes())
+    assert written[0] == written[1]
+    assert b"Matplotlib" not in written[0]
+    style.save_figure(figure, "alone")
+    assert not (tmp_path / "figures" / "alone.pdf").exists()
+
+
 def test_a_figure_is_written_anywhere_in_one_step(table, tmp_path):
     figure = cohorts.fractures_per_patient(table)
     path = tmp_path / "new" / "1.2.3.png"

@@ -102,6 +102,26 @@ def test_a_cohort_of_phantoms_is_made_and_stays_as_it_was_made(tmp_path, command
     assert (status, out) == (0, "tiny: 1 studies are there already.\n")
 
 
+@pytest.mark.slow
+def test_a_page_is_written_for_one_patient_and_says_that_there_is_no_ct(root, command):
+    samples = read_cohort(root / "data" / "toy").samples
+    uid = samples["validation"][UID].iloc[0]
+    status, out, _ = command(root, "report", "--run", "toy", "--study", uid, "--truth")
+    said, *paths = out.splitlines()
+    assert status == 0
+    assert said.startswith(f"No CT of {uid} in ")
+    assert [Path(path).name for path in paths] == [f"patient_{uid}.pdf", f"patient_{uid}.png"]
+    assert [Path(path).read_bytes()[:4] for path in paths] == [b"%PDF", b"\x89PNG"]
+    for other, options, sentence in (
+        (samples["test"][UID].iloc[0], ("--truth",), "is a patient of the test split"),
+        ("1.2.nobody", (), "has no packed sequence in"),
+    ):
+        status, _, err = command(root, "report", "--run", "toy", "--study", other, *options)
+        assert status == 100
+        assert sentence in err
+        assert not list((root / "figures").rglob(f"patient_{other}*"))
+
+
 def test_a_run_of_other_data_is_not_predicted(root, command):
     folder = root / "checkpoints" / "toy"
     run = load_run(folder)
@@ -194,6 +214,7 @@ def test_ctrl_c_ends_a_command_with_what_is_kept(tmp_path, command, monkeypatch,
         "pack": ("--cohort", "toy"),
         "link": ("--cohort", "toy", "elsewhere"),
         "weights": ("--package", "mine"),
+        "report": ("--study", "1.2.3"),
     }
     arguments = needed.get(name, ())
     assert command(tmp_path, name, *arguments) == (130, "", f"Stopped. {cli._COMMANDS[name].stopped}\n")

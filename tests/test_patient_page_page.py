@@ -129,7 +129,7 @@ def test_the_footer_counts_what_validation_has(pages, page, table):
     rare = 0.07 * recall / (0.07 * recall + 0.93 * (1 - specificity))
     text = " ".join(page.footer["What a call is worth"])
     assert f"Of 100 patients called here, {100 * precision:.0f} (" in text
-    assert f"where 7 % have one, {100 * rare:.0f} (" in text
+    assert f"at 7 % prevalence, {100 * rare:.0f} (" in text
     assert f"It misses {100 * (1 - recall):.0f} (" in text
     assert f"{len(ill)} validation patients, {ill.sum()} of them with a fracture" in text
     if not page.patient.called:
@@ -190,6 +190,21 @@ def test_what_a_scan_lacks_is_missing(pages, uid):
     assert "C7 was not in the scan" in short.footer["This scan"][0]
     with pytest.raises(ValueError, match="A scan may end above one of C2"):
         pages.page(uid, ending_above="C1")
+
+
+def test_what_lies_at_the_threshold_is_called_as_in_the_runs_table(untrained, cohort, uid, tmp_path):
+    answer = predict_study(untrained, cohort.packed, uid)
+    stored = {name: value + 5e-7 for name, value in answer.probability.items()}  # as another machine rounds
+    rows = pd.DataFrame({UID: uid, "vertebra": [*stored], "split": "validation", "label": 0})
+    write_predictions(rows.assign(probability=[*stored.values()]), tmp_path / "predictions.csv")
+    run = replace(untrained, folder=tmp_path, threshold=stored["C4"])
+    assert not predict_study(run, cohort.packed, uid).called["C4"]
+    row = PatientPages(run, cohort).page(uid).rows[3]
+    assert (row.called, row.probability) == (True, pytest.approx(stored["C4"], abs=1e-9))
+    other = rows.assign(probability=[value + 0.01 for value in stored.values()])
+    write_predictions(other, tmp_path / "predictions.csv")
+    with pytest.raises(ValueError, match=f"predictions of {uid} are not what the model gives: C1, C2"):
+        PatientPages(run, cohort).page(uid)
 
 
 @pytest.mark.slow

@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import ct_cohort
 import numpy as np
 import pandas as pd
 import pytest
 
 from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.packing.cohort import pack_cohort
 from cspine_helpers.patient_page.packed_view import PackedView
 from cspine_helpers.patient_page.scan import LESION_COLUMNS, Scan, lesions_of, read_scan
 
@@ -113,6 +115,24 @@ def test_a_phantoms_ct_is_rendered_again_and_without_any_ct_it_is_said(tmp_path,
     assert found.volume_hu is scan.volume_hu
     with pytest.raises(FileNotFoundError, match=r"No CT of 1\.2\.3 in .*a page shows the packed slices"):
         read_scan(tmp_path, "1.2.3")
+
+
+@pytest.mark.slow
+def test_a_ct_and_its_boxes_are_read_from_disk_as_they_were_packed(tmp_path):
+    study = ct_cohort.scanned(0)
+    ct_cohort.write_cohort(tmp_path)
+    pack_cohort(tmp_path, config=ct_cohort.CONFIG, workers=1, only=[study.uid])
+    scan = read_scan(tmp_path, study.uid)
+    np.testing.assert_array_equal(scan.volume_hu, study.volume_hu)
+    np.testing.assert_array_equal(scan.label_map, study.label_map)
+    assert scan.spacing_mm == pytest.approx(study.spacing_mm, abs=1e-4)
+    known = lesions_of(study.fracture_map).set_index(["vertebra", "z"])
+    assert set(scan.lesions["vertebra"]) == set(ct_cohort.BROKEN[0])
+    for box in scan.lesions.itertuples():  # readers' boxes lie on other vertebrae's bone, too, within a pixel
+        wanted = known.loc[(box.vertebra, box.z)]
+        assert [box.x, box.y, box.width, box.height] == pytest.approx(
+            wanted[["x", "y", "width", "height"]].to_list(), abs=1e-6
+        )
 
 
 def test_packed_vertebrae_are_set_at_their_heights():

@@ -118,7 +118,6 @@ class Look:
 
     Attributes:
         title: the vertebra and its call.
-        called: as in its `Row`.
         slices: those of most attention, the highest first.
         attention: (T,), cranial first; sums to 1.
         shown: their positions in the sequence, as in `slices`.
@@ -127,7 +126,6 @@ class Look:
     """
 
     title: str
-    called: bool
     slices: tuple[AxialSlice, ...]
     attention: NDArray[np.float64]
     shown: tuple[int, ...]
@@ -171,7 +169,7 @@ class Page:
 def percent(share: float, *, apart: float | None = None) -> str:
     """A share in per cent, with a decimal where it is small: "97 %", "2.1 %", "<0.1 %", ">99 %".
 
-    With as many decimals more as it takes to read unlike another share that it is `apart` from.
+    With as many decimals more, four at most, as it takes to read unlike another that it is `apart` from.
 
     Example:
         >>> percent(0.0206), percent(0.0206, apart=0.0212), percent(0.97)
@@ -180,7 +178,7 @@ def percent(share: float, *, apart: float | None = None) -> str:
     written = _percent(share)
     if apart is None or share == apart or written != _percent(apart):
         return written
-    decimals = next((n for n in range(1, 16) if round(100 * share, n) != round(100 * apart, n)), 16)
+    decimals = next((n for n in range(1, 4) if round(100 * share, n) != round(100 * apart, n)), 4)
     return f"{100 * share:.{decimals}f} %"
 
 
@@ -205,6 +203,7 @@ _TICKS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1)
 _AROUND_MM = (9.0, 10.0, 16.0, 8.0)  # shown above, below, in front of and behind the vertebrae
 _BAR_MM = 50.0
 _OUTLINED: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=2.2, foreground="black")]
+_BRIGHT: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=3.8, foreground="white")]
 _CASED: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=3.6, foreground="black")]
 
 
@@ -307,7 +306,7 @@ def _draw_side(axes: Axes, page: Page, wide: Range, tall: Range) -> None:
             look = {"colors": FRACTURED, "linewidths": 2.0}
         outline = axes.contour(depth, height, inside.astype(float), levels=[0.5], **look)
         if row.called:
-            outline.set_path_effects(_CASED)
+            outline.set_path_effects(_BRIGHT)  # so that they stand out in greyscale, too
         name, weight = (f"▲ {row.name}", "bold") if row.called else (row.name, "normal")
         axes.text(side.name_mm[row.name], row.height_mm, name, ha="right", va="center", size=9, color="white",
                   weight=weight, path_effects=_OUTLINED)  # fmt: skip
@@ -413,10 +412,9 @@ def _draw_threshold(axes: Axes, threshold: float, top: float, bottom: float, *, 
 
 def _draw_row(axes: Axes, row: Row, at: float, mm: float) -> None:
     left = blended_transform_factory(axes.transAxes, axes.transData)
-    words: dict[str, Any] = {"transform": left, "va": "center", "color": INK}
-    if row.called:
-        words |= {"color": FRACTURED, "weight": "bold"}
-    axes.text(-0.05, at, row.name, ha="right", size=10, **words)
+    weight = "bold" if row.called else "normal"
+    words: dict[str, Any] = {"transform": left, "va": "center", "weight": weight}
+    axes.text(-0.05, at, row.name, ha="right", size=10, color=FRACTURED if row.called else INK, **words)
     if row.probability is None:
         size = 0.26 * mm
         axes.add_patch(Rectangle((0, at - size / 2), 1, size, facecolor="white", edgecolor=GREY, hatch="////",
@@ -444,8 +442,7 @@ def _draw_truth(axes: Axes, row: Row, at: float, left: Transform) -> None:
 def _draw_look(figure: Picture, look: Look, left: float, bottom: float, width: float, height: float) -> None:
     title, caption, gap = 0.22, 0.2, 0.12
     large = height - title - caption - 0.06
-    colour = FRACTURED if look.called else INK
-    _write(figure, left, bottom + height - 0.1, look.title, size=10, weight="bold", color=colour, va="center")
+    _write(figure, left, bottom + height - 0.1, look.title, size=10, weight="bold", va="center")
     top = bottom + height - title
     first, *others = look.slices
     _draw_axial(_place(figure, left, top - large, large, large), first, size=_SMALL, marks=11)

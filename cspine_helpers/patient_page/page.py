@@ -41,6 +41,7 @@ from cspine_helpers.patient_page.scan import Scan
 from cspine_helpers.predictions import read_predictions
 
 LOOKS = 2  # vertebrae whose slices are shown
+_ROUNDING = 1e-4  # of a probability, between machines and batches
 _SAME_MM = 0.01  # to which two heights are one
 
 
@@ -90,7 +91,7 @@ class PatientPages:
 
     def _page(self, uid: str, scan: Scan | None, truth: bool, folder: Path) -> Page:
         # 1. The answer, and what is known of the patient.
-        answer = predict_study(self.run, folder, uid)
+        answer = self._as_stored(predict_study(self.run, folder, uid))
         split = self._split_of(uid)
         labels = self._labels(uid, split) if truth else None
         samples = pd.DataFrame({UID: uid, "vertebra": [*answer.probability], "label": 0})
@@ -182,6 +183,40 @@ class PatientPages:
         return self._profiles[vertebra]
 
     # Of one study.
+
+    def _as_stored(self, answer: StudyPrediction) -> StudyPrediction:
+        """The answer with the probabilities of the run's table, where that has the study.
+
+        Computed on another machine, or in other batches, they round otherwise, and a threshold is one of
+        them: what lies at it would be called here and not there.
+
+        Raises:
+            ValueError: the table is not what the model gives.
+        """
+        table = self._predictions
+        rows = (
+            None if table is None else table[(table[UID] == answer.uid) & table["vertebra"].isin(VERTEBRAE)]
+        )
+        if rows is None or not {*answer.probability} <= {*rows["vertebra"]}:
+            return answer
+        rows = rows[rows["vertebra"].isin([*answer.probability])]
+        found = rows.set_index("vertebra")["probability"]
+        stored = {name: float(found[name]) for name in answer.probability}
+        off = [name for name, value in answer.probability.items() if abs(value - stored[name]) > _ROUNDING]
+        if off:
+            raise ValueError(
+                f"The run's predictions of {answer.uid} are not what the model gives: "
+                f"{', '.join(off)} differ by more than {_ROUNDING:g}. Predict again "
+                "(predict --replace), or restore the run's files."
+            )
+        decision = self.frozen.decisions.get("patient") if self.frozen else None
+        aggregated = at_level_of(decision.rule, Cases.of(rows)).probability[0] if decision else None
+        return replace(
+            answer,
+            probability=stored,
+            patient_probability=max(stored.values()),
+            patient_aggregated=None if aggregated is None else float(aggregated),
+        )
 
     def _split_of(self, uid: str) -> str | None:
         found = self.cohort.split.loc[self.cohort.split[UID] == uid, "split"]
@@ -307,7 +342,6 @@ class PatientPages:
         fractured = np.flatnonzero(attention["fractured"].to_numpy() == 1).tolist() if truth else []
         return Look(
             title=f"{icon} {name}: {call}, {percent(value, apart=threshold)}{highest}",
-            called=answer.called[name],
             slices=tuple(slices),
             attention=weights,
             shown=tuple(shown.tolist()),
@@ -364,7 +398,7 @@ class PatientPages:
         ppv_rare, npv_rare = (
             rare[[name, f"{name}_low", f"{name}_high"]].to_numpy(dtype=np.float64) for name in ("ppv", "npv")
         )
-        where = f"have a fracture; where {100 * SCREENING_PREVALENCE:g} % have one,"
+        where = f"have a fracture; at {100 * SCREENING_PREVALENCE:g} % prevalence,"
         sentences = [
             f"Of 100 patients called here, {_of_100(precision)} {where} {_of_100(ppv_rare)}.",
             f"It misses {_of_100(_rest(recall))} of 100 patients with a fracture.",
@@ -388,9 +422,8 @@ class PatientPages:
                 f"Calls are made on probabilities as predicted (from {whose}); the dashed lines are these "
                 "thresholds, calibrated like the dots."
             )
-        if split in ("validation", "train"):
-            did = "choose the thresholds" if split == "validation" else "train the model"
-            sentences.append(f"This patient helped to {did}: new patients may fare worse.")
+        if split == "validation":  # that it was trained on is a warning of the answer
+            sentences.append("This patient helped to choose the thresholds: new patients may fare worse.")
         return tuple(sentences)
 
     def _neighbours(self, answer: StudyPrediction) -> list[str]:

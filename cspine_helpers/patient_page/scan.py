@@ -21,7 +21,9 @@ from cspine_helpers.ct.volume import AIR_HU, bounding_box
 from cspine_helpers.figures.patient import AxialSlice, SideView
 from cspine_helpers.files.paths import cohort_remedy
 from cspine_helpers.files.records import parse_json
-from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.files.tables import read_columns
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.packed import open_sequence, sequence_path
 
 LESION_COLUMNS = ("vertebra", "z", "x", "y", "width", "height")
 _AROUND_MM = 6.0  # shown around a vertebra in an axial slice
@@ -254,7 +256,28 @@ def read_scan(
     volume = read_ct(found[0], series=series)
     label_map = read_label_map(mask, volume, scheme=_scheme(folder / "packed" / "packing.json"))
     find_vertebrae(label_map, volume)  # removes specks, as the packer did
-    return Scan(volume.hu, label_map.array, volume.spacing_mm, warnings=volume.warnings)
+    lesions = _packed_lesions(folder / "packed", uid)
+    return Scan(volume.hu, label_map.array, volume.spacing_mm, lesions, volume.warnings)
+
+
+def _packed_lesions(packed: Path, uid: str) -> pd.DataFrame | None:
+    """The readers' boxes as packing placed them, back in the CT's voxels; None where nobody packed boxes."""
+    table, record = packed / "boxes.csv", packed / "studies" / f"{uid}.json"
+    if not (table.is_file() and record.is_file()):
+        return None
+    boxes = read_columns(
+        table, what="table of packed boxes", source="Packing makes it.", text=(UID, "vertebra")
+    )
+    crops, rows = parse_json(record.read_bytes(), record.name)["crops"], []
+    for _, box in boxes[boxes[UID] == uid].iterrows():
+        crop, name = crops[box["vertebra"]], box["vertebra"]
+        size = open_sequence(sequence_path(packed, uid, name)).shape[1]
+        (top, bottom), (left, right) = crop["rows"], crop["columns"]
+        down, across = (bottom - top) / size, (right - left) / size  # voxels a packed pixel
+        x, y, width, height = (float(box[edge]) for edge in ("x", "y", "width", "height"))
+        place = (left + x * across, top + y * down, width * across, height * down)
+        rows.append((name, crop["slices"][int(box["slice"])], *place))
+    return pd.DataFrame(rows, columns=list(LESION_COLUMNS)).drop_duplicates(ignore_index=True)
 
 
 def _scheme(settings: Path) -> Any:
