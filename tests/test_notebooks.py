@@ -23,6 +23,7 @@ from cspine_helpers.decisions.test_split import evaluate_on_test, freeze
 from cspine_helpers.decisions.thresholds import Rule, choose_decision
 from cspine_helpers.evaluation.cases import Aggregation
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels, write_labels
+from cspine_helpers.patient_page.cases import TITLES
 from cspine_helpers.predictions import read_predictions, write_predictions
 from cspine_helpers.splits import adopt, split_hash, split_patients, write_split
 
@@ -36,10 +37,12 @@ SERIES = [
     "05_attention",
     "06_calibration",
     "07_guarantees",
+    "08_one_patient",
 ]
 LONGEST_CELL, MEDIAN_CELL = 15, 5
 # Drawn only where the run failed in that way: a good one misses too few, one of one epoch calls everything.
 FAILURES = {"05_missed", "05_missed_seen", "05_attention_elsewhere", "06_predictive_values"}
+FAILURES |= {"08_neighbour_alarm", "08_miss"}
 
 
 @cache
@@ -61,9 +64,15 @@ def assigned(cell: NotebookNode) -> dict[str, object]:
 
 
 def saved_figures(notebook: NotebookNode) -> list[str]:
-    """Names handed to `save_figure` in a notebook."""
+    """Names handed to `save_figure` in a notebook, but those made of a case's name."""
     calls = [node for node in nodes(notebook) if isinstance(node, ast.Call)]
-    return [call.args[1].value for call in calls if ast.unparse(call.func).endswith("save_figure")]
+    names = [call.args[1] for call in calls if ast.unparse(call.func).endswith("save_figure")]
+    return [name.value for name in names if isinstance(name, ast.Constant)]
+
+
+def test_the_pages_of_08_are_there_and_small():
+    pages = [ROOT / "figures" / f"patient_{name}.png" for name in TITLES]
+    assert [page.name for page in pages if not 0 < page.stat().st_size < 300_000] == []
 
 
 def test_the_series_is_complete():
