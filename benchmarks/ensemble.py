@@ -22,7 +22,7 @@ from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
 from cspine_helpers.model.forward import folded
 from cspine_helpers.runs import write_record
 
-MEMBERS, STUDIES, REPEATS = 5, 6, 5
+MEMBERS, STUDIES, REPEATS = 5, 2, 5
 SPLIT = ("validation",)
 
 
