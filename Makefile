@@ -66,8 +66,8 @@ format: setup  ## let ruff format code and notebooks, and mend what it can
 	$(BIN)/ruff format .
 
 lock: setup  ## resolve the newest allowed versions into requirements.lock and constraints.txt
-	$(BIN)/uv pip compile pyproject.toml --extra ct --group dev --universal --python-version 3.11 --generate-hashes \
-	    --upgrade --no-header --no-annotate --quiet --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra ct --extra pretrained --extra tensorboard --group dev \
+	    --universal --python-version 3.11 --generate-hashes --upgrade --no-header --no-annotate --quiet --output-file requirements.lock
 	sed 's/ \\$$//; /^    --hash/d' requirements.lock > constraints.txt
 
 clean:  ## remove what was made: environment, cohorts builtin and quick and their CT, caches, rendered copies
