@@ -367,7 +367,9 @@ class PatientPages:
         )
         rule = _rule(decision.rule)
         if called and not answer.patient_called:
-            rule = f"{', '.join(called)} called as vertebra, the patient not: its threshold is higher. {rule}"
+            rule = (
+                f"{', '.join(called)} called as vertebra, the patient not, by a threshold of its own. {rule}"
+            )
         return line, rule
 
     def _about(self, uid: str, split: str | None, scan: Scan | None) -> tuple[str, ...]:
