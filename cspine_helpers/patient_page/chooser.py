@@ -61,7 +61,7 @@ class CaseChooser:
     @property
     def png(self) -> bytes:
         """The page that is shown."""
-        return self._image.value
+        return bytes(self._image.value)
 
     def _another(self, _: object) -> None:
         """A new patient is a new guess."""
