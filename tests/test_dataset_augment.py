@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -262,3 +266,15 @@ def test_the_ends_of_every_range_are_allowed_and_what_lies_beyond_is_refused(nam
 def test_impossible_augmentation_settings_are_all_named():
     with pytest.raises(ValueError, match=r"flip = 2 .*rotate_degrees = -1 .*holes = 0"):
         AugmentConfig(flip=2, rotate_degrees=-1, holes=0)
+
+
+@pytest.mark.slow
+def test_the_network_is_not_asked_for_a_newer_albumentations():
+    code = (
+        "import sys, urllib.request\n"
+        "def refuse(*arguments, **options): sys.exit('asked the network')\n"
+        "urllib.request.OpenerDirector.open = refuse\n"
+        "import cspine_helpers.dataset.augment"
+    )
+    usual = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=usual)

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-import albumentations as A
 import cv2
 import numpy as np
 
 from cspine_helpers.files.records import check_settings, setting, whole, within
 from cspine_helpers.packed import MASK
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
+import albumentations as A
+
 _SHARE = within("[0, 1]")
 
 
