@@ -8,7 +8,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup cohort notebooks train pack lab test test-browser check bench licences format lock clean
+.PHONY: help setup cohort notebooks train report pack lab test test-browser check bench licences format lock clean
 
 help:  ## list the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -27,11 +27,14 @@ setup: .venv/.stamp  ## .venv with the locked dependencies, hashes checked, and 
 cohort: setup  ## make the built-in cohort of CT phantoms under data/builtin (skipped when complete)
 	@case $(COHORT) in builtin|quick) $(BIN)/python -m cspine_helpers phantom --cohort $(COHORT);; esac
 
-notebooks: cohort  ## run notebooks 00 to 07 in order (COHORT=rsna2022 for the RSNA data)
+notebooks: cohort  ## run notebooks 00 to 08 in order (COHORT=rsna2022 for the RSNA data)
 	$(BIN)/python notebooks/run.py --cohort $(COHORT)
 
-train: cohort  ## train the cohort's run again: notebooks 01 to 03 with RETRAIN = True
-	$(BIN)/python notebooks/run.py --cohort $(COHORT) --retrain 01 02 03
+train: cohort  ## train the cohort's run again: notebooks 01 to 03 with RETRAIN = True (SETTINGS=mine.json, see SETTINGS.md)
+	$(BIN)/python notebooks/run.py --cohort $(COHORT) --retrain $(if $(SETTINGS),--settings $(SETTINGS)) 01 02 03
+
+report: cohort  ## one patient's page: figures/<cohort>/patient_<uid>.png and .pdf (STUDY=<uid>; RUN=<run>, ARGS=--truth)
+	$(BIN)/python -m cspine_helpers report --run $(or $(RUN),$(COHORT)) --study $(STUDY) $(ARGS)
 
 pack: setup  ## pack a cohort's CT into sequences (COHORT=rsna2022): data/<cohort>/packed, contact sheets (ARGS="--only 1")
 	$(BIN)/python -m cspine_helpers pack --cohort $(COHORT) $(ARGS)
