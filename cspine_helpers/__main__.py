@@ -440,10 +440,11 @@ def _predicted(options: Namespace, folder: Path, path: Path) -> "DataFrame":
     in_folds = (folder / FOLDS).is_file() and not options.ensemble
     if options.tta and not (options.ensemble or in_folds):
         raise ValueError("--tta is for an ensemble, of one run or more: --ensemble RUN --run NAME --tta.")
+    run = None if options.ensemble or in_folds else load_run(folder)
     if options.calibrated:
         read_decision(folder).require_calibrators()  # before hours of prediction, not after
     each = {name: getattr(options, name) for name in ("batch_size", "workers", "skip_unusable", "replace")}
-    if options.ensemble or in_folds:
+    if run is None:
         runs = [paths.run_dir(name) for name in options.ensemble or ()] or [paths.fold_dir(folder, 0)]
         name = options.cohort or read_record(runs[0])["data"]["cohort"]
         cohort = read_cohort(paths.cohort_dir(name))
@@ -451,7 +452,6 @@ def _predicted(options: Namespace, folder: Path, path: Path) -> "DataFrame":
         if in_folds:
             return predict_folds(folder, cohort, **each)
         return predict_ensemble(runs, cohort, folder, **each)
-    run = load_run(folder)
     cohort = read_cohort(_cohort_dir(run, options))
     cohort.check_run(run.record)
     run.to(_device(options.device))

@@ -20,7 +20,7 @@ class CaseChooser:
     Example:
         >>> chooser = CaseChooser({"a": "patient 1", "b": "patient 2"}, lambda case, truth: case.encode())
         >>> chooser.case = "b"
-        >>> chooser.png
+        >>> bytes(chooser.png)
         b'b'
     """
 
