@@ -61,6 +61,7 @@ def missing_figures(project: Path, folder: str, numbers: tuple[str, ...] = ()) -
 
 def test_the_cached_run_carries_the_series(project):
     shutil.copytree(ROOT / "checkpoints" / "builtin", project / "checkpoints" / "builtin")
+    shutil.copytree(ROOT / "checkpoints" / "slice_truth", project / "checkpoints" / "slice_truth")
     made = ROOT / "data" / "builtin"
     if (made / "cohort.json").exists():  # spare two minutes; the command below checks that it is complete
         (project / "data" / "builtin").mkdir(parents=True)
@@ -137,6 +138,7 @@ def test_data_that_can_only_be_read_carry_the_series_from_a_foreign_folder(proje
     packed = (archive / "packed").resolve()
     before = {path.name: path.stat().st_mtime_ns for path in packed.iterdir()}
     shutil.copytree(ROOT / "checkpoints" / "builtin", outputs / "checkpoints" / "builtin")
+    shutil.copytree(ROOT / "checkpoints" / "slice_truth", outputs / "checkpoints" / "slice_truth")
     archive.chmod(0o555)
     found = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"CSPINE_ROOT": str(outputs), "PYTHONPATH": found}
