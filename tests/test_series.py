@@ -30,6 +30,7 @@ def project(tmp_path, monkeypatch, no_network):
     """A copy of the notebooks; whatever they read and write stays beside it. The network is refused."""
     ignored = shutil.ignore_patterns("rendered", ".ipynb_checkpoints", "__pycache__")
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=ignored)
+    shutil.copytree(ROOT / "checkpoints" / "slice_truth", tmp_path / "checkpoints" / "slice_truth")
     monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
     return tmp_path
 
@@ -61,7 +62,6 @@ def missing_figures(project: Path, folder: str, numbers: tuple[str, ...] = ()) -
 
 def test_the_cached_run_carries_the_series(project):
     shutil.copytree(ROOT / "checkpoints" / "builtin", project / "checkpoints" / "builtin")
-    shutil.copytree(ROOT / "checkpoints" / "slice_truth", project / "checkpoints" / "slice_truth")
     made = ROOT / "data" / "builtin"
     if (made / "cohort.json").exists():  # spare two minutes; the command below checks that it is complete
         (project / "data" / "builtin").mkdir(parents=True)
