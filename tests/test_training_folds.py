@@ -83,7 +83,8 @@ def test_a_stopped_fold_continues_and_finished_ones_are_left(cohort, tmp_path, m
         model=tiny_model(),
         config=CONFIG,
     )
-    pd.testing.assert_frame_equal(histories[1], alone, check_exact=True)
+    one, other = (each.drop(columns="seconds") for each in (histories[1], alone))
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
     record = read_record(fold_dir(folder, 1))
     found = split_hash(read_split(folder / "folds.csv", column="fold"))
     assert record["data"]["fold"] == {"number": 1, "folds": FOLDS, "folds_sha256": found}

@@ -22,7 +22,7 @@ from cspine_helpers.files import paths
 from cspine_helpers.inference.prediction import predict
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels, write_labels
 from cspine_helpers.metrics import auroc, average_precision
-from cspine_helpers.packed import sequence_path
+from cspine_helpers.packed import read_manifest, sequence_path, write_manifest
 from cspine_helpers.runs import HISTORY_COLUMNS, read_history, read_record
 from cspine_helpers.training import trainer as stages
 from cspine_helpers.training.config import TrainConfig
@@ -208,14 +208,20 @@ def test_two_trainings_are_equal_bit_for_bit_whatever_the_workers(run, cohort, t
 
 
 @pytest.mark.slow
-def test_workers_change_nothing_in_the_pretraining_of_slices_either(cohort, tmp_path):
+def test_workers_change_nothing_in_the_pretraining_of_slices_nor_in_its_pseudo_labels(cohort, tmp_path):
+    half_marked = shutil.copytree(cohort, tmp_path / "half_marked")
+    manifest = read_manifest(half_marked / "packed")
+    marked = manifest.index[manifest["slice_truth"].str.contains("x", na=False)]
+    manifest.loc[marked[::2], "slice_truth"] = None
+    write_manifest(manifest, half_marked / "packed")
+    slices = {"slice_epochs": 3, "slice_samples": 48, "pseudo_label_after": 1}
     histories = [
         train(
-            cohort,
+            half_marked,
             tmp_path / str(workers),
             model=tiny_model(),
-            config=replace(CONFIG, epochs=1, slice_epochs=1, warmup_epochs=0.5, workers=workers),
-        )
+            config=replace(CONFIG, epochs=1, warmup_epochs=0.5, workers=workers, **slices),
+        ).drop(columns="seconds")
         for workers in (0, 2)
     ]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
@@ -229,7 +235,7 @@ def test_a_training_that_begins_with_pretrained_weights_records_them_and_reloads
     config = replace(CONFIG, epochs=1, warmup_epochs=0.5)
     with pytest.raises(FileNotFoundError, match=r"b0\.safetensors' are not there"):
         train(cohort, folder, model=model, config=config)
-    assert list(folder.iterdir()) == []
+    assert not folder.exists()
     save_file(timm.create_model(model.backbone).state_dict(), path)
     train(cohort, folder, model=model, config=config)
     sha256 = paths.sha256_of(path)
@@ -412,6 +418,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory_and_time(run, cohort,
     again = train(
         cohort, tmp_path / "run", model=tiny_model(), config=replace(CONFIG, gradient_checkpointing=True)
     )
+    again, history = (each.drop(columns="seconds") for each in (again, history))
     pd.testing.assert_frame_equal(again, history, rtol=1e-5)
 
 

@@ -120,6 +120,28 @@ def test_an_epoch_of_a_size_shows_slices_as_fractured_in_proportion_to_their_tar
     assert not (order < slices).any()  # nothing is known of the first sequence
 
 
+def test_an_epoch_without_a_size_shows_a_pseudo_label_as_often_as_it_is_probable(sequences):
+    data = SliceDataset(sequences)
+    data.target = np.zeros((200, 12), np.float32)
+    data.target[100:], data.target[100] = 0.25, 1
+    order = data.order(0, seed=0)
+    shown = order[data.target.ravel()[order] > 0]
+    assert {*range(1200, 1212)} <= {*shown.tolist()}
+    assert 260 < len(shown) - 12 < 335  # of 1,188, each with a probability of 1/4
+    assert len(order) == 2 * len(shown)
+
+
+def test_a_loader_that_began_before_a_guess_calls_what_was_chosen_fractured(sequences):
+    data = SliceDataset(sequences)
+    data.target[0] = np.nan  # as a loader's process keeps it
+    assert data[1, 0][1] == 1
+
+
+def test_freezing_reaches_into_the_sequences():
+    config = TrainConfig(epochs=4, slice_epochs=1, freeze_epochs=3)
+    assert slice_schedule(config).freeze_epochs == 1
+
+
 def test_a_matched_slice_has_the_vertebra_and_position_of_its_partner(sequences):
     data, slices = SliceDataset(sequences, samples=400, matched=True), tiny_model().slices
     order = data.order(3, seed=1)

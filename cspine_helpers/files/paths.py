@@ -14,7 +14,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -361,6 +361,8 @@ def check_own(path: str | Path) -> None:
 def exclusive(lock: str | Path, doing: str) -> Iterator[None]:
     """Let one process at a time into the block; the lock ends with the block or the process, however it ends.
 
+    Its folder is made where there is none, and goes again where the block leaves it empty.
+
     Args:
         lock: file that is there meanwhile.
         doing: what another process would be doing, for the error.
@@ -372,6 +374,7 @@ def exclusive(lock: str | Path, doing: str) -> Iterator[None]:
     """
     lock = Path(lock)
     check_own(lock)
+    is_new = not lock.parent.exists()
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(lock)
@@ -391,6 +394,9 @@ def exclusive(lock: str | Path, doing: str) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)
         held.release()
+        if is_new:
+            with suppress(OSError):  # it holds something by now
+                lock.parent.rmdir()
 
 
 def remove_unfinished(path: str | Path) -> None:

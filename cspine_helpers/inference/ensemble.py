@@ -162,6 +162,7 @@ def predict_folds(
     numbers = range(folds["fold"].nunique())
     runs = _load([fold_dir(folder, number) for number in numbers])
     _check_alike(runs, ("labels_sha256", "slices", "size"))
+    _check_trained_alike(runs)
     for number, run in zip(numbers, runs, strict=True):
         cohort.of_fold(folds, number).check_run(run.record)
 
@@ -262,6 +263,30 @@ def _load(folders: Sequence[Path]) -> tuple[Run, ...]:
     if same := [" and ".join(names) for names in by_weights.values() if len(names) > 1]:
         raise ValueError(f"Runs with the same weights count once: {listing(same)}. Name one of them.")
     return runs
+
+
+def _check_trained_alike(runs: Sequence[Run]) -> None:
+    """Refuse folds that were trained in different ways; only the number of workers may differ.
+
+    Raises:
+        ValueError: names the folds, and what they have that the first has not.
+    """
+
+    def settings(run: Run) -> dict[str, Any]:
+        return {name: run.record.get(name) for name in ("model", "train", "rule")}
+
+    first, *others = runs
+    found = {run.folder.name: differences(settings(run), settings(first)) for run in others}
+    differ = [
+        f"{name}: {', '.join(kept)}"
+        for name, lines in found.items()
+        if (kept := [line for line in lines if not line.startswith("train.workers ")])
+    ]
+    if differ:
+        raise ValueError(
+            f"Folds are trained alike; other than {first.folder.name} are "
+            f"{listing(differ, separator='; ', quoted=False)}. Train these again with its settings."
+        )
 
 
 def _check_alike(runs: Sequence[Run], names: Sequence[str]) -> None:

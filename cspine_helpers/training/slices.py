@@ -27,8 +27,8 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         sequences: whose slices they are.
-        samples: slices of an epoch, half of them fractured; 0: each fractured one once, and as many intact
-            ones.
+        samples: slices of an epoch, half of them fractured; 0: each that is known as fractured once, each
+            other with its pseudo-label's probability, and as many intact ones.
         matched: each fractured slice is shown with an intact one of the same vertebra and position, so that
             neither of them gives the answer away.
         inherited: unknown slices of fractured vertebrae start as fractured, as the vertebra's label says.
@@ -68,14 +68,18 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
         epoch, index = key
         sequence, position = divmod(index, self.target.shape[1])
         pixels = self._sequences.slice_at(sequence, position, epoch=epoch)
-        return pixels, torch.tensor(float(self.target[sequence, position] > 0))
+        # What is not known as intact was chosen as fractured, also for a loader's process that began before a
+        # guess and still has NaN there.
+        return pixels, torch.tensor(float(self.target[sequence, position] != 0))
 
     def order(self, epoch: int, *, seed: int) -> np.ndarray:
         """An epoch's slices in random order, drawn from (seed, epoch) and the targets alone."""
         rng, target = np.random.default_rng((seed, epoch)), self.target.ravel()
         fractured, intact = np.flatnonzero(target > 0), np.flatnonzero(target == 0)
+        weights = target[fractured].astype(np.float64)
+        if not self._samples and (weights < 1).any():
+            fractured = fractured[rng.random(len(fractured)) < weights]
         if self._samples:
-            weights = target[fractured].astype(np.float64)
             fractured = rng.choice(fractured, size=self._samples // 2, p=weights / weights.sum())
         if self._matched:
             chosen = self._partners(fractured, rng)
@@ -140,6 +144,7 @@ def slice_schedule(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         epochs=config.slice_epochs,
+        freeze_epochs=min(config.freeze_epochs, config.slice_epochs),
         warmup_epochs=0.15 * config.slice_epochs,
         learning_rate=config.slice_learning_rate,
         batch_size=config.slice_batch_size,
