@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 
 from cspine_helpers.__main__ import main
+from cspine_helpers.files.paths import link_cohort
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.packed import MASK, check_sequences, open_sequence, read_manifest, sequence_path
+from cspine_helpers.packing.cohort import PackSource, pack_cohort
 from cspine_helpers.packing.slices import find_slices, pack_slices
 
 STUDIES, SLICES, SIZE = ("1.2.3", "1.2.40"), 5, 16
@@ -256,3 +258,16 @@ def test_options_of_ct_are_refused_with_slices(slices, tmp_path, monkeypatch, ca
     assert main(["pack", "--cohort", "old", "--slices-from", str(slices), *option.split()]) == 100
     assert option.split()[0] in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
+
+
+def test_a_packed_folder_that_is_linked_is_not_written_through(slices, tmp_path, monkeypatch):
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path / "project"))
+    pack_slices(tmp_path / "archive", slices, only=STUDIES[:1])
+    folder = link_cohort("mine", tmp_path / "archive")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"packed is a link out of its folder, to .*archive"):
+        pack_slices(folder, slices)
+    source = PackSource(slices, slices)
+    with pytest.raises(ValueError, match=r"packed is a link out of its folder, to .*archive"):
+        pack_cohort(folder, source=source)
+    assert contents(tmp_path) == before

@@ -141,7 +141,7 @@ def pack_cohort(
         FileNotFoundError: there is no study.
         ImportError: a library that reads CT is not installed.
         ValueError: a study is there twice or asked for and not there, a table of labels or boxes cannot be
-            used, or `workers` is none.
+            used, or `workers` is none; or `packed/` is a link out of the folder.
         FileExistsError: `packed/` holds sequences that were made elsewhere.
         BlockingIOError: another process packs this cohort.
 
@@ -152,7 +152,8 @@ def pack_cohort(
         optional(library)
     if workers == 0 or workers < -1:
         raise ValueError(f"workers is a number of processes, or -1 for one a core; found {workers}.")
-    source, config, packed = source or PackSource.of(folder), config or PackConfig(), folder / "packed"
+    source, config = source or PackSource.of(folder), config or PackConfig()
+    packed = paths.inside(folder / "packed")  # sources that are linked are never written to
     studies, asked = list(_study_files(source, folder)), source.studies(only)
     chosen = [study for study in studies if study.uid in asked]
     with paths.exclusive(folder / ".packing.lock", f"packing {folder.name}"):

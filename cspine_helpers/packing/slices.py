@@ -82,11 +82,12 @@ def pack_slices(
 
     Raises:
         FileNotFoundError: there are no slices.
-        ValueError: see `find_slices`; or a study that is asked for is not there.
+        ValueError: see `find_slices`; or a study that is asked for is not there, or `packed/` is a link out
+            of the folder.
         FileExistsError: `packed/` holds sequences that were made elsewhere.
         BlockingIOError: another process packs this cohort.
     """
-    found, packed = find_slices(slices), folder / "packed"
+    found, packed = find_slices(slices), paths.inside(folder / "packed")
     if gone := {*(only or ())} - {*found}:
         raise ValueError(f"No slices in {slices} of {listing(sorted(gone))}. Check the names.")
     lengths = pd.Series([len(its) for study in found.values() for its in study.values()])
