@@ -35,6 +35,7 @@ from cspine_helpers.packed import (
 )
 from cspine_helpers.packing.cohort import pack_cohort
 from cspine_helpers.predictions import write_predictions
+from cspine_helpers.splits import k_folds, write_split
 
 TOP = Aggregation("top_k", k=3)
 
@@ -256,6 +257,47 @@ def test_a_study_that_the_run_was_trained_on_is_said_to_be(run, cohort, uid):
     assert predict_study(run, cohort.packed, trained_on).warnings == ()  # of a run of another split
 
 
+def test_a_study_of_the_runs_training_is_known_wherever_it_is_packed(run, cohort, uid, tmp_path, monkeypatch):
+    known, packed = cohort.samples["train"][UID].iloc[0], tmp_path / "once" / "packed"
+    packed.mkdir(parents=True)
+    for study in (known, uid):
+        path = sequence_path(cohort.packed, study, "C1")
+        shutil.copy(path, packed / path.name)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "toy").symlink_to(cohort.folder)
+    data = cohort.fingerprint() | {"cohort": "toy"}
+
+    def said(data, study):
+        its = replace(run, record=run.record | {"data": data})
+        return any(
+            text.startswith("the run was trained on") for text in predict_study(its, packed, study).warnings
+        )
+
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    assert (said(data, known), said(data, uid)) == (True, False)
+    assert not said(data | {"split_sha256": "0" * 64}, known)  # the cohort was divided anew
+    assert not said(data | {"cohort": "gone"}, known)
+    monkeypatch.delenv("CSPINE_ROOT")
+    monkeypatch.chdir(tmp_path)  # no project
+    assert not said(data, known)
+
+
+def test_a_fold_knows_the_studies_that_it_was_trained_on(run, cohort, tmp_path):
+    folds = k_folds(cohort.labels, folds=3, split=cohort.split)
+    write_split(folds, tmp_path / "folds.csv")
+    fold = cohort.of_fold(folds, 2)
+    its = replace(run, folder=tmp_path / "fold_2", record=run.record | {"data": fold.fingerprint()})
+    for split, samples in fold.samples.items():
+        study = samples[UID].iloc[0]
+        warnings = predict_study(its, cohort.packed, study).warnings
+        assert any(text.startswith("the run was trained on") for text in warnings) == (split == "train"), (
+            split
+        )
+    write_split(folds.assign(fold=(folds["fold"] + 1) % 3), tmp_path / "folds.csv", replace=True)
+    study = fold.samples["train"][UID].iloc[0]
+    assert predict_study(its, cohort.packed, study).warnings == ()  # other folds: not known
+
+
 def test_a_study_that_cannot_be_answered_is_refused(run, cohort, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no packed sequence .*9.9_7.npy"):
         predict_study(run, cohort.packed, "9.9")
@@ -465,6 +507,32 @@ def test_a_ct_that_cannot_be_answered_is_one_sentence_and_nothing_is_written(
     assert main(["predict", "--run", "toy", "--ct", str(images), "--masks", str(mask), *more.split()]) == 100
     out, err = capsys.readouterr()
     assert (out, sentence in err) == ("", True), err
+    assert not (answering.folder / "studies").exists()
+
+
+@pytest.mark.parametrize(
+    ("odd", "drawn", "named"),
+    [((2,), VERTEBRAE, None), ((2, 3), VERTEBRAE, "C2, C3"), ((2,), ("C2",), "C2")],
+    ids=["one", "several", "all"],
+)
+def test_a_mask_of_another_ct_is_refused_and_one_odd_vertebra_is_not(
+    answering, tmp_path, odd, drawn, named, capsys
+):
+    study = scanned(0)
+    hu, images, masks = study.volume_hu.copy(), tmp_path / f"{study.uid}.nii.gz", tmp_path / "mask.nii.gz"
+    for number in odd:  # three voxels of ten on bone
+        inside = np.flatnonzero(study.label_map == number)
+        hu.ravel()[inside] = np.where(np.arange(inside.size) % 10 < 3, 400, 0)
+    kept = np.isin(study.label_map, [VERTEBRAE.index(name) + 1 for name in drawn])
+    scans.write_nifti(images, hu, study.spacing_mm)
+    scans.write_nifti(masks, np.where(kept, study.label_map, 0).astype(np.uint8), study.spacing_mm)
+    code = main(["predict", "--run", "toy", "--ct", str(images), "--masks", str(masks)])
+    out, err = capsys.readouterr()
+    if named is None:
+        assert (code, "C2: 30% of its voxels" in out) == (0, True)
+        return
+    said = f"mask.nii.gz does not look like this CT's mask: too little bone lies in {named}."
+    assert (code, out, said in err) == (100, "", True), err
     assert not (answering.folder / "studies").exists()
 
 

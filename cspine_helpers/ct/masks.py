@@ -338,6 +338,7 @@ def _fill(array: np.ndarray, labels: np.ndarray) -> None:
 SMALL = 0.05  # of a vertebra's voxels
 MAX_APART_MM = 10.0
 BONE_HU = 150.0
+OFF_BONE, WHOSE_MASK = "its mask does not lie on bone", "is the mask this CT's?"
 MIN_BONE, LITTLE_BONE = 0.1, 0.35  # real lumbar vertebrae of the elderly, in 3 mm slices: 0.45 and more
 MIN_VOLUME_MM3 = 1000.0  # a tenth of the smallest cervical vertebra
 MAX_HEIGHT_MM, MAX_VOLUME_MM3 = 90.0, 75_000.0  # real C2: up to 75 mm; the largest of real L1 … L5: 66 cm³
@@ -427,13 +428,11 @@ def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Verte
     bone = float((volume.hu[slices_of(box)][mask] >= BONE_HU).mean())
     if bone < MIN_BONE:
         problem = problem or (
-            f"its mask does not lie on bone ({bone:.0%} of its voxels reach {BONE_HU:g} HU); it is of "
+            f"{OFF_BONE} ({bone:.0%} of its voxels reach {BONE_HU:g} HU); it is of "
             "another series, or one of the headers is wrong"
         )
     elif bone < LITTLE_BONE:
-        warnings.append(
-            f"{bone:.0%} of its voxels reach {BONE_HU:g} HU, which is little; is the mask this CT's?"
-        )
+        warnings.append(f"{bone:.0%} of its voxels reach {BONE_HU:g} HU, which is little; {WHOSE_MASK}")
     completeness, faces = _completeness(mask, box, label_map.field)
     if faces:
         warnings.append(f"truncated by the field of view ({' and '.join(faces)})")

@@ -1,5 +1,6 @@
 """One study's answer: each vertebra and the patient, each called at its threshold, and where that is from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ from cspine_helpers.checkpoints import Run
 from cspine_helpers.decisions.test_split import DECISION, Frozen, check_belongs, read_decision
 from cspine_helpers.decisions.thresholds import at_level_of, check_threshold
 from cspine_helpers.evaluation.cases import Cases
-from cspine_helpers.files.paths import check_uids, inside, listing, seal_of, sha256_of
+from cspine_helpers.files.paths import check_uids, cohort_dir, inside, listing, seal_of, sha256_of
 from cspine_helpers.files.records import differences, parse_json, write_sealed
 from cspine_helpers.inference.prediction import PREDICTIONS, predict
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.packed import PROVENANCE_COLUMNS, read_manifest, sequence_path
 from cspine_helpers.predictions import read_predictions
 from cspine_helpers.runs import packing_settings
-from cspine_helpers.splits import read_split, split_hash, studies_of
+from cspine_helpers.splits import FOLDS, fold_split, read_split, split_hash, studies_of
 
 FORMAT = 1  # of <uid>.json
 NOTICE = "Research software, not a medical device."
@@ -240,7 +241,7 @@ def predict_study(
         calibrated = dict(zip(found["vertebra"], found["calibrated"].tolist(), strict=True))
     warnings, sources = _of_manifest(Path(packed_dir), uid, present)
     warnings += _packed_otherwise(run, Path(packed_dir))
-    if _is_trained_on(run, Path(packed_dir).parent / "split.csv", uid):
+    if _is_trained_on(run, Path(packed_dir).parent, uid):
         warnings += (
             "the run was trained on this study: what it says here is better than it would be on another",
         )
@@ -314,13 +315,38 @@ def _packed_otherwise(run: Run, packed: Path) -> tuple[str, ...]:
     return (said,) if differ else ()
 
 
-def _is_trained_on(run: Run, split: Path, uid: str) -> bool:
-    """Whether the study is of the training split; False where the cohort has no split, or not the run's."""
-    if not (split.is_file() and seal_of(split).is_file()):
-        return False
-    table = read_split(split)
-    its = run.record.get("data", {}).get("split_sha256") == split_hash(table)
-    return its and uid in set(studies_of(table, "train"))
+def _is_trained_on(run: Run, beside: Path, uid: str) -> bool:
+    """Whether the study is of the training split; False where the run's split, or folds, are not found.
+
+    Args:
+        run: its cohort is looked for where its record says: a CT by itself is packed elsewhere.
+        beside: folder in which `packed/` is.
+        uid: StudyInstanceUID.
+    """
+    data = run.record.get("data", {})
+    if fold := data.get("fold"):
+        path = run.folder.parent / FOLDS
+        folds = read_split(path, column="fold") if _is_sealed(path) else None
+        if folds is None or split_hash(folds) != fold["folds_sha256"]:
+            return False
+        split = fold_split(folds[[UID]].assign(split="train"), folds, fold["number"])
+        return uid in set(studies_of(split, "train"))
+    for path in (folder / "split.csv" for folder in (beside, _cohort_of(data)) if folder is not None):
+        if _is_sealed(path) and split_hash(table := read_split(path)) == data.get("split_sha256"):
+            return uid in set(studies_of(table, "train"))
+    return False
+
+
+def _is_sealed(path: Path) -> bool:
+    return path.is_file() and seal_of(path).is_file()
+
+
+def _cohort_of(data: Mapping[str, Any]) -> Path | None:
+    """Folder of the cohort that a run's record names; None outside a project, or without such a name."""
+    try:
+        return cohort_dir(data.get("cohort", ""))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _of_manifest(packed: Path, uid: str, present: list[str]) -> tuple[tuple[str, ...], dict[str, str]]:

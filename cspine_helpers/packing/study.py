@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from cspine_helpers.ct.masks import Mask, find_vertebrae, place, read_mask
+from cspine_helpers.ct.masks import OFF_BONE, WHOSE_MASK, Mask, find_vertebrae, place, read_mask
 from cspine_helpers.ct.nifti import NIFTI
 from cspine_helpers.ct.reading import read_ct
 from cspine_helpers.figures.scans import contact_sheet
@@ -115,7 +115,7 @@ def pack_one(
 
     Raises:
         FileNotFoundError: CT or mask are not there.
-        ValueError, OSError: it cannot be packed; says why.
+        ValueError, OSError: it cannot be packed, or the mask looks like that of another CT; says why.
     """
     ct, mask = Path(ct).resolve(), Path(mask)
     uid = next((ct.name.removesuffix(end) for end in NIFTI if ct.name.endswith(end)), ct.name)
@@ -124,8 +124,31 @@ def pack_one(
             raise FileNotFoundError(f"No {what} at {path}. Name its file or folder.")
     none = pd.DataFrame(columns=list(BOX_COLUMNS))
     record = pack_study(StudyFiles(uid, ct, mask, scheme, series, None, none), packed, config)
+    try:
+        _check_whose(record, mask)
+    except ValueError:
+        forget(packed, uid)
+        raise
     write_manifest(pd.DataFrame(record["rows"]), packed)
     return record
+
+
+def _check_whose(record: Mapping[str, Any], mask: Path) -> None:
+    """Refuse a mask of which several vertebrae, or all, hold little bone: it is of another CT.
+
+    One alone may be odd in a good mask; a cohort's study is then packed with a warning.
+
+    Raises:
+        ValueError: they do; names them.
+    """
+    warned = {row["vertebra"] for row in record["rows"] if WHOSE_MASK in row["warnings"]}
+    off = {level for level, why in record["problems"].items() if why.startswith(OFF_BONE)}
+    doubtful = [level for level in VERTEBRAE if level in warned | off]
+    if len(doubtful) > 1 or len(warned) == len(record["rows"]):
+        raise ValueError(
+            f"{mask.name} does not look like this CT's mask: too little bone lies in {', '.join(doubtful)}. "
+            "Name the mask of this CT."
+        )
 
 
 def read_study(packed: Path, uid: str) -> dict[str, Any]:
