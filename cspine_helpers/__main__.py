@@ -471,6 +471,7 @@ def _report(options: Namespace) -> int:
     from cspine_helpers.cohort import read_cohort
     from cspine_helpers.figures.patient import patient_picture
     from cspine_helpers.figures.style import write_figure
+    from cspine_helpers.packing.study import read_study
     from cspine_helpers.patient_page.page import PatientPages
     from cspine_helpers.patient_page.scan import read_scan
     from cspine_helpers.phantom.cohort import study_of
@@ -484,7 +485,8 @@ def _report(options: Namespace) -> int:
         scan = read_scan(cohort.folder, options.study, render=study_of, series=options.series)
     except FileNotFoundError as error:
         print(error)  # the page says so, too
-    figure = patient_picture(pages.page(options.study, scan=scan, truth=options.truth))
+    why = read_study(cohort.packed, options.study).get("problems")
+    figure = patient_picture(pages.page(options.study, scan=scan, truth=options.truth, not_packed=why))
     for suffix in (".pdf", ".png"):
         name = f"patient_{options.study}{suffix}"
         print(write_figure(figure, paths.figures_dir(cohort.folder.name) / name))

@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from cspine_helpers.figures.patient import (
+    CUT_OFF,
     ICONS,
     TRUE,
     AxialSlice,
@@ -164,12 +165,14 @@ def test_outlines_differ_in_more_than_colour(figure):
 
 
 def test_a_missing_vertebra_is_hatched_and_said(figure):
-    drawn = patient_picture(made_page(missing=("C7",)))
+    page = made_page(missing=("C3", "C7"))
+    cut = [replace(row, absent=CUT_OFF) if row.name == "C7" else row for row in page.rows]
+    drawn = patient_picture(replace(page, rows=tuple(cut)))
     dots = drawn.axes[1]
-    (hatched,) = [patch for patch in dots.patches if patch.get_hatch()]
-    assert hatched.get_y() < HEIGHTS["C7"] < hatched.get_y() + hatched.get_height()
-    assert "not in the scan" in said(drawn)
-    assert "C7: not in the scan" in said(drawn)
+    hatched = [patch for patch in dots.patches if patch.get_hatch()]
+    for patch, name in zip(hatched, ("C3", "C7"), strict=True):
+        assert patch.get_y() < HEIGHTS[name] < patch.get_y() + patch.get_height()
+    assert {"not packed", "C3: not packed", "not in the scan", "C7: not in the scan"} <= {*said(drawn)}
     assert not any(patch.get_hatch() for patch in figure.axes[1].patches)
 
 

@@ -1,5 +1,6 @@
 """What a page says, against tables and sums made by other means."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +11,22 @@ from scipy.special import expit, logit
 from simulated import patients, table_of
 from toy_cohort import make_toy_cohort, tiny_model
 
+from cspine_helpers import checkpoints
+from cspine_helpers.__main__ import main
 from cspine_helpers.checkpoints import Run
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.decisions.test_split import freeze
 from cspine_helpers.decisions.thresholds import Rule, choose_decision
 from cspine_helpers.evaluation.calibration import fit_calibrator
 from cspine_helpers.evaluation.cases import Cases
+from cspine_helpers.figures import patient, style
 from cspine_helpers.figures.patient import percent
+from cspine_helpers.files.records import write_sealed
 from cspine_helpers.inference.study import predict_study
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.model.classifier import FractureClassifier
+from cspine_helpers.packed import sequence_path
+from cspine_helpers.packing.study import FORMAT, record_path
 from cspine_helpers.patient_page.cases import choose_cases
 from cspine_helpers.patient_page.chooser import CaseChooser
 from cspine_helpers.patient_page.page import PatientPages
@@ -190,6 +197,39 @@ def test_what_a_scan_lacks_is_missing(pages, uid):
     assert "C7 was not in the scan" in short.footer["This scan"][0]
     with pytest.raises(ValueError, match="A scan may end above one of C2"):
         pages.page(uid, ending_above="C1")
+
+
+def test_what_was_not_packed_is_not_said_to_be_outside_the_scan(pages, cohort, uid, tmp_path):
+    shutil.copytree(cohort.packed, tmp_path / "packed")
+    for name in ("C3", "C4"):
+        sequence_path(tmp_path / "packed", uid, name).unlink()
+    lacking = PatientPages(pages.run, replace(cohort, folder=tmp_path))
+    page = lacking.page(uid, not_packed={"C3": "not in the mask"}, ending_above="C7")
+    assert [row.words for row in page.rows if row.probability is None] == [
+        "not packed",
+        "not packed",
+        "not in the scan",
+    ]
+    assert page.footer["This scan"][:2] == (
+        "C3 (not in the mask), C4 were not packed: a fracture there cannot be seen.",
+        "C7 was not in the scan: a fracture there cannot be seen.",
+    )
+
+
+def test_the_command_says_why_a_vertebra_is_not_packed(pages, cohort, uid, tmp_path, monkeypatch):
+    packed, drawn = tmp_path / "data" / "toy" / "packed", []
+    shutil.copytree(cohort.folder, packed.parent)
+    sequence_path(packed, uid, "C3").unlink()
+    write_sealed(record_path(packed, uid), {"format": FORMAT, "problems": {"C3": "not in the mask"}})
+    run = replace(pages.run, record=pages.run.record | {"data": cohort.fingerprint()})
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    monkeypatch.setattr(checkpoints, "load_run", lambda _: run)
+    monkeypatch.setattr(patient, "patient_picture", drawn.append)
+    monkeypatch.setattr(style, "write_figure", lambda _, path: path)
+    assert main(["report", "--run", "toy", "--study", uid]) == 0
+    (page,) = drawn
+    said = "C3 (not in the mask) was not packed: a fracture there cannot be seen."
+    assert page.footer["This scan"][0] == said
 
 
 def test_what_lies_at_the_threshold_is_called_as_in_the_runs_table(untrained, cohort, uid, tmp_path):

@@ -29,7 +29,7 @@ ICONS: dict[Verdict, tuple[str, str]] = {  # shape and colour
     "undecided": ("◇", INK),
 }
 TRUE = "◆ true"
-ABSENT = "not in the scan"
+ABSENT, CUT_OFF = "not packed", "not in the scan"  # the second where the scan is known to end above it
 ATTENTION_TO = (
     0.7  # where the axis of attention ends on every page; of 497 built-in vertebrae 0.62 is the most
 )
@@ -42,12 +42,13 @@ class Row:
 
     Attributes:
         name: C1 … C7, or "patient".
-        probability: as it is to be read; None: not in the scan.
+        probability: as it is to be read; None: see `absent`.
         threshold: on the same scale; None: there is none.
         called: None: there is no threshold, or nothing to call.
         height_mm: of a vertebra, below the scan's first slice.
         intact, fractured: (n,) probabilities of validation cases of this level.
         true: whether it is fractured; None: unknown, or not to be shown.
+        absent: what is said where it has no probability.
     """
 
     name: str
@@ -58,12 +59,13 @@ class Row:
     intact: NDArray[np.float64]
     fractured: NDArray[np.float64]
     true: bool | None = None
+    absent: str = ABSENT
 
     @property
     def words(self) -> str:
         """The row in words: "97 % called", "0.4 % not called"."""
         if self.probability is None:
-            return ABSENT
+            return self.absent
         call = {True: " called", False: " not called", None: ""}[self.called]
         return f"{percent(self.probability, apart=self.threshold)}{call}"
 
@@ -332,7 +334,7 @@ def _draw_side(axes: Axes, page: Page, wide: Range, tall: Range) -> None:
               va="bottom", path_effects=_OUTLINED)  # fmt: skip
     for row in page.rows:
         if row.probability is None:
-            axes.text(sum(wide) / 2, row.height_mm, f"{row.name}: {ABSENT}", ha="center", va="center",
+            axes.text(sum(wide) / 2, row.height_mm, f"{row.name}: {row.absent}", ha="center", va="center",
                       size=_TEXT, bbox=style.UNDER)  # fmt: skip
     key = "▲ thick outline: called · thin dashed outline: not called"
     ticks = (
@@ -419,7 +421,7 @@ def _draw_row(axes: Axes, row: Row, at: float, mm: float) -> None:
         size = 0.26 * mm
         axes.add_patch(Rectangle((0, at - size / 2), 1, size, facecolor="white", edgecolor=GREY, hatch="////",
                                  linewidth=0.8, zorder=2))  # fmt: skip
-        axes.text(0.5, at, ABSENT, transform=left, ha="center", va="center", size=_TEXT, weight="bold",
+        axes.text(0.5, at, row.absent, transform=left, ha="center", va="center", size=_TEXT, weight="bold",
                   bbox=style.UNDER | {"alpha": 1}, zorder=4)  # fmt: skip
         _draw_truth(axes, row, at, left)
         return

@@ -5,6 +5,7 @@ ones, and each threshold where its calibrator puts it. A calibrator never falls,
 at or above its threshold there as well.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,17 @@ from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.clinical_utility import SCREENING_PREVALENCE, predictive_curve
 from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.explain.attention import attention_table
-from cspine_helpers.figures.patient import SHOWN, AxialSlice, Look, Page, Row, Verdict, percent
+from cspine_helpers.figures.patient import (
+    ABSENT,
+    CUT_OFF,
+    SHOWN,
+    AxialSlice,
+    Look,
+    Page,
+    Row,
+    Verdict,
+    percent,
+)
 from cspine_helpers.inference.prediction import PREDICTIONS
 from cspine_helpers.inference.study import StudyPrediction, predict_study
 from cspine_helpers.labels import UID, VERTEBRAE
@@ -67,7 +78,13 @@ class PatientPages:
         self._profiles: dict[str, NDArray[np.float64] | None] = {}
 
     def page(
-        self, uid: str, *, scan: Scan | None = None, truth: bool = False, ending_above: str | None = None
+        self,
+        uid: str,
+        *,
+        scan: Scan | None = None,
+        truth: bool = False,
+        ending_above: str | None = None,
+        not_packed: Mapping[str, str] | None = None,
     ) -> Page:
         """All that is on the page of one study.
 
@@ -77,19 +94,30 @@ class PatientPages:
             truth: whether to show it, where it is known.
             ending_above: a vertebra; the page is as if the scan had ended above it, so that it and those
                 below are missing. None: as it was packed.
+            not_packed: vertebra → why it is not packed, as the record of its packing says. None: unknown.
 
         Raises:
             FileNotFoundError: none of its vertebrae is packed.
             ValueError: a sequence cannot be used; the CT is not the one that was packed; the truth is asked
                 for and not known, or of a patient of the test split.
         """
+        why = not_packed or {}
         if ending_above is not None:
             with TemporaryDirectory() as folder:
                 _copy_above(self.cohort.packed, Path(folder), uid, ending_above)
-                return self._page(uid, scan and scan.above(ending_above), truth, Path(folder))
-        return self._page(uid, scan, truth, self.cohort.packed)
+                cut = VERTEBRAE[VERTEBRAE.index(ending_above) :]
+                return self._page(uid, scan and scan.above(ending_above), truth, Path(folder), why, cut)
+        return self._page(uid, scan, truth, self.cohort.packed, why)
 
-    def _page(self, uid: str, scan: Scan | None, truth: bool, folder: Path) -> Page:
+    def _page(
+        self,
+        uid: str,
+        scan: Scan | None,
+        truth: bool,
+        folder: Path,
+        why: Mapping[str, str],
+        cut: tuple[str, ...] = (),
+    ) -> Page:
         # 1. The answer, and what is known of the patient.
         answer = self._as_stored(predict_study(self.run, folder, uid))
         split = self._split_of(uid)
@@ -105,7 +133,10 @@ class PatientPages:
         heights = _heights(side.height_mm)
 
         # 3. The rows, the slices, the words.
-        rows = tuple(self._row(name, answer, heights[name], labels) for name in VERTEBRAE)
+        rows = tuple(
+            replace(self._row(name, answer, heights[name], labels), absent=CUT_OFF if name in cut else ABSENT)
+            for name in VERTEBRAE
+        )
         looks = []
         for name in _looked_at(answer):
             its = attention[attention["vertebra"] == name]
@@ -133,7 +164,7 @@ class PatientPages:
             footer={
                 "What a call is worth": self._worth(answer),
                 "Read with care": self._care(answer, split),
-                "This scan": _of_scan(answer, scan),
+                "This scan": _of_scan(answer, scan, why, cut),
             },
         )
 
@@ -535,13 +566,17 @@ def _whole(share: float) -> str:
     return "0" if share <= 0 else "under 1" if share < 0.005 else f"{100 * share:.0f}"
 
 
-def _of_scan(answer: StudyPrediction, scan: Scan | None) -> tuple[str, ...]:
+def _of_scan(
+    answer: StudyPrediction, scan: Scan | None, why: Mapping[str, str], cut: tuple[str, ...]
+) -> tuple[str, ...]:
     sentences = []
-    if answer.missing:
-        many = "was" if len(answer.missing) == 1 else "were"
-        sentences.append(
-            f"{', '.join(answer.missing)} {many} not in the scan: a fracture there cannot be seen."
-        )
+    for said in (ABSENT, CUT_OFF):
+        names = [name for name in answer.missing if (name in cut) == (said == CUT_OFF)]
+        if names:
+            reasons = {name: f" ({why[name]})" if said == ABSENT and name in why else "" for name in names}
+            many = "was" if len(names) == 1 else "were"
+            listed = ", ".join(f"{name}{reason}" for name, reason in reasons.items())
+            sentences.append(f"{listed} {many} {said}: a fracture there cannot be seen.")
     warnings = dict.fromkeys((*answer.warnings, *(scan.warnings if scan else ())))
     sentences += [f"{text[0].upper()}{text[1:]}." if not text.endswith(".") else text for text in warnings]
     if scan is None:
