@@ -42,6 +42,8 @@ class TrainConfig:
     Attributes:
         epochs: most passes over the training split.
         batch_size: sequences in a batch of each process.
+        fit_memory: on a GPU, batches are as large as its memory allows, and `accumulate` makes up for it, so
+            that a step has `batch_size · accumulate` sequences as said; the record has what was found.
         learning_rate: of AdamW, after the warm-up (Loshchilov and Hutter, ICLR 2019).
         weight_decay: of AdamW, on weight matrices and kernels (not on biases and norms).
         warmup_epochs: epochs in which the rate rises from 0; may be a fraction.
@@ -88,6 +90,7 @@ class TrainConfig:
 
     epochs: int = setting(20, whole(1))
     batch_size: int = setting(8, whole(1))
+    fit_memory: bool = setting(True, TRUE_OR_FALSE)
     learning_rate: float = setting(3e-4, within("(0, inf)"))
     weight_decay: float = setting(0.02, within("[0, inf)"))
     warmup_epochs: float = setting(1.0, within("[0, inf)"))

@@ -27,6 +27,7 @@ from cspine_helpers.model.classifier import ModelConfig
 from cspine_helpers.runs import ENSEMBLE, HISTORY, RECORD, STATE, WEIGHTS, read_history, read_record
 from cspine_helpers.splits import FOLDS
 from cspine_helpers.training.config import TrainConfig
+from cspine_helpers.training.memory import fitted
 from cspine_helpers.training.sequence_task import SequenceTask
 from cspine_helpers.training.trainer import Training, TrainingState, read_state
 
@@ -193,6 +194,7 @@ def train(
     )
     check_classes(cohort)
     accelerator = _accelerator(config, folder)
+    config = fitted(config, model, accelerator, _earlier(folder))
     setting = {
         "model": asdict(model),
         "train": asdict(config),
@@ -223,6 +225,13 @@ def train(
         task = SequenceTask(cohort, model, config, rule, accelerator)
         with _watched(accelerator, config, folder):
             return Training(accelerator, task, folder, state).run(tensors)
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    """Training settings of what a training in this folder would resume; empty where there is nothing."""
+    if interrupted(folder):
+        return read_state(folder)[0].setting["train"]
+    return read_record(folder)["train"] if (folder / RECORD).is_file() else {}
 
 
 def check_classes(cohort: Cohort) -> None:

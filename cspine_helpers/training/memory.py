@@ -1,0 +1,72 @@
+"""How many sequences a GPU's memory holds at once, while a step has as many as the settings say."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import find_executable_batch_size, gather_object
+
+from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
+from cspine_helpers.packed import CHANNELS
+from cspine_helpers.training.config import TrainConfig, adamw
+
+
+def fitted(
+    config: TrainConfig, model: ModelConfig, accelerator: Accelerator, earlier: Mapping[str, Any]
+) -> TrainConfig:
+    """The config with the largest batch that fits, and as many sequences a step as before.
+
+    On a CPU, and without `fit_memory`, the config as it is.
+
+    Args:
+        config: `batch_size · accumulate` sequences make a step of each process.
+        model: what is trained.
+        accelerator: whose device is tried, of all processes; the smallest decides.
+        earlier: training settings of what is resumed, whose batches are kept; empty at the beginning.
+
+    Raises:
+        ValueError: not even one sequence fits.
+    """
+    step = config.batch_size * config.accumulate
+    if accelerator.device.type != "cuda" or not config.fit_memory:
+        return config
+    size, accumulate = (earlier.get(name, 0) for name in ("batch_size", "accumulate"))
+    if size * accumulate == step:
+        return replace(config, batch_size=size, accumulate=accumulate)
+    sizes = iter([size for size in range(step, 0, -1) if step % size == 0])
+
+    def fits(batch_size: int) -> int:
+        _one_step(batch_size, config, model, accelerator)
+        return batch_size
+
+    try:
+        size = find_executable_batch_size(fits, next(sizes), lambda: next(sizes, 0))()
+    except RuntimeError as error:
+        raise ValueError(
+            f"Not even one sequence of {model.slices} slices of {model.size} × {model.size} pixels fits into "
+            f"the memory of {accelerator.device} ({error}). Set gradient_checkpointing=True, or take smaller "
+            "sequences."
+        ) from error
+    size = min(gather_object([size]))
+    return replace(config, batch_size=size, accumulate=step // size)
+
+
+def _one_step(batch_size: int, config: TrainConfig, model: ModelConfig, accelerator: Accelerator) -> None:
+    """Forward, backward and a step of AdamW, with a network of its own."""
+    network = FractureClassifier(model, load_pretrained=False)
+    if config.gradient_checkpointing:
+        network.checkpoint_gradients()
+    device = accelerator.device
+    network.to(device)
+    optimizer = adamw(network, config.learning_rate, config.weight_decay)
+    shape = (batch_size, model.slices, CHANNELS, model.size, model.size)
+    with accelerator.autocast():
+        output = network(
+            torch.zeros(shape, dtype=torch.uint8, device=device),
+            torch.zeros(batch_size, dtype=torch.int64, device=device),
+        )
+        loss = output.logit.sum() + output.slice_logit.sum()
+    loss.backward()
+    optimizer.step()
