@@ -4,7 +4,7 @@
 masks, a few wrong labels); and so, without any marked slice. Each run is tried on a fresh cohort of another
 seed with true labels, on which nothing was chosen. A run is kept without its weights.
 
-    python benchmarks/slice_truth.py full rsna none     half an hour each on one core
+    python benchmarks/slice_truth.py full rsna none     25 to 49 minutes each on one core
 """
 
 import argparse

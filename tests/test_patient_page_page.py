@@ -1,5 +1,6 @@
 """What a page says, against tables and sums made by other means."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -120,7 +121,8 @@ def test_the_patient_is_called_by_the_patients_threshold(pages, page):
         f"a patient is called from {percent(threshold, apart=value)}"
     )
     assert page.rule == (
-        "Threshold: highest F1 in validation; the patient's probability is the max of the vertebrae."
+        "Threshold: highest F1 in validation; "
+        "the patient's probability is the max of the vertebrae, calibrated for patients."
     )
 
 
@@ -135,13 +137,14 @@ def test_the_footer_counts_what_validation_has(pages, page, table):
     )
     rare = 0.07 * recall / (0.07 * recall + 0.93 * (1 - specificity))
     text = " ".join(page.footer["What a call is worth"])
-    assert f"Of 100 patients called here, {100 * precision:.0f} (" in text
-    assert f"at 7 % prevalence, {100 * rare:.0f} (" in text
-    assert f"It misses {100 * (1 - recall):.0f} (" in text
+    assert f"Of 100 patients called, {100 * precision:.0f} (" in text
+    assert re.search(rf"; {100 * rare:.0f} \([^)]+\) where 7 % do", text)
+    assert f"where {100 * ill.mean():.0f} % of patients do, as in validation" in text
+    assert f"Of 100 patients with a fracture, {100 * (1 - recall):.0f} (" in text
     assert f"{len(ill)} validation patients, {ill.sum()} of them with a fracture" in text
     if not page.patient.called:
         left = (ill & ~called).sum() / (~called).sum()
-        assert f"not called here, {100 * left:.0f} (" in text
+        assert f"not called, {100 * left:.0f} (" in text
     care = " ".join(page.footer["Read with care"])
     assert "Attention ranks slices; it marks no place within one." in care
     assert f"patient {threshold:.3f}" in care

@@ -431,15 +431,19 @@ class PatientPages:
         ppv_rare, npv_rare = (
             rare[[name, f"{name}_low", f"{name}_high"]].to_numpy(dtype=np.float64) for name in ("ppv", "npv")
         )
-        where = f"have a fracture; at {100 * SCREENING_PREVALENCE:g} % prevalence,"
+        broken = int(patients.label.sum())
+        here, rare_percent = 100 * broken / len(patients.label), 100 * SCREENING_PREVALENCE
+
+        def have(usual: np.ndarray, rare: np.ndarray) -> str:
+            of_usual = f"{_of_100(usual)} have a fracture where {here:.0f} % of patients do, as in validation"
+            return f"{of_usual}; {_of_100(rare)} where {rare_percent:g} % do"
+
         sentences = [
-            f"Of 100 patients called here, {_of_100(precision)} {where} {_of_100(ppv_rare)}.",
-            f"It misses {_of_100(_rest(recall))} of 100 patients with a fracture.",
+            f"Of 100 patients called, {have(precision, ppv_rare)}.",
+            f"Of 100 patients with a fracture, {_of_100(_rest(recall))} are not called.",
         ]
         if not answer.patient_called:
-            left = f"{_of_100(_rest(npv))} {where} {_of_100(_rest(npv_rare))}"
-            sentences.insert(0, f"Of 100 patients not called here, {left}.")
-        broken = int(patients.label.sum())
+            sentences.insert(0, f"Of 100 patients not called, {have(_rest(npv), _rest(npv_rare))}.")
         basis = f"{patients.n_patients} validation patients, {broken} of them with a fracture"
         return (*sentences, f"Counted in {basis}; 95 % intervals.")
 
@@ -546,7 +550,11 @@ def _truth(labels: dict[str, bool]) -> str:
 def _rule(rule: Rule) -> str:
     """The rule in words: "Threshold: highest recall with precision at 70 % or more in validation; …"."""
     floors = " and ".join(f"{name} at {100 * floor:g} % or more" for name, floor in rule.floors.items())
-    made = f"; the patient's probability is {rule.aggregation.phrase}" if rule.aggregation else ""
+    made = (
+        f"; the patient's probability is {rule.aggregation.phrase}, calibrated for patients"
+        if rule.aggregation
+        else ""
+    )
     title = f"{rule.title[0].lower()}{rule.title[1:]}"
     return f"Threshold: {title}{' with ' + floors if floors else ''} in validation{made}."
 

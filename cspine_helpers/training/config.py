@@ -42,8 +42,8 @@ class TrainConfig:
     Attributes:
         epochs: most passes over the training split.
         batch_size: sequences in a batch of each process.
-        fit_memory: on a GPU, batches are as large as its memory allows, and `accumulate` makes up for it, so
-            that a step has `batch_size · accumulate` sequences as said; the record has what was found.
+        fit_memory: on a GPU, the batch is the largest divisor of `batch_size · accumulate` that fits its
+            memory, and `accumulate` makes up the rest; the record holds both.
         learning_rate: of AdamW, after the warm-up (Loshchilov and Hutter, ICLR 2019).
         weight_decay: of AdamW, on weight matrices and kernels (not on biases and norms).
         warmup_epochs: epochs in which the rate rises from 0; may be a fraction.

@@ -174,6 +174,12 @@ cohort where it has others; `null` is None.
 """
 
 
+_OF_TRAINING = (
+    "A training chooses a threshold for vertebrae: it takes `level` and `aggregation` as they are by default, "
+    "and no `stated` threshold. Patients have thresholds of their own, frozen in notebook 04."
+)
+
+
 def guide() -> str:
     """Every setting with its defaults, what it may be and what it means, as Markdown.
 
@@ -188,6 +194,8 @@ def guide() -> str:
     for name, usual, builtin in parts:
         meanings = _meanings(type(usual))
         lines += [f"## {name}", "", inspect.getdoc(type(usual)).partition("\n")[0], ""]  # type: ignore[union-attr]
+        if name == "rule":
+            lines += [_OF_TRAINING, ""]
         lines += ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
         for each in fields(usual):
             if each.name == "augment":
