@@ -175,8 +175,8 @@ cohort where it has others; `null` is None.
 
 
 _OF_TRAINING = (
-    "A training chooses a threshold for vertebrae: it takes `level` and `aggregation` as they are by default, "
-    "and no `stated` threshold. Patients have thresholds of their own, frozen in notebook 04."
+    "A training chooses a threshold for vertebrae: `level` and `aggregation` keep their defaults, and no\n"
+    "threshold is `stated`. Patients have thresholds of their own, frozen in notebook 04."
 )
 
 
