@@ -40,6 +40,17 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """torch computes with one thread: small networks are no faster with more, and rounding stays the same."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def no_network(tmp_path, monkeypatch):
     """Python processes started in the test, kernels too, reach this machine only; none may even try.

@@ -23,7 +23,7 @@ from cspine_helpers.model.classifier import FractureClassifier
 from cspine_helpers.model.forward import flipped, folded
 from cspine_helpers.packed import open_sequence, sequence_path
 from cspine_helpers.predictions import read_predictions
-from cspine_helpers.runs import read_ensemble, write_record
+from cspine_helpers.runs import read_ensemble, read_record, write_record
 from cspine_helpers.splits import k_folds, write_split
 
 
@@ -276,6 +276,22 @@ def test_members_of_another_cohort_or_in_training_or_into_a_run_are_refused(memb
     with pytest.raises(FileExistsError, match=r"a run of its own \('run.json'\)"):
         predict_ensemble(members, cohort, members[0])
     assert not (tmp_path / "out").exists()
+
+
+def test_folds_that_were_trained_unlike_are_refused_but_for_their_workers(in_folds, cohort, tmp_path):
+    folder = shutil.copytree(in_folds[0], tmp_path / "run", ignore=shutil.ignore_patterns("predictions*"))
+    (folder / "ensemble.json").unlink()
+    records = [read_record(fold_dir(folder, fold)) for fold in range(3)]
+    records[0]["train"] = records[2]["train"] = {"epochs": 3, "workers": 0}
+    records[1]["train"] = {"epochs": 3, "workers": 4}
+    for fold, record in enumerate(records):
+        write_record(fold_dir(folder, fold), record)
+    predict_folds(folder, cohort)
+    (folder / "predictions.csv").unlink()
+    write_record(fold_dir(folder, 2), {**records[2], "train": {"epochs": 4, "workers": 0}})
+    with pytest.raises(ValueError, match=r"^Folds share labels .*than fold_0 are fold_2: train\.epochs is 4"):
+        predict_folds(folder, cohort)
+    assert not (folder / "predictions.csv").exists()
 
 
 def test_folds_that_are_missing_or_of_another_table_are_refused(in_folds, cohort, tmp_path):

@@ -27,12 +27,7 @@ from cspine_helpers.training.settings import guide, preset, settings_of
 CONFIG = TrainConfig(epochs=2, batch_size=8, accumulate=1, workers=0, vertebra_weights="equal")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from timm.utils import ModelEmaV3
-from toy_cohort import make_toy_cohort, tiny_model
+from toy_cohort import half_marked, make_toy_cohort, tiny_model
 
 from cspine_helpers import runs
 from cspine_helpers.checkpoints import load_run
@@ -23,7 +23,6 @@ from cspine_helpers.files import paths
 from cspine_helpers.inference.prediction import predict, predict_cohort
 from cspine_helpers.metrics import average_precision
 from cspine_helpers.model.classifier import FractureClassifier
-from cspine_helpers.packed import read_manifest, write_manifest
 from cspine_helpers.runs import read_record
 from cspine_helpers.training import run as training
 from cspine_helpers.training import trainer
@@ -156,12 +155,7 @@ def outcome(folder: Path) -> dict[str, object]:
     }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -307,18 +301,12 @@ GUESSING = replace(
 
 
 @pytest.fixture(scope="module")
-def half_marked(cohort):
-    """The toy cohort, in which nobody marked the slices of every other fractured vertebra."""
-    folder = shutil.copytree(cohort, cohort.parent / "half_marked")
-    manifest = read_manifest(folder / "packed")
-    marked = manifest.index[manifest["slice_truth"].str.contains("x", na=False)]
-    manifest.loc[marked[::2], "slice_truth"] = None
-    write_manifest(manifest, folder / "packed")
-    return folder
+def unmarked(cohort):
+    return half_marked(cohort, cohort.parent / "half_marked")
 
 
 @pytest.mark.parametrize("stop_after", [1, 2], ids=["before the first guess", "between guesses"])
-def test_a_stop_around_pseudo_labels_changes_no_byte(half_marked, tmp_path, stop_after):
+def test_a_stop_around_pseudo_labels_changes_no_byte(unmarked, tmp_path, stop_after):
     guesses, guess, real, passed = [], SliceDataset.guess, trainer.save_state, []
 
     def watched(data, slice_logit):
@@ -333,12 +321,12 @@ def test_a_stop_around_pseudo_labels_changes_no_byte(half_marked, tmp_path, stop
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(SliceDataset, "guess", watched)
-        train(half_marked, tmp_path / "whole", model=tiny_model(), config=GUESSING)
+        train(unmarked, tmp_path / "whole", model=tiny_model(), config=GUESSING)
         assert len(set(guesses)) == len(guesses) == 2  # in the second epoch and the third, and each its own
         patched.setattr(trainer, "save_state", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(half_marked, tmp_path / "stopped", model=tiny_model(), config=GUESSING)
-        train(half_marked, tmp_path / "stopped", model=tiny_model(), config=GUESSING, resume=True)
+            train(unmarked, tmp_path / "stopped", model=tiny_model(), config=GUESSING)
+        train(unmarked, tmp_path / "stopped", model=tiny_model(), config=GUESSING, resume=True)
     assert guesses[2:] == guesses[:2]
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 

@@ -13,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import f1_score, recall_score, roc_auc_score
-from toy_cohort import make_toy_cohort, tiny_model
+from toy_cohort import half_marked, make_toy_cohort, tiny_model
 
 from cspine_helpers.checkpoints import load_run
 from cspine_helpers.cohort import read_cohort
@@ -22,7 +22,7 @@ from cspine_helpers.files import paths
 from cspine_helpers.inference.prediction import predict
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels, write_labels
 from cspine_helpers.metrics import auroc, average_precision
-from cspine_helpers.packed import read_manifest, sequence_path, write_manifest
+from cspine_helpers.packed import sequence_path
 from cspine_helpers.runs import HISTORY_COLUMNS, read_history, read_record
 from cspine_helpers.training import trainer as stages
 from cspine_helpers.training.config import TrainConfig
@@ -42,12 +42,7 @@ CONFIG = TrainConfig(
 FILES = {"history.csv", "model.safetensors", "run.json", "train.log"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -209,15 +204,11 @@ def test_two_trainings_are_equal_bit_for_bit_whatever_the_workers(run, cohort, t
 
 @pytest.mark.slow
 def test_workers_change_nothing_in_the_pretraining_of_slices_nor_in_its_pseudo_labels(cohort, tmp_path):
-    half_marked = shutil.copytree(cohort, tmp_path / "half_marked")
-    manifest = read_manifest(half_marked / "packed")
-    marked = manifest.index[manifest["slice_truth"].str.contains("x", na=False)]
-    manifest.loc[marked[::2], "slice_truth"] = None
-    write_manifest(manifest, half_marked / "packed")
+    unmarked = half_marked(cohort, tmp_path / "half_marked")
     slices = {"slice_epochs": 3, "slice_samples": 48, "pseudo_label_after": 1}
     histories = [
         train(
-            half_marked,
+            unmarked,
             tmp_path / str(workers),
             model=tiny_model(),
             config=replace(CONFIG, epochs=1, warmup_epochs=0.5, workers=workers, **slices),

@@ -18,12 +18,7 @@ from cspine_helpers.training.trainer import train_epoch
 CONFIG = TrainConfig(slice_epochs=4, slice_batch_size=8, workers=0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

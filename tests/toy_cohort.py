@@ -1,5 +1,6 @@
 """A tiny cohort that a network can learn in seconds: fractured slices have a bright bar."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, write_labels
-from cspine_helpers.packed import MANIFEST_COLUMNS, write_manifest, write_sequence
+from cspine_helpers.packed import MANIFEST_COLUMNS, read_manifest, write_manifest, write_sequence
 from cspine_helpers.splits import split_patients, write_split
 
 if TYPE_CHECKING:
@@ -52,6 +53,16 @@ def make_toy_cohort(
             write_sequence(folder / "packed", uid, vertebra, array)
             rows.append([uid, vertebra, *[1.0] * (len(MANIFEST_COLUMNS) - 3), truth])
     write_manifest(pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS)), folder / "packed")
+    return folder
+
+
+def half_marked(cohort: Path, folder: Path) -> Path:
+    """A copy of a cohort in which nobody marked the slices of every other fractured vertebra."""
+    shutil.copytree(cohort, folder)
+    manifest = read_manifest(folder / "packed")
+    marked = manifest.index[manifest["slice_truth"].str.contains("x", na=False)]
+    manifest.loc[marked[::2], "slice_truth"] = None
+    write_manifest(manifest, folder / "packed")
     return folder
 
 

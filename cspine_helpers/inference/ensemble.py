@@ -29,6 +29,7 @@ from cspine_helpers.runs import RECORD, STATE, WEIGHTS, write_ensemble
 from cspine_helpers.splits import FOLDS, OUT_OF_FOLD, read_split, split_hash
 
 _SAME = ("labels_sha256", "split_sha256", "slices", "size")  # in all members of an ensemble
+_SAME_IN_FOLDS = ("labels_sha256", "slices", "size", "model", "train", "rule")
 _VIEWS = {False: ["as packed"], True: ["as packed", "left and right exchanged"]}
 
 
@@ -87,7 +88,7 @@ def predict_ensemble(
         )
     check_free(folder / PREDICTIONS, replace=replace)
     runs = _load([Path(member) for member in members])
-    _check_alike(runs, _SAME)
+    _check_alike(runs, _SAME, "Runs of an ensemble share labels, split, slices and size")
     cohort.check_run(runs[0].record)
 
     # 2. Predict.
@@ -161,8 +162,7 @@ def predict_folds(
     folds = read_split(folder / FOLDS, column="fold")
     numbers = range(folds["fold"].nunique())
     runs = _load([fold_dir(folder, number) for number in numbers])
-    _check_alike(runs, ("labels_sha256", "slices", "size"))
-    _check_trained_alike(runs)
+    _check_alike(runs, _SAME_IN_FOLDS, "Folds share labels and settings")
     for number, run in zip(numbers, runs, strict=True):
         cohort.of_fold(folds, number).check_run(run.record)
 
@@ -265,45 +265,30 @@ def _load(folders: Sequence[Path]) -> tuple[Run, ...]:
     return runs
 
 
-def _check_trained_alike(runs: Sequence[Run]) -> None:
-    """Refuse folds that were trained in different ways; only the number of workers may differ.
+def _check_alike(runs: Sequence[Run], names: Sequence[str], rule: str) -> None:
+    """Refuse runs that differ in what all members share; the number of workers may differ.
 
-    Raises:
-        ValueError: names the folds, and what they have that the first has not.
-    """
-
-    def settings(run: Run) -> dict[str, Any]:
-        return {name: run.record.get(name) for name in ("model", "train", "rule")}
-
-    first, *others = runs
-    found = {run.folder.name: differences(settings(run), settings(first)) for run in others}
-    differ = [
-        f"{name}: {', '.join(kept)}"
-        for name, lines in found.items()
-        if (kept := [line for line in lines if not line.startswith("train.workers ")])
-    ]
-    if differ:
-        raise ValueError(
-            f"Folds are trained alike; other than {first.folder.name} are "
-            f"{listing(differ, separator='; ', quoted=False)}. Train these again with its settings."
-        )
-
-
-def _check_alike(runs: Sequence[Run], names: Sequence[str]) -> None:
-    """Refuse runs that differ in what all members share.
+    Args:
+        runs: the members.
+        names: what they share: of a record's data, `slices` and `size`, or `model`, `train` and `rule`.
+        rule: what is asked, for the error.
 
     Raises:
         ValueError: names the runs, and what they have that the first has not.
     """
 
     def shared(run: Run) -> dict[str, Any]:
-        has = {**run.record["data"], "slices": run.config.slices, "size": run.config.size}
-        return {name: has[name] for name in names}
+        has = {**run.record, **run.record["data"], "slices": run.config.slices, "size": run.config.size}
+        return {name: has.get(name) for name in names}
 
     first, *others = runs
-    found = {run.folder.name: differences(shared(run), shared(first)) for run in others}
-    if differ := [f"{name}: {', '.join(lines)}" for name, lines in found.items() if lines]:
+    differ = []
+    for run in others:
+        lines = differences(shared(run), shared(first))
+        if lines := [line for line in lines if not line.startswith("train.workers ")]:
+            differ.append(f"{run.folder.name}: {', '.join(lines)}")
+    if differ:
         raise ValueError(
-            f"Runs of an ensemble share labels, split, slices and size; other than {first.folder.name} are "
-            f"{listing(differ, separator='; ', quoted=False)}. Leave them out, or train them alike."
+            f"{rule}; other than {first.folder.name} are {listing(differ, separator='; ', quoted=False)}. "
+            "Leave them out, or train them alike."
         )

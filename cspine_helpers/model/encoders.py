@@ -16,7 +16,7 @@ from cspine_helpers.packed import CHANNELS
 
 INTENSITIES = CHANNELS - 1  # channels 0–4 of a packed sequence; channel 5 is the vertebra mask
 STRIDES = (2, 4, 8, 16, 32)
-_PROBE = 96  # pixels, height and width, of a slice that shows what a network does; small, yet enough for each
+PROBE = 96  # pixels, height and width, of a slice that shows what a network does; small, yet enough for each
 
 
 def is_backbone(name: object) -> bool:
@@ -43,7 +43,7 @@ def _probed(name: str) -> tuple[dict[int, int], list[str]]:
     try:
         timm.get_pretrained_cfg(name)  # knows the tags
         with torch.device("meta"):
-            network, image = _random(name).eval(), torch.zeros(1, INTENSITIES, _PROBE, _PROBE)
+            network, image = _random(name).eval(), torch.zeros(1, INTENSITIES, PROBE, PROBE)
             strides = [each["reduction"] for each in network.feature_info]
             if network.pretrained_cfg.get("fixed_input_size") or strides != sorted(set(strides)):
                 return {}, []

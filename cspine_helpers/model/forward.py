@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from cspine_helpers.model.classifier import ClassifierOutput, FractureClassifier
-from cspine_helpers.model.encoders import INTENSITIES
+from cspine_helpers.model.encoders import INTENSITIES, PROBE
 
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # not their subclasses, which change the weights before they use them
 _NORMS = (nn.BatchNorm2d, BatchNormAct2d)
-_PROBE = 96  # pixels, height and width, of a slice that shows which layer follows which
 
 
 def forward_pass(
@@ -89,8 +88,8 @@ def folded(model: FractureClassifier) -> FractureClassifier:
     twin.backbone.set_grad_checkpointing(False)
     after: dict[nn.Module, nn.Module] = {}
     for encode, image in (
-        (twin.backbone.forward_features, torch.zeros(1, INTENSITIES, _PROBE, _PROBE)),
-        (twin.mask_encoder, torch.zeros(1, 1, _PROBE, _PROBE)),
+        (twin.backbone.forward_features, torch.zeros(1, INTENSITIES, PROBE, PROBE)),
+        (twin.mask_encoder, torch.zeros(1, 1, PROBE, PROBE)),
     ):
         for convolution, norm in _pairs(twin, encode, image):
             statistics: Any = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias

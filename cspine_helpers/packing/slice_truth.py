@@ -246,9 +246,9 @@ def known_truth(
     facts = (
         ("fractured studies with boxes", len(boxed), len(fractured)),
         ("fractured studies without boxes", len(fractured) - len(boxed), len(fractured)),
-        ("slices with a box whose vertebrae the table of slices names", shown, len(slices)),
+        ("boxed slices whose vertebrae are named", shown, len(slices)),
         ("fractured vertebrae in studies with boxes", int(boxed[names].to_numpy().sum()), broken),
-        ("fractured vertebrae whose truth the tables alone give", len(certain), broken),
+        ("fractured vertebrae that these tables settle", len(certain), broken),
         ("intact vertebrae, each slice known as intact", intact, intact),
         ("vertebrae with any truth, at least", intact + len(certain), table[names].size),
     )

@@ -187,36 +187,38 @@ def train(
             f"The rule of a training chooses a threshold for vertebrae; found {rule.objective!r} at "
             f"{rule.level} level. Leave level out, and name one of {', '.join(OBJECTIVES)}."
         )
-    # 2. The data, and the settings that a resumed training must share.
+    # 2. The data.
     cohort = cohort if isinstance(cohort, Cohort) else read_cohort(cohort)
     cohort, left_out = cohort.usable(
         slices=model.slices, size=model.size, splits=TRAINING_SPLITS, skip_unusable=skip_unusable
     )
     check_classes(cohort)
     accelerator = _accelerator(config, folder)
-    config = fitted(config, model, accelerator, _earlier(folder))
-    setting = {
-        "model": asdict(model),
-        "train": asdict(config),
-        "rule": asdict(rule),
-        "data": cohort.fingerprint(),
-        "processes": accelerator.num_processes,
-        "device": accelerator.device.type,
-        "mixed_precision": accelerator.mixed_precision,
-        "left_out": left_out,
-    }
-    setting = json.loads(json.dumps(setting))  # as it will be read again: lists for tuples
     # 3. Train, where it has not ended.
     writes = accelerator.is_main_process
     alone = paths.exclusive(folder / ".lock", f"training in {folder}") if writes else nullcontext()
     with alone:
-        state, tensors, ended = TrainingState(setting), None, None
+        earlier: dict[str, Any] = {}
+        state, tensors, ended = None, None, None
         if interrupted(folder):
             state, tensors = read_state(folder)
-            _check_same(setting, state.setting, folder)
+            earlier = state.setting
         elif _held(folder):
-            _check_same(setting, read_record(folder), folder)
-            ended = read_history(folder)
+            earlier, ended = read_record(folder), read_history(folder)
+        config = fitted(config, model, accelerator, earlier.get("train", {}))
+        setting = {
+            "model": asdict(model),
+            "train": asdict(config),
+            "rule": asdict(rule),
+            "data": cohort.fingerprint(),
+            "processes": accelerator.num_processes,
+            "device": accelerator.device.type,
+            "mixed_precision": accelerator.mixed_precision,
+            "left_out": left_out,
+        }
+        setting = json.loads(json.dumps(setting))  # as it will be read again: lists for tuples
+        if earlier:
+            _check_same(setting, earlier, folder)
         accelerator.wait_for_everyone()  # until all processes have read what the first one may now write
         if ended is not None:
             return ended
@@ -224,14 +226,7 @@ def train(
             paths.remove_unfinished(folder / name)
         task = SequenceTask(cohort, model, config, rule, accelerator)
         with _watched(accelerator, config, folder):
-            return Training(accelerator, task, folder, state).run(tensors)
-
-
-def _earlier(folder: Path) -> dict[str, Any]:
-    """Training settings of what a training in this folder would resume; empty where there is nothing."""
-    if interrupted(folder):
-        return read_state(folder)[0].setting["train"]
-    return read_record(folder)["train"] if (folder / RECORD).is_file() else {}
+            return Training(accelerator, task, folder, state or TrainingState(setting)).run(tensors)
 
 
 def check_classes(cohort: Cohort) -> None:
