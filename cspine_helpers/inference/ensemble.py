@@ -4,7 +4,8 @@ Predictions lie in a folder of their own, beside `ensemble.json`: which runs the
 the SHA-256 of its weights, and whether each saw every sequence in the mirror as well.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cspine_helpers.inference.prediction import (
     check_free,
     computed_by,
     samples_of,
+    sequences,
     usable,
     write_parts,
 )
@@ -87,28 +89,26 @@ def predict_ensemble(
             "Name another folder."
         )
     check_free(folder / PREDICTIONS, replace=replace)
-    runs = _load([Path(member) for member in members])
-    _check_alike(runs, _SAME, "Runs of an ensemble share labels, split, slices and size")
+    runs = load_members([Path(member) for member in members])
+    check_alike(runs, _shared(_SAME), "Runs of an ensemble share labels, split, slices and size")
     cohort.check_run(runs[0].record)
 
     # 2. Predict.
     cohort, left_out = usable(runs[0], cohort, splits, skip_unusable=skip_unusable)
     rows = pd.concat([samples_of(cohort, name, split=name) for name in splits], ignore_index=True)
     return _predict(
-        [Part(rows, tuple(run.to(device) for run in runs))],
-        cohort,
+        [sequences(rows, [run.to(device) for run in runs], cohort.packed, batch_size, workers, flip=tta)],
         folder,
         record={
             "mean_of": "probabilities of each run",
-            "members": [_member(run) for run in runs],
+            "members": [member_of(run) for run in runs],
             "views": _VIEWS[tta],
             "data": cohort.fingerprint(),
             "splits": list(splits),
             "left_out": left_out,
         },
-        tta=tta,
         batch_size=batch_size,
-        workers=workers,
+        run=runs[0],
     )
 
 
@@ -161,81 +161,70 @@ def predict_folds(
         )
     folds = read_split(folder / FOLDS, column="fold")
     numbers = range(folds["fold"].nunique())
-    runs = _load([fold_dir(folder, number) for number in numbers])
-    _check_alike(runs, _SAME_IN_FOLDS, "Folds share labels and settings")
+    runs = load_members([fold_dir(folder, number) for number in numbers])
+    check_alike(runs, _shared(_SAME_IN_FOLDS), "Folds share labels and settings")
     for number, run in zip(numbers, runs, strict=True):
         cohort.of_fold(folds, number).check_run(run.record)
 
     # 2. Predict each fold by its own run, and the test split by all.
     cohort, left_out = usable(runs[0], cohort, SPLITS, skip_unusable=skip_unusable)
     runs = tuple(run.to(device) for run in runs)
+    part_of = partial(sequences, packed_dir=cohort.packed, batch_size=batch_size, workers=workers, flip=tta)
     parts = []
     for number, run in zip(numbers, runs, strict=True):
         rows = samples_of(cohort.of_fold(folds, number), OUT_OF_FOLD, split="validation")
         rows = rows[~rows[UID].isin(left_out)]
-        parts.append(Part(rows.assign(fold=pd.array([number] * len(rows), "Int64")), (run,)))
+        parts.append(part_of(rows.assign(fold=pd.array([number] * len(rows), "Int64")), (run,)))
     test = samples_of(cohort, "test", split="test")
-    parts.append(Part(test.assign(fold=pd.array([pd.NA] * len(test), "Int64")), runs))
+    parts.append(part_of(test.assign(fold=pd.array([pd.NA] * len(test), "Int64")), runs))
     return _predict(
         parts,
-        cohort,
         folder,
         record={
             "mean_of": "probabilities of each run, on the test split; out of fold, the run of the fold alone",
-            "members": [{"fold": number, **_member(run)} for number, run in zip(numbers, runs, strict=True)],
+            "members": [
+                {"fold": number, **member_of(run)} for number, run in zip(numbers, runs, strict=True)
+            ],
             "views": _VIEWS[tta],
             "data": {**cohort.fingerprint(), "folds_sha256": split_hash(folds)},
             "splits": ["validation", "test"],
             "left_out": left_out,
         },
-        tta=tta,
         batch_size=batch_size,
-        workers=workers,
+        run=runs[0],
     )
 
 
 def _predict(
-    parts: Sequence[Part],
-    cohort: Cohort,
-    folder: Path,
-    *,
-    record: Mapping[str, Any],
-    tta: bool,
-    batch_size: int,
-    workers: int,
+    parts: Sequence[Part], folder: Path, *, record: Mapping[str, Any], batch_size: int, run: Run
 ) -> pd.DataFrame:
     """Write the table and, before its partial file goes, its record."""
     path = folder / PREDICTIONS
     made_of = {
         **record,
         "batch_size": batch_size,  # another size, version or device rounds otherwise
-        "computed_by": computed_by(parts[0].runs[0]),
+        "computed_by": computed_by(run),
     }
 
-    def describe() -> None:
+    def describe(_: object) -> None:
         versions = {"cspine_helpers": __version__}
         write_ensemble(folder, {**made_of, "predictions_sha256": sha256_of(path), "versions": versions})
 
-    return write_parts(
-        parts,
-        cohort.packed,
-        path,
-        made_of=made_of,
-        batch_size=batch_size,
-        workers=workers,
-        flip=tta,
-        then=describe,
-    )
+    return write_parts(parts, path, made_of=made_of, then=describe)
 
 
-def _member(run: Run) -> dict[str, Any]:
+def member_of(run: Run) -> dict[str, Any]:
     """What the record says of a run."""
     hashes = {"weights_sha256": run.record["weights_sha256"], "record_sha256": run.record[SEAL]}
     return {"run": run.folder.name, **hashes}
 
 
-def _load(folders: Sequence[Path]) -> tuple[Run, ...]:
+def load_members(folders: Sequence[Path], load: Callable[[Path], Any] = load_run) -> tuple[Any, ...]:
     """The runs, all of them, each once.
+
+    Args:
+        folders: of the runs.
+        load: loads one: has `folder` and `record`.
 
     Raises:
         FileNotFoundError, ValueError: see `predict_ensemble`.
@@ -256,7 +245,7 @@ def _load(folders: Sequence[Path]) -> tuple[Run, ...]:
             f"Runs whose training has not ended ({len(unfinished)}): {listing(unfinished)}. Resume it, or "
             "name others."
         )
-    runs = tuple(load_run(folder) for folder in folders)
+    runs = tuple(load(folder) for folder in folders)
     by_weights: dict[str, list[str]] = {}
     for run in runs:
         by_weights.setdefault(run.record["weights_sha256"], []).append(run.folder.name)
@@ -265,22 +254,27 @@ def _load(folders: Sequence[Path]) -> tuple[Run, ...]:
     return runs
 
 
-def _check_alike(runs: Sequence[Run], names: Sequence[str], rule: str) -> None:
-    """Refuse runs that differ in what all members share; the number of workers may differ.
-
-    Args:
-        runs: the members.
-        names: what they share: of a record's data, `slices` and `size`, or `model`, `train` and `rule`.
-        rule: what is asked, for the error.
-
-    Raises:
-        ValueError: names the runs, and what they have that the first has not.
-    """
+def _shared(names: Sequence[str]) -> Callable[[Run], dict[str, Any]]:
+    """What a run has under these names, of its record, the record's data and its config."""
 
     def shared(run: Run) -> dict[str, Any]:
         has = {**run.record, **run.record["data"], "slices": run.config.slices, "size": run.config.size}
         return {name: has.get(name) for name in names}
 
+    return shared
+
+
+def check_alike(runs: Sequence[Any], shared: Callable[[Any], dict[str, Any]], rule: str) -> None:
+    """Refuse runs that differ in what all members share; the number of workers may differ.
+
+    Args:
+        runs: the members.
+        shared: what a run has of that.
+        rule: what is asked, for the error.
+
+    Raises:
+        ValueError: names the runs, and what they have that the first has not.
+    """
     first, *others = runs
     differ = []
     for run in others:

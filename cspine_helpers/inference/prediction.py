@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,8 @@ def predict_cohort(
         "batch_size": batch_size,  # another size, version or device rounds otherwise
         "computed_by": computed_by(run),
     }
-    part = Part(pd.concat(rows, ignore_index=True), (run,))
-    return write_parts([part], cohort.packed, path, made_of=made_of, batch_size=batch_size, workers=workers)
+    part = sequences(pd.concat(rows, ignore_index=True), (run,), cohort.packed, batch_size, workers)
+    return write_parts([part], path, made_of=made_of)
 
 
 def check_free(path: Path, *, replace: bool) -> None:
@@ -188,46 +189,68 @@ def computed_by(run: Run) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a predictions table without probabilities, and the runs whose mean probability they get."""
+    """Rows of a predictions table without probabilities, and what computes those.
+
+    Attributes:
+        rows: of the table.
+        batches: what is computed for the rows from a place on, a batch at a time: a plain JSON value a row.
+    """
 
     rows: pd.DataFrame
-    runs: tuple[Run, ...]
+    batches: Callable[[int], Iterator[list[Any]]]
+
+
+def sequences(
+    rows: pd.DataFrame,
+    runs: Sequence[Run],
+    packed_dir: str | Path,
+    batch_size: int,
+    workers: int,
+    *,
+    flip: bool = False,
+) -> Part:
+    """A part whose rows are packed sequences; each gets the mean probability of the runs.
+
+    Args:
+        rows: of the table.
+        runs: one or several, alike.
+        packed_dir: the cohort's `packed` folder.
+        batch_size: sequences computed at once.
+        workers: processes that load.
+        flip: see `forward.mean_probability`.
+    """
+    return Part(rows, partial(_batches, runs, rows, packed_dir, batch_size, workers, flip=flip))
 
 
 def write_parts(
     parts: Sequence[Part],
-    packed_dir: Path,
     path: Path,
     *,
     made_of: Mapping[str, Any],
-    batch_size: int,
-    workers: int,
-    flip: bool = False,
-    then: Callable[[], object] = lambda: None,
+    probability: Callable[[Any], float] = float,
+    then: Callable[[list[Any]], object] = lambda found: None,
 ) -> pd.DataFrame:
     """Predict the parts of a table one after the other, each batch noted, and write it when it is complete.
 
     Args:
         parts: of the table, in its order.
-        packed_dir: the cohort's `packed` folder.
         path: where the table goes.
         made_of: what must be the same for a table that was begun to be resumed.
-        batch_size: sequences computed at once.
-        workers: processes that load.
-        flip: see `forward.mean_probability`.
-        then: called when the table is in place; a stop before its end is resumed there.
+        probability: of what was computed for a row.
+        then: called with what was computed for all rows when the table is in place; a stop before its end is
+            resumed there.
 
     Raises:
         BlockingIOError: another process predicts or trains in that folder.
-        ValueError: packed sequences cannot be used, or the partial file was begun otherwise.
+        ValueError: images cannot be used, or the partial file was begun otherwise.
     """
-    partial, table = _partial(path), pd.concat([part.rows for part in parts], ignore_index=True)
+    noted, table = _partial(path), pd.concat([part.rows for part in parts], ignore_index=True)
     with exclusive(path.with_name(".lock"), f"writing to {path.parent}"):
         remove_unfinished(path)
-        records = whole_records(partial) or [made_of]
+        records = whole_records(noted) or [made_of]
         if differ := differences(records[0], made_of):
             raise ValueError(
-                f"{partial} was begun otherwise: {listing(differ, separator='; ', quoted=False)}. Continue "
+                f"{noted} was begun otherwise: {listing(differ, separator='; ', quoted=False)}. Continue "
                 "the way it was begun, or delete it to predict from the start."
             )
         done = sum(map(len, records[1:]))
@@ -235,13 +258,14 @@ def write_parts(
             start, done = min(done, len(part.rows)), max(done - len(part.rows), 0)
             if start == len(part.rows):
                 continue
-            for batch in _batches(part.runs, part.rows, packed_dir, batch_size, workers, start, flip=flip):
+            for batch in part.batches(start):
                 records.append(batch)
-                append(partial, records)
-        table["probability"] = list(chain.from_iterable(records[1:]))
+                append(noted, records)
+        found = list(chain.from_iterable(records[1:]))
+        table["probability"] = [probability(each) for each in found]
         write_predictions(table, path)
-        then()
-        partial.unlink(missing_ok=True)
+        then(found)
+        noted.unlink(missing_ok=True)
     return validate_predictions(table)
 
 

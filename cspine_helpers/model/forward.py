@@ -86,11 +86,27 @@ def folded(model: FractureClassifier) -> FractureClassifier:
     twin = copy.deepcopy(model).eval()
     vars(twin).pop("forward", None)  # where Accelerate trains it: a wrapper for mixed precision
     twin.backbone.set_grad_checkpointing(False)
-    after: dict[nn.Module, nn.Module] = {}
-    for encode, image in (
+    fold_norms(
+        twin,
         (twin.backbone.forward_features, torch.zeros(1, INTENSITIES, PROBE, PROBE)),
         (twin.mask_encoder, torch.zeros(1, 1, PROBE, PROBE)),
-    ):
+    )
+    _see_mask(twin)
+    twin.lstm.flatten_parameters()  # copied one by one, they lie apart, which cuDNN does not like
+    return twin.requires_grad_(False)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def fold_norms(twin: nn.Module, *passes: tuple[Callable[[Tensor], Tensor], Tensor]) -> None:
+    """Fold, in place, each BatchNorm into the weights of the convolution whose result it alone gets.
+
+    Args:
+        twin: a network in eval mode.
+        passes: parts of it, each with an input that runs through all of its layers.
+    """
+    after: dict[nn.Module, nn.Module] = {}
+    for encode, image in passes:
         for convolution, norm in _pairs(twin, encode, image):
             statistics: Any = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
@@ -102,13 +118,10 @@ def folded(model: FractureClassifier) -> FractureClassifier:
     for name, module in list(twin.named_modules(remove_duplicate=False)):
         if module in after:
             twin.set_submodule(name, after[module])
-    _see_mask(twin)
-    twin.lstm.flatten_parameters()  # copied one by one, they lie apart, which cuDNN does not like
-    return twin.requires_grad_(False)
 
 
 def _pairs(
-    model: FractureClassifier, encode: Callable[[Tensor], Tensor], image: Tensor
+    model: nn.Module, encode: Callable[[Tensor], Tensor], image: Tensor
 ) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Convolutions whose result goes into a BatchNorm and nowhere else, with that norm.
 
