@@ -1,1 +1,13 @@
 """Radiographs of any bone: sources into one image table, groups, a network with a mask, and its evidence."""
+
+from cspine_helpers.radiographs.evaluation import (
+    MaskCases,
+    ablation,
+    evaluate,
+    examples,
+    froc,
+    hardware_shortcut,
+    study_metrics,
+    study_scores,
+    subgroups,
+)

@@ -1,0 +1,1077 @@
+"""How well a run finds and outlines fractures on radiographs: masks, lesions, presence, subgroups, studies.
+
+Masks are compared in the displayed frame of the image, pixel by pixel, and counted once; every metric is a
+ratio of sums over whole groups (`patient`), which are what is resampled. Shapes: n images, P patients,
+R resamples.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Self, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from scipy.sparse import csr_array
+from scipy.stats import t
+
+from cspine_helpers.evaluation import intervals
+from cspine_helpers.evaluation.cases import Cases, check_choice
+from cspine_helpers.evaluation.resampling import (
+    Floats,
+    Ranking,
+    Ratio,
+    check_confidence,
+    confusion_sums,
+    effective_cases,
+    estimates,
+    mean_interval,
+    patient_weights,
+    resampled,
+    score_interval,
+    shares_of,
+)
+from cspine_helpers.files.paths import listing
+from cspine_helpers.files.tables import require_columns
+from cspine_helpers.labels import PATIENT, UID
+from cspine_helpers.metrics import auroc
+
+EPSILON = 1e-6  # of Dice, as the public FracAtlas benchmark adds it: an empty pair counts as 1
+FRAME = (384, 384)  # height and width of the square that the benchmark measures on
+FEW = 10  # patients; below, a subgroup's value is shown without an interval
+FALSE_MARKS = (0.25, 0.5, 1.0)  # an image, at which a FROC curve is summed up
+SUBGROUPS = ("part", "view", "hardware", "multiscan")
+PRESENCE = ("auroc", "average_precision", "recall", "specificity", "precision")
+NOT_STATED = "not stated"
+_TOUCHING = np.ones((3, 3), dtype=int)  # pixels that share a corner are of one component
+_SAME = 1e-9  # shares that differ by less are equal but for rounding
+Rule = Literal["iou", "overlap", "centre"]
+How = Literal["mean", "max"]
+
+
+def dice(truth: ArrayLike, predicted: ArrayLike, *, threshold: float = 0.5) -> float:
+    """(2·|P∧G| + 1e-6) / (|P| + |G| + 1e-6) of two masks of one shape; 1 where both are empty.
+
+    Args:
+        truth: 0/1.
+        predicted: 0/1, or probabilities: P is where they are at or above the threshold.
+        threshold: of probabilities.
+
+    Raises:
+        ValueError: other shapes, or values that are neither 0/1 nor probabilities.
+
+    Example:
+        >>> round(dice([[1, 1, 0]], [[0.9, 0.1, 0.5]]), 4)
+        0.5
+    """
+    g, p = _binary(truth, "The truth", 0.5), _binary(predicted, "The predicted mask", threshold)
+    if g.shape != p.shape:
+        raise ValueError(
+            f"Truth and predicted mask differ in shape: {g.shape} and {p.shape}. "
+            "Bring both into one frame first."
+        )
+    return float((2 * (p & g).sum() + EPSILON) / (p.sum() + g.sum() + EPSILON))
+
+
+def dice_pos(truths: Iterable[ArrayLike], predicted: Iterable[ArrayLike], *, threshold: float = 0.5) -> float:
+    """Mean Dice over the images whose truth has a pixel, as the public FracAtlas benchmark computes it.
+
+    Both run over the same images; each pair is of one shape, whichever frame that is.
+
+    Raises:
+        ValueError: no truth has a pixel; see `dice`.
+
+    Example:
+        >>> dice_pos([[[1, 0]], [[0, 0]]], [[[0.3, 0.1]], [[0.9, 0.9]]], threshold=0.3)
+        1.0
+    """
+    found = [
+        dice(g, p, threshold=threshold) for g, p in zip(truths, predicted, strict=True) if np.asarray(g).any()
+    ]
+    if not found:
+        raise ValueError("No image has a fracture outlined, so that dice_pos is not defined. Use others.")
+    return float(np.mean(found))
+
+
+def resized(mask: NDArray, height: int, width: int) -> NDArray:
+    """The nearest pixel of a mask (H, W) at each pixel's centre, (height, width), stretched."""
+    rows, columns = (
+        ((np.arange(many) + 0.5) * (old / many)).astype(np.intp)
+        for many, old in zip((height, width), mask.shape, strict=True)
+    )
+    return mask[rows[:, None], columns]
+
+
+def _binary(mask: ArrayLike, what: str, threshold: float) -> NDArray[np.bool_]:
+    """Where a mask of 0/1, or of probabilities, is at or above the threshold."""
+    values = np.asarray(mask)
+    if values.ndim == 2 and values.dtype == bool:
+        return values
+    if values.ndim != 2 or not values.size or values.dtype.kind not in "uif":
+        raise ValueError(f"{what} is an array (H, W) of numbers; found {values.dtype} {values.shape}.")
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 1):  # also NaN
+        raise ValueError(
+            f"{what} holds values from {low} to {high}, neither 0/1 nor probabilities. "
+            "Divide by 255, or take the sigmoid of logits."
+        )
+    return values >= (threshold if values.dtype.kind == "f" else 1)
+
+
+class _Overlaps(NamedTuple):
+    """Lesions L against marks M of one image, in pixels.
+
+    Attributes:
+        lesion: areas, (L,).
+        mark: areas, (M,).
+        both: pixels in common, (L, M).
+        centre: whether the mark's centre of mass lies in the lesion, (L, M).
+    """
+
+    lesion: Floats
+    mark: Floats
+    both: Floats
+    centre: NDArray[np.bool_]
+
+    def hits(self, rule: Rule, least_iou: float) -> NDArray[np.bool_]:
+        if rule == "centre":
+            return self.centre
+        if rule == "overlap":
+            return self.both > 0
+        union = self.lesion[:, None] + self.mark[None, :] - self.both
+        return np.asarray(self.both / union >= least_iou)
+
+
+def _overlaps(lesions: Sequence[NDArray[np.bool_]], marks: NDArray, many: int) -> _Overlaps:
+    """Of the lesions' masks, each (H, W), and the labelled marks (H, W), 1 … many."""
+    both = np.array([np.bincount(marks[lesion], minlength=many + 1)[1:] for lesion in lesions])
+    centres = np.array(ndimage.center_of_mass(marks > 0, marks, range(1, many + 1))).reshape(many, 2)
+    at = tuple(centres.round().astype(int).T)
+    return _Overlaps(
+        np.array([lesion.sum() for lesion in lesions], dtype=np.float64),
+        np.bincount(marks.ravel(), minlength=many + 1)[1:].astype(np.float64),
+        both.reshape(len(lesions), many).astype(np.float64),
+        np.array([lesion[at] for lesion in lesions], dtype=bool).reshape(len(lesions), many),
+    )
+
+
+def _components(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    labelled, many = ndimage.label(mask, _TOUCHING)
+    return [labelled == number for number in range(1, many + 1)]
+
+
+@dataclass(frozen=True, eq=False)
+class MaskCases:
+    """Images with what was predicted and what is true, checked and counted once: what every metric asks.
+
+    A mark is a connected component of the predicted mask (pixels that share a corner are of one), a lesion a
+    polygon of the truth, or a connected component where the truth is a mask. A mark hits a lesion by `rule`;
+    one that hits none is false, and several on one lesion are none the worse for it.
+
+    Attributes:
+        images: one row an image: `image, patient, split, label, probability`, those of `part, view, hardware,
+            multiscan` that the image table has, and, where masks were predicted, `true, predicted, overlap`
+            (pixels), `dice`, `dice_frame` (at the benchmark's frame), `true_frame` (pixels there), `lesions,
+            lesions_hit, marks, false_marks`.
+        lesions: one row a lesion: `image, patient, area` (pixels), `score` of the best mark that hits it, NaN
+            where none does.
+        marks: one row a mark: `image, patient, area, score, false` (0/1). Its score is the highest
+            probability in it, or that of the image where the mask has no probabilities.
+        rule: in words, for tables and figures.
+
+    Example:
+        >>> table = pd.DataFrame({"image": ["a", "b"], "patient": ["a", "b"], "label": [1, 0]})
+        >>> masks = {"a": np.eye(8) * 0.9, "b": np.zeros((8, 8))}
+        >>> cases = MaskCases.of(table.assign(probability=[0.8, 0.1]), truth={"a": np.eye(8) > 0},
+        ...                      predicted=masks)
+        >>> cases.images[["dice", "lesions_hit", "false_marks"]].to_numpy().tolist()
+        [[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    """
+
+    images: pd.DataFrame
+    lesions: pd.DataFrame
+    marks: pd.DataFrame
+    rule: str
+
+    @classmethod
+    def of(
+        cls,
+        table: pd.DataFrame,
+        *,
+        truth: Mapping[str, Any],
+        predicted: Mapping[str, Any] | None = None,
+        threshold: float = 0.5,
+        rule: Rule = "iou",
+        least_iou: float = 0.1,
+        frame: tuple[int, int] = FRAME,
+    ) -> Self:
+        """The cases of a table of images, of their true masks and of the predicted ones.
+
+        Args:
+            table: one row an image: `image, patient, label, probability`, and perhaps `split` and columns of
+                `SUBGROUPS`.
+            truth: image → mask (H, W) of 0/1, or masks (H, W) one for each lesion. An image without fracture
+                may be absent.
+            predicted: image → mask (H, W) of 0/1, or of probabilities, in the truth's frame, one for each
+                image. None where only presence was predicted.
+            threshold: of probabilities; a pixel at or above it is in the mask.
+            rule: when a mark hits a lesion: `iou`, intersection over union of `least_iou` or more; `overlap`,
+                one pixel in common; `centre`, the mark's centre of mass in the lesion.
+            least_iou: of `iou`.
+            frame: height and width that both masks are stretched to for the benchmark's Dice.
+
+        Raises:
+            ValueError: columns are missing; an image occurs twice; a mask is missing or of another shape than
+                the truth; a fractured image has no lesion, or an intact one has; one of several splits.
+
+        Source: a rule has to be stated, as there is none that all use (Chakraborty, Observer Performance
+        Methods for Diagnostic Imaging, 2017, chapter 12); an intersection over union of 0.1 is that of the
+        PI-CAI challenge.
+        """
+        check_choice("rule", rule, get_args(Rule))
+        images = _checked(table)
+        words = {
+            "iou": f"intersection over union ≥ {least_iou:g}",
+            "overlap": "a pixel in common",
+            "centre": "the mark's centre in the lesion",
+        }[rule]
+        rows: dict[str, list[dict[str, Any]]] = {"images": [], "lesions": [], "marks": []}
+        if predicted is not None:
+            if absent := [image for image in images["image"] if image not in predicted]:
+                raise ValueError(
+                    f"{len(absent)} images have no predicted mask: {listing(absent)}. "
+                    "Predict them, an empty mask where nothing is found."
+                )
+            for row in images.to_dict("records"):
+                pixels = _Pixels.of(row["image"], truth.get(row["image"]), predicted[row["image"]], threshold)
+                for name, found in _counted(row, pixels, rule, least_iou, frame).items():
+                    rows[name] += found
+            _check_truth(images["label"], pd.DataFrame(rows["images"])["true"], images["image"])
+            images = pd.concat([images, pd.DataFrame(rows["images"])], axis=1)
+        return cls(
+            images,
+            pd.DataFrame(rows["lesions"], columns=["image", "patient", "area", "score"]),
+            pd.DataFrame(rows["marks"], columns=["image", "patient", "area", "score", "false"]),
+            words,
+        )
+
+    @cached_property
+    def population(self) -> pd.Index:
+        """The groups that a resample draws from, (P,)."""
+        return pd.Index(self.images["patient"].unique())
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether masks were predicted, not presence alone."""
+        return "dice" in self.images.columns
+
+    @cached_property
+    def presence(self) -> Cases:
+        """The images as cases of presence, each by its own probability."""
+        columns = {"image": UID, "patient": "patient", "split": "split", "label": "label"}
+        table = self.images[[*columns, "probability"]].rename(columns=columns)
+        return Cases.of(table.assign(vertebra=PATIENT), level="patient")
+
+    def where(self, kept: NDArray[np.bool_]) -> Self:
+        """The images of a mask (n,), in their order, with their lesions and marks."""
+        images = self.images[kept].reset_index(drop=True)
+        lesions, marks = (
+            part[part["image"].isin(images["image"])].reset_index(drop=True)
+            for part in (self.lesions, self.marks)
+        )
+        return replace(self, images=images, lesions=lesions, marks=marks)
+
+    def sums(self, values: ArrayLike, rows: pd.DataFrame | None = None) -> Floats:
+        """Values of images, or of the rows of another table with `patient`, summed over each group, (P,)."""
+        whose = self.population.get_indexer(pd.Index((self.images if rows is None else rows)["patient"]))
+        weights = np.broadcast_to(np.asarray(values, dtype=np.float64), len(whose))
+        return np.bincount(whose, weights, len(self.population)).astype(np.float64)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def _checked(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns that count, of a table with each image once."""
+    needed = ("image", "patient", "label", "probability")
+    require_columns(table, needed, what="The table of images")
+    twice = table["image"][table["image"].duplicated()].drop_duplicates()
+    if table.empty or len(twice):
+        raise ValueError(
+            f"The table of images holds {len(twice)} images twice: {listing(twice)}. Keep one row each."
+            if len(twice)
+            else "The table of images has no rows. Choose a split that has some."
+        )
+    table = table if "split" in table.columns else table.assign(split="test")
+    if len(splits := table["split"].unique()) > 1:
+        raise ValueError(f"The table of images mixes the splits {listing(sorted(splits))}. Keep one.")
+    names = [*needed[:2], "split", *needed[2:], *(name for name in SUBGROUPS if name in table.columns)]
+    return table[names].reset_index(drop=True)
+
+
+def _check_truth(label: pd.Series, true: pd.Series, image: pd.Series) -> None:
+    for wrong, what, remedy in (
+        ((label == 1) & (true == 0), "fractured images have no lesion in the truth", "Outline them"),
+        ((label == 0) & (true > 0), "intact images have a lesion in the truth", "Correct their label"),
+    ):
+        if wrong.any():
+            raise ValueError(f"{wrong.sum()} {what}: {listing(image[wrong])}. {remedy}, or leave them out.")
+
+
+class _Pixels(NamedTuple):
+    """One image: its lesions, the true and predicted mask (H, W), and the probabilities if there are any."""
+
+    lesions: list[NDArray[np.bool_]]
+    true: NDArray[np.bool_]
+    predicted: NDArray[np.bool_]
+    probability: Floats | None
+
+    @classmethod
+    def of(cls, image: str, truth: Any, predicted: Any, threshold: float) -> Self:
+        mask = np.asarray(predicted)
+        found = _binary(mask, f"The predicted mask of {image}", threshold)
+        if truth is None:
+            lesions = []
+        elif isinstance(truth, np.ndarray) and truth.ndim == 2:
+            lesions = _components(_binary(truth, f"The truth of {image}", 0.5))
+        else:
+            lesions = [_binary(lesion, f"A lesion of {image}", 0.5) for lesion in truth]
+        if wrong := [lesion.shape for lesion in lesions if lesion.shape != found.shape]:
+            raise ValueError(
+                f"The truth of {image} is of shape {wrong[0]}, its predicted mask of {found.shape}. "
+                "Bring the mask back into the frame of the image."
+            )
+        true = np.logical_or.reduce(lesions) if lesions else np.zeros_like(found)
+        return cls(lesions, true, found, mask if mask.dtype.kind == "f" else None)
+
+
+def _counted(
+    row: Mapping[Any, Any], pixels: _Pixels, rule: Rule, least_iou: float, frame: tuple[int, int]
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the three tables that one image adds."""
+    labelled, many = ndimage.label(pixels.predicted, _TOUCHING)
+    scores = np.full(many, row["probability"], dtype=np.float64)
+    if pixels.probability is not None and many:
+        scores = np.array(ndimage.maximum(pixels.probability, labelled, range(1, many + 1)), dtype=float)
+    overlaps = _overlaps(pixels.lesions, labelled, many)
+    hits = overlaps.hits(rule, least_iou)
+    best = [scores[hit].max() if hit.any() else np.nan for hit in hits]
+    false = np.logical_not(hits.any(axis=0))
+    own = {"image": row["image"], "patient": row["patient"]}
+    small = [resized(mask, *frame) for mask in (pixels.true, pixels.predicted)]
+    return {
+        "images": [
+            {
+                "true": int(pixels.true.sum()),
+                "predicted": int(pixels.predicted.sum()),
+                "overlap": int((pixels.true & pixels.predicted).sum()),
+                "dice": dice(pixels.true, pixels.predicted),
+                "dice_frame": dice(*small),
+                "true_frame": int(small[0].sum()),
+                "lesions": len(pixels.lesions),
+                "lesions_hit": int(np.isfinite(best).sum()),
+                "marks": many,
+                "false_marks": int(false.sum()),
+            }
+        ],
+        "lesions": [
+            own | {"area": int(area), "score": score}
+            for area, score in zip(overlaps.lesion, best, strict=True)
+        ],
+        "marks": [
+            own | {"area": int(area), "score": score, "false": int(wrong)}
+            for area, score, wrong in zip(overlaps.mark, scores, false, strict=True)
+        ],
+    }
+
+
+class _Measure(NamedTuple):
+    """A metric of masks as a ratio of sums over groups.
+
+    Attributes:
+        above: numerator of each image, (n,).
+        below: denominator of each image, (n,); its sum is the n that is reported.
+        of: what n counts.
+        kind: how its interval is made: a "share" of things that are or are not, a "mean" of shares, or a
+            "count" of things an image.
+    """
+
+    above: Floats
+    below: Floats
+    of: str
+    kind: Literal["share", "mean", "count"]
+
+
+def _measures(cases: MaskCases) -> dict[str, _Measure]:
+    if not cases.has_masks:
+        return {}
+    columns = cases.images.select_dtypes("number").astype(np.float64)
+    find = {name: columns[name].to_numpy() for name in columns}
+    one, fractured = np.ones(len(columns)), (find["true"] > 0).astype(np.float64)
+    seen = (find["true_frame"] > 0).astype(np.float64)
+    none = fractured * (find["overlap"] == 0)
+    marked = (1 - fractured) * (find["marks"] > 0)
+    return {
+        "dice_pos": _Measure(find["dice"] * fractured, fractured, "fractured images", "mean"),
+        "dice_pos_frame": _Measure(find["dice_frame"] * seen, seen, "fractured images", "mean"),
+        "dice": _Measure(find["dice"], one, "images", "mean"),
+        "pixel_precision": _Measure(find["overlap"], find["predicted"], "predicted pixels", "share"),
+        "pixel_recall": _Measure(find["overlap"], find["true"], "true pixels", "share"),
+        "lesion_recall": _Measure(find["lesions_hit"], find["lesions"], "lesions", "share"),
+        "false_marks": _Measure(find["false_marks"], one, "images", "count"),
+        "missed_whole": _Measure(none, fractured, "fractured images", "share"),
+        "intact_marked": _Measure(marked, 1 - fractured, "intact images", "share"),
+    }
+
+
+def _ratio(cases: MaskCases, measure: _Measure) -> Ratio:
+    return cases.sums(measure.above), cases.sums(measure.below)
+
+
+def _value(ratio: Ratio) -> float:
+    return float(ratio[0].sum() / ratio[1].sum()) if ratio[1].sum() else np.nan
+
+
+def _interval(ratio: Ratio, kind: str, resamples: int, seed: int, confidence: float) -> tuple[float, float]:
+    """Limits of a ratio of sums over groups (P,); NaN where it is undefined or one group alone counts."""
+    groups, value = int((ratio[1] > 0).sum()), _value(ratio)
+    if groups < 2:
+        return np.nan, np.nan
+    if kind == "share":
+        drawn = resampled(np.stack(ratio, axis=1), resamples, seed)
+        drawn = drawn[drawn[:, 1] > 0]
+        cases = effective_cases(value, drawn[:, 0] / drawn[:, 1], ratio[1].sum(), groups)
+        return _score(value, cases, confidence, groups - 1)
+    shares = shares_of(ratio)
+    low, high = mean_interval(shares, confidence)
+    if np.ptp(shares) < _SAME:  # all alike: they show no spread, and groups are what is known
+        if kind == "count":
+            return low, high - float(np.log((1 - confidence) / 2)) / groups
+        low, high = _score(value, groups, confidence)
+    return max(low, 0.0), high if kind == "count" else min(high, 1.0)
+
+
+def _score(value: float, cases: float, confidence: float, freedom: float = np.inf) -> tuple[float, float]:
+    low, high = score_interval(value, cases, confidence, freedom=freedom)
+    return float(low), float(high)
+
+
+def evaluate(
+    cases: MaskCases,
+    *,
+    threshold: float | None,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    keep_undefined: bool = False,
+) -> pd.DataFrame:
+    """Every headline number of radiographs with its interval, resampling groups of images.
+
+    Of presence: `auroc, average_precision`, and at the threshold `recall, specificity, precision`. Of masks:
+    `dice_pos` (mean Dice of fractured images, in the image's own pixels), `dice_pos_frame` (the same as the
+    public benchmark measures it, at its frame), `dice` (of all images; an empty pair counts 1),
+    `pixel_precision, pixel_recall` (pooled), `lesion_recall` (lesions hit), `false_marks` (an image),
+    `missed_whole` (fractured images whose mask shares no pixel with the truth), `intact_marked` (intact
+    images with a mark).
+
+    Args:
+        cases: of one split.
+        threshold: of presence: called fractured at or above it; None leaves rates out.
+        resamples: of the groups.
+        seed: of the resamples.
+        confidence: of each interval by itself.
+        keep_undefined: keep a metric that is undefined, as NaN, rather than raise.
+
+    Returns:
+        Columns `metric, value, low, high, n, of` (what n counts), `groups` (how many those are of).
+
+    Raises:
+        ValueError: one class only, no predicted pixel, and whatever else leaves a metric undefined, unless
+            such are kept; an option out of range.
+
+    Example:
+        >>> table = pd.DataFrame({"image": [*"abcd"], "patient": [*"abcd"], "label": [1, 1, 0, 0]})
+        >>> table["probability"] = [0.9, 0.6, 0.2, 0.1]
+        >>> found = evaluate(MaskCases.of(table, truth={}), threshold=0.5, keep_undefined=True)
+        >>> found.set_index("metric")["value"].to_dict()["auroc"]
+        1.0
+    """
+    check_confidence(confidence)
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "confidence": confidence}
+    if len(cases.population) < 2 and not keep_undefined:
+        raise ValueError("The images are of 1 patient or group, which cannot be resampled. Use more.")
+    tables = [_presence_table(cases, threshold, options), _mask_table(cases, **options)]
+    found = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    rare = found.pop("undefined").fillna(0) > intervals.MOST_UNDEFINED * resamples
+    if (undefined := found["value"].isna() | rare).any() and not keep_undefined:
+        named = ", ".join(f"{row.metric} of {row.n} {row.of}" for row in found[undefined].itertuples())
+        raise ValueError(
+            f"Undefined, or so in more than {intervals.MOST_UNDEFINED:.0%} of the resamples: {named}. Use "
+            "more images of both classes, with something predicted, or keep_undefined=True."
+        )
+    return found
+
+
+def _presence_table(cases: MaskCases, threshold: float | None, options: Mapping[str, Any]) -> pd.DataFrame:
+    presence = cases.presence
+    if len(cases.population) > 1:
+        found = intervals.bootstrap(presence, threshold=threshold, keep_undefined=True, **options)
+    else:
+        numbers = estimates(presence, threshold)
+        found = pd.DataFrame({"metric": numbers.names, "value": numbers.under(np.ones((1, 1)))[:, 0]})
+        found = found.assign(low=np.nan, high=np.nan, undefined=0)
+    found = found.set_index("metric").reindex([name for name in PRESENCE if name in set(found["metric"])])
+    called = np.zeros(len(presence), bool) if threshold is None else presence.probability >= threshold
+    whole = np.ones(len(presence), dtype=bool)
+    rests = {
+        "recall": (presence.label == 1, "fractured images"),
+        "specificity": (presence.label == 0, "intact images"),
+        "precision": (called, "images called fractured"),
+    }
+    rows = [(name, *rests.get(name, (whole, "images"))) for name in found.index]
+    found = found[["value", "low", "high", "undefined"]].assign(
+        n=[int(kept.sum()) for _, kept, _ in rows],
+        of=[of for _, _, of in rows],
+        groups=[len(np.unique(presence.patient[kept])) for _, kept, _ in rows],
+    )
+    return found.reset_index()
+
+
+def _mask_table(cases: MaskCases, *, resamples: int, seed: int, confidence: float) -> pd.DataFrame:
+    rows = []
+    for name, measure in _measures(cases).items():
+        ratio = _ratio(cases, measure)
+        low, high = _interval(ratio, measure.kind, resamples, seed, confidence)
+        groups = int((ratio[1] > 0).sum())
+        n = int(measure.below.sum())
+        rows.append((name, _value(ratio), low, high, 0, n, measure.of, groups))
+    return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "undefined", "n", "of", "groups"])
+
+
+def froc(
+    cases: MaskCases,
+    *,
+    at: ArrayLike = FALSE_MARKS,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Lesions found at so many false marks an image, on the free-response curve, with intervals.
+
+    Marks are taken from the highest score down, as long as there are no more false ones an image, of all
+    images, fractured or not. The curve ends where all marks are taken: beyond, `reached` is 0, and the
+    recall is that of the end.
+
+    Args:
+        cases: with masks.
+        at: false marks an image, (K,): many of them make a curve.
+        resamples: of the groups.
+        seed: of the resamples.
+        confidence: of each interval by itself.
+
+    Returns:
+        Columns `false_marks, lesion_recall, low, high, score` (the least that is taken; NaN if no mark is),
+        `reached` (0/1), `lesions, images`.
+
+    Raises:
+        ValueError: no masks were predicted; there is no lesion; a point is negative.
+
+    Source: Chakraborty, Observer Performance Methods for Diagnostic Imaging (2017), chapter 12: lesion
+    localisations a lesion over non-lesion localisations an image.
+
+    Example:
+        >>> table = pd.DataFrame({"image": [*"ab"], "patient": [*"ab"], "label": 1, "probability": 0.5})
+        >>> masks = dict.fromkeys("ab", np.eye(4) * 0.9)
+        >>> found = froc(MaskCases.of(table, truth=masks, predicted=masks), at=[0.5])
+        >>> found[["lesion_recall", "reached"]].iloc[0].tolist()
+        [1.0, 0.0]
+    """
+    check_confidence(confidence)
+    points = np.atleast_1d(np.asarray(at, dtype=np.float64))
+    if not cases.has_masks or cases.lesions.empty:
+        raise ValueError("A FROC curve needs predicted masks and one lesion or more. Use such images.")
+    if not (points >= 0).all():
+        raise ValueError(f"False marks an image are 0 or more; found {points.min()}. Give others.")
+    hit = cases.lesions[cases.lesions["score"].notna()]
+    false = cases.marks[cases.marks["false"] == 1]
+    score = np.unique(np.concatenate([hit["score"], false["score"]]))[::-1]
+
+    def steps(rows: pd.DataFrame) -> csr_array:
+        where = (
+            np.searchsorted(-score, -rows["score"].to_numpy()),
+            cases.population.get_indexer(pd.Index(rows["patient"])),
+        )
+        return csr_array((np.ones(len(rows)), where), shape=(len(score), len(cases.population)))
+
+    hits, wrong = steps(hit), steps(false)
+    lesions, images = cases.sums(1, cases.lesions), cases.sums(1)
+
+    def under(weights: Floats) -> tuple[Floats, NDArray[np.intp]]:
+        """Recall (K, R), and how many scores are taken."""
+        found = np.cumsum(hits @ weights, axis=0)
+        alarms = np.cumsum(wrong @ weights, axis=0) / (images @ weights)
+        taken = np.stack([(alarms <= point * (1 + _SAME)).sum(axis=0) for point in points])
+        padded = np.pad(found, ((1, 0), (0, 0)))
+        with np.errstate(invalid="ignore", divide="ignore"):  # a resample without a lesion
+            return np.take_along_axis(padded, taken, axis=0) / (lesions @ weights), taken
+
+    value, taken = (part[:, 0] for part in under(np.ones((len(images), 1))))
+    weights = patient_weights(len(images), resamples, seed, rows=len(cases))
+    draws = np.concatenate([under(drawn)[0] for drawn in weights], axis=1)
+    groups = int((lesions > 0).sum())
+    limits = np.full((2, len(points)), np.nan)
+    for place, drawn in enumerate(draws if groups > 1 else ()):
+        some = drawn[~np.isnan(drawn)]
+        independent = effective_cases(value[place], some, lesions.sum(), groups)
+        limits[:, place] = score_interval(value[place], independent, confidence, freedom=groups - 1)
+    return pd.DataFrame(
+        {
+            "false_marks": points,
+            "lesion_recall": value,
+            "low": limits[0],
+            "high": limits[1],
+            "score": [score[many - 1] if many else np.nan for many in taken],
+            "reached": (len(false) / len(cases) >= points * (1 - _SAME)).astype(int),
+            "lesions": len(cases.lesions),
+            "images": len(cases),
+        }
+    )
+
+
+def subgroups(
+    cases: MaskCases,
+    *,
+    threshold: float | None,
+    by: Sequence[str] = SUBGROUPS,
+    few: int = FEW,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """The headline numbers of parts, views, images with metal and others, with how many each rests on.
+
+    An image of several views (joined by `+`) counts in each; an empty cell is "not stated".
+
+    Args:
+        cases: of one split.
+        threshold: of presence, as in `evaluate`; so are the other options.
+        by: columns of the image table.
+        few: groups of images (patients), of each class where both count, below which a number is flagged and
+            has no interval.
+        resamples: of the groups.
+        seed: of the resamples.
+        confidence: of each interval by itself.
+
+    Returns:
+        Columns `by, subgroup, images, fractured, metric, value, low, high, n, of, groups, few` (0/1).
+
+    Raises:
+        ValueError: the table lacks a column of `by`; see `evaluate`.
+
+    Example:
+        >>> table = pd.DataFrame({"image": [*"abcd"], "patient": [*"abcd"], "label": [1, 1, 0, 0]})
+        >>> table = table.assign(probability=[0.9, 0.6, 0.2, 0.1], part="hand", hardware=[1, 0, 0, 0])
+        >>> found = subgroups(MaskCases.of(table, truth={}), threshold=0.5, by=["part", "hardware"])
+        >>> found[["subgroup", "images", "few"]].drop_duplicates().to_numpy().tolist()
+        [['hand', 4, 1], ['without hardware', 3, 1], ['with hardware', 1, 1]]
+    """
+    require_columns(cases.images, by, what="The table of images")
+    tables = []
+    for column in by:
+        words = [_words(column, cell) for cell in cases.images[column]]
+        for name in sorted({word for each in words for word in each}, key=_order):
+            kept = np.array([name in each for each in words])
+            part = cases.where(kept)
+            found = _of_few(part, threshold, few, resamples, seed, confidence)
+            fractured = int(part.images["label"].sum())
+            shown = {"by": column, "subgroup": name, "images": len(part), "fractured": fractured}
+            tables.append(pd.DataFrame([shown]).merge(found, how="cross"))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _words(column: str, cell: Any) -> list[str]:
+    """The subgroups that an image belongs to by one cell."""
+    if pd.isna(cell) or str(cell).strip() == "":
+        return [f"{column} {NOT_STATED}"]
+    if column in ("hardware", "multiscan"):
+        return [f"{'with' if float(str(cell)) else 'without'} {column}"]
+    return [word.strip() for word in str(cell).split("+")]
+
+
+def _order(word: str) -> tuple[bool, bool, str]:
+    """Subgroups by name, those without something before those with it, those not stated last."""
+    return word.endswith(NOT_STATED), word.startswith("with "), word
+
+
+def _of_few(
+    part: MaskCases, threshold: float | None, few: int, resamples: int, seed: int, confidence: float
+) -> pd.DataFrame:
+    """Headline numbers of a subgroup; those of few patients flagged and without interval."""
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "confidence": confidence}
+    found = evaluate(part, threshold=threshold, keep_undefined=True, **options)
+    labels = part.images.groupby("label")["patient"].nunique().reindex([0, 1], fill_value=0)
+    areas = found["metric"].isin(["auroc", "average_precision"])
+    rests = found["groups"].where(~areas, labels.min())
+    found["few"] = (rests < few).astype(int)
+    found.loc[found["few"] == 1, ["low", "high"]] = np.nan
+    return found
+
+
+def hardware_shortcut(
+    cases: MaskCases, *, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
+) -> pd.DataFrame:
+    """How much of the AUROC metal could explain: nearly every image with hardware may be fractured.
+
+    Images whose `hardware` is not stated are left out of all rows.
+
+    Returns:
+        Columns `what, value, low, high, images, fractured`: AUROC of `all images`; of those `without
+        hardware`; of `hardware alone`, the column in place of the model; and the difference `without − all`,
+        both measured on the same resamples.
+
+    Raises:
+        ValueError: no column `hardware`, or it is the same for all; one class only without hardware.
+
+    Example:
+        >>> table = pd.DataFrame({"image": [*"abcde"], "patient": [*"abcde"], "label": [1, 1, 0, 0, 1]})
+        >>> table = table.assign(probability=[0.9, 0.3, 0.4, 0.1, 0.8], hardware=[1, 0, 0, 0, 0])
+        >>> found = hardware_shortcut(MaskCases.of(table, truth={})).set_index("what")["value"]
+        >>> found.round(2).to_dict()["hardware alone"]
+        0.67
+    """
+    check_confidence(confidence)
+    require_columns(cases.images, ["hardware"], what="The table of images")
+    cases = cases.where(cases.images["hardware"].notna().to_numpy() & (cases.images["hardware"] != ""))
+    metal = cases.images["hardware"].astype(float).to_numpy() == 1
+    if metal.all() or not metal.any():
+        raise ValueError(
+            f"{metal.sum()} of {len(cases)} images have hardware: the shortcut needs both. Use more images."
+        )
+    presence = cases.presence
+    without = presence.where(~metal)
+    auroc(without.label, without.probability)  # both classes
+    three = [presence, without, presence.with_probability(metal.astype(float))]
+    rankings = [Ranking(each) for each in three]
+    ones = np.ones((len(presence.population), 1))
+    values = [float(ranking.areas(ones)[0, 0]) for ranking in rankings]
+    weights = patient_weights(len(ones), resamples, seed, rows=len(presence))
+    draws = np.concatenate([[r.areas(drawn)[0] for r in rankings] for drawn in weights], axis=1)
+    draws = draws[:, ~np.isnan(draws).any(axis=0)]
+    rows = []
+    for name, each, value, drawn in zip(
+        ("all images", "without hardware", "hardware alone"), three, values, draws, strict=True
+    ):
+        groups = _ranked(each)
+        independent = effective_cases(value, drawn, np.inf, groups)
+        limits = _score(value, independent, confidence, max(groups - 1, 1))
+        rows.append((name, value, *limits, len(each), int(each.label.sum())))
+    freedom = max(_ranked(without) - 1, 1)
+    half = t.ppf((1 + confidence) / 2, freedom) * (draws[1] - draws[0]).std() * np.sqrt(1 + 1 / freedom)
+    change = values[1] - values[0]
+    rows.append(("without − all", change, change - half, change + half, len(presence), rows[0][-1]))
+    return pd.DataFrame(rows, columns=["what", "value", "low", "high", "images", "fractured"])
+
+
+def _ranked(cases: Cases) -> int:
+    """Patients with a case of either class, the fewer of the two."""
+    return min(len(np.unique(cases.patient[cases.label == label])) for label in (0, 1))
+
+
+def compare(
+    cases: MaskCases,
+    other: MaskCases,
+    *,
+    threshold: float | None,
+    other_threshold: float | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Differences between two runs on the same images, other − first, with intervals of the pairs.
+
+    Presence as in `evaluation.compare`; of a metric of masks each group's own difference counts, so that what
+    makes an image hard for both cancels. Metrics that only one of the two has are left out.
+
+    Args:
+        cases: of the first run.
+        other: of the second, of the same images, groups, labels and truth.
+        threshold: of the first run's presence; None leaves rates out.
+        other_threshold: of the second; that of the first where not given.
+        resamples: of the groups.
+        seed: of the resamples.
+        confidence: of each interval by itself.
+
+    Returns:
+        Columns `metric, value, other, difference, low, high`.
+
+    Raises:
+        ValueError: the two are not of the same images; see `evaluate`.
+
+    Example:
+        >>> table = pd.DataFrame({"image": [*"abcd"], "patient": [*"abcd"], "label": [1, 1, 0, 0]})
+        >>> first, second = (MaskCases.of(table.assign(probability=p), truth={})
+        ...                  for p in ([0.9, 0.2, 0.4, 0.1], [0.9, 0.6, 0.4, 0.1]))
+        >>> compare(first, second, threshold=None)["difference"].round(2).tolist()[0]
+        0.25
+    """
+    other = _aligned(cases, other)
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "confidence": confidence}
+    found = intervals.compare(
+        cases.presence,
+        other.presence,
+        threshold=threshold,
+        other_threshold=other_threshold,
+        keep_undefined=True,
+        **options,
+    )
+    columns = ["metric", "value", "other", "difference", "low", "high"]
+    tables = [found[found["metric"].isin(PRESENCE)][columns]]
+    first, second = _measures(cases), _measures(other)
+    rows = []
+    for name in first if first and second else ():
+        pair = [_ratio(cases, first[name]), _ratio(other, second[name])]
+        value, changed = (_value(ratio) for ratio in pair)
+        low, high = mean_interval(_influence(pair[1], pair) - _influence(pair[0], pair), confidence)
+        rows.append((name, value, changed, changed - value, low, high))
+    if rows:
+        tables.append(pd.DataFrame(rows, columns=columns))
+    order = {name: place for place, name in enumerate((*PRESENCE, *first))}
+    return pd.concat(tables).sort_values("metric", key=lambda names: names.map(order), ignore_index=True)
+
+
+def _influence(ratio: Ratio, pair: Sequence[Ratio]) -> Floats:
+    """What each group that counts in either ratio contributes to this one; the mean is the ratio."""
+    either = np.logical_or.reduce([each[1] > 0 for each in pair])
+    above, below = ratio[0][either], ratio[1][either]
+    value = above.sum() / below.sum() if below.sum() else np.nan
+    return value + (above - value * below) / below.mean() if len(below) else above
+
+
+def _aligned(cases: MaskCases, other: MaskCases) -> MaskCases:
+    """The other cases in the order of the first."""
+    both = {each: set(each.images["image"]) for each in (cases, other)}
+    for here, there, which in ((cases, other, "second"), (other, cases, "first")):
+        if alone := sorted(both[here] - both[there]):
+            raise ValueError(
+                f"{len(alone)} images are not in the {which} run's predictions: {listing(alone)}. "
+                "Compare two runs on the same images."
+            )
+    place = other.images.set_index("image", drop=False).loc[cases.images["image"]].reset_index(drop=True)
+    names = [name for name in ("patient", "label", "true") if {name} <= {*cases.images} & {*place}]
+    differ = (place[names] != cases.images[names]).any(axis=1)
+    if differ.any():
+        raise ValueError(
+            f"{differ.sum()} images differ in {', '.join(names)} between the two runs: "
+            f"{listing(cases.images['image'][differ])}. Predict both with one image table."
+        )
+    return replace(other, images=place)
+
+
+def ablation(
+    runs: Mapping[str, MaskCases],
+    *,
+    reference: str,
+    thresholds: Mapping[str, float] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Every run's headline numbers, and how much they differ from the reference's on the same images.
+
+    Args:
+        runs: name → cases, all of the same images.
+        reference: the run that the others are compared with.
+        thresholds: of presence, by run; None leaves rates out.
+        resamples: of the groups.
+        seed: of the resamples.
+        confidence: of each interval by itself.
+
+    Returns:
+        Columns `run, metric, value, low, high, n, difference, difference_low, difference_high`; differences
+        are run − reference, and NaN for the reference itself and where it lacks the metric.
+
+    Raises:
+        ValueError: the reference is none of the runs; a run without threshold; see `compare`.
+
+    Example:
+        >>> table = pd.DataFrame({"image": [*"abcd"], "patient": [*"abcd"], "label": [1, 1, 0, 0]})
+        >>> runs = {name: MaskCases.of(table.assign(probability=p), truth={})
+        ...         for name, p in {"plain": [0.9, 0.2, 0.4, 0.1], "flips": [0.9, 0.6, 0.4, 0.1]}.items()}
+        >>> found = ablation(runs, reference="plain", resamples=50)
+        >>> found.query("metric == 'auroc'")[["value", "difference"]].to_numpy().tolist()
+        [[0.75, nan], [1.0, 0.25]]
+    """
+    check_choice("reference", reference, tuple(runs))
+    if thresholds is not None and (lacking := [name for name in runs if name not in thresholds]):
+        raise ValueError(f"No threshold for {listing(lacking)}. Give each run its frozen one.")
+    given: Mapping[str, float | None] = thresholds or dict.fromkeys(runs)
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "confidence": confidence}
+    names = {"difference": "difference", "low": "difference_low", "high": "difference_high"}
+    tables = []
+    for name, cases in runs.items():
+        found = evaluate(cases, threshold=given[name], keep_undefined=True, **options)
+        found = found[["metric", "value", "low", "high", "n"]]
+        if name == reference:
+            found = found.assign(**dict.fromkeys(names.values(), np.nan))
+        else:
+            change = compare(
+                runs[reference], cases, threshold=given[reference], other_threshold=given[name], **options
+            )
+            found = found.merge(change[["metric", *names]].rename(columns=names), on="metric", how="left")
+        found.insert(0, "run", name)
+        tables.append(found)
+    return pd.concat(tables, ignore_index=True)
+
+
+def examples(
+    cases: MaskCases, *, threshold: float, measure: str = "probability", each: int = 4
+) -> pd.DataFrame:
+    """Images to look at: hits, misses, false alarms and cleared ones, spread evenly over a measure.
+
+    The lowest, the highest and those between by rank, so that neither the best nor the worst stand for all.
+
+    Args:
+        cases: of one split.
+        threshold: of presence: called fractured at or above it.
+        measure: a column of `cases.images`, such as `probability` or `dice`.
+        each: how many of each kind at most.
+
+    Returns:
+        The rows of `cases.images` with `kind`: "hit", "miss", "false alarm" or "cleared".
+
+    Raises:
+        ValueError: an unknown measure, or none of each is asked for.
+
+    Example:
+        >>> table = pd.DataFrame({"image": [*"abc"], "patient": [*"abc"], "label": [1, 1, 0]})
+        >>> cases = MaskCases.of(table.assign(probability=[0.9, 0.2, 0.8]), truth={})
+        >>> examples(cases, threshold=0.5)["kind"].tolist()
+        ['hit', 'miss', 'false alarm']
+    """
+    require_columns(cases.images, [measure], what="The table of images")
+    if each < 1:
+        raise ValueError(f"each is a whole number from 1; found {each}. Ask for some of each kind.")
+    fractured, called = cases.images["label"] == 1, cases.images["probability"] >= threshold
+    kinds = {
+        "hit": fractured & called,
+        "miss": fractured & ~called,
+        "false alarm": ~fractured & called,
+        "cleared": ~fractured & ~called,
+    }
+    found = []
+    for kind, kept in kinds.items():
+        rows = cases.images[kept].sort_values([measure, "image"])
+        places = np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int))
+        found.append(rows.iloc[places].assign(kind=kind))
+    return pd.concat([rows for rows in found if len(rows)], ignore_index=True)
+
+
+def study_scores(table: pd.DataFrame, how: How = "mean") -> pd.DataFrame:
+    """One row a study of several views: its label, and the mean (or highest) of their probabilities.
+
+    Args:
+        table: one row an image: `study, patient, label, probability`, perhaps `split`.
+        how: "mean", as MURA's authors do, or "max".
+
+    Returns:
+        Columns `study, patient, label, probability, images`, and `split` where given, in order of appearance.
+
+    Raises:
+        ValueError: the images of a study differ in label, patient or split; an unknown `how`; columns are
+            missing; there is no row.
+
+    Source: Rajpurkar et al., MURA (2018), section 3.
+
+    Example:
+        >>> views = pd.DataFrame({"study": [*"aab"], "patient": [*"ppq"], "label": [1, 1, 0]})
+        >>> study_scores(views.assign(probability=[0.9, 0.5, 0.2]))["probability"].tolist()
+        [0.7, 0.2]
+    """
+    check_choice("how", how, get_args(How))
+    require_columns(table, ("study", "patient", "label", "probability"), what="The table of images")
+    if table.empty:
+        raise ValueError("The table of images has no rows. Choose a split that has some.")
+    same = ["patient", "label", *(["split"] if "split" in table.columns else [])]
+    by_study = table.groupby("study", sort=False)
+    firsts = by_study[same].transform("first")
+    differ = table["study"][(firsts != table[same]).any(axis=1)].drop_duplicates()
+    if len(differ):
+        raise ValueError(
+            f"{len(differ)} studies have images that differ in {' or '.join(same)}: "
+            f"{listing(differ)}. All images of a study have one of each: correct the table."
+        )
+    found = by_study[same].first()
+    found["probability"] = by_study["probability"].agg(how)
+    found["images"] = by_study.size()
+    return found.reset_index()
+
+
+def study_metrics(
+    studies: pd.DataFrame,
+    *,
+    threshold: float,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """AUROC, Cohen's kappa and rates of studies with intervals that resample patients.
+
+    Args:
+        studies: of `study_scores`.
+        threshold: called abnormal at or above it.
+        resamples: of the patients.
+        seed: of the resamples.
+        confidence: of each interval by itself.
+
+    Returns:
+        Columns `metric, value, low, high, n` (studies that it rests on), `groups` (their patients).
+
+    Raises:
+        ValueError: one class only, or all studies called alike the same as labelled, so that kappa is not
+            defined; see `evaluation.bootstrap`.
+
+    Source: Cohen, Educational and Psychological Measurement 20 (1960) 37-46.
+
+    Example:
+        >>> views = pd.DataFrame({"study": [*"abcd"], "patient": [*"abcd"], "label": [1, 1, 0, 0]})
+        >>> found = study_metrics(study_scores(views.assign(probability=[0.9, 0.3, 0.2, 0.1])), threshold=0.5)
+        >>> found.set_index("metric")["value"].round(2)[["auroc", "kappa"]].to_dict()
+        {'auroc': 1.0, 'kappa': 0.5}
+    """
+    cases = MaskCases.of(studies.rename(columns={"study": "image"}), truth={})
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "confidence": confidence}
+    found = evaluate(cases, threshold=threshold, keep_undefined=True, **options)
+    auroc(cases.presence.label, cases.presence.probability)  # both classes
+    sums = confusion_sums(cases.presence, threshold)  # (4, P)
+    patients = sums.shape[1]
+    value = float(_kappa(sums.sum(axis=1, keepdims=True))[0])
+    draws = _kappa(resampled(sums.T, resamples, seed).T)
+    draws = draws[~np.isnan(draws)]
+    half = t.ppf((1 + confidence) / 2, patients - 1) * draws.std() * np.sqrt(patients / (patients - 1))
+    low, high = value - half, value + half
+    if np.ptp(draws) < _SAME:  # no study is called wrongly: the agreement of so many patients at least
+        least, _ = _score(1.0, patients, confidence)
+        chance = _chance(sums.sum(axis=1, keepdims=True))[0]
+        low, high = (least - chance) / (1 - chance), 1.0
+    kappa = ("kappa", value, max(low, -1.0), min(high, 1.0), len(cases), "studies", patients)
+    columns = ["metric", "value", "low", "high", "n", "of", "groups"]
+    tables = [found[columns], pd.DataFrame([kappa], columns=columns)]
+    order = {name: place for place, name in enumerate(("auroc", "kappa", *PRESENCE[1:]))}
+    both = pd.concat(tables).sort_values("metric", key=lambda names: names.map(order), ignore_index=True)
+    return both.drop(columns="of")
+
+
+def _chance(counts: Floats) -> Floats:
+    """Agreement expected by chance from tp, fp, fn, tn, (4, R)."""
+    tp, fp, fn, tn = counts
+    return ((tp + fp) * (tp + fn) + (fn + tn) * (fp + tn)) / np.maximum(counts.sum(axis=0), 1) ** 2
+
+
+def _kappa(counts: Floats) -> Floats:
+    """Cohen's kappa of tp, fp, fn, tn, (4, R); NaN where chance alone agrees always."""
+    chance = _chance(counts)
+    observed = (counts[0] + counts[3]) / np.maximum(counts.sum(axis=0), 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(chance < 1, (observed - chance) / (1 - chance), np.nan)
