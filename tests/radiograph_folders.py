@@ -11,7 +11,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 from PIL import Image
+
+from cspine_helpers.labels import UID
+from cspine_helpers.radiographs.sources import consolidate, read_fracatlas
+from cspine_helpers.splits import write_split
 
 PARTS = ("hand", "leg", "hip", "shoulder")
 VIEWS = (("frontal",), ("lateral",), ("oblique",), ("frontal", "lateral"))
@@ -268,3 +273,14 @@ def mura_folder(root: Path, *, patients: int = 8, seed: int = 2) -> Path:
         (folder / f"{split}_image_paths.csv").write_text("".join(paths))
         (folder / f"{split}_labeled_studies.csv").write_text("".join(studies))
     return folder
+
+
+def radiograph_cohort(folder: Path, *, images: int = 24, fractured: int = 8, seed: int = 0) -> Path:
+    """A cohort of a FracAtlas folder, with a split: of six images four train, one validation, one test."""
+    source = fracatlas_folder(folder / "source", images=images, fractured=fractured, seed=seed)
+    table = consolidate([read_fracatlas(source)], cohort := folder / "cohort")
+    names = np.array(["train", "validation", "train", "train", "test", "train"])
+    place = (np.arange(len(table)) // 3 + np.arange(len(table)) % 3) % len(names)
+    split = pd.DataFrame({UID: table["image"], "split": names[place], "patient": table["patient"]})
+    write_split(split, cohort / "split.csv")
+    return cohort

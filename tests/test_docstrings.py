@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from radiograph_folders import radiograph_cohort
 from simulated import patients, table_of
 from toy_cohort import make_toy_cohort, tiny_model
 
@@ -42,12 +43,15 @@ def shared(tmp_path_factory) -> dict:
     labels.insert(1, PATIENT, labels[[*VERTEBRAE]].max(axis=1))
     torch.manual_seed(0)
     cohort = read_cohort(make_toy_cohort(folder / "toy", studies=6))
+    radiographs = radiograph_cohort(folder / "radiographs")
     model = FractureClassifier(tiny_model()).eval()
     return {
         "predictions": predictions,
         "labels": validate_labels(labels),
         "run_folder": shutil.copytree(ROOT / "checkpoints" / "builtin", folder / "run"),
         "cohort": cohort,
+        "fracatlas_folder": folder / "radiographs" / "source",
+        "radiographs": radiographs,
         "cohort_folder": cohort.folder,
         "run": Run(folder / "untrained", model, model.config, 0.5, {"weights_sha256": "0" * 64}),
     }

@@ -1,0 +1,1010 @@
+"""Radiographs as they are published, read strictly into one image table and one folder of images.
+
+A reader looks at names, tables and annotations; `consolidate` looks at every pixel, and writes a cohort:
+`images/`, `images.csv`, `annotations.json` (COCO), `sources.json`. What cannot be used is named with its
+reason, and left out only when asked. A label is what the source declares, never guessed from a file's name.
+"""
+
+import json
+import os
+import re
+import shutil
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from PIL import ExifTags, Image, ImageOps
+from tqdm.auto import tqdm
+
+from cspine_helpers.files import paths
+from cspine_helpers.files.paths import atomic_path, listing
+from cspine_helpers.files.records import nearest, parse_json, read_sealed, write_sealed
+from cspine_helpers.files.tables import Column, checked, read_columns, write_table
+
+IMAGES, ANNOTATIONS, SOURCES = "images.csv", "annotations.json", "sources.json"
+IMAGE_COLUMNS = (
+    Column("image", "id"),
+    Column("source"),
+    Column("file"),
+    Column("sha256", pattern="[0-9a-f]{64}"),
+    Column("study"),
+    Column("patient"),
+    Column("part", empty=True),
+    Column("view", empty=True),
+    Column("hardware", "whole", among=(0, 1), empty=True),
+    Column("multiscan", "whole", among=(0, 1), empty=True),
+    Column("label", "whole", among=(0, 1)),
+    Column("split", empty=True),
+    Column("height", "whole", low=1),
+    Column("width", "whole", low=1),
+    Column("original"),
+)
+_TEXT = [column.name for column in IMAGE_COLUMNS if column.kind in ("id", "text")]
+_WORDS = ("part", "view", "split")  # empty where nothing is known
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm")
+_PARTS, _VIEWS = ("hand", "leg", "hip", "shoulder"), ("frontal", "lateral", "oblique")
+_SPLITS = {"train": "train", "valid": "val", "test": "test"}  # FracAtlas' files of its fractured images
+_STUDY = re.compile(r"(train|valid)/XR_([A-Z]+)/(patient\d+)/(study\d+)_(positive|negative)")
+_FORMAT = 1
+_REMEDY = "`python -m cspine_helpers radiographs --help` says how such a cohort is made."
+_TOLERANCE = 1.0  # pixels by which a polygon may leave the image, as rounding does; it is cut there
+_FRACATLAS = (
+    "Abedeen I, Rahman MA, Prottyasha FZ, et al. FracAtlas: A Dataset for Fracture Classification, "
+    "Localization and Segmentation of Musculoskeletal Radiographs. Scientific Data 10, 521 (2023). "
+    "doi:10.1038/s41597-023-02432-4"
+)
+_MURA = (
+    "Rajpurkar P, Irvin J, Bagul A, et al. MURA: Large Dataset for Abnormality Detection in Musculoskeletal "
+    "Radiographs. MIDL 2018. arXiv:1712.06957"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a folder of radiographs holds.
+
+    Attributes:
+        name: of the source, a word.
+        folder: where it lies.
+        table: a row an image: `image` (id), `original` (its path in the folder), `path`, `study`, `patient`,
+            `part` and `view` (several words joined by `+`), `hardware`, `multiscan`, `label`, `split`. Where
+            nothing is known, patient and words are empty and flags missing.
+        regions: image id → marked regions of label 1, each its class and its corners `(N, 2)`, x and y in
+            pixels of the displayed image.
+        classes: class → label.
+        positive: what label 1 means, a word: "fractured", or "abnormal".
+        left_out: original name → why it is not in the table.
+        notes: what does not agree and is no reason to leave an image out, a sentence each.
+        citation: of the data.
+        licence: of the data.
+    """
+
+    name: str
+    folder: Path
+    table: pd.DataFrame
+    regions: dict[str, list[tuple[str, np.ndarray]]]
+    classes: dict[str, int]
+    positive: str = "fractured"
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    citation: str = ""
+    licence: str = ""
+
+
+# Readers
+
+
+def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str = "fracatlas") -> Source:
+    """FracAtlas in its published layout, or a copy with other image sizes whose polygons were scaled along.
+
+    Label, parts, views, hardware and multi-scan are those of `dataset.csv`; polygons those of the VGG file,
+    or of the COCO file where there is none. The split is the column `split` where there is one, else that of
+    `Utilities`, which has the fractured images only. FracAtlas names no patients.
+
+    Args:
+        folder: with `dataset.csv`, `images/Fractured`, `images/Non_fractured`, `Annotations`.
+        skip_unusable: leave out images without row, rows without image, and what contradicts itself.
+        name: of the source.
+
+    Raises:
+        FileNotFoundError: a file of the layout is not there.
+        ValueError: images, rows and polygons do not fit each other, and `skip_unusable` is not set; names
+            them.
+
+    Example:
+        >>> read_fracatlas(fracatlas_folder).table["label"].sum()
+        np.int64(8)
+    """
+    folder = Path(folder)
+    what = f"FracAtlas at {folder}"
+    _require(folder / "dataset.csv", what, "folder that holds dataset.csv, images/ and Annotations/")
+    bad = _Bad(what)
+
+    # 1. Rows, images and regions, by file name.
+    flags = [*_PARTS, "mixed", "hardware", "multiscan", "fractured", *_VIEWS]
+    needed = ["image_id", *flags, "fracture_count"]
+    found = read_columns(
+        folder / "dataset.csv", needed, what="FracAtlas table", source="", text=["image_id", "split"]
+    )
+    columns = [Column("image_id"), *(Column(each, "whole", among=(0, 1)) for each in flags)]
+    columns += [Column("fracture_count", "whole", low=0), Column("split", empty=True, optional=True)]
+    rows = checked(found, columns, what=f"{what}: dataset.csv", key=("image_id",)).set_index("image_id")
+    files: dict[str, Path] = {}
+    for kind in ("Fractured", "Non_fractured"):
+        for path in _files(_require(folder / "images" / kind, what, "folder images/ with all images")):
+            bad.add(
+                "images in both folders, Fractured and Non_fractured",
+                [path.name] if path.name in files else [],
+            )
+            files[path.name] = path
+    regions = _fracatlas_regions(folder / "Annotations", what)
+
+    # 2. What does not fit each other.
+    folded = Counter(map(str.casefold, rows.index))
+    same = [each for each in rows.index if folded[each.casefold()] > 1]
+    bad.add("rows whose names differ in capitals only", same)
+    bad.add("images without a row in dataset.csv", [each for each in files if each not in rows.index])
+    bad.add("rows without an image", [each for each in rows.index if each not in files])
+    bad.add("polygons without an image", [each for each in regions if each not in files])
+    known = rows[rows.index.isin(files)]
+    in_folder = known.index.map(lambda each: int(files[each].parent.name == "Fractured"))
+    bad.add("images whose folder contradicts dataset.csv", known.index[known["fractured"] != in_folder])
+    counted = (known["fracture_count"] > 0).astype(int)
+    bad.add("rows whose fracture_count contradicts fractured", known.index[known["fractured"] != counted])
+    marked = known.index.isin([each for each, found in regions.items() if found]).astype(int)
+    bad.add("intact images with polygons", known.index[marked > known["fractured"]])
+    bad.add("fractured images without a polygon", known.index[marked < known["fractured"]])
+    left_out = bad.settle(skip=skip_unusable)
+
+    # 3. The table.
+    used = known[~known.index.isin(left_out)].sort_index()
+    notes = _counts_that_differ(used, regions, folder / "Annotations")
+    split = used["split"].fillna("") if "split" in used else _fracatlas_split(folder, used.index)
+    table = pd.DataFrame(
+        {
+            "original": [files[each].relative_to(folder).as_posix() for each in used.index],
+            "part": _joined(used[[*_PARTS]]),
+            "view": _joined(used[[*_VIEWS]]),
+            "hardware": used["hardware"].to_numpy(),
+            "multiscan": used["multiscan"].to_numpy(),
+            "label": used["fractured"].to_numpy(),
+            "split": np.asarray(split, dtype=object),
+        }
+    )
+    return _source(
+        name,
+        folder,
+        table,
+        {files[each].relative_to(folder).as_posix(): regions.get(each, []) for each in used.index},
+        classes={"fractured": 1},
+        left_out=left_out,
+        notes=notes,
+        citation=_FRACATLAS,
+        licence="CC BY 4.0",
+    )
+
+
+def read_yolo(
+    folder: str | Path,
+    *,
+    labels: Mapping[str, int],
+    skip_unusable: bool = False,
+    name: str = "yolo",
+    citation: str = "",
+    licence: str = "",
+) -> Source:
+    """A data set in YOLO format: `data.yaml`, and folders of images with a text file of labels for each.
+
+    An image is of label 1 where it has a line of such a class. An empty label file says that an image shows
+    none; an image without one is refused: nobody said what it shows. Boxes become polygons of four corners.
+
+    Args:
+        folder: with `data.yaml` and the folders that it names.
+        labels: class of `data.yaml` → 1 (fractured) or 0; every class, no other.
+        skip_unusable: leave out what cannot be used: images without label file, lines that are no label.
+        name: of the source.
+        citation: of the data.
+        licence: of the data.
+
+    Raises:
+        FileNotFoundError: `data.yaml`, or a folder that it names, is not there.
+        ValueError: `labels` is not about the classes of data.yaml; or files cannot be used, and
+            `skip_unusable` is not set; names them.
+    """
+    folder = Path(folder)
+    what = f"the YOLO-format set at {folder}"
+    content, names = _data_yaml(_require(folder / "data.yaml", what, "folder that holds data.yaml"))
+    classes = _class_map(labels, names, what)
+    bad = _Bad(what)
+    rows, regions = [], {}
+    for split, images in _yolo_folders(folder, content, what):
+        # 1. Images and label files.
+        at = images.relative_to(folder) if images.is_relative_to(folder) else images
+        files = _files(images)
+        where = _labels_of(images, what)
+        texts = {path.stem: path for path in where.glob("[!.]*.txt") if path.name != "classes.txt"}
+        stems = Counter(path.stem for path in files)
+        others = [path for path in files if path.suffix.lower() not in _SUFFIXES]
+        bad.add("files among the images that are no image by their name", _named(at, others))
+        files = [path for path in files if path not in others]
+        bad.add(
+            "images that share a label file", _named(at, (path for path in files if stems[path.stem] > 1))
+        )
+        bad.add(
+            "images without a label file (an empty one says intact)",
+            _named(at, (path for path in files if path.stem not in texts)),
+        )
+        bad.add(
+            "label files without an image",
+            _named(at.parent / where.name, (path for stem, path in texts.items() if stem not in stems)),
+        )
+        # 2. Their regions.
+        for path in files:
+            original = (at / path.name).as_posix()
+            if path.stem not in texts:
+                continue
+            try:
+                marks = _yolo_regions(texts[path.stem], names, *displayed_size(path))
+            except (OSError, ValueError) as error:
+                bad.add("images that cannot be read, or whose label file cannot", [original], str(error))
+                continue
+            hits = [mark for mark in marks if classes[mark[0]]]
+            rows.append({"original": original, "label": int(bool(hits)), "split": split})
+            regions[original] = hits
+    left_out = bad.settle(skip=skip_unusable)
+    table = pd.DataFrame(rows, columns=["original", "label", "split"])
+    table = table[~table["original"].isin(left_out)].sort_values("original", ignore_index=True)
+    return _source(
+        name, folder, table, regions, classes=classes, left_out=left_out, citation=citation, licence=licence
+    )
+
+
+def read_mura(folder: str | Path, *, skip_unusable: bool = False, name: str = "mura") -> Source:
+    """MURA v1.1. A study's label is the last word of its own folder's name, and checked against the table.
+
+    Label 1 means abnormal, which need not be fractured. The licence forbids handing the images on.
+
+    Args:
+        folder: `MURA-v1.1`, or as it is called, with `train`, `valid` and the four tables.
+        skip_unusable: leave out images without row, rows without image, studies of two labels.
+        name: of the source.
+
+    Raises:
+        FileNotFoundError: a folder or table is not there.
+        ValueError: folders and tables do not fit each other, and `skip_unusable` is not set; names them.
+    """
+    folder = Path(folder)
+    what = f"MURA at {folder}"
+    bad, rows = _Bad(what), []
+    for split in ("train", "valid"):
+        # 1. What the tables say, and what lies there.
+        _require(folder / split, what, "folder MURA-v1.1 with train, valid and four tables")
+        listed = [_below_root(cells[0]) for cells in _cells(folder / f"{split}_image_paths.csv", 1, what)]
+        told = {
+            _below_root(study): label
+            for study, label in _cells(folder / f"{split}_labeled_studies.csv", 2, what)
+        }
+        lies = {
+            path.relative_to(folder).as_posix(): path
+            for path in sorted((folder / split).glob("XR_*/patient*/study*/*"))
+            if path.is_file() and not path.name.startswith(".")
+        }
+        # 2. What does not fit.
+        parsed = {
+            each: _STUDY.fullmatch(each.rpartition("/")[0]) for each in {**dict.fromkeys(listed), **lies}
+        }
+        bad.add("paths that are not like MURA's", (each for each, match in parsed.items() if not match))
+        bad.add(f"images without a row in {split}_image_paths.csv", lies.keys() - set(listed))
+        bad.add("rows without an image", set(listed) - lies.keys())
+        bad.add("rows that repeat an image", (each for each, n in Counter(listed).items() if n > 1))
+        word = {"0": "negative", "1": "positive"}
+        for each, match in parsed.items():
+            study = each.rpartition("/")[0]
+            if not match:
+                continue
+            if study not in told:
+                bad.add(f"images of studies without a row in {split}_labeled_studies.csv", [each])
+            elif word.get(told[study]) != match[5]:
+                bad.add(f"images of studies whose folder contradicts {split}_labeled_studies.csv", [each])
+            rows.append((each, match))
+        known = {each.rpartition("/")[0] for each in lies}
+        bad.add(f"studies of {split}_labeled_studies.csv without an image", told.keys() - known)
+    left_out = bad.settle(skip=skip_unusable)
+    used = sorted((each, match) for each, match in rows if each not in left_out)
+    table = pd.DataFrame(
+        {
+            "original": [each for each, _ in used],
+            "part": [match[2].lower() for _, match in used],
+            "study": [f"{match[2].lower()}-{match[3]}-{match[4]}" for _, match in used],
+            "patient": [match[3] for _, match in used],
+            "label": [int(match[5] == "positive") for _, match in used],
+            "split": [match[1] for _, match in used],
+        }
+    )
+    names = table["study"] + "-" + table["original"].str.rpartition("/")[2]
+    return _source(
+        name,
+        folder,
+        table,
+        {},
+        names=names,
+        classes={"negative": 0, "positive": 1},
+        positive="abnormal",
+        left_out=left_out,
+        citation=_MURA,
+        licence="Stanford MURA Dataset Research Use Agreement; not to be handed on",
+    )
+
+
+# What readers share
+
+
+class _Bad:
+    """What of a source cannot be used, and why."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.found: dict[str, dict[str, str]] = {}  # reason → name → detail
+
+    def add(self, reason: str, names: Iterable[str], detail: str = "") -> None:
+        for name in sorted(map(str, names)):
+            self.found.setdefault(reason, {})[name] = detail
+
+    def settle(self, *, skip: bool) -> dict[str, str]:
+        """Refuse all of it; `skip`: the names to leave out, each with its reason."""
+        if self.found and not skip:
+            named = [
+                f"{reason} ({len(names)}): {listing(_with_detail(names), quoted=False)}"
+                for reason, names in self.found.items()
+            ]
+            lines = "\n".join(f"- {line}" for line in named)
+            raise ValueError(
+                f"{self.what} is refused. Correct it, or leave these out with skip_unusable "
+                f"(--skip-unusable):\n{lines}"
+            )
+        reasons = reversed([*self.found.items()])  # the first that was found is kept
+        return {
+            name: f"{reason}{f': {detail}' if detail else ''}"
+            for reason, names in reasons
+            for name, detail in names.items()
+        }
+
+
+def _with_detail(names: Mapping[str, str]) -> list[str]:
+    return [f"{name!r}{f': {detail}' if detail else ''}" for name, detail in names.items()]
+
+
+def _require(path: Path, what: str, remedy: str) -> Path:
+    """The path, where it is there."""
+    if not path.exists():
+        below = sorted({each.parent for each in path.parent.glob(f"*/{path.name}")})
+        hint = f" Did you mean {below[0]}?" if below else f" Name the {remedy}."
+        raise FileNotFoundError(f"{what} has no {path.name} at {path}.{hint}")
+    return path
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder, but hidden ones, by name."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _named(folder: Path, files: Iterable[Path]) -> list[str]:
+    return [(folder / path.name).as_posix() for path in files]
+
+
+def _joined(flags: pd.DataFrame) -> list[str]:
+    """The names of the columns that are 1, in each row, joined by `+`."""
+    return ["+".join(flags.columns[row == 1]) for row in flags.to_numpy()]
+
+
+def _source(
+    name: str,
+    folder: Path,
+    table: pd.DataFrame,
+    regions: Mapping[str, list[tuple[str, np.ndarray]]],
+    *,
+    names: Iterable[str] | None = None,
+    **rest: Any,
+) -> Source:
+    """The source, with an id for each image, and columns that say that nothing is known.
+
+    Args:
+        name: of the source.
+        folder: of the source.
+        table: `original`, `label`, and what is known beside them.
+        regions: original → regions.
+        names: to make ids of; None: the file names.
+        rest: other fields.
+    """
+    paths.checked_name(name, "source")
+    if table.empty:
+        raise ValueError(f"{folder} has no image that can be used. Name the folder with the images.")
+    stems = [PurePosixPath(each).stem for each in (table["original"] if names is None else names)]
+    table = table.assign(image=file_ids(stems, table["original"]))
+    table["path"] = [str((folder / each).absolute()) for each in table["original"]]
+    unknown: dict[str, Any] = {"study": table["image"], "patient": "", "part": "", "view": "", "split": ""}
+    unknown |= {"hardware": np.nan, "multiscan": np.nan}
+    table = table.assign(**{key: value for key, value in unknown.items() if key not in table})
+    order = ["image", "original", "path", "study", "patient", "part", "view", "hardware", "multiscan"]
+    by_id = zip(table["image"], table["original"], strict=True)
+    return Source(
+        name,
+        folder.absolute(),
+        table[[*order, "label", "split"]].reset_index(drop=True),
+        {image: marks for image, original in by_id if (marks := regions.get(original))},
+        **rest,
+    )
+
+
+def file_ids(names: Iterable[str], tails: Iterable[str] | None = None) -> list[str]:
+    """Ids that can be file names on every system, one for each name, no two alike whatever the capitals.
+
+    A letter with an accent loses it, and what no file name may hold becomes `-`. Names that would be alike,
+    too long or empty end with eight digits of a hash.
+
+    Args:
+        names: such as "limb 2 größe".
+        tails: what is hashed, one a name: something that no two share, as paths; None: the names.
+
+    Example:
+        >>> file_ids(["IMG0000019", "Knöchel links"])
+        ['IMG0000019', 'Knochel-links']
+    """
+    names = list(names)
+    plain = [_plain(name) for name in names]
+    often = Counter(map(str.casefold, plain))
+    ids = []
+    for name, text, tail in zip(names, plain, names if tails is None else tails, strict=True):
+        try:
+            paths.check_uids([text])
+            good = often[text.casefold()] == 1
+        except ValueError:
+            good = False
+        ids.append(text if good else f"{text[:48].strip('.-_') or 'image'}-{_short_hash(tail or name)}")
+    return ids
+
+
+def _plain(name: str) -> str:
+    """ASCII letters, digits, `.`, `_`, `-`; no dot at the ends."""
+    ascii_ = unicodedata.normalize("NFKD", name.replace("ß", "ss")).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_).lstrip("._-").rstrip(".")
+
+
+def _short_hash(text: str) -> str:
+    return sha256(unicodedata.normalize("NFC", text).encode()).hexdigest()[:8]
+
+
+def displayed_size(path: str | Path) -> tuple[int, int]:
+    """Height and width in pixels of an image as it is displayed, from its header.
+
+    Raises:
+        ValueError: it is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            width, height = image.size
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{Path(path).name} is no image that can be read ({error}).") from error
+    return (width, height) if turned else (height, width)
+
+
+# FracAtlas
+
+
+def _fracatlas_regions(folder: Path, what: str) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """File name → polygons, from the VGG file or, without it, from the COCO file."""
+    vgg = folder / "VGG JSON" / "VGG_fracture_masks.json"
+    coco = folder / "COCO JSON" / "COCO_fracture_masks.json"
+    if not vgg.is_file() and coco.is_file():
+        return _coco_regions(coco)
+    _require(vgg, what, "folder whose Annotations/ holds the VGG or COCO JSON")
+    found = parse_json(vgg.read_bytes(), str(vgg))
+    return {
+        each["filename"]: [
+            (
+                region["region_attributes"]["label"],
+                np.column_stack(
+                    [region["shape_attributes"]["all_points_x"], region["shape_attributes"]["all_points_y"]]
+                ).astype(float),
+            )
+            for region in each["regions"].values()
+        ]
+        for each in found.values()
+    }
+
+
+def _coco_regions(path: Path) -> dict[str, list[tuple[str, np.ndarray]]]:
+    found = parse_json(path.read_bytes(), str(path))
+    names = {each["id"]: each["name"] for each in found["categories"]}
+    files = {each["id"]: each["file_name"] for each in found["images"]}
+    regions: dict[str, list[tuple[str, np.ndarray]]] = {name: [] for name in files.values()}
+    for each in found["annotations"]:
+        for polygon in each["segmentation"]:
+            corners = np.array(polygon, dtype=float).reshape(-1, 2)
+            regions[files[each["image_id"]]].append((names[each["category_id"]], corners))
+    return regions
+
+
+def _counts_that_differ(
+    rows: pd.DataFrame, regions: Mapping[str, list[tuple[str, np.ndarray]]], folder: Path
+) -> list[str]:
+    """Where dataset.csv or YOLO files count other fractures than there are polygons: in FracAtlas, thrice."""
+    polygons = {each: len(regions.get(each, [])) for each in rows.index}
+    boxes = {}
+    for each in rows.index:
+        path = folder / "YOLO" / f"{PurePosixPath(each).stem}.txt"
+        if path.is_file():
+            boxes[each] = len(path.read_text(encoding="utf-8-sig").split("\n")) - 1
+    counts = {"fracture_count of dataset.csv": dict(rows["fracture_count"]), "YOLO boxes": boxes}
+    notes = []
+    for source, found in counts.items():
+        differ = [f"{each} ({n} for {polygons[each]})" for each, n in found.items() if n != polygons[each]]
+        if differ:
+            named = listing(differ, quoted=False)
+            notes.append(f"{source}: other numbers than of polygons in {len(differ)} images: {named}.")
+    return notes
+
+
+def _fracatlas_split(folder: Path, names: Iterable[str]) -> list[str]:
+    """Each image's split by `Utilities/Fracture Split`, empty for images without one."""
+    split: dict[str, str] = {}
+    for file, word in _SPLITS.items():
+        path = folder / "Utilities" / "Fracture Split" / f"{file}.csv"
+        if path.is_file():
+            found = read_columns(path, ["image_id"], what="split of FracAtlas", source="")
+            split |= dict.fromkeys(found["image_id"], word)
+    return [split.get(name, "") for name in names]
+
+
+# YOLO
+
+
+def _data_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What data.yaml says, and its class names by number."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML ({error}). Correct it.") from error
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict) and sorted(names) == [*range(len(names))]:
+        names = [names[number] for number in range(len(names))]
+    if not (isinstance(names, list) and names and all(isinstance(each, str) for each in names)):
+        raise ValueError(
+            f"{path} has no names, the classes as a list or by number from 0; found {listing([names])}. "
+            "Correct it."
+        )
+    if len(set(names)) < len(names) or content.get("nc", len(names)) != len(names):
+        raise ValueError(
+            f"{path} has nc = {content.get('nc')} and the names {listing(names)}. They are as many, each "
+            "once: correct it."
+        )
+    return content, names
+
+
+def _class_map(labels: Mapping[str, int], names: Sequence[str], what: str) -> dict[str, int]:
+    """Class → label, where every class has one."""
+    lacking = [name for name in names if name not in labels]
+    strange = [f"{name!r}{nearest(name, names)}" for name in labels if name not in names]
+    wrong = [
+        f"{name!r}: {label!r}"
+        for name, label in labels.items()
+        if isinstance(label, bool) or label not in (0, 1)
+    ]
+    problems = [
+        f"{reason} ({len(found)}): {listing(found, quoted=quoted)}"
+        for reason, found, quoted in (
+            ("classes of data.yaml without a label", lacking, True),
+            ("labels of no class of data.yaml", strange, False),
+            ("labels that are not 0 or 1", wrong, False),
+        )
+        if found
+    ]
+    if problems:
+        raise ValueError(
+            f"The labels do not fit {what}: {'; '.join(problems)}. Give each class 1 (fractured) or 0: "
+            f"{json.dumps(dict.fromkeys(names, 1))}, for instance."
+        )
+    return {name: int(labels[name]) for name in names}
+
+
+def _yolo_folders(folder: Path, content: Mapping[str, Any], what: str) -> Iterator[tuple[str, Path]]:
+    """Split → a folder of images, as data.yaml has them: below its `path`, or below the folder itself."""
+    splits = [(split, content[split]) for split in ("train", "val", "test") if content.get(split)]
+    if not splits:
+        raise ValueError(f"data.yaml of {what} names no folder as train, val or test. Add them.")
+    for split, named in splits:
+        for each in [named] if isinstance(named, str) else named:
+            below = re.sub(r"^(\.\./)+", "", str(each))  # as exported: ../train/images is train/images
+            tried = [folder / str(content.get("path") or "") / str(each), folder / str(each), folder / below]
+            images = next((path for path in tried if path.is_dir()), None)
+            if images is None:
+                raise FileNotFoundError(
+                    f"{split} in data.yaml of {what} is no folder of images: {each!r}. Correct or bring it."
+                )
+            yield split, images
+
+
+def _labels_of(images: Path, what: str) -> Path:
+    """The folder of label files that belongs to a folder of images: `labels` in the place of `images`."""
+    parts = [*images.parts]
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    labels = Path(*parts)
+    if labels == images or not labels.is_dir():
+        raise FileNotFoundError(f"{what} has no folder of labels for {images}. Bring it: {labels}.")
+    return labels
+
+
+def _yolo_regions(path: Path, names: Sequence[str], height: int, width: int) -> list[tuple[str, np.ndarray]]:
+    """Class and corners in pixels of each line."""
+    regions = []
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        number, *values = line.split()
+        if int(number) >= len(names):
+            raise ValueError(f"class {number} is none of the {len(names)} of data.yaml")
+        points = np.array(values, dtype=float)
+        if len(points) == 4:
+            (x, y), (w, h) = points[:2], points[2:] / 2
+            points = np.array([x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h])
+        regions.append((names[int(number)], points.reshape(-1, 2) * [width, height]))
+    return regions
+
+
+# MURA
+
+
+def _below_root(path: str) -> str:
+    """A path of MURA's tables below its first folder, without a slash at the end."""
+    return path.strip().rstrip("/").partition("/")[2]
+
+
+def _cells(path: Path, count: int, what: str) -> list[list[str]]:
+    """The cells of a table without header, separated by commas, semicolons or tabs, with or without a BOM.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: it has other than `count` cells a row.
+    """
+    _require(path, what, "folder that holds the four tables")
+    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    rows = [[cell.strip() for cell in re.split(r"[,;\t]", line)] for line in lines]
+    if wrong := [line for line, row in zip(lines, rows, strict=True) if len(row) != count]:
+        raise ValueError(
+            f"{path.name} of {what} has rows of other than {count} cells ({len(wrong)}): {listing(wrong)}. "
+            "Mend them."
+        )
+    return rows
+
+
+# A cohort
+
+
+def consolidate(
+    sources: Sequence[Source],
+    cohort_folder: str | Path,
+    *,
+    skip_unusable: bool = False,
+    copy: bool = False,
+) -> pd.DataFrame:
+    """Join sources into a cohort: every image looked at, under a name of its own in one layout.
+
+    Writes `images/`, `annotations.json`, `sources.json` and, last, `images.csv`; or nothing, where anything
+    is refused. A cohort that is there already is never written over.
+
+    Args:
+        sources: of different names. An id that two of them have gets the source's name before it in both.
+        cohort_folder: `data/<cohort>`.
+        skip_unusable: leave out images whose pixels cannot be read, or that lie beside their polygons.
+        copy: copy the images; else `images/` holds links to where they lie.
+
+    Returns:
+        The image table, see `read_images`.
+
+    Raises:
+        ValueError: images cannot be read, and `skip_unusable` is not set; names them and why. Or label 1 does
+            not mean the same in all sources.
+        FileExistsError: the folder holds another image table.
+
+    Example:
+        >>> source = read_fracatlas(fracatlas_folder)
+        >>> consolidate([source], "bones")["label"].value_counts().tolist()
+        [16, 8]
+    """
+    folder = Path(cohort_folder)
+    names = [source.name for source in sources]
+    if not sources or len(set(names)) < len(names):
+        raise ValueError(
+            f"A cohort is made of sources of different names; found {listing(names)}. Name them apart."
+        )
+    if len({source.positive for source in sources}) > 1:
+        told = [f"{source.name}: {source.positive}" for source in sources]
+        raise ValueError(
+            f"Label 1 of these sources means different things ({listing(told, quoted=False)}). Make a "
+            "cohort of each."
+        )
+    lock = folder.with_name(f".{folder.name}.lock")
+    with paths.exclusive(lock, f"making the cohort {folder.name}"):
+        # 1. Every pixel, and every polygon against it.
+        sources = _apart(sources)
+        table = pd.concat([source.table.assign(source=source.name) for source in sources], ignore_index=True)
+        regions = {image: marks for source in sources for image, marks in source.regions.items()}
+        bad = _Bad(f"The images of {listing(names, quoted=False)}")
+        seen = _examined(table, regions, bad)
+        origin = table["source"] + ": " + table["original"]
+        unused = bad.settle(skip=skip_unusable)
+        table = table.assign(**seen)[~origin.isin(unused)].reset_index(drop=True)
+        if table.empty:
+            raise ValueError(
+                f"No image of {listing(names, quoted=False)} can be used. Bring the files again."
+            )
+        suffix = table["path"].map(lambda path: Path(path).suffix.lower())
+        table["file"] = "images/" + table["image"] + suffix
+        table["patient"] = table["patient"].where(table["patient"] != "", table["image"])
+        table = _checked(table, f"the image table of {folder.name}")
+
+        # 2. Everything beside its place, then into it.
+        where = dict(zip(origin, pd.concat([source.table["path"] for source in sources]), strict=True))
+        where = {row.file: where[f"{row.source}: {row.original}"] for row in table.itertuples()}
+        annotations = coco_of(table, regions)
+        record = _record(sources, table, unused)
+        _write(folder, table, where, annotations, record, copy=copy)
+    return read_images(folder)
+
+
+def _apart(sources: Sequence[Source]) -> list[Source]:
+    """The sources with no id, study or patient in two of them: what is gets the source's name before it."""
+    shared: dict[str, set[str]] = {}
+    for column in ("image", "study", "patient"):
+        each_has = [{name.casefold() for name in source.table[column]} for source in sources]
+        often = Counter(name for names in each_has for name in names)
+        shared[column] = {name for name, n in often.items() if n > 1 and name}
+
+    def named(source: Source, column: str) -> pd.Series:
+        return source.table[column].map(
+            lambda each: file_ids([f"{source.name}-{each}"])[0] if each.casefold() in shared[column] else each
+        )
+
+    apart = []
+    for source in sources:
+        table = source.table.assign(**{column: named(source, column) for column in shared})
+        ids = dict(zip(source.table["image"], table["image"], strict=True))
+        apart.append(
+            replace(source, table=table, regions={ids[each]: marks for each, marks in source.regions.items()})
+        )
+    return apart
+
+
+def _examined(
+    table: pd.DataFrame, regions: dict[str, list[tuple[str, np.ndarray]]], bad: _Bad
+) -> dict[str, list[Any]]:
+    """Height, width and SHA-256 of each image; what cannot be used goes to `bad`; polygons are cut."""
+
+    def examine(path: str) -> tuple[int, int, str] | str:
+        try:
+            with Image.open(path) as image:
+                height, width = np.asarray(ImageOps.exif_transpose(image)).shape[:2]
+            return height, width, paths.sha256_of(path)
+        except (OSError, ValueError, SyntaxError) as error:
+            return str(error)
+
+    seen = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(examine, table["path"])
+        for row, result in tqdm(
+            zip(table.itertuples(), found, strict=True),
+            "Reading images",
+            total=len(table),
+            unit="image",
+            mininterval=1,
+        ):
+            name = f"{row.source}: {row.original}"
+            if isinstance(result, str):
+                bad.add("images that cannot be read", [name], result)
+                seen.append((0, 0, ""))
+                continue
+            seen.append(result)
+            height, width, _ = result
+            marks = regions.get(row.image, [])
+            beyond = [np.maximum(-points, points - [width, height]).max() for _, points in marks]
+            if beyond and max(beyond) > _TOLERANCE:
+                detail = f"by {max(beyond):.0f} pixels of {width} × {height}"
+                bad.add("images whose polygons lie beyond the edge", [name], detail)
+            regions[row.image] = [(kind, np.clip(points, 0, [width, height])) for kind, points in marks]
+    heights, widths, sums = zip(*seen, strict=True)
+    return {"height": [*heights], "width": [*widths], "sha256": [*sums]}
+
+
+def coco_of(table: pd.DataFrame, regions: Mapping[str, Sequence[tuple[str, np.ndarray]]]) -> dict[str, Any]:
+    """Images and polygons as COCO has them, ids counted from 1; `file_name` is the table's `file`."""
+    kinds = sorted({kind for image in table["image"] for kind, _ in regions.get(image, [])})
+    numbers = {kind: number for number, kind in enumerate(kinds, start=1)}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, row in enumerate(table.itertuples(), start=1):
+        images.append({"id": number, "file_name": row.file, "height": row.height, "width": row.width})
+        for kind, points in regions.get(str(row.image), []):
+            x, y = points.T
+            low, size = points.min(0), np.ptp(points, axis=0)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": numbers[kind],
+                    "segmentation": [points.round(3).ravel().tolist()],
+                    "bbox": [*low.round(3).tolist(), *size.round(3).tolist()],
+                    "area": round(abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2, 3),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": number, "name": kind} for kind, number in numbers.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _record(sources: Sequence[Source], table: pd.DataFrame, unused: Mapping[str, str]) -> dict[str, Any]:
+    """`sources.json`: of each source, what came from it, what did not and why, its classes, its citation."""
+    told = []
+    for source in sources:
+        start, rows = f"{source.name}: ", table[table["source"] == source.name]
+        here = {name.removeprefix(start): why for name, why in unused.items() if name.startswith(start)}
+        told.append(
+            {
+                "name": source.name,
+                "images": len(rows),
+                "positive": int(rows["label"].sum()),
+                "label_1": source.positive,
+                "classes": source.classes,
+                "left_out": source.left_out | here,
+                "notes": source.notes,
+                "citation": source.citation,
+                "licence": source.licence,
+            }
+        )
+    return {"format": _FORMAT, "sources": told}
+
+
+def _write(
+    folder: Path,
+    table: pd.DataFrame,
+    where: Mapping[str, str],
+    annotations: Mapping[str, Any],
+    record: Mapping[str, Any],
+    *,
+    copy: bool,
+) -> None:
+    """Write a cohort, the image table last: a folder with one is whole."""
+    if (folder / IMAGES).exists():
+        if read_images(folder).equals(table):
+            return
+        raise FileExistsError(
+            f"{folder / IMAGES} is kept as it is: another image table is there already. Move it aside, or "
+            "make this cohort under another name."
+        )
+    if (folder / "images").exists():
+        raise FileExistsError(
+            f"{folder / 'images'} is there already, of no whole cohort of radiographs. Move it aside, or "
+            "make this cohort under another name."
+        )
+    unfinished = folder / ".images"
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    unfinished.mkdir(parents=True)
+    try:
+        for name, source in where.items():
+            target = unfinished / PurePosixPath(name).name
+            if copy:
+                shutil.copyfile(source, target)
+            else:
+                target.symlink_to(source)
+        with atomic_path(folder / ANNOTATIONS) as file:
+            file.write_text(json.dumps(annotations, ensure_ascii=False), encoding="utf-8")
+        write_sealed(folder / SOURCES, record)
+        unfinished.rename(folder / "images")
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    write_table(table, folder / IMAGES)
+
+
+def _checked(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The table with its columns and types, sorted by image; missing words are empty."""
+    table = table.assign(
+        **{column: table[column].replace("", np.nan) for column in _WORDS if column in table}
+    )
+    found = checked(table, IMAGE_COLUMNS, what=what, key=("image",), rules=_rules)
+    words = {column: found[column].fillna("") for column in _WORDS}
+    return found.assign(**words).sort_values("image", kind="stable", ignore_index=True)
+
+
+def _rules(table: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    """Rules about several rows of an image table."""
+    folded = table["image"].str.casefold()
+    yield "images whose names differ in capitals only", folded.duplicated(keep=False)
+    by_study = table.groupby("study")
+    for column in ("label", "patient"):
+        yield f"studies with two {column}s", by_study[column].transform("nunique") > 1
+
+
+def read_images(cohort_folder: str | Path) -> pd.DataFrame:
+    """The image table of a cohort of radiographs, one row an image, sorted by it.
+
+    Returns:
+        `image` (id), `source`, `file` (below the cohort's folder, or absolute), `sha256`, `study`, `patient`
+        (who is resampled), `part`, `view`, `hardware`, `multiscan`, `label`, `split` (the published one),
+        `height` and `width` (displayed, pixels), `original` (path in the source). Words are empty and flags
+        missing where nothing is known.
+
+    Raises:
+        FileNotFoundError: there is no such table, or images that it names are gone.
+        ValueError: it breaks a rule; names the first ten offenders of each.
+
+    Example:
+        >>> read_images(radiographs)["view"].unique().tolist()
+        ['frontal', 'lateral', 'oblique', 'frontal+lateral']
+    """
+    folder = Path(cohort_folder)
+    found = read_columns(folder / IMAGES, what="image table", source=_REMEDY, text=_TEXT)
+    table = _checked(found, f"{folder / IMAGES}")
+    if gone := [each for each in table["file"] if not (folder / each).exists()]:
+        raise FileNotFoundError(
+            f"Images of {folder / IMAGES} are not where it says ({len(gone)}): {listing(gone)}. Bring them "
+            "back."
+        )
+    return table
+
+
+def read_regions(cohort_folder: str | Path) -> dict[str, list[np.ndarray]]:
+    """Image id → its marked fractures, each `(N, 2)`: x and y of the corners, pixels of the displayed image.
+
+    Every image of the table has an entry, an empty list where nothing is marked: an intact image, or one of a
+    source that marks nothing.
+
+    Raises:
+        FileNotFoundError: there are no annotations.
+        ValueError: they are not those of the image table.
+
+    Example:
+        >>> regions = read_regions(radiographs)
+        >>> sum(len(marked) for marked in regions.values())
+        9
+    """
+    folder = Path(cohort_folder)
+    path, table = folder / ANNOTATIONS, read_images(folder)
+    if not path.is_file():
+        raise FileNotFoundError(f"No annotations at {path}. {_REMEDY}")
+    coco = parse_json(path.read_bytes(), str(path))
+    found = {each["file_name"]: each["id"] for each in coco["images"]}
+    if found.keys() != set(table["file"]):
+        differ = found.keys() ^ set(table["file"])
+        raise ValueError(
+            f"{path} is of other images than {IMAGES} ({len(differ)}): {listing(sorted(differ))}. {_REMEDY}"
+        )
+    marked: dict[int, list[np.ndarray]] = {number: [] for number in found.values()}
+    for each in coco["annotations"]:
+        marked[each["image_id"]] += [
+            np.array(flat, dtype=float).reshape(-1, 2) for flat in each["segmentation"]
+        ]
+    return {image: marked[found[file]] for image, file in zip(table["image"], table["file"], strict=True)}
+
+
+def read_sources(cohort_folder: str | Path) -> dict[str, Any]:
+    """What `sources.json` says of each source: classes, what was left out and why, citation, licence.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not as it was written.
+    """
+    path = Path(cohort_folder) / SOURCES
+    return read_sealed(
+        path,
+        version=_FORMAT,
+        missing=f"No {SOURCES} at {path}. {_REMEDY}",
+        again="make the cohort again",
+        writer="consolidate",
+    )
