@@ -289,7 +289,8 @@ def _train_folds(options: Namespace, settings: "Settings") -> int:
     )
     if not PartialState().is_main_process:
         return 0
-    best = {n: history.set_index("epoch").loc[best_epoch(history)] for n, history in histories.items()}
+    keep = settings.train.keep
+    best = {n: history.set_index("epoch").loc[best_epoch(history, keep)] for n, history in histories.items()}
     table = DataFrame(best).T.filter([*SHOWN]).rename_axis("fold").reset_index()
     print(table.to_string(index=False))
     if options.fold is None:

@@ -2,41 +2,44 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
 from cspine_helpers.files.paths import atomic_path, inside, listing
 from cspine_helpers.files.records import config_of, differences, parse_json, written_by
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
-from cspine_helpers.runs import RECORD, WEIGHTS, check_described, read_record
+from cspine_helpers.runs import RECORD, SEQUENCES, WEIGHTS, check_described, check_task, read_record
 
 _LATER = {"slice_evidence": False}  # settings that came after some runs, and how those were trained
+Model = TypeVar("Model", bound=nn.Module)
+Config = TypeVar("Config")
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 
 
 @dataclass(frozen=True)
-class Run:
-    """A trained model as it was saved.
+class Run(Generic[Model, Config]):
+    """A trained model as it was saved, of whatever task.
 
     Attributes:
         folder: where it was saved.
         model: in eval mode, on the CPU until `to` moves it.
         config: the model's.
-        threshold: probability from which a vertebra is called fractured; None where none qualified, and
-            `record["decision"]["reason"]` says why.
+        threshold: probability from which a unit (a vertebra, an image) is called fractured; None where none
+            qualified, and `record["decision"]["reason"]` says why.
         record: the whole of `run.json`.
     """
 
     folder: Path
-    model: FractureClassifier
-    config: ModelConfig
+    model: Model
+    config: Config
     threshold: float | None
     record: dict[str, Any]
 
@@ -56,8 +59,10 @@ class Run:
         return self
 
 
-def save_weights(folder: str | Path, model: FractureClassifier, name: str = WEIGHTS) -> Path:
+def save_weights(folder: str | Path, model: Any, name: str = WEIGHTS) -> Path:
     """Write the weights to `<folder>/<name>.safetensors` in one step, the model's config in their header.
+
+    The model is any network with a `config`, a dataclass.
 
     Raises:
         ValueError: they hold NaN or infinity; names the tensors.
@@ -80,37 +85,68 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], header:
     return path
 
 
-def load_run(folder: str | Path) -> Run:
-    """Load a run: its weights by name, shape and dtype, nothing guessed, nothing unpickled.
+def load_run(folder: str | Path) -> Run[FractureClassifier, ModelConfig]:
+    """Load a run of sequences: its weights by name, shape and dtype, nothing guessed, nothing unpickled.
 
     Raises:
         FileNotFoundError: `run.json` or `model.safetensors` is missing.
-        ValueError: they are damaged, or do not belong to this package or to each other; says what differs.
+        ValueError: they are damaged, of another task, or do not belong to this package or to each other;
+            says what differs.
 
     Example:
         >>> run = load_run(run_folder)
         >>> run.config.backbone, round(run.threshold, 2)
         ('tf_efficientnetv2_b0', 0.22)
     """
+    return load_task_run(folder, SEQUENCES, ModelConfig, FractureClassifier, classes=VERTEBRAE, later=_LATER)
+
+
+def load_task_run(
+    folder: str | Path,
+    task: str,
+    config: Callable[..., Config],
+    network: Callable[..., Model],
+    *,
+    classes: Sequence[str],
+    later: Mapping[str, Any] | None = None,
+) -> Run[Model, Config]:
+    """Load a run of one task; see `load_run`.
+
+    Args:
+        folder: of the run.
+        task: that the record must name.
+        config: the model's class of settings, which has a `normalisation`.
+        network: (config, load_pretrained=False) → the model.
+        classes: what it tells apart.
+        later: settings of the model that came after some runs, and how those were trained.
+    """
     folder = Path(folder)
     record = read_record(folder)
-    config, threshold = _config(record, folder), _threshold(record, folder)
+    check_task(record, task, folder)
+    later = later or {}
+    made, threshold = _config(record, folder, config, classes, later), _threshold(record, folder)
     weights = inside(folder / f"{WEIGHTS}.safetensors")
-    model = _load_weights(weights, config)
+    model = _load_weights(weights, made, network, later)
     check_described(weights, record, "weights_sha256")
-    return Run(folder, model.eval(), config, threshold, record)
+    return Run(folder, model.eval(), made, threshold, record)
 
 
-def _config(record: dict[str, Any], folder: Path) -> ModelConfig:
+def _config(
+    record: dict[str, Any],
+    folder: Path,
+    kind: Callable[..., Config],
+    classes: Sequence[str],
+    later: Mapping[str, Any],
+) -> Config:
     """The model's config, once classes and keys are those of this package."""
-    if record.get("classes") != list(VERTEBRAE):
+    if record.get("classes") != list(classes):
         raise ValueError(
-            f"The run at {folder} has classes {record.get('classes')}; this package's are {list(VERTEBRAE)}. "
+            f"The run at {folder} has classes {record.get('classes')}; this package's are {list(classes)}. "
             f"{written_by(record)}"
         )
     try:
         found = record.get("model")
-        config = config_of(ModelConfig, _LATER | found if isinstance(found, dict) else found, whole=True)
+        config: Any = config_of(kind, {**later, **found} if isinstance(found, dict) else found, whole=True)  # type: ignore[arg-type]
         stored, own = record.get("normalisation"), config.normalisation
         if stored is not None and stored != own:  # another version of timm may have corrected its numbers
             raise ValueError(f"pixels were normalised by {stored}; here they would be by {own}.")
@@ -131,15 +167,17 @@ def _threshold(record: dict[str, Any], folder: Path) -> float | None:
     )
 
 
-def _load_weights(path: Path, config: ModelConfig) -> FractureClassifier:
+def _load_weights(
+    path: Path, config: Config, network: Callable[..., Model], later: Mapping[str, Any]
+) -> Model:
     """A model of the file's tensors, if config and tensors are exactly those wanted, by the header first."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. Restore it, or train again with notebook 03.")
     try:
         with safe_open(path, framework="pt") as file:
-            _refuse(path, _config_differences((file.metadata() or {}).get("model"), config))
+            _refuse(path, _config_differences((file.metadata() or {}).get("model"), config, later))
             with torch.device("meta"):  # shapes without numbers
-                model = FractureClassifier(config, load_pretrained=False)
+                model = network(config, load_pretrained=False)
             wanted = {
                 name: f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
                 for name, value in model.state_dict().items()
@@ -173,7 +211,7 @@ def _not_finite_tensors(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return [f"{name} holds NaN or infinity" for name, value in tensors.items() if not value.isfinite().all()]
 
 
-def _config_differences(header: str | None, config: ModelConfig) -> list[str]:
+def _config_differences(header: str | None, config: Any, later: Mapping[str, Any]) -> list[str]:
     """What the config in the weights' header says otherwise than `run.json`."""
     try:
         found = parse_json(header or "", "header")
@@ -183,4 +221,5 @@ def _config_differences(header: str | None, config: ModelConfig) -> list[str]:
         return ["its header holds no model config"]
     if found.get("pretrained") is False:  # how runs said it before there were several sources
         found["pretrained"] = None
-    return differences(_LATER | found, asdict(config))
+    wanted = json.loads(json.dumps(asdict(config)))  # lists for tuples
+    return differences({**later, **found}, wanted)

@@ -35,6 +35,14 @@ _COLUMNS = (
     Column("seconds", "number", low=0, optional=True),
 )
 HISTORY_COLUMNS = tuple(column.name for column in _COLUMNS)
+SEQUENCES, RADIOGRAPHS = "sequences", "radiographs"  # tasks that runs are trained for
+_DICE = Column("validation_dice_pos", "number", low=0, high=1, empty=True)
+_OF_IMAGES = tuple(  # masks in the place of single vertebrae
+    each
+    for column in _COLUMNS
+    if not column.name.startswith("validation_auroc_C")
+    for each in ([_DICE, column] if column.name == "threshold" else [column])
+)
 
 
 def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
@@ -61,7 +69,8 @@ def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
 def read_history(folder: str | Path) -> pd.DataFrame:
     """Read a run's `history.csv`: `HISTORY_COLUMNS`, one row an epoch; NaN where no threshold qualified.
 
-    Earlier versions wrote fewer columns; those that their runs lack are left out.
+    Of radiographs, validation_dice_pos takes the place of the single vertebrae's areas. Earlier versions
+    wrote fewer columns; those that their runs lack are left out.
 
     Raises:
         FileNotFoundError: there is none, or no record beside it.
@@ -74,9 +83,35 @@ def read_history(folder: str | Path) -> pd.DataFrame:
     path = inside(Path(folder) / HISTORY)
     source = "Training writes it (notebook 03)."
     table = read_columns(path, what="history", source=source, text=())
-    history = checked(table, _COLUMNS, what=str(path), key=("epoch",), rules=_consecutive)
-    check_described(path, read_record(folder), "history_sha256")
+    record = read_record(folder)
+    columns = _OF_IMAGES if task_of(record) == RADIOGRAPHS else _COLUMNS
+    history = checked(table, columns, what=str(path), key=("epoch",), rules=_consecutive)
+    check_described(path, record, "history_sha256")
     return history
+
+
+def task_of(record: Mapping[str, Any]) -> str:
+    """What a run was trained for, by its record: `SEQUENCES`, which no record needs to say, or another.
+
+    Example:
+        >>> task_of(read_record(run_folder))
+        'sequences'
+    """
+    return str(record.get("task", SEQUENCES))
+
+
+def check_task(record: Mapping[str, Any], task: str, folder: Path) -> None:
+    """Refuse a run that was trained for another task.
+
+    Raises:
+        ValueError: says for which, and what reads it.
+    """
+    readers = {SEQUENCES: "checkpoints.load_run(...)", RADIOGRAPHS: "radiographs.load_radiograph_run(...)"}
+    if (found := task_of(record)) != task:
+        raise ValueError(
+            f"The run at {folder} was trained on {found}, not on {task}. "
+            f"{f'Load it with {readers[found]}' if found in readers else 'Name another run'}."
+        )
 
 
 def _consecutive(history: pd.DataFrame) -> Iterator[str]:

@@ -227,6 +227,20 @@ def test_a_record_laid_out_differently_reads_the_same(run):
     assert runs.read_record(run) == record
 
 
+@pytest.mark.parametrize(
+    ("task", "remedy"),
+    [
+        ("radiographs", r"Load it with radiographs\.load_radiograph_run\(\.\.\.\)\."),
+        ("lumbar", r"Name another run\."),
+    ],
+)
+def test_a_run_of_another_task_is_refused_in_one_sentence(run, task, remedy):
+    edit(run, task=task)
+    with pytest.raises(ValueError, match=rf"was trained on {task}, not on sequences\. {remedy}$"):
+        checkpoints.load_run(run)
+    assert runs.task_of(runs.read_record(run)) == task
+
+
 def test_a_run_of_another_version_says_which(run):
     other = {"versions": {"cspine_helpers": "0.0.9"}}
     sentence = rf"written by cspine_helpers 0\.0\.9; this is {re.escape(__version__)}"
@@ -285,6 +299,17 @@ def test_a_history_comes_back_and_belongs_to_its_record(run):
     found = runs.read_history(run)
     pd.testing.assert_frame_equal(found, history()[list(runs.HISTORY_COLUMNS)], check_exact=True)
     assert len(runs.read_history(BUILTIN)) >= runs.read_record(BUILTIN)["best_epoch"]
+
+
+def test_a_history_of_radiographs_has_masks_in_the_place_of_vertebrae(run):
+    table = history().assign(validation_dice_pos=[0.1, 0.2, np.nan])
+    write_table(table, run / "history.csv")
+    runs.write_record(run, runs.read_record(run) | {"task": "radiographs"})
+    found = runs.read_history(run)
+    pd.testing.assert_series_equal(found["validation_dice_pos"], table["validation_dice_pos"])
+    assert set(runs.HISTORY_COLUMNS) - set(found) == {f"validation_auroc_{name}" for name in VERTEBRAE}
+    runs.write_record(run, runs.read_record(run) | {"task": "sequences"})
+    assert tuple(runs.read_history(run)) == runs.HISTORY_COLUMNS
 
 
 @pytest.mark.parametrize(

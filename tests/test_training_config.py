@@ -42,6 +42,10 @@ def test_the_best_epoch_reaches_most_of_the_rules_objective_then_average_precisi
     assert best_epoch(history(recalls, scores)) == expected
 
 
+def test_the_last_epoch_is_kept_where_that_is_asked():
+    assert best_epoch(history([0.2, 0.7, 0.5], [0.9, 0.1, 0.9]), "last") == 3
+
+
 def test_the_rate_rises_in_the_warm_up_and_falls_with_the_cosine():
     config = TrainConfig(epochs=11, warmup_epochs=1, learning_rate=0.1)
     rates = [learning_rate(config, position, EMPTY) for position in (0.25, 0.5, 1.0, 6.0, 11.0)]

@@ -1,8 +1,8 @@
-"""How many sequences a GPU's memory holds at once, while a step has as many as the settings say."""
+"""How many samples a GPU's memory holds at once, while a step has as many as the settings say."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -10,24 +10,45 @@ from accelerate.utils import find_executable_batch_size, gather_object
 
 from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
 from cspine_helpers.packed import CHANNELS
-from cspine_helpers.training.config import TrainConfig, adamw
+from cspine_helpers.training.config import TrainConfig, TrainerConfig, adamw
+
+Config = TypeVar("Config", bound=TrainerConfig)
 
 
 def fitted(
     config: TrainConfig, model: ModelConfig, accelerator: Accelerator, earlier: Mapping[str, Any]
 ) -> TrainConfig:
-    """The config with the largest batch that fits, and as many sequences a step as before.
+    """The config with the largest batch of sequences that fits, see `largest_batch`."""
+    return largest_batch(
+        config,
+        lambda batch_size: _one_step(batch_size, config, model, accelerator),
+        accelerator,
+        earlier,
+        what=f"sequence of {model.slices} slices of {model.size} × {model.size} pixels",
+    )
+
+
+def largest_batch(
+    config: Config,
+    attempt: Callable[[int], object],
+    accelerator: Accelerator,
+    earlier: Mapping[str, Any],
+    *,
+    what: str,
+) -> Config:
+    """The config with the largest batch that fits, and as many samples a step as before.
 
     On a CPU, and without `fit_memory`, the config as it is.
 
     Args:
-        config: `batch_size · accumulate` sequences make a step of each process.
-        model: what is trained.
+        config: `batch_size · accumulate` samples make a step of each process.
+        attempt: a step of training with a batch of so many.
         accelerator: whose device is tried, of all processes; the smallest decides.
         earlier: training settings of what is resumed, whose batches are kept; empty at the beginning.
+        what: a sample, for the error.
 
     Raises:
-        ValueError: not even one sequence fits.
+        ValueError: not even one sample fits.
     """
     step = config.batch_size * config.accumulate
     if accelerator.device.type != "cuda" or not config.fit_memory:
@@ -38,16 +59,15 @@ def fitted(
     sizes = iter([size for size in range(step, 0, -1) if step % size == 0])
 
     def fits(batch_size: int) -> int:
-        _one_step(batch_size, config, model, accelerator)
+        attempt(batch_size)
         return batch_size
 
     try:
         size = find_executable_batch_size(fits, next(sizes), lambda: next(sizes, 0))()
     except RuntimeError as error:
         raise ValueError(
-            f"Not even one sequence of {model.slices} slices of {model.size} × {model.size} pixels fits into "
-            f"the memory of {accelerator.device} ({error}). Set gradient_checkpointing=True, or take smaller "
-            "sequences."
+            f"Not even one {what} fits into the memory of {accelerator.device} ({error}). Set "
+            "gradient_checkpointing=True, or take smaller ones."
         ) from error
     size = min(gather_object([size]))
     return replace(config, batch_size=size, accumulate=step // size)

@@ -6,11 +6,11 @@ accelerate launch --num_processes 4 -m cspine_helpers train --cohort rsna2022 --
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -26,11 +26,12 @@ from cspine_helpers.files.records import differences
 from cspine_helpers.model.classifier import ModelConfig
 from cspine_helpers.runs import ENSEMBLE, HISTORY, RECORD, STATE, WEIGHTS, read_history, read_record
 from cspine_helpers.splits import FOLDS
-from cspine_helpers.training.config import TrainConfig
+from cspine_helpers.training.config import TrainConfig, TrainerConfig
 from cspine_helpers.training.memory import fitted
 from cspine_helpers.training.sequence_task import SequenceTask
-from cspine_helpers.training.trainer import Training, TrainingState, read_state
+from cspine_helpers.training.trainer import Task, Training, TrainingState, read_state
 
+Config = TypeVar("Config", bound=TrainerConfig)
 TRAINING_SPLITS = ("train", "validation")  # the only ones a training looks at
 _FILES = (RECORD, HISTORY, f"{WEIGHTS}.safetensors", STATE)
 _PREDICTIONS = "predictions.csv"
@@ -173,6 +174,36 @@ def train(
         >>> history = train(cohort_folder, "mine", model=model, config=config)  # doctest: +SKIP
     """
     # 1. Nothing is overwritten.
+    folder = check_vacant(run_folder, resume=resume)
+    check_rule(rule)
+    # 2. The data.
+    cohort = cohort if isinstance(cohort, Cohort) else read_cohort(cohort)
+    cohort, left_out = cohort.usable(
+        slices=model.slices, size=model.size, splits=TRAINING_SPLITS, skip_unusable=skip_unusable
+    )
+    check_classes(cohort)
+    # 3. Train, where it has not ended.
+    return train_task(
+        folder,
+        config,
+        lambda fitting, accelerator: SequenceTask(cohort, model, fitting, rule, accelerator),
+        setting={
+            "model": asdict(model),
+            "rule": asdict(rule),
+            "data": cohort.fingerprint(),
+            "left_out": left_out,
+        },
+        fit=lambda accelerator, earlier: fitted(config, model, accelerator, earlier),
+    )
+
+
+def check_vacant(run_folder: str | Path, *, resume: bool) -> Path:
+    """The folder of a run that is to be trained, where that overwrites nothing.
+
+    Raises:
+        FileExistsError: it holds a run and `resume` is not set, or predictions without a run.
+        ValueError: its log is a link, see `paths.check_own`.
+    """
     folder = Path(run_folder)
     own = _held(folder)
     if held := _held(folder, _LATER) if not own else [] if resume else own:
@@ -182,19 +213,47 @@ def train(
             "resume=True."
         )
     paths.check_own(folder / LOG)
+    return folder
+
+
+def check_rule(rule: Rule) -> None:
+    """Refuse a rule that chooses no threshold on the validation split, of single units.
+
+    Raises:
+        ValueError: says what it is.
+    """
     if rule.level != "vertebra" or rule.objective == STATED:
         raise ValueError(
             f"The rule of a training chooses a threshold for vertebrae; found {rule.objective!r} at "
             f"{rule.level} level. Leave level out, and name one of {', '.join(OBJECTIVES)}."
         )
-    # 2. The data.
-    cohort = cohort if isinstance(cohort, Cohort) else read_cohort(cohort)
-    cohort, left_out = cohort.usable(
-        slices=model.slices, size=model.size, splits=TRAINING_SPLITS, skip_unusable=skip_unusable
-    )
-    check_classes(cohort)
+
+
+def train_task(
+    folder: Path,
+    config: Config,
+    make_task: Callable[[Config, Accelerator], Task],
+    *,
+    setting: Mapping[str, Any],
+    fit: Callable[[Accelerator, Mapping[str, Any]], Config],
+) -> pd.DataFrame:
+    """Train whatever a task is, alone in its folder, from where it stopped; see `train`.
+
+    Args:
+        folder: of the run, vacant or to be resumed (`check_vacant`).
+        config: how to train.
+        make_task: config that fits the device, and the devices → the task.
+        setting: what else must be the same for a training to be resumed, of plain values; "model" is one.
+        fit: the devices, and the training settings of what is resumed → the config that fits them.
+
+    Returns:
+        The history; that of the run, where the same training has ended.
+
+    Raises:
+        BlockingIOError: another process trains in this folder.
+        ValueError: the loss is not finite, or what is to be resumed has other settings (names each).
+    """
     accelerator = _accelerator(config, folder)
-    # 3. Train, where it has not ended.
     writes = accelerator.is_main_process
     alone = paths.exclusive(folder / ".lock", f"training in {folder}") if writes else nullcontext()
     with alone:
@@ -205,28 +264,25 @@ def train(
             earlier = state.setting
         elif _held(folder):
             earlier, ended = read_record(folder), read_history(folder)
-        config = fitted(config, model, accelerator, earlier.get("train", {}))
-        setting = {
-            "model": asdict(model),
+        config = fit(accelerator, earlier.get("train", {}))
+        whole = {
+            **setting,
             "train": asdict(config),
-            "rule": asdict(rule),
-            "data": cohort.fingerprint(),
             "processes": accelerator.num_processes,
             "device": accelerator.device.type,
             "mixed_precision": accelerator.mixed_precision,
-            "left_out": left_out,
         }
-        setting = json.loads(json.dumps(setting))  # as it will be read again: lists for tuples
+        whole = json.loads(json.dumps(whole))  # as it will be read again: lists for tuples
         if earlier:
-            _check_same(setting, earlier, folder)
+            _check_same(whole, earlier, folder)
         accelerator.wait_for_everyone()  # until all processes have read what the first one may now write
         if ended is not None:
             return ended
         for name in _FILES if writes else ():
             paths.remove_unfinished(folder / name)
-        task = SequenceTask(cohort, model, config, rule, accelerator)
+        task = make_task(config, accelerator)
         with _watched(accelerator, config, folder):
-            return Training(accelerator, task, folder, state or TrainingState(setting)).run(tensors)
+            return Training(accelerator, task, folder, state or TrainingState(whole)).run(tensors)
 
 
 def check_classes(cohort: Cohort) -> None:
@@ -244,7 +300,7 @@ def check_classes(cohort: Cohort) -> None:
             )
 
 
-def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
+def _accelerator(config: TrainerConfig, folder: Path) -> Accelerator:
     """Accelerate on the devices of this process, in the precision that the config or "auto" chooses.
 
     Raises:
@@ -268,7 +324,7 @@ def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
 
 
 @contextmanager
-def _watched(accelerator: Accelerator, config: TrainConfig, folder: Path) -> Iterator[None]:
+def _watched(accelerator: Accelerator, config: TrainerConfig, folder: Path) -> Iterator[None]:
     """A training writes its lines to `train.log`, below those of earlier ones, and to the tracker."""
     logger = logging.getLogger("cspine_helpers.training")
     lines: logging.Handler = logging.NullHandler()
@@ -294,7 +350,11 @@ def _watched(accelerator: Accelerator, config: TrainConfig, folder: Path) -> Ite
 
 
 def _check_same(setting: dict[str, Any], stored: dict[str, Any], folder: Path) -> None:
-    """Refuse to resume a training of another setting; the number of workers and the tracker may differ."""
+    """Refuse to resume a training of another setting; the number of workers and the tracker may differ.
+
+    One of an earlier version kept the best epoch.
+    """
+    stored = {**stored, "train": {"keep": "best", **stored.get("train", {})}}
     found = differences({name: stored.get(name) for name in setting}, setting)
     if differ := [line for line in found if not line.startswith(("train.workers ", "train.tracker "))]:
         raise ValueError(

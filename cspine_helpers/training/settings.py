@@ -6,25 +6,27 @@
 import inspect
 import json
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
-from cspine_helpers.dataset.augment import AugmentConfig
 from cspine_helpers.decisions.thresholds import Rule
 from cspine_helpers.files.records import config_of, nearest, parse_json, written_by
 from cspine_helpers.model.classifier import ModelConfig
-from cspine_helpers.runs import FORMAT
+from cspine_helpers.runs import FORMAT, SEQUENCES, check_task
 from cspine_helpers.splits import SplitConfig, split_settings
 from cspine_helpers.training.config import EQUAL, TrainConfig
 from cspine_helpers.training.run import RULE
 
+Model = TypeVar("Model")
+Train = TypeVar("Train")
 SECTIONS: dict[str, Any] = {"model": ModelConfig, "train": TrainConfig, "split": SplitConfig, "rule": Rule}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All that a person chooses of a run.
+class Settings(Generic[Model, Train]):
+    """All that a person chooses of a run, of whatever task.
 
     Attributes:
         model: what is trained.
@@ -38,8 +40,8 @@ class Settings:
         True
     """
 
-    model: ModelConfig
-    train: TrainConfig
+    model: Model
+    train: Train
     rule: Rule
     split: SplitConfig | None = None
 
@@ -65,7 +67,7 @@ class Settings:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
 
-def preset(cohort: str) -> Settings:
+def preset(cohort: str) -> Settings[ModelConfig, TrainConfig]:
     """Settings for a cohort: small for "builtin", one epoch of that for "quick", else RSNA-size.
 
     Example:
@@ -82,8 +84,8 @@ def preset(cohort: str) -> Settings:
     return Settings(ModelConfig.rsna(), TrainConfig.rsna(), RULE)
 
 
-def settings_of(path: str | Path, *, cohort: str = "") -> Settings:
-    """Settings of a JSON file that a person wrote, or of a run's `run.json`.
+def settings_of(path: str | Path, *, cohort: str = "") -> Settings[ModelConfig, TrainConfig]:
+    """Settings of a JSON file that a person wrote, or of a run's `run.json`; of sequences.
 
     Args:
         path: of the file.
@@ -100,6 +102,23 @@ def settings_of(path: str | Path, *, cohort: str = "") -> Settings:
         >>> settings.model.backbone, settings.train.epochs, settings.rule.precision_floor
         ('tf_efficientnetv2_b0', 8, 0.5)
     """
+    found, is_record = found_in(path, SECTIONS, task=SEQUENCES)
+    base = Settings(ModelConfig(), TrainConfig(), RULE) if is_record else preset(cohort)
+    return chosen(path, found, base, SECTIONS)
+
+
+def found_in(path: str | Path, sections: Mapping[str, Any], *, task: str) -> tuple[dict[str, Any], bool]:
+    """What a settings file, or a run's record, holds; and whether it is a record.
+
+    Args:
+        path: of the file.
+        sections: those that there are.
+        task: for which a record must be.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON of names and values, of another format, or a record of another task.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
@@ -108,23 +127,47 @@ def settings_of(path: str | Path, *, cohort: str = "") -> Settings:
         )
     found = parse_json(path.read_bytes(), str(path))
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no settings: {', '.join(SECTIONS)}, each with names and values.")
+        raise ValueError(f"{path} holds no settings: {', '.join(sections)}, each with names and values.")
     if found.get("format", FORMAT) != FORMAT:
         raise ValueError(
             f"{path} holds settings of format {found['format']!r}; this version reads {FORMAT}. "
             f"{written_by(found)}"
         )
-    is_record = "weights_sha256" in found
+    if is_record := "weights_sha256" in found:
+        check_task(found, task, path.parent)
+    return found, is_record
+
+
+def chosen(
+    path: str | Path,
+    found: Mapping[str, Any],
+    base: Settings[Model, Train],
+    sections: Mapping[str, Any],
+    *,
+    others: Sequence[str] = (),
+) -> Settings[Model, Train]:
+    """The base with what a file says otherwise.
+
+    Args:
+        path: of the file, for errors.
+        found: what it holds, see `found_in`.
+        base: has the sections and fields that the file leaves out.
+        sections: name → class of settings.
+        others: names that a file may have besides.
+
+    Raises:
+        ValueError: sections, fields or values are unknown or wrong; names each, with what is allowed.
+    """
     made, problems = {}, []
-    base = Settings(ModelConfig(), TrainConfig(), RULE) if is_record else preset(cohort)
-    if not is_record:
-        unknown = [name for name in found if name not in (*SECTIONS, "format")]
-        problems += [f"{name} is unknown{nearest(name, list(SECTIONS))}" for name in unknown]
-    for name, kind in SECTIONS.items():
+    if not (is_record := "weights_sha256" in found):
+        known = [*sections, *others]
+        unknown = [name for name in found if name not in (*known, "format")]
+        problems += [f"{name} is unknown{nearest(name, known)}" for name in unknown]
+    for name, kind in sections.items():
         if found.get(name) is None:
             continue
         try:
-            made[name] = _section(name, kind, found[name], getattr(base, name))
+            made[name] = _section(name, kind, found[name], getattr(base, name), sections)
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -133,10 +176,7 @@ def settings_of(path: str | Path, *, cohort: str = "") -> Settings:
     return replace(base, **made)
 
 
-def _section(name: str, kind: Any, found: Any, base: Any) -> Any:
-    if name == "train" and isinstance(found, dict) and found.get("augment") is not None:
-        augment = config_of(AugmentConfig, found["augment"], base=base.augment, what="train.augment")
-        found = found | {"augment": augment}
+def _section(name: str, kind: Any, found: Any, base: Any, sections: Mapping[str, Any]) -> Any:
     if name == "rule":  # settings of one objective do not belong to another
         base = (
             base
@@ -144,11 +184,25 @@ def _section(name: str, kind: Any, found: Any, base: Any) -> Any:
             else None
         )
     if isinstance(found, dict):
-        for other, theirs in SECTIONS.items():
+        for other, theirs in sections.items():
             names = {each.name for each in fields(theirs)} - {each.name for each in fields(kind)}
             if moved := [field for field in found if field in names]:
                 raise ValueError(f"{name}: {', '.join(moved)} belongs to {other}. Move it there.")
+        for part, inner in inner_configs(kind).items():
+            if found.get(part) is not None:
+                made = config_of(inner, found[part], base=getattr(base, part), what=f"{name}.{part}")
+                found = {**found, part: made}
     return config_of(kind, found, base=base, what=name)
+
+
+def inner_configs(kind: Any) -> dict[str, Any]:
+    """Settings of a class that are made of settings themselves, such as `augment`, with their class."""
+    hints = get_type_hints(kind)
+    parts = {each.name: hints[each.name] for each in fields(kind) if "check" not in each.metadata}
+    return {
+        name: next(each for each in (hint, *get_args(hint)) if is_dataclass(each))
+        for name, hint in parts.items()
+    }
 
 
 _GUIDE = """# Settings of a run
@@ -181,34 +235,58 @@ _OF_TRAINING = (
 
 
 def guide() -> str:
-    """Every setting with its defaults, what it may be and what it means, as Markdown.
+    """Every setting of sequences with its defaults, what it may be and what it means, as Markdown.
 
     Example:
         >>> guide().splitlines()[0]
         '# Settings of a run'
     """
     large, small = (replace(preset(name), split=SplitConfig()) for name in ("rsna2022", "builtin"))
-    parts = [(name, getattr(large, name), getattr(small, name)) for name in SECTIONS]
-    parts.insert(2, ("train.augment", large.train.augment, small.train.augment))
-    lines = [_GUIDE]
-    for name, usual, builtin in parts:
-        meanings = _meanings(type(usual))
-        lines += [f"## {name}", "", inspect.getdoc(type(usual)).partition("\n")[0], ""]  # type: ignore[union-attr]
-        if name == "rule":
-            lines += [_OF_TRAINING, ""]
-        lines += ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
-        for each in fields(usual):
-            if each.name == "augment":
-                continue
-            values = dict.fromkeys(json.dumps(getattr(config, each.name)) for config in (usual, builtin))
-            allowed = each.metadata["check"].words
-            lines.append(f"| `{each.name}` | {'; '.join(values)} | {allowed} | {meanings[each.name]} |")
-        lines.append("")
-    return "\n".join(lines)
+    return "\n".join([_GUIDE, *described([large, small], SECTIONS, notes={"rule": _OF_TRAINING})])
+
+
+def described(
+    settings: Sequence[Settings[Any, Any]],
+    sections: Mapping[str, Any],
+    *,
+    notes: Mapping[str, str],
+    title: str = "",
+) -> list[str]:
+    """Lines of a Markdown table for each section, and for each of its settings that is made of others.
+
+    Args:
+        settings: whose values are shown, each value once.
+        sections: name → class of settings.
+        notes: section → what is said of it above its table.
+        title: stands before the sections' names.
+    """
+    lines = []
+    for section in sections:
+        configs = [getattr(each, section) for each in settings]
+        inner = inner_configs(type(configs[0]))
+        tables = {section: configs}
+        tables |= {f"{section}.{name}": [getattr(each, name) for each in configs] for name in inner}
+        for name, shown in tables.items():
+            kind = type(shown[0])
+            meanings = _meanings(kind)
+            lines += [f"## {title}{name}", "", inspect.getdoc(kind).partition("\n")[0], ""]  # type: ignore[union-attr]
+            lines += [notes[name], ""] if name in notes else []
+            lines += ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+            for each in fields(kind):
+                if each.name in inner_configs(kind):
+                    continue
+                values = dict.fromkeys(json.dumps(getattr(config, each.name)) for config in shown)
+                allowed = each.metadata["check"].words
+                lines.append(f"| `{each.name}` | {'; '.join(values)} | {allowed} | {meanings[each.name]} |")
+            lines.append("")
+    return lines
 
 
 def _meanings(kind: type) -> dict[str, str]:
-    """What the docstring of a config says of each of its fields."""
-    _, _, text = (inspect.getdoc(kind) or "").partition("Attributes:\n")
-    found = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", text, re.MULTILINE)
-    return {name: " ".join(words.split()) for name, words in found}
+    """What the docstrings of a config, and of those that it builds on, say of each of its fields."""
+    meanings: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        _, _, text = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")
+        found = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", text, re.MULTILINE)
+        meanings |= {name: " ".join(words.split()) for name, words in found}
+    return meanings

@@ -34,7 +34,7 @@ from cspine_helpers.checkpoints import save_weights, write_tensors
 from cspine_helpers.files.records import parse_json
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.runs import FORMAT, HISTORY, STATE, write_record
-from cspine_helpers.training.config import CHOSEN_BY, SHOWN, TrainConfig, adamw, best_epoch, learning_rate
+from cspine_helpers.training.config import CHOSEN_BY, SHOWN, TrainerConfig, adamw, best_epoch, learning_rate
 
 
 @dataclass
@@ -185,7 +185,7 @@ class Stage:
     backbone: nn.Module
     loader: Callable[[], DataLoader[Any]]
     loss: Callable[[Any, Any], Tensor]
-    config: TrainConfig
+    config: TrainerConfig
     seed: tuple[int, ...]
     work: float
     validation_work: float = 0.0
@@ -196,7 +196,7 @@ class Task(Protocol):
     """What is trained: a model, on which data, for which aim. `sequence_task.SequenceTask` is one.
 
     Attributes:
-        model: what is saved.
+        model: what is saved. What needs no gradients when the training begins never gets any.
         stages: in their order; the last one validates.
         record: what `run.json` says of the task.
     """
@@ -334,6 +334,7 @@ class Training:
     def __init__(self, accelerator: Accelerator, task: Task, folder: Path, state: TrainingState) -> None:
         self.accelerator, self.task, self.folder, self.state = accelerator, task, folder, state
         self._ema = None
+        self._moved = {parameter for parameter in task.model.parameters() if parameter.requires_grad}
         if decay := task.stages[-1].config.ema:
             task.model.to(accelerator.device)
             self._ema = ModelEmaV3(task.model, decay=decay, use_warmup=True)
@@ -408,7 +409,8 @@ class Training:
         for frozen, end in ((True, min(config.freeze_epochs, config.epochs)), (False, config.epochs)):
             if self.state.epoch >= end:
                 continue
-            stage.backbone.requires_grad_(not frozen)  # before a wrapper looks for what gets gradients
+            for parameter in self._moved.intersection(stage.backbone.parameters()):
+                parameter.requires_grad_(not frozen)  # before a wrapper looks for what gets gradients
             network, optimizer = self.accelerator.prepare(stage.network, decayed)
             if tensors is not None and self.state.epoch:
                 restore(tensors, self.task.model, optimizer)
@@ -502,7 +504,7 @@ class Training:
             lambda share: self._bar.update(share * stage.validation_work),
         )
         self.state.rows.append({**row, **found, **rates})
-        if best_epoch(self.state.history) == row["epoch"]:
+        if best_epoch(self.state.history, stage.config.keep) == row["epoch"]:
             self.state.best = {"best_epoch": row["epoch"], **kept}
         return {name.removeprefix("validation_"): found[name] for name in CHOSEN_BY}
 
