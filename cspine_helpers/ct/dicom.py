@@ -277,17 +277,22 @@ def _pattern(path: Path) -> str:
 # 2. What a file's own bytes say.
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does: with its preamble, or as a data set."""
+    with open(path, "rb") as file:
+        start = file.read(132)
+    return start[128:] == b"DICM" or _FIRST.match(start) is not None
+
+
 def read_header(path: Path) -> Header | None:
     """What a file's bytes say, before GDCM decodes them.
 
     Returns:
         None for what is no DICOM file: it has no preamble, and does not begin as a data set.
     """
-    pydicom = optional("pydicom")
-    with open(path, "rb") as file:
-        start = file.read(132)
-    if start[128:] != b"DICM" and not _FIRST.match(start):
+    if not is_dicom(path):
         return None
+    pydicom = optional("pydicom")
     try:
         with pydicom.config.disable_value_validation():  # its warnings would show values
             found = pydicom.dcmread(path, force=True, defer_size=_DEFERRED, specific_tags=_elements())
