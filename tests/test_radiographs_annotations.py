@@ -138,7 +138,7 @@ def test_what_is_no_polygon_is_not_drawn(polygon):
 
 
 def test_run_lengths_are_cocos():
-    """By hand, as pycocotools counts: down the columns, zeros first, none of them where it begins with one."""
+    """By hand, as pycocotools counts: down the columns, zeros first, even where there are none."""
     mask = np.array([[0, 1, 1], [0, 0, 1]])
     assert encode_rle(mask) == "2 1 1 2"
     assert encode_rle(1 - mask) == "0 2 1 1 2"
