@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from radiograph_folders import fracatlas_folder
+from radiograph_folders import radiograph_cohort
 from scipy import ndimage
 from torch.utils.data import DataLoader
 
@@ -25,7 +25,7 @@ from cspine_helpers.radiographs.dataset import (
     read_packing,
 )
 from cspine_helpers.radiographs.images import Frame, read_radiograph
-from cspine_helpers.radiographs.sources import consolidate, read_fracatlas, read_images, read_regions
+from cspine_helpers.radiographs.sources import read_images, read_regions
 
 SMALL = ImagePackConfig(long=96, short=64)
 OFF = {"flip": 0, "vertical_flip": 0, "affine": 0, "gamma": 0, "contrast": 0, "noise": 0, "blur": 0}
@@ -34,10 +34,7 @@ FIXED = {"rotate_degrees": 0, "shrink": 0, "enlarge": 0, "shift": 0}
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("radiographs")
-    source = read_fracatlas(fracatlas_folder(folder / "published"))
-    consolidate([source], folder / "cohort")
-    return pack_images(folder / "cohort", SMALL)
+    return pack_images(radiograph_cohort(tmp_path_factory.mktemp("radiographs")), SMALL)
 
 
 @pytest.fixture
