@@ -670,7 +670,7 @@ def image_loader(
     Example:
         >>> dataset = RadiographDataset(read_images(radiographs), pack_images(radiographs))
         >>> [tuple(batch["image"].shape) for batch in image_loader(dataset, batch_size=16)]
-        [(16, 384, 320), (8, 320, 384)]
+        [(16, 384, 320), (2, 384, 320), (6, 320, 384)]
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(
