@@ -22,7 +22,6 @@ PARTS = (
     "loop",
     "loader",
     "ensemble",
-    "radiographs",
     "tables",
     "intervals",
     "scale",
