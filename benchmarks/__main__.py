@@ -22,6 +22,7 @@ PARTS = (
     "loop",
     "loader",
     "ensemble",
+    "radiographs",
     "tables",
     "intervals",
     "scale",

@@ -19,6 +19,7 @@ from cspine_helpers.dataset.sequence import (
     collate,
     draw_probabilities,
     epoch_order,
+    grouped_steps,
     load_batches,
     make_loader,
     steps_of,
@@ -326,6 +327,40 @@ def test_the_batches_of_all_steps_follow_the_order():
     assert [len(step) for step in steps_of(order, batch_size=50)] == [
         1
     ]  # one batch alone, unless asked for more
+
+
+@pytest.mark.parametrize(("accumulate", "processes"), [(1, 1), (2, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.97, 1.0])
+def test_grouped_batches_hold_one_group_and_every_epoch_has_as_many(accumulate, processes, share):
+    rng, sizes = np.random.default_rng(0), {"accumulate": accumulate, "processes": processes}
+    groups = (np.arange(400) < share * 400).astype(int)
+    groups[[0, -1]] = 1, 0  # both are there, whichever are drawn
+    numbers = set()
+    for _ in range(20):
+        order = rng.choice(400, size=101, replace=False)
+        steps = grouped_steps(order, groups, batch_size=8, **sizes)
+        numbers.add(len(steps))
+        batches = [batch for step in steps for batch in step]
+        assert {len(step) for step in steps} == {accumulate * processes}
+        assert sorted(np.concatenate(batches)) == sorted(order)
+        assert all(len(set(groups[batch])) == 1 for batch in batches)
+        assert max(map(len, batches)) <= 8
+        assert min(map(len, batches)) >= 1
+        for batch in batches:  # in the order that was drawn
+            assert (np.diff([np.flatnonzero(order == index)[0] for index in batch]) > 0).all()
+    assert len(numbers) == 1
+    if share == 0.3:  # the groups take turns
+        kinds = [groups[batch[0]] for batch in batches]
+        assert 1 in kinds[: len(kinds) // 2]
+        assert 1 in kinds[len(kinds) // 2 :]
+
+
+def test_too_few_samples_for_the_groups_batches_are_refused():
+    groups = np.array([0, 1, 2, 2])
+    with pytest.raises(ValueError, match=r"3 samples of 3 groups cannot fill 2 batches, each of one group"):
+        grouped_steps(np.arange(3), groups, batch_size=8, accumulate=2)
+    with pytest.raises(ValueError, match=r"3 samples cannot fill the 4 batches .*Use fewer processes"):
+        grouped_steps(np.arange(3), groups, batch_size=8, accumulate=4)
 
 
 @pytest.mark.parametrize("sampling", ["shuffle", "balanced", "weighted"])

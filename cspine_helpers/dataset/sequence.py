@@ -83,7 +83,7 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, Tensor]:
         """A batch of items, each put straight into its place; `sequence` is `(B, T, 6, H, W)`."""
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
-        pixels = _memory((len(pairs), self.slices, self.size, self.size, CHANNELS))
+        pixels = batch_memory((len(pairs), self.slices, self.size, self.size, CHANNELS))
         for place, (epoch, index) in zip(pixels.numpy(), pairs, strict=True):
             self._fill(place, self._open(index), (self.seed, epoch, index))
         indices = np.array([index for _, index in pairs])
@@ -111,8 +111,8 @@ def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
 
 
-def _memory(shape: tuple[int, ...]) -> Tensor:
-    """Room for uint8 values: shared with the loader's process where this is one of its workers."""
+def batch_memory(shape: tuple[int, ...]) -> Tensor:
+    """Room for uint8 values of a batch: shared with the loader's process where this is one of its workers."""
     if get_worker_info() is None:
         return torch.from_numpy(np.empty(shape, np.uint8))  # in huge pages, which torch would not ask for
     storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own default_collate does
@@ -205,13 +205,62 @@ def steps_of(
         ValueError: fewer samples than a step has batches.
     """
     batches = accumulate * processes
-    if len(order) < batches:
-        raise ValueError(
-            f"{len(order)} samples cannot fill the {batches} batches of one step ({accumulate} accumulated "
-            f"on each of {processes} processes). Use fewer processes, or accumulate less."
-        )
+    _check_fill(order, accumulate, processes)
     steps = min(math.ceil(len(order) / (batch_size * batches)), len(order) // batches)
     return [np.array_split(step, batches) for step in np.array_split(order, steps)]
+
+
+def grouped_steps(
+    order: np.ndarray, groups: np.ndarray, *, batch_size: int, accumulate: int = 1, processes: int = 1
+) -> list[list[np.ndarray]]:
+    """As `steps_of`, where the samples of one batch belong to one group, as images of one shape do.
+
+    The number of steps depends on those of samples and groups alone, not on the groups of the samples in
+    `order`: every epoch has as many. Batches of the groups take turns as their samples do.
+
+    Args:
+        order: `(M,)`, an epoch's samples.
+        groups: `(N,)`, the group of each sample there is.
+        batch_size: most samples of a batch.
+        accumulate: batches of each process whose gradients make one step.
+        processes: how many share a step.
+
+    Raises:
+        ValueError: fewer samples than a step has batches, or fewer batches than groups.
+
+    Example:
+        >>> steps = grouped_steps(np.arange(6), np.array([0, 0, 1, 0, 1, 1]), batch_size=3)
+        >>> [batch.tolist() for (batch,) in steps]
+        [[0, 1], [3], [2, 4, 5]]
+    """
+    # 1. How many batches: enough for whatever groups the samples have.
+    kinds, batches = len(np.unique(groups)), accumulate * processes
+    _check_fill(order, accumulate, processes)
+    enough = (len(order) + kinds * (batch_size - 1)) // batch_size
+    steps = min(math.ceil(enough / batches), len(order) // batches)
+    # 2. One more for the group with the largest batches, until there are as many.
+    places = [np.flatnonzero(groups[order] == kind) for kind in np.unique(groups[order])]
+    counts = [1] * len(places)
+    if len(places) > steps * batches:
+        raise ValueError(
+            f"{len(order)} samples of {len(places)} groups cannot fill {steps * batches} batches, each of "
+            "one group. Use smaller batches, or more samples."
+        )
+    while sum(counts) < steps * batches:
+        counts[max(range(len(places)), key=lambda kind: len(places[kind]) / counts[kind])] += 1
+    # 3. Dealt out, and the groups' batches mixed.
+    parts = [part for each, count in zip(places, counts, strict=True) for part in np.array_split(each, count)]
+    dealt = [order[part] for part in sorted(parts, key=np.mean)]
+    return [dealt[i : i + batches] for i in range(0, len(dealt), batches)]
+
+
+def _check_fill(order: np.ndarray, accumulate: int, processes: int) -> None:
+    if len(order) < accumulate * processes:
+        raise ValueError(
+            f"{len(order)} samples cannot fill the {accumulate * processes} batches of one step "
+            f"({accumulate} accumulated on each of {processes} processes). Use fewer processes, or "
+            "accumulate less."
+        )
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -221,6 +270,7 @@ class EpochBatches(Sampler[list[Key]]):
         order: epoch → its samples in order.
         batch_size, accumulate, processes: see `steps_of`.
         process: which of the processes this is.
+        groups: see `grouped_steps`; None: any samples share a batch.
 
     Attributes:
         epoch: that is set.
@@ -236,16 +286,22 @@ class EpochBatches(Sampler[list[Key]]):
         accumulate: int = 1,
         process: int = 0,
         processes: int = 1,
+        groups: np.ndarray | None = None,
     ) -> None:
         self.accumulate = accumulate
         self._order, self._process, self._processes = order, process, processes
+        self._groups = groups
         self._sizes = {"batch_size": batch_size, "accumulate": accumulate, "processes": processes}
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Deal out the samples of this epoch."""
         self.epoch = epoch
-        self._steps = steps_of(self._order(epoch), **self._sizes)
+        order = self._order(epoch)
+        if self._groups is None:
+            self._steps = steps_of(order, **self._sizes)
+        else:
+            self._steps = grouped_steps(order, self._groups, **self._sizes)
         self.step_sizes = [sum(map(len, step)) for step in self._steps]
 
     def __len__(self) -> int:
