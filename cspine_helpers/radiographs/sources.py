@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +22,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
 from cspine_helpers.files import paths
 from cspine_helpers.files.paths import atomic_path, listing
 from cspine_helpers.files.records import nearest, parse_json, read_sealed, write_sealed
 from cspine_helpers.files.tables import Column, checked, read_columns, write_table
+from cspine_helpers.radiographs.annotations import Regions, parse_coco, parse_vgg, parse_voc, parse_yolo
+from cspine_helpers.radiographs.images import read_radiograph
 
 IMAGES, ANNOTATIONS, SOURCES = "images.csv", "annotations.json", "sources.json"
 IMAGE_COLUMNS = (
@@ -52,10 +55,10 @@ _WORDS = ("part", "view", "split")  # empty where nothing is known
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm")
 _PARTS, _VIEWS = ("hand", "leg", "hip", "shoulder"), ("frontal", "lateral", "oblique")
 _SPLITS = {"train": "train", "valid": "val", "test": "test"}  # FracAtlas' files of its fractured images
+_BOXES = {"PASCAL VOC": ".xml", "YOLO": ".txt"}  # folders of a file an image
 _STUDY = re.compile(r"(train|valid)/XR_([A-Z]+)/(patient\d+)/(study\d+)_(positive|negative)")
 _FORMAT = 1
 _REMEDY = "`python -m cspine_helpers radiographs --help` says how such a cohort is made."
-_TOLERANCE = 1.0  # pixels by which a polygon may leave the image, as rounding does; it is cut there
 _FRACATLAS = (
     "Abedeen I, Rahman MA, Prottyasha FZ, et al. FracAtlas: A Dataset for Fracture Classification, "
     "Localization and Segmentation of Musculoskeletal Radiographs. Scientific Data 10, 521 (2023). "
@@ -77,8 +80,7 @@ class Source:
         table: a row an image: `image` (id), `original` (its path in the folder), `path`, `study`, `patient`,
             `part` and `view` (several words joined by `+`), `hardware`, `multiscan`, `label`, `split`. Where
             nothing is known, patient and words are empty and flags missing.
-        regions: image id → marked regions of label 1, each its class and its corners `(N, 2)`, x and y in
-            pixels of the displayed image.
+        regions: image id → marked regions of label 1, where there are some.
         classes: class → label.
         positive: what label 1 means, a word: "fractured", or "abnormal".
         left_out: original name → why it is not in the table.
@@ -90,7 +92,7 @@ class Source:
     name: str
     folder: Path
     table: pd.DataFrame
-    regions: dict[str, list[tuple[str, np.ndarray]]]
+    regions: Regions
     classes: dict[str, int]
     positive: str = "fractured"
     left_out: dict[str, str] = field(default_factory=dict)
@@ -106,8 +108,8 @@ def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str
     """FracAtlas in its published layout, or a copy with other image sizes whose polygons were scaled along.
 
     Label, parts, views, hardware and multi-scan are those of `dataset.csv`; polygons those of the VGG file,
-    or of the COCO file where there is none. The split is the column `split` where there is one, else that of
-    `Utilities`, which has the fractured images only. FracAtlas names no patients.
+    else of the COCO file, else boxes of Pascal VOC or YOLO. The split is the column `split` where there is
+    one, else that of `Utilities`, which has the fractured images only. FracAtlas names no patients.
 
     Args:
         folder: with `dataset.csv`, `images/Fractured`, `images/Non_fractured`, `Annotations`.
@@ -145,7 +147,9 @@ def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str
                 [path.name] if path.name in files else [],
             )
             files[path.name] = path
-    regions = _fracatlas_regions(folder / "Annotations", what)
+    sizes = {each: size for each, path in files.items() if (size := _size(path))}
+    without = [each for each in {**files, **dict.fromkeys(rows.index)} if each not in sizes]
+    regions = _fracatlas_regions(folder / "Annotations", sizes, without, what)
 
     # 2. What does not fit each other.
     folded = Counter(map(str.casefold, rows.index))
@@ -153,15 +157,15 @@ def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str
     bad.add("rows whose names differ in capitals only", same)
     bad.add("images without a row in dataset.csv", [each for each in files if each not in rows.index])
     bad.add("rows without an image", [each for each in rows.index if each not in files])
-    bad.add("polygons without an image", [each for each in regions if each not in files])
     known = rows[rows.index.isin(files)]
     in_folder = known.index.map(lambda each: int(files[each].parent.name == "Fractured"))
     bad.add("images whose folder contradicts dataset.csv", known.index[known["fractured"] != in_folder])
     counted = (known["fracture_count"] > 0).astype(int)
     bad.add("rows whose fracture_count contradicts fractured", known.index[known["fractured"] != counted])
-    marked = known.index.isin([each for each, found in regions.items() if found]).astype(int)
-    bad.add("intact images with polygons", known.index[marked > known["fractured"]])
-    bad.add("fractured images without a polygon", known.index[marked < known["fractured"]])
+    seen = known[known.index.isin(sizes)]  # what cannot be read, `consolidate` names
+    marked = seen.index.map(lambda each: int(bool(regions.get(each))))
+    bad.add("intact images with polygons", seen.index[marked > seen["fractured"]])
+    bad.add("fractured images without a polygon", seen.index[marked < seen["fractured"]])
     left_out = bad.settle(skip=skip_unusable)
 
     # 3. The table.
@@ -223,8 +227,7 @@ def read_yolo(
     what = f"the YOLO-format set at {folder}"
     content, names = _data_yaml(_require(folder / "data.yaml", what, "folder that holds data.yaml"))
     classes = _class_map(labels, names, what)
-    bad = _Bad(what)
-    rows, regions = [], {}
+    bad, rows, regions = _Bad(what), [], Regions()
     for split, images in _yolo_folders(folder, content, what):
         # 1. Images and label files.
         at = images.relative_to(folder) if images.is_relative_to(folder) else images
@@ -251,14 +254,16 @@ def read_yolo(
             original = (at / path.name).as_posix()
             if path.stem not in texts:
                 continue
+            size = _size(path)
+            sizes = {path.name: size or (1, 1)}  # what cannot be read, `consolidate` names
             try:
-                marks = _yolo_regions(texts[path.stem], names, *displayed_size(path))
-            except (OSError, ValueError) as error:
-                bad.add("images that cannot be read, or whose label file cannot", [original], str(error))
+                marks = parse_yolo({path.name: texts[path.stem]}, sizes, names)[path.name]
+            except ValueError as error:
+                bad.add("images whose label file cannot be read", [original], str(error))
                 continue
-            hits = [mark for mark in marks if classes[mark[0]]]
+            hits = [mark for mark in marks if classes[mark.label]]
             rows.append({"original": original, "label": int(bool(hits)), "split": split})
-            regions[original] = hits
+            regions[original] = hits if size else []
     left_out = bad.settle(skip=skip_unusable)
     table = pd.DataFrame(rows, columns=["original", "label", "split"])
     table = table[~table["original"].isin(left_out)].sort_values("original", ignore_index=True)
@@ -409,7 +414,7 @@ def _source(
     name: str,
     folder: Path,
     table: pd.DataFrame,
-    regions: Mapping[str, list[tuple[str, np.ndarray]]],
+    regions: Regions,
     *,
     names: Iterable[str] | None = None,
     **rest: Any,
@@ -482,68 +487,56 @@ def _short_hash(text: str) -> str:
     return sha256(unicodedata.normalize("NFC", text).encode()).hexdigest()[:8]
 
 
-def displayed_size(path: str | Path) -> tuple[int, int]:
-    """Height and width in pixels of an image as it is displayed, from its header.
-
-    Raises:
-        ValueError: it is no image.
-    """
+def _size(path: Path) -> tuple[int, int] | None:
+    """Height and width in pixels of an image as it is displayed, from its header; None: it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             width, height = image.size
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{Path(path).name} is no image that can be read ({error}).") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # or none of PIL's
+        try:
+            height, width = read_radiograph(path).shape
+        except ValueError:
+            return None
+        return height, width
     return (width, height) if turned else (height, width)
 
 
 # FracAtlas
 
 
-def _fracatlas_regions(folder: Path, what: str) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """File name → polygons, from the VGG file or, without it, from the COCO file."""
-    vgg = folder / "VGG JSON" / "VGG_fracture_masks.json"
-    coco = folder / "COCO JSON" / "COCO_fracture_masks.json"
-    if not vgg.is_file() and coco.is_file():
-        return _coco_regions(coco)
-    _require(vgg, what, "folder whose Annotations/ holds the VGG or COCO JSON")
-    found = parse_json(vgg.read_bytes(), str(vgg))
-    return {
-        each["filename"]: [
-            (
-                region["region_attributes"]["label"],
-                np.column_stack(
-                    [region["shape_attributes"]["all_points_x"], region["shape_attributes"]["all_points_y"]]
-                ).astype(float),
-            )
-            for region in each["regions"].values()
-        ]
-        for each in found.values()
-    }
+def _fracatlas_regions(
+    folder: Path, sizes: Mapping[str, tuple[int, int]], left_out: Sequence[str], what: str
+) -> Regions:
+    """File name → regions, from the first that is there: VGG, COCO, or the boxes of Pascal VOC or YOLO."""
+    for kind, parse in (("VGG", parse_vgg), ("COCO", parse_coco)):
+        path = folder / f"{kind} JSON" / f"{kind}_fracture_masks.json"
+        if path.is_file():
+            return parse(path, sizes, left_out=left_out)
+    boxes = {kind: _files_of(folder / kind, sizes, suffix) for kind, suffix in _BOXES.items()}
+    if boxes["PASCAL VOC"]:
+        return parse_voc(boxes["PASCAL VOC"], sizes)
+    if boxes["YOLO"]:
+        return parse_yolo(boxes["YOLO"], sizes, ["fractured"])
+    raise FileNotFoundError(
+        f"{what} has no annotations of fractures in {folder}. Bring VGG JSON/VGG_fracture_masks.json."
+    )
 
 
-def _coco_regions(path: Path) -> dict[str, list[tuple[str, np.ndarray]]]:
-    found = parse_json(path.read_bytes(), str(path))
-    names = {each["id"]: each["name"] for each in found["categories"]}
-    files = {each["id"]: each["file_name"] for each in found["images"]}
-    regions: dict[str, list[tuple[str, np.ndarray]]] = {name: [] for name in files.values()}
-    for each in found["annotations"]:
-        for polygon in each["segmentation"]:
-            corners = np.array(polygon, dtype=float).reshape(-1, 2)
-            regions[files[each["image_id"]]].append((names[each["category_id"]], corners))
-    return regions
+def _files_of(folder: Path, names: Iterable[str], suffix: str) -> dict[str, Path]:
+    """Image file name → the file of the same stem in a folder, where there is one."""
+    named = {name: folder / f"{PurePosixPath(name).stem}{suffix}" for name in names}
+    return {name: path for name, path in named.items() if path.is_file()}
 
 
-def _counts_that_differ(
-    rows: pd.DataFrame, regions: Mapping[str, list[tuple[str, np.ndarray]]], folder: Path
-) -> list[str]:
+def _counts_that_differ(rows: pd.DataFrame, regions: Regions, folder: Path) -> list[str]:
     """Where dataset.csv or YOLO files count other fractures than there are polygons: in FracAtlas, thrice."""
     polygons = {each: len(regions.get(each, [])) for each in rows.index}
-    boxes = {}
-    for each in rows.index:
-        path = folder / "YOLO" / f"{PurePosixPath(each).stem}.txt"
-        if path.is_file():
-            boxes[each] = len(path.read_text(encoding="utf-8-sig").split("\n")) - 1
+    files = _files_of(folder / "YOLO", rows.index, ".txt")
+    boxes = {each: len(path.read_text(encoding="utf-8").split("\n")) - 1 for each, path in files.items()}
     counts = {"fracture_count of dataset.csv": dict(rows["fracture_count"]), "YOLO boxes": boxes}
     notes = []
     for source, found in counts.items():
@@ -644,21 +637,6 @@ def _labels_of(images: Path, what: str) -> Path:
     return labels
 
 
-def _yolo_regions(path: Path, names: Sequence[str], height: int, width: int) -> list[tuple[str, np.ndarray]]:
-    """Class and corners in pixels of each line."""
-    regions = []
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        number, *values = line.split()
-        if int(number) >= len(names):
-            raise ValueError(f"class {number} is none of the {len(names)} of data.yaml")
-        points = np.array(values, dtype=float)
-        if len(points) == 4:
-            (x, y), (w, h) = points[:2], points[2:] / 2
-            points = np.array([x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h])
-        regions.append((names[int(number)], points.reshape(-1, 2) * [width, height]))
-    return regions
-
-
 # MURA
 
 
@@ -703,7 +681,7 @@ def consolidate(
     Args:
         sources: of different names. An id that two of them have gets the source's name before it in both.
         cohort_folder: `data/<cohort>`.
-        skip_unusable: leave out images whose pixels cannot be read, or that lie beside their polygons.
+        skip_unusable: leave out images that cannot be read.
         copy: copy the images; else `images/` holds links to where they lie.
 
     Returns:
@@ -733,12 +711,12 @@ def consolidate(
         )
     lock = folder.with_name(f".{folder.name}.lock")
     with paths.exclusive(lock, f"making the cohort {folder.name}"):
-        # 1. Every pixel, and every polygon against it.
+        # 1. Every pixel.
         sources = _apart(sources)
         table = pd.concat([source.table.assign(source=source.name) for source in sources], ignore_index=True)
         regions = {image: marks for source in sources for image, marks in source.regions.items()}
         bad = _Bad(f"The images of {listing(names, quoted=False)}")
-        seen = _examined(table, regions, bad)
+        seen = _examined(table, bad)
         origin = table["source"] + ": " + table["original"]
         unused = bad.settle(skip=skip_unusable)
         table = table.assign(**seen)[~origin.isin(unused)].reset_index(drop=True)
@@ -777,68 +755,48 @@ def _apart(sources: Sequence[Source]) -> list[Source]:
     for source in sources:
         table = source.table.assign(**{column: named(source, column) for column in shared})
         ids = dict(zip(source.table["image"], table["image"], strict=True))
-        apart.append(
-            replace(source, table=table, regions={ids[each]: marks for each, marks in source.regions.items()})
-        )
+        regions = {ids[each]: marks for each, marks in source.regions.items() if each in ids}
+        apart.append(replace(source, table=table, regions=regions))
     return apart
 
 
-def _examined(
-    table: pd.DataFrame, regions: dict[str, list[tuple[str, np.ndarray]]], bad: _Bad
-) -> dict[str, list[Any]]:
-    """Height, width and SHA-256 of each image; what cannot be used goes to `bad`; polygons are cut."""
+def _examined(table: pd.DataFrame, bad: _Bad) -> dict[str, list[Any]]:
+    """Height, width and SHA-256 of each image; what cannot be read goes to `bad`."""
 
     def examine(path: str) -> tuple[int, int, str] | str:
         try:
-            with Image.open(path) as image:
-                height, width = np.asarray(ImageOps.exif_transpose(image)).shape[:2]
-            return height, width, paths.sha256_of(path)
-        except (OSError, ValueError, SyntaxError) as error:
+            return *read_radiograph(path).shape, paths.sha256_of(path)
+        except (OSError, ValueError) as error:
             return str(error)
 
     seen = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(examine, table["path"])
-        for row, result in tqdm(
-            zip(table.itertuples(), found, strict=True),
-            "Reading images",
-            total=len(table),
-            unit="image",
-            mininterval=1,
-        ):
-            name = f"{row.source}: {row.original}"
+        rows = zip(table["source"] + ": " + table["original"], found, strict=True)
+        for name, result in tqdm(rows, "reading images", len(table), unit="image", mininterval=1):
             if isinstance(result, str):
                 bad.add("images that cannot be read", [name], result)
-                seen.append((0, 0, ""))
-                continue
-            seen.append(result)
-            height, width, _ = result
-            marks = regions.get(row.image, [])
-            beyond = [np.maximum(-points, points - [width, height]).max() for _, points in marks]
-            if beyond and max(beyond) > _TOLERANCE:
-                detail = f"by {max(beyond):.0f} pixels of {width} × {height}"
-                bad.add("images whose polygons lie beyond the edge", [name], detail)
-            regions[row.image] = [(kind, np.clip(points, 0, [width, height])) for kind, points in marks]
+            seen.append((0, 0, "") if isinstance(result, str) else result)
     heights, widths, sums = zip(*seen, strict=True)
     return {"height": [*heights], "width": [*widths], "sha256": [*sums]}
 
 
-def coco_of(table: pd.DataFrame, regions: Mapping[str, Sequence[tuple[str, np.ndarray]]]) -> dict[str, Any]:
+def coco_of(table: pd.DataFrame, regions: Regions) -> dict[str, Any]:
     """Images and polygons as COCO has them, ids counted from 1; `file_name` is the table's `file`."""
-    kinds = sorted({kind for image in table["image"] for kind, _ in regions.get(image, [])})
+    kinds = sorted({region.label for image in table["image"] for region in regions.get(image, [])})
     numbers = {kind: number for number, kind in enumerate(kinds, start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, row in enumerate(table.itertuples(), start=1):
         images.append({"id": number, "file_name": row.file, "height": row.height, "width": row.width})
-        for kind, points in regions.get(str(row.image), []):
-            x, y = points.T
+        for region in regions.get(str(row.image), []):
+            points, (x, y) = region.points, region.points.T
             low, size = points.min(0), np.ptp(points, axis=0)
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": number,
-                    "category_id": numbers[kind],
+                    "category_id": numbers[region.label],
                     "segmentation": [points.round(3).ravel().tolist()],
                     "bbox": [*low.round(3).tolist(), *size.round(3).tolist()],
                     "area": round(abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2, 3),
