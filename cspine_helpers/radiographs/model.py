@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
@@ -203,6 +203,7 @@ class RadiographModel(nn.Module):
         self.pretrained = weights and weights.record
         self.backbone = _encoder(config, len(mean), weights)
         self._steps = _trace(self.backbone, len(mean))
+        self._blocks = _blocks(self.backbone, self._steps)
         self._kept, features = self._maps_of_interest()
         self._frozen = self._freeze()
         self.decoder: nn.Module | None = None
@@ -253,6 +254,8 @@ class RadiographModel(nn.Module):
         """Compute the encoder's inner values again for the gradients instead of keeping them."""
         self._checkpointed = True
 
+    @torch.inference_mode(False)  # gradients show which layer follows which
+    @torch.no_grad()
     def folded(self) -> "RadiographModel":
         """A copy for inference, the same up to rounding: norms are folded into the convolutions before."""
         twin = copy.deepcopy(self).eval()
@@ -261,7 +264,9 @@ class RadiographModel(nn.Module):
         return twin.requires_grad_(False)
 
     def _check(self, images: Tensor) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 3 or any(n % FRAME_STEP for n in images.shape[1:]):
+        sides = images.shape[1:]
+        fits = images.ndim == 3 and all(side > 0 and side % FRAME_STEP == 0 for side in sides)
+        if images.dtype != torch.uint8 or not fits:
             raise ValueError(
                 f"Radiographs are uint8 of shape (B, H, W), H and W multiples of {FRAME_STEP}; found "
                 f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}. Bring them into "
@@ -272,20 +277,17 @@ class RadiographModel(nn.Module):
         """Fold the norms of stem and first blocks, make buffers of their weights; returns their steps."""
         if not self.config.frozen_blocks:
             return 0
-        matcher: Any = self.backbone.group_matcher(coarse=True)["blocks"]
-        pattern = matcher if isinstance(matcher, str) else matcher[0][0]
-        numbers = {  # of the block that a step belongs to
-            step: int(found[1]) for step, name in enumerate(self._steps) if (found := re.match(pattern, name))
-        }
-        blocks = sorted(set(numbers.values()))
+        blocks = sorted(set(self._blocks.values()))
         if self.config.frozen_blocks > len(blocks):
             raise ValueError(
                 f"{self.config.backbone} has {len(blocks)} blocks; frozen_blocks = "
                 f"{self.config.frozen_blocks} are too many. Freeze fewer."
             )
-        last = blocks[self.config.frozen_blocks - 1]
-        steps = 1 + max(step for step, number in numbers.items() if number == last)
-        names = list(self._steps)[:steps]
+        last = [
+            name for name, number in self._blocks.items() if number == blocks[self.config.frozen_blocks - 1]
+        ]
+        names = list(self._steps)
+        names = names[: names.index(last[-1]) + 1]
         probe = torch.zeros(1, self.scale.shape[1], PROBE, PROBE)
         fold_norms(self.backbone.eval(), (lambda image: self._run(image, names)[0], probe))
         self.backbone.train()
@@ -295,7 +297,7 @@ class RadiographModel(nn.Module):
                     delattr(module, own)
                     module.register_buffer(own, value.detach())
                 module.eval()
-        return steps
+        return len(names)
 
     def _maps_of_interest(self) -> tuple[list[str], list[int]]:
         """Names of the steps whose maps are used, the deepest last, and their numbers of features."""
@@ -314,10 +316,10 @@ class RadiographModel(nn.Module):
     def _run(self, image: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Steps of the encoder: their result, and the maps of interest on the way."""
         maps = {}
-        saving = self._checkpointed and self.training and torch.is_grad_enabled()
+        again = self._blocks if self._checkpointed and self.training and torch.is_grad_enabled() else {}
         for name in names:
             step = self.backbone.get_submodule(name)
-            image = checkpoint(step, image, use_reentrant=False) if saving else step(image)
+            image = checkpoint(step, image, use_reentrant=False) if name in again else step(image)
             if name in self._kept:
                 maps[name] = image
         return image, maps
@@ -471,3 +473,12 @@ def _trace(network: Any, channels: int) -> dict[str, tuple[int, int]]:
             f"{type(network).__name__} is no chain of blocks, as radiographs need it. Name another backbone."
         )
     return {name: (PROBE // gave.shape[2], gave.shape[1]) for name, _, gave in calls}
+
+
+def _blocks(network: Any, steps: Iterable[str]) -> dict[str, int]:
+    """The steps of an encoder that are blocks, with the block's number; one may be several steps."""
+    if not hasattr(network, "group_matcher"):
+        return {}
+    matcher: Any = network.group_matcher(coarse=True)["blocks"]
+    pattern = matcher if isinstance(matcher, str) else matcher[0][0]
+    return {name: int(found[1]) for name in steps if (found := re.match(pattern, name))}
