@@ -17,6 +17,7 @@ from cspine_helpers.radiographs.evaluation import (
     examples,
     froc,
     hardware_shortcut,
+    judged_images,
     resized,
     study_metrics,
     study_scores,
@@ -163,6 +164,32 @@ def test_lesions_are_those_given_or_components_that_may_touch_by_corners():
     assert as_mask.images["lesions"][0] == 1
     assert as_list.images[["lesions", "lesions_hit", "marks", "false_marks"]].iloc[0].tolist() == [2, 2, 1, 0]
     assert as_list.lesions["area"].tolist() == [16, 16]
+
+
+def test_polygons_are_lesions_and_their_union_is_the_truth():
+    left, right = [(2, 3), (12, 3), (12, 13), (2, 13)], [(7, 3), (17, 3), (17, 13), (7, 13)]  # 50 in common
+    marks = {"i0": square(3, 2, 10)}
+    cases = MaskCases.of(images([1]), truth={"i0": [np.array(left), np.array(right)]}, predicted=marks)
+    assert cases.lesions["area"].tolist() == [100, 100]
+    assert cases.images[["true", "overlap", "lesions_hit"]].iloc[0].tolist() == [150, 100, 2]
+    assert np.isfinite(cases.lesions["score"]).all()
+
+
+def test_predictions_meet_the_image_table_by_image():
+    predictions = pd.DataFrame({"StudyInstanceUID": ["b", "a", "c"], "split": ["test", "test", "train"]})
+    predictions = predictions.assign(vertebra="image", label=[1, 0, 0], probability=[0.9, 0.1, 0.2])
+    table = pd.DataFrame({"image": ["a", "b", "c"], "patient": ["p", "q", "r"], "label": [0, 1, 0]})
+    table = table.assign(part=["hand", "leg", "hip"], hardware=[0, 1, np.nan])
+    found = judged_images(predictions, table, split="test")
+    assert found["image"].tolist() == ["b", "a"]
+    assert found[["patient", "part", "hardware"]].to_numpy().tolist() == [["q", "leg", 1], ["p", "hand", 0]]
+    assert judged_images(predictions.assign(patient="x"), table, split="test")["patient"].unique() == ["x"]
+    with pytest.raises(ValueError, match="no image of the split 'validation'; found 'test', 'train'"):
+        judged_images(predictions, table, split="validation")
+    with pytest.raises(ValueError, match="1 predicted images are not in the image table: 'b'"):
+        judged_images(predictions, table[table["image"] != "b"], split="test")
+    with pytest.raises(ValueError, match="1 images are labelled otherwise in the image table: 'a'"):
+        judged_images(predictions.assign(label=1), table, split="test")
 
 
 def test_two_marks_on_one_lesion_are_one_hit_with_the_better_score_and_no_false_mark():

@@ -31,5 +31,15 @@ from cspine_helpers.figures.montages import (
     vertebra_row,
 )
 from cspine_helpers.figures.patient import patient_picture
+from cspine_helpers.figures.radiographs import (
+    Overlay,
+    ablation_dots,
+    cohort_sheet,
+    froc_curves,
+    overlay_sheet,
+    shortcut_dots,
+    split_leaks,
+    subgroup_dots,
+)
 from cspine_helpers.figures.scans import contact_sheet, heights, study_views
 from cspine_helpers.figures.style import save_figure

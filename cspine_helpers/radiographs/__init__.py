@@ -7,6 +7,7 @@ from cspine_helpers.radiographs.evaluation import (
     examples,
     froc,
     hardware_shortcut,
+    judged_images,
     study_metrics,
     study_scores,
     subgroups,

@@ -37,6 +37,7 @@ from cspine_helpers.files.paths import listing
 from cspine_helpers.files.tables import require_columns
 from cspine_helpers.labels import PATIENT, UID
 from cspine_helpers.metrics import auroc
+from cspine_helpers.radiographs.annotations import rasterise
 
 EPSILON = 1e-6  # of Dice, as the public FracAtlas benchmark adds it: an empty pair counts as 1
 FRAME = (384, 384)  # height and width of the square that the benchmark measures on
@@ -147,11 +148,13 @@ class _Overlaps(NamedTuple):
 def _overlaps(lesions: Sequence[NDArray[np.bool_]], marks: NDArray, many: int) -> _Overlaps:
     """Of the lesions' masks, each (H, W), and the labelled marks (H, W), 1 … many."""
     both = np.array([np.bincount(marks[lesion], minlength=many + 1)[1:] for lesion in lesions])
-    centres = np.array(ndimage.center_of_mass(marks > 0, marks, range(1, many + 1))).reshape(many, 2)
-    at = tuple(centres.round().astype(int).T)
+    places = np.nonzero(marks)
+    whose = marks[places]
+    area = np.bincount(whose, minlength=many + 1)[1:].astype(np.float64)
+    at = tuple((np.bincount(whose, place, many + 1)[1:] / area).round().astype(np.intp) for place in places)
     return _Overlaps(
         np.array([lesion.sum() for lesion in lesions], dtype=np.float64),
-        np.bincount(marks.ravel(), minlength=many + 1)[1:].astype(np.float64),
+        area,
         both.reshape(len(lesions), many).astype(np.float64),
         np.array([lesion[at] for lesion in lesions], dtype=bool).reshape(len(lesions), many),
     )
@@ -212,8 +215,8 @@ class MaskCases:
         Args:
             table: one row an image: `image, patient, label, probability`, and perhaps `split` and columns of
                 `SUBGROUPS`.
-            truth: image → mask (H, W) of 0/1, or masks (H, W) one for each lesion. An image without fracture
-                may be absent.
+            truth: image → its lesions: polygons (N, 2) of x, y, as `read_regions` gives them, or masks (H, W)
+                of 0/1, one for each lesion; or one mask (H, W) of them all. Intact images may be absent.
             predicted: image → mask (H, W) of 0/1, or of probabilities, in the truth's frame, one for each
                 image. None where only presence was predicted.
             threshold: of probabilities; a pixel at or above it is in the mask.
@@ -293,6 +296,51 @@ class MaskCases:
         return len(self.images)
 
 
+def judged_images(predictions: pd.DataFrame, images: pd.DataFrame, *, split: str) -> pd.DataFrame:
+    """The predictions of one split, with what the image table says of each image: what `MaskCases.of` takes.
+
+    Args:
+        predictions: a predictions table of images: `StudyInstanceUID` is the image.
+        images: image table of the cohort.
+        split: the one that is judged.
+
+    Returns:
+        Columns `image, patient, split, label, probability, study`, and those of `SUBGROUPS` that there are.
+
+    Raises:
+        ValueError: no prediction is of the split, one is of an image that the table lacks, or the two
+            disagree about a label.
+
+    Example:
+        >>> table = pd.DataFrame({"StudyInstanceUID": ["a"], "split": "test", "label": 1, "probability": 0.7})
+        >>> images = pd.DataFrame({"image": ["a"], "patient": "p", "study": "s", "label": 1, "part": "hand"})
+        >>> judged_images(table, images, split="test")["part"].tolist()
+        ['hand']
+    """
+    rows = predictions[predictions["split"] == split].rename(columns={UID: "image"})
+    if rows.empty:
+        known = listing(sorted(predictions["split"].unique()))
+        raise ValueError(
+            f"The predictions have no image of the split {split!r}; found {known}. Name another."
+        )
+    columns = [name for name in ("image", "study", *SUBGROUPS) if name in images.columns]
+    if "patient" not in rows.columns:
+        columns.append("patient")
+    if len(absent := rows["image"][~rows["image"].isin(images["image"])]):
+        raise ValueError(
+            f"{len(absent)} predicted images are not in the image table: {listing(absent)}. "
+            "Use the cohort that was predicted."
+        )
+    found = rows.merge(images[[*columns, "label"]], on="image", suffixes=("", "_of_image"))
+    if len(differ := found["image"][found["label"] != found["label_of_image"]]):
+        raise ValueError(
+            f"{len(differ)} images are labelled otherwise in the image table: {listing(differ)}. "
+            "Predict the cohort again."
+        )
+    names = ["image", "patient", "split", "label", "probability", *columns[1:]]
+    return found[list(dict.fromkeys(names))]
+
+
 def _checked(table: pd.DataFrame) -> pd.DataFrame:
     """The columns that count, of a table with each image once."""
     needed = ("image", "patient", "label", "probability")
@@ -337,7 +385,7 @@ class _Pixels(NamedTuple):
         elif isinstance(truth, np.ndarray) and truth.ndim == 2:
             lesions = _components(_binary(truth, f"The truth of {image}", 0.5))
         else:
-            lesions = [_binary(lesion, f"A lesion of {image}", 0.5) for lesion in truth]
+            lesions = [_lesion(each, found.shape, f"A lesion of {image}") for each in truth]
         if wrong := [lesion.shape for lesion in lesions if lesion.shape != found.shape]:
             raise ValueError(
                 f"The truth of {image} is of shape {wrong[0]}, its predicted mask of {found.shape}. "
@@ -345,6 +393,14 @@ class _Pixels(NamedTuple):
             )
         true = np.logical_or.reduce(lesions) if lesions else np.zeros_like(found)
         return cls(lesions, true, found, mask if mask.dtype.kind == "f" else None)
+
+
+def _lesion(given: ArrayLike, shape: tuple[int, ...], what: str) -> NDArray[np.bool_]:
+    """A lesion's mask, of that or of the polygon (N, 2)."""
+    values = np.asarray(given)
+    if values.ndim == 2 and values.shape[1] == 2 and values.shape != shape:
+        return rasterise([values], *shape) > 0
+    return _binary(values, what, 0.5)
 
 
 def _counted(
