@@ -1,4 +1,4 @@
-"""The predictions table: one row per study and vertebra, from our model or from anybody's."""
+"""The predictions table: a row a study and vertebra, or a row an image; from our model or from anybody's."""
 
 import hashlib
 import re
@@ -25,7 +25,12 @@ from cspine_helpers.runs import other_runs
 
 COLUMNS = (UID, "vertebra", "split", "label", "probability")
 OPTIONAL = ("patient",)  # who is resampled, where that is not the study
-UNITS = (*VERTEBRAE, PATIENT)  # what a row is about: a vertebra, or the patient by the model's own score
+SINGLE = (
+    "image",
+    "study",
+)  # units that are judged as they are: a table of one has one row an id, and no others
+UNITS = (*VERTEBRAE, PATIENT, *SINGLE)  # what a row is about; the patient: by the model's own score
+_OF_STUDIES = (*VERTEBRAE, PATIENT)
 _TABLE = (
     Column(UID, "id"),
     Column(
@@ -37,7 +42,7 @@ _TABLE = (
     Column("patient", optional=True, wrong="rows whose patient is empty"),
     Column("fold", "whole", 0, optional=True, empty=True, wrong="folds that are no whole numbers from 0"),
 )
-_UNIT_NAMES = {unit.lower(): unit for unit in UNITS} | {unit[1]: unit for unit in VERTEBRAE}
+_UNIT_NAMES = {unit.lower(): unit for unit in _OF_STUDIES} | {unit[1]: unit for unit in VERTEBRAE}
 _UNIT_NAMES |= {"overall": PATIENT}
 _ROW_ID = re.compile(rf"^(.+)_(c[1-7]|{PATIENT})$", re.IGNORECASE)
 _COMMA = re.compile(r"\d+,\d+")
@@ -85,7 +90,9 @@ def validate_predictions(table: pd.DataFrame, *, what: str = "The predictions ta
     A study and vertebra occur once; a study has one split; labels are 0 or 1; probabilities are in [0, 1]. A
     study may lack vertebrae: its CT may not show them. A row whose vertebra is `patient_overall` is the
     model's own score of the patient; every study has one, or none has. Its label is 1 where a vertebra's is,
-    and 0 where all seven are there and intact. The optional column `patient` names whose study it is, where
+    and 0 where all seven are there and intact. A table of radiographs has rows of `image` only (or of `study`
+    only, where several views are judged together), one for each id in the column `StudyInstanceUID`. The
+    optional column `patient` names whose study it is, where
     patients have several; all of them belong to one split. The optional column `fold` says of predictions
     out of fold which one a study is in, and so which model predicts it; it is empty for all other rows.
 
@@ -117,6 +124,10 @@ def _rules(values: pd.DataFrame) -> Iterator[str]:
         torn = each[one][each[one].duplicated()].drop_duplicates()
         if len(torn):
             yield f"{wrong} ({len(torn)}): {listing(torn)}"
+    units = values["vertebra"].dropna().unique().tolist()
+    if len(units) > 1 and (kinds := [kind for kind in SINGLE if kind in units]):
+        others = listing(unit for unit in units if unit != kinds[0])
+        yield f"rows of {kinds[0]!r} beside rows of {others}. One kind makes a table"
     own = values["vertebra"] == PATIENT
     if not own.any():
         return
@@ -188,7 +199,9 @@ def from_wide(
     # 2. What cannot be joined is refused.
     require_columns(wide, (UID, *VERTEBRAE), what="The wide table")
     refuse(_foreign_problems(wide, split), what="The wide table")
-    require_columns(labels, (UID, *(unit for unit in UNITS if unit in wide.columns)), what="The label table")
+    require_columns(
+        labels, (UID, *(unit for unit in _OF_STUDIES if unit in wide.columns)), what="The label table"
+    )
     tables = {"the wide table": wide, "the label table": labels}
     if isinstance(split, pd.DataFrame):
         require_columns(split, (UID, "split"), what="The split")
@@ -207,7 +220,7 @@ def from_wide(
 
     # 3. One row for each study and unit that has a probability.
     rows = wide[wide[UID].isin(studies)]
-    units = [unit for unit in UNITS if unit in rows.columns]
+    units = [unit for unit in _OF_STUDIES if unit in rows.columns]
     keys = [UID, *(name for name in OPTIONAL if name in rows.columns)]
     long = rows.melt(keys, units, "vertebra", "probability").dropna(subset="probability")
     truth = labels.melt(UID, units, "vertebra", "label")
@@ -237,7 +250,7 @@ def _wide_of_submission(table: pd.DataFrame) -> pd.DataFrame:
         )
     values = pd.Series(table["fractured"].to_numpy(), index=pd.Index(found[0], name=UID))
     studies = pd.Index(values.index.unique())
-    wide = {unit: values[(units == unit).to_numpy()].reindex(studies) for unit in UNITS}
+    wide = {unit: values[(units == unit).to_numpy()].reindex(studies) for unit in _OF_STUDIES}
     return pd.DataFrame(wide).reset_index()
 
 
@@ -319,7 +332,7 @@ def _foreign_problems(wide: pd.DataFrame, split: str | pd.DataFrame) -> Iterator
             f"study ids are numbers ({listing(wide[UID].head(3))} …), so that 1.10 has become 1.1. Read them "
             "as text: pd.read_csv(path, dtype={'uid': str})"
         )
-    values = wide[[unit for unit in UNITS if unit in wide.columns]]
+    values = wide[[unit for unit in _OF_STUDIES if unit in wide.columns]]
     cells = set(values.astype(object).fillna("").map(str).to_numpy().ravel())
     if {cell.lower() for cell in cells} & {"true", "false"}:
         yield "values are True or False: calls, not probabilities. Write the probabilities"

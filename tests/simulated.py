@@ -24,6 +24,21 @@ def table_of(labels, probabilities, split="validation"):
     return table.assign(label=np.ravel(labels), probability=np.ravel(probabilities))
 
 
+def image_table(many=160, *, seed=0, unit="image", splits=("validation", "test"), prevalence=0.25):
+    """A predictions table of radiographs: `many` patients a split, 1 to 4 images each that go together."""
+    rng, parts = np.random.default_rng(seed), []
+    for split in splits:
+        images = rng.integers(1, 5, many)
+        whose = np.repeat(np.arange(many), images)
+        label = (rng.random(many) < prevalence)[whose] & (rng.random(len(whose)) < 0.9)
+        logit = -2 + 3 * label + rng.normal(size=many)[whose] + rng.normal(size=len(whose))
+        names = {UID: [f"{split}.{n}" for n in range(len(whose))], "vertebra": unit, "split": split}
+        values = {"label": label.astype(int), "probability": expit(logit).round(6)}
+        patient = {"patient": [f"{split}-group{n}" for n in whose]}
+        parts.append(pd.DataFrame(names | values | patient))
+    return pd.concat(parts, ignore_index=True)
+
+
 def cases_of(labels, probabilities, patient, patients):
     """Vertebrae of patients by their number, with no check: fast, and some patients may have none."""
     names = np.arange(patients).astype(str)

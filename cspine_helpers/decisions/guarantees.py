@@ -10,6 +10,8 @@ least r just where X = missed − (1 − r) · fractured has a mean of at most 0
 recall is averaged over patients). Were the mean of X above 0, the product of 1 − λX over patients would have
 a mean below 1, and reach 1/δ with probability δ at most (Markov), for any λ from 0 to 1 / max X that is fixed
 without a look at the scores. As one patient may lose seven, pooled recall is costly where patients are few.
+Of images a patient may have any number, so that their pooled recall has no such bound: it is averaged over
+patients.
 
 A guarantee is for patients drawn as these were, whom neither training, nor the choice of the epoch, nor a
 fitted aggregation has seen; not for another hospital. Seven vertebrae hold together with confidence 1 − δ
@@ -32,14 +34,15 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from cspine_helpers.decisions.thresholds import Decision, check_threshold
-from cspine_helpers.evaluation.cases import Aggregation, Cases, check_choice
+from cspine_helpers.evaluation.cases import PLURALS, Aggregation, Cases, check_choice
 from cspine_helpers.files.paths import listing
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.metrics import check_scores
-from cspine_helpers.predictions import predictions_sha256
+from cspine_helpers.predictions import SINGLE, predictions_sha256
 
 Average = Literal["vertebrae", "patients"]
-GUARANTEE_LEVELS = ("patient", "vertebra", *VERTEBRAE)
+GUARANTEE_LEVELS = ("patient", "vertebra", *VERTEBRAE, *SINGLE)
+_SEVERAL = ("vertebra", *SINGLE)  # levels at which a patient may have several rows
 MOST = len(VERTEBRAE)  # fractured vertebrae a patient can have
 _LARGEST = 2**17  # patients; beyond that no number is worth naming
 
@@ -53,7 +56,8 @@ class RecallTarget:
         level: what the threshold applies to, one of `GUARANTEE_LEVELS`.
         delta: the violation rate allowed: how often, at most, recall may fall short.
         average: at level `vertebra`, what recall is averaged over: `vertebrae`, all alike (pooled, as
-            `metrics.rates` counts), or `patients`, the share found of each one's fractures.
+            `metrics.rates` counts), or `patients`, the share found of each one's fractures. At level `image`
+            (or `study`) it is `patients`.
         aggregation: at level `patient`, how the patients' probabilities are made.
 
     Example:
@@ -79,6 +83,8 @@ class RecallTarget:
                 )
         check_choice("level", self.level, GUARANTEE_LEVELS)
         check_choice("average", self.average, get_args(Average))
+        if self.level in SINGLE:
+            object.__setattr__(self, "average", "patients")
         if isinstance(self.aggregation, dict):  # from JSON
             object.__setattr__(self, "aggregation", Aggregation(**self.aggregation))
         if self.aggregation is not None and self.level != "patient":
@@ -87,13 +93,13 @@ class RecallTarget:
     @property
     def decision_level(self) -> str:
         """Level of the decision whose threshold, or one of whose thresholds, it is for."""
-        return "patient" if self.level == "patient" else "vertebra"
+        return self.level if self.level in ("patient", *SINGLE) else "vertebra"
 
     @property
     def phrase(self) -> str:
         """In words: recall of patients ≥ 0.9 with confidence 0.95."""
-        what = {"patient": "patients", "vertebra": "vertebrae"}.get(self.level, self.level)
-        over = ", averaged over patients," if self.level == "vertebra" and self.average == "patients" else ""
+        what = PLURALS.get(self.level, self.level)
+        over = ", averaged over patients," if self.level in _SEVERAL and self.average == "patients" else ""
         return f"recall of {what}{over} ≥ {self.recall:.4g} with confidence {1 - self.delta:.4g}"
 
 
@@ -105,7 +111,8 @@ class Guarantee:
         target: what is guaranteed, at which level, by which aggregation; it holds for no other.
         threshold: the highest that meets the target; None: only calling everything positive does.
         patients: fractured patients that it rests on.
-        positives: their fractured vertebrae at level `vertebra`; at other levels the same as `patients`.
+        positives: their fractured vertebrae (or images) at level `vertebra` (or `image`); at other levels the
+            same as `patients`.
         found: those of `positives` at or above the threshold; 0 where there is none.
         needed: fractured patients that would suffice if all positives were found.
         needed_as_hoped: fractured patients that would suffice to guarantee the threshold hoped for, at the
@@ -247,9 +254,14 @@ def _guarantee(cases: Cases, rows_sha256: str, target: RecallTarget, hoped: floa
             "No guarantee holds with an aggregation that was fitted on the validation patients: it has seen "
             "them. Use max, noisy_or or top_k, or leave the guarantee out."
         )
+    if (target.level in SINGLE or cases.level in SINGLE) and target.level != cases.level:
+        raise ValueError(
+            f"The predictions are of {cases.plural}, and guarantee no recall at level {target.level!r}. "
+            f"Ask for RecallTarget(…, level={cases.level!r})."
+        )
     whose = cases.studies["patient"]
     several = whose[whose.duplicated()].unique()
-    if len(several):  # neither test knows what these studies share
+    if len(several) and target.level not in SINGLE:  # neither test knows what these studies share
         raise ValueError(
             f"A guarantee counts patients, and takes one study of each; found several studies of "
             f"{len(several)} patients ({listing(several)}). Keep one: predictions[predictions"
@@ -279,7 +291,8 @@ def guarantee_recall(
     Args:
         labels: (N,) of 0/1, at the target's level.
         probabilities: (N,) in [0, 1].
-        patients: (N,) whose row it is. Several rows of one patient belong to level `vertebra` alone.
+        patients: (N,) whose row it is. Several rows of one patient belong to level `vertebra` (or `image`)
+            alone.
         target: what is guaranteed.
         hoped: a threshold one would rather have, to learn how many patients that would take.
 
@@ -297,7 +310,7 @@ def guarantee_recall(
     y, p = check_scores(labels, probabilities)
     who = _check_patients(patients, y, target.level)
     codes, uids = pd.factorize(who[y == 1])
-    if (np.bincount(codes) > MOST).any():
+    if target.level not in SINGLE and (np.bincount(codes) > MOST).any():
         many = listing(uids[np.bincount(codes) > MOST].tolist())
         raise ValueError(
             f"A patient has {MOST} vertebrae; more are fractured in the rows of {many}. Drop repeated rows, "
@@ -305,10 +318,10 @@ def guarantee_recall(
         )
 
     recall, delta = target.recall, target.delta
-    pooled = target.level != "vertebra" or target.average == "vertebrae"
+    pooled = target.level not in _SEVERAL or target.average == "vertebrae"
     losses = _PatientLosses(p[y == 1], codes, recall=recall, pooled=pooled)
     missed = None if hoped is None else losses.missed(hoped)
-    if target.level == "vertebra":
+    if target.level in _SEVERAL:
         threshold = _highest_threshold(losses, delta)
         needed = losses.needed_if_all_found(delta)
         needed_as_hoped = None if missed is None else losses.needed(missed, delta)
@@ -364,7 +377,7 @@ def _check_patients(patients: ArrayLike, labels: NDArray[np.int64], level: str) 
             f"None of the {len(labels)} rows at level {level!r} is positive, so that recall is not defined. "
             "Use more studies, or another level."
         )
-    if level != "vertebra" and (twice := pd.unique(who[pd.Series(who).duplicated()]).tolist()):
+    if level not in _SEVERAL and (twice := pd.unique(who[pd.Series(who).duplicated()]).tolist()):
         raise ValueError(
             f"At level {level!r} a patient has one row; found several of {len(twice)} ({listing(twice)}). "
             f"Keep one study of each patient, and pass the cases of level {level!r}."

@@ -59,7 +59,7 @@ class Frozen:
 
     Attributes:
         folder: of the run.
-        decisions: level → decision; `vertebra`, `patient` or both.
+        decisions: level → decision; `vertebra`, `patient` or both; or `image` (or `study`).
         guarantees: of their thresholds; none as a rule.
         calibrators: level (`all` or `patient`) → what makes calibrated probabilities of scores there.
         record: the whole of `decision.json`.
@@ -132,7 +132,7 @@ def freeze(
     Args:
         run_folder: `checkpoints/<run>`; made where it is not there yet.
         decisions: one for vertebrae, one for patients, or both, each with a threshold (or one for each
-            vertebra), that of patients with its aggregation.
+            vertebra), that of patients with its aggregation. One for images, of predictions of images.
         predictions: the whole predictions table of the run, all of its splits.
         guarantees: of `guarantee_on_validation`, made on these predictions and by the decision's aggregation:
             one that covers its threshold, or one for each of C1 … C7 that cover its thresholds.
@@ -205,7 +205,7 @@ def freeze(
         "frozen_sha256": content_sha256(parts | of),
         **parts,
         **of,
-        "chosen_on": {"split": "validation", "patients": cases.n_patients, "vertebrae": len(cases)},
+        "chosen_on": {"split": "validation", "patients": cases.n_patients, cases.plural: len(cases)},
         MEMORY: _memory(folder),
         "versions": {"cspine_helpers": __version__},
     }
@@ -293,7 +293,8 @@ def evaluate_on_test(run_folder: str | Path, predictions: pd.DataFrame) -> pd.Da
         Columns `level, patients, studies, incomplete, tp, fp, fn, tn`, the `metrics.rates` and `undefined`.
         For the decision about vertebrae, one row for all (`all`) and one for each; then one for patients.
         Each study is called by itself; `patients` counts whose they are, and `incomplete` the studies with a
-        vertebra missing. A rate whose denominator is zero is NaN; `undefined` counts those.
+        vertebra missing. Of images there is the row `all`. A rate whose denominator is zero is NaN;
+        `undefined` counts those.
 
     Example:
         >>> from cspine_helpers.predictions import read_predictions
@@ -310,7 +311,7 @@ def evaluate_on_test(run_folder: str | Path, predictions: pd.DataFrame) -> pd.Da
     frozen = read_decision(run_folder)
     check_belongs(frozen, predictions)
     test, validation = (Cases.of(predictions, split=name) for name in ("test", "validation"))
-    for level, cases in {"vertebra": validation, "patient": validation.patients()}.items():
+    for level, cases in {each.level: each for each in (validation, validation.patients())}.items():
         if level not in frozen.decisions and len(set(cases.label)) == 2:  # validation can choose there
             raise ValueError(
                 f"No decision at {level} level is frozen in {frozen.folder}: a threshold for one level says "

@@ -86,7 +86,8 @@ class Rule:
 
     Attributes:
         objective: one of `OBJECTIVES`, or `stated`: the threshold is given, not chosen.
-        level: what the threshold applies to, `vertebra` or `patient`.
+        level: what the threshold applies to, `vertebra` or `patient`; `image` (or `study`) where predictions
+            are of those.
         aggregation: at patient level, how the patients' probabilities are made; None: they come ready-made.
         precision_floor: the least precision that is allowed; None: any.
         recall_floor: the least recall that is allowed; None: any.
@@ -287,7 +288,8 @@ def choose_threshold(labels: ArrayLike, probabilities: ArrayLike, rule: Rule) ->
 def choose_decision(predictions: pd.DataFrame, rule: Rule) -> Decision:
     """Choose a threshold on the validation split of a predictions table; other splits are not looked at.
 
-    Where the rule names no aggregation of patients, the decision's has that of `Cases.patients`.
+    Where the rule names no aggregation of patients, the decision's has that of `Cases.patients`. Of a table
+    of images, the decision is at level `image`, also where the rule names no level.
 
     Example:
         >>> choose_decision(predictions, Rule("max_f1")).rule.level
@@ -297,7 +299,8 @@ def choose_decision(predictions: pd.DataFrame, rule: Rule) -> Decision:
         ValueError: the table breaks the schema or has no validation rows; or as `choose_threshold`.
     """
     cases = Cases.of(predictions, split="validation", level=rule.level, aggregation=rule.aggregation)
-    return choose_threshold(cases.label, cases.probability, replace(rule, aggregation=cases.aggregation))
+    rule = replace(rule, level=cases.level, aggregation=cases.aggregation)
+    return choose_threshold(cases.label, cases.probability, rule)
 
 
 def choose_per_vertebra(
@@ -322,6 +325,10 @@ def choose_per_vertebra(
             schema or has no validation rows; as `choose_threshold`.
     """
     cases = Cases.of(predictions, split="validation")
+    if cases.level != "vertebra":
+        raise ValueError(
+            f"Thresholds of single vertebrae: these are {cases.plural}. Choose one for all of them."
+        )
     parts = {name: cases.where(cases.unit == name) for name in VERTEBRAE}
     counts = {name: np.bincount(part.label, minlength=2) for name, part in parts.items()}
     if rare := [f"{name} {n[1]} and {n[0]}" for name, n in counts.items() if n.min() < min_positives]:

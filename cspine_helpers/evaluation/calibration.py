@@ -128,7 +128,7 @@ def fit_calibrator(cases: Cases, *, kind: Kind) -> Calibrator:
     least = LEAST_PATIENTS[kind]
     if counted.min() < least:
         simpler = [name for name, count in LEAST_PATIENTS.items() if counted.min() >= count]
-        case = "vertebra" if cases.name == "all" else cases.name
+        case = cases.level if cases.name == "all" else cases.name
         both = f"patients with a fractured {case} and {least} with an intact one"
         both = f"fractured patients and {least} intact ones" if cases.level == "patient" else both
         raise ValueError(

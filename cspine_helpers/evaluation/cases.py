@@ -1,8 +1,8 @@
-"""The rows that are judged: vertebrae, or patients made of them, checked once at the door."""
+"""The rows that are judged, checked once at the door: vertebrae, or patients made of them; or images."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, Self, get_args
+from typing import Literal, Self, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,11 @@ from scipy.special import expit, logit
 from cspine_helpers.files.paths import listing
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.metrics import auroc, average_precision, check_scores
-from cspine_helpers.predictions import validate_predictions
+from cspine_helpers.predictions import SINGLE, validate_predictions
 
-LEVELS = ("all", *VERTEBRAE, "patient")  # all vertebrae pooled, one of them, or whole patients
-Level = Literal["vertebra", "patient"]
+LEVELS = ("all", *VERTEBRAE, "patient")  # all vertebrae (or images) pooled, one of them, or whole patients
+Level = Literal["vertebra", "patient", "image", "study"]  # the last two: `SINGLE`, where no patient is made
+PLURALS = {"vertebra": "vertebrae", "patient": "patients", "image": "images", "study": "studies"}
 Method = Literal["max", "noisy_or", "top_k", "logistic", "own"]
 MIN_PATIENTS = 20  # with and without fracture each, for the learned aggregation
 _LOGIT_LIMIT = 15.0  # probabilities of 0 and 1 have no finite logit
@@ -97,19 +98,20 @@ class Aggregation:
 
 @dataclass(frozen=True, eq=False)
 class Cases:
-    """The rows that are judged, checked once: vertebrae, or the patients made of them.
+    """The rows that are judged, checked once: vertebrae, or the patients made of them; or images.
 
     `Cases.of` makes them of a predictions table. A patient is one study's row, labelled 1 where any row of
-    the study is; `patient` says which of them belong to one person.
+    the study is; `patient` says which of them belong to one person. Images (and studies of several views) are
+    cases as they are: no patients are made of them, and `patient` says who is resampled as one.
 
     Attributes:
         patient: (n,) who is resampled: the column `patient` where the table has it, else the study.
         study: (n,) `StudyInstanceUID`.
-        unit: (n,) C1 … C7, or "patient".
+        unit: (n,) C1 … C7, or "patient"; or "image".
         label: (n,) 0/1.
         probability: (n,) in [0, 1].
         split: (n,) its name.
-        level: "vertebra" or "patient".
+        level: "vertebra" or "patient"; or "image" (or "study"), in a table of those.
         aggregation: at patient level, how vertebrae were combined, or that the score is the model's own.
         name: one of `LEVELS`, as `of_unit` takes it.
         studies: by study, in order of first appearance, of all splits and vertebrae that the table gave:
@@ -143,12 +145,14 @@ class Cases:
     ) -> Self:
         """The cases of a predictions table, of one split where it is named.
 
+        Where no level is asked for, they are of the table's own: vertebrae, or images.
+
         Raises:
             ValueError: the table breaks the schema, or has no row of that split or level; an unknown level;
-                an aggregation at vertebra level; see `patients`.
+                an aggregation at another than patient level; see `patients`.
         """
         check_choice("level", level, get_args(Level))
-        if aggregation is not None and level == "vertebra":
+        if aggregation is not None and level != "patient":
             raise ValueError(
                 "An aggregation belongs to the patient level. Leave it out, or choose that level."
             )
@@ -161,6 +165,13 @@ class Cases:
                     f"The predictions have no row of the split {split!r}; found {listing(sorted(found))}. "
                     "Predict it, or name the split of these patients so."
                 )
+        first = str(table["vertebra"].iloc[0])
+        kind = cast(Level, first if first in SINGLE else "vertebra")
+        if level not in (kind, "vertebra", "patient") or (kind in SINGLE and level == "patient"):
+            raise ValueError(
+                f"The predictions are of {PLURALS[kind]}; cases of level {level!r} are not made of them. "
+                "Leave the level out."
+            )
         own = table["vertebra"] == PATIENT
         whose = (table["patient"] if "patient" in table.columns else table[UID]).astype(str)
         marked = table.assign(patient=whose, vertebrae=~own, own=table["probability"].where(own))
@@ -177,13 +188,13 @@ class Cases:
             label=rows["label"].to_numpy(),
             probability=rows["probability"].to_numpy(),
             split=rows["split"].to_numpy(dtype=np.str_),
-            level="vertebra",
+            level=kind,
             studies=studies,
         )
         return cases.patients(aggregation) if level == "patient" else cases
 
     def patients(self, aggregation: Aggregation | None = None) -> Self:
-        """One case for each study, in order of first appearance.
+        """One case for each study, in order of first appearance; images are cases as they are.
 
         Args:
             aggregation: how the probabilities of vertebrae become one. Where not given, the model's own score
@@ -191,8 +202,12 @@ class Cases:
 
         Raises:
             ValueError: the aggregation is the own score, and there is none; it needs vertebrae, and a study
-                has none; these are patients already, by another; these are some vertebrae only.
+                has none; these are patients already, by another; these are some vertebrae only; there is an
+                aggregation of images.
         """
+        if self.level in SINGLE:
+            self._require_vertebrae("aggregation") if aggregation else None
+            return self
         if self.level == "patient":
             if aggregation not in (None, self.aggregation):
                 raise ValueError(
@@ -231,6 +246,8 @@ class Cases:
             ValueError: an unknown unit, or one of which there is no case.
         """
         check_choice("level", unit, LEVELS)
+        if unit != "all":
+            self._require_vertebrae(f"level {unit!r}", also_of_patients=True)
         if unit == "patient":
             return self.patients()
         if self.level == "patient":
@@ -242,6 +259,24 @@ class Cases:
         if not (kept := self.unit == unit).any():
             raise ValueError(f"The predictions have no row at level {unit!r}. Predict it, or choose another.")
         return replace(self.where(kept), name=unit)
+
+    def units(self) -> dict[str, Self]:
+        """The cases of each unit that occurs: C1 … C7 in their order; of images, all.
+
+        Raises:
+            ValueError: these are patients, or of one vertebra.
+        """
+        if self.level in SINGLE:
+            return {self.level: self}
+        return {name: self.of_unit(name) for name in VERTEBRAE if (self.unit == name).any()}
+
+    def _require_vertebrae(self, what: str, *, also_of_patients: bool = False) -> None:
+        """Refuse what images do not have."""
+        if self.level in SINGLE:
+            of = "vertebrae and patients" if also_of_patients else "vertebrae"
+            raise ValueError(
+                f"{PLURALS[self.level].capitalize()} are judged one by one; {what} is of {of}. Leave it out."
+            )
 
     def where(self, kept: NDArray[np.bool_]) -> Self:
         """The cases of a mask (n,); `studies` and whom a resample draws from stay the same."""
@@ -285,9 +320,15 @@ class Cases:
         return len(np.unique(self.study))
 
     @property
+    def plural(self) -> str:
+        """What the cases are: vertebrae, patients, images, studies."""
+        return PLURALS[self.level]
+
+    @property
     def words(self) -> str:
         """How many patients: "60 patients", or "120 studies of 60 patients"."""
-        studies = "" if self.n_studies == self.n_patients else f"{self.n_studies:,} studies of "
+        alone = self.n_studies == self.n_patients or self.level in SINGLE
+        studies = "" if alone else f"{self.n_studies:,} studies of "
         return f"{studies}{self.n_patients:,} patients"
 
     @property
@@ -313,15 +354,18 @@ class Cases:
 
     @property
     def missing(self) -> NDArray[np.int_]:
-        """How many of C1 … C7 the study of each case lacks, (n,)."""
+        """How many of C1 … C7 the study of each case lacks, (n,); of images 0."""
+        if self.level in SINGLE:
+            return np.zeros(len(self), dtype=np.int_)
         return _COUNT - self.studies["vertebrae"].to_numpy()[self._place()]
 
     def wide(self, values: ArrayLike | None = None) -> NDArray[np.float64]:
         """Values (n,), or the probabilities, by study and C1 … C7, (studies, 7); NaN where one is missing.
 
         Raises:
-            ValueError: these are patients.
+            ValueError: these are patients, or images.
         """
+        self._require_vertebrae("a table by C1 … C7")
         if self.level == "patient":
             raise ValueError(
                 "These cases are patients; vertebrae are needed. Start from Cases.of(predictions)."
@@ -345,7 +389,7 @@ class Cases:
         if (self.studies["patient"] != self.studies.index).any():
             found["patient"] = self.patient
         return (
-            found if self.level == "vertebra" else found.drop(columns="vertebra").assign(missing=self.missing)
+            found if self.level != "patient" else found.drop(columns="vertebra").assign(missing=self.missing)
         )
 
 
@@ -376,7 +420,9 @@ def sorted_logits(wide: ArrayLike) -> NDArray[np.float64]:
 
 
 def defined_levels(cases: Cases) -> list[str]:
-    """Those of `LEVELS` at which both classes occur, so that curves are defined."""
+    """Those of `LEVELS` at which both classes occur, so that curves are defined; of images "all"."""
+    if cases.level in SINGLE:
+        return ["all"] if len(set(cases.label)) == 2 else []
     labels = {name: cases.label[cases.unit == name] for name in VERTEBRAE}
     labels |= {"all": np.concatenate([*labels.values()]), "patient": cases.studies["label"].to_numpy()}
     return [level for level in LEVELS if len(set(labels[level])) == 2]

@@ -95,7 +95,8 @@ def per_vertebra(
 ) -> pd.DataFrame:
     """Every headline number of each vertebra with its interval, all from the same resamples.
 
-    The threshold is one for all vertebrae, or one for each that occurs; options as in `bootstrap`.
+    The threshold is one for all vertebrae, or one for each that occurs; options as in `bootstrap`. Images are
+    one unit, `image`.
 
     Returns:
         Columns `vertebra, studies, positives, metric, value, low, high, undefined`. A metric that is not
@@ -109,7 +110,7 @@ def per_vertebra(
         >>> found["vertebra"].unique().tolist()
         ['C1', 'C2', 'C3', 'C4', 'C5', 'C6', 'C7']
     """
-    parts = {name: cases.of_unit(name) for name in VERTEBRAE if (cases.unit == name).any()}
+    parts = cases.units()
     given = threshold if isinstance(threshold, Mapping) else dict.fromkeys(parts, threshold)
     if lacking := [name for name in parts if name not in given]:
         raise ValueError(f"No threshold for {listing(lacking)}. Give each vertebra one, or one for all.")
@@ -271,7 +272,8 @@ def _check_options(cases: Cases, threshold: float | None, resamples: int, confid
 
 def _headline_numbers(cases: Cases, threshold: float | None, patients: Cases | None = None) -> Estimates:
     """The headline numbers; with the competition's loss if these are all vertebrae of every study."""
-    whole = cases.name == "all" and len(cases) == len(VERTEBRAE) * len(cases.studies)
+    vertebrae = cases.level == "vertebra" and cases.name == "all"
+    whole = vertebrae and len(cases) == len(VERTEBRAE) * len(cases.studies)
     if patients is not None and not whole:
         raise ValueError(
             "Patients are for the competition's loss, which needs all seven vertebrae of each study; found "
