@@ -1,4 +1,4 @@
-"""Predictions of radiographs, a row an image, go the way of those of vertebrae, to the card and the slider."""
+"""Predictions of radiographs, a row an image, go the way of vertebrae, to the card and the slider."""
 
 import numpy as np
 import pandas as pd
