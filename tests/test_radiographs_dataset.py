@@ -142,6 +142,15 @@ def test_damaged_images_are_named_and_the_others_packed(own):
         RadiographDataset(table, own)
 
 
+def test_outlines_beside_their_image_are_refused(own):
+    annotations = json.loads((own.parent / "annotations.json").read_text())
+    lines = annotations["annotations"][-1]["segmentation"]
+    annotations["annotations"][-1]["segmentation"] = [[at + 1000 for at in line] for line in lines]
+    (own.parent / "annotations.json").write_text(json.dumps(annotations))
+    with pytest.raises(ValueError, match=r"1 of 24 images cannot be packed: \w+ \(its outlines lie beside"):
+        pack_images(own.parent, SMALL)
+
+
 def test_a_folder_of_other_sequences_is_left_alone(own):
     (own / "packing.json").unlink()
     with pytest.raises(FileExistsError, match=r"holds what was not packed here. Move it aside"):
@@ -267,7 +276,8 @@ def test_steps_of_probability_0_are_off():
 
 
 def test_the_same_seed_is_the_same_variation_and_another_is_another():
-    vary, image = Variation(ImageAugment()), picture()
+    always = dict.fromkeys(OFF, 1.0)
+    vary, image = Variation(ImageAugment(**always)), picture()
     one, again, other = (vary(image, image, seed=seed) for seed in ((3, 1, 5), (3, 1, 5), (3, 2, 5)))
     for mine, theirs in zip(one, again, strict=True):
         np.testing.assert_array_equal(mine, theirs)
@@ -384,13 +394,20 @@ def test_a_fractured_patch_always_shows_fracture_and_all_patches_are_of_the_aske
         assert torch.equal(shown, batch["label"] == 1)
 
 
-def test_the_smallest_fracture_in_a_corner_stays_in_its_patch():
-    vary = Variation(ImageAugment())
+@pytest.mark.parametrize("patch", [32, None])
+def test_the_smallest_fracture_in_a_corner_stays_inside(patch):
+    vary, brought_back = Variation(ImageAugment(affine=1, shift=0.2)), 0
     for seed in range(60):
         mask = np.zeros((96, 64), np.uint8)
-        mask[seed % 2 * -1, seed % 3 // 2 * -1] = 255
-        _, moved = vary(picture(), mask, seed=(seed,), patch=32)
+        mask[(3, -4)[seed % 2], (3, -4)[seed // 2 % 2]] = 255
+        image = np.where(mask, 255, 40).astype(np.uint8)
+        varied, moved = vary(image, mask, seed=(seed,), patch=patch)
         assert moved.max() > 0
+        # the image moved with it: what is brightest there is the fracture
+        assert varied.ravel()[moved.argmax()] > np.median(varied)
+        at = np.unravel_index(moved.argmax(), moved.shape)
+        brought_back += min(*at, *(np.array(moved.shape) - 1 - at)) in (3, 4)
+    assert brought_back > 10
 
 
 def test_patches_have_the_scale_of_the_whole_image_and_lie_inside_it():
@@ -412,6 +429,22 @@ def test_patches_of_intact_images_lie_about_the_body():
         assert patch.max() == 160
     nothing = np.zeros((96, 64), np.uint8)
     assert only()(nothing, None, seed=(0,), patch=32)[0].shape == (32, 32)
+
+
+def test_patches_of_intact_images_are_cut_out_about_the_models_false_marks(packed):
+    dataset = RadiographDataset(table_of(packed), packed, patch=32)
+    intact = int(np.flatnonzero(dataset.labels == 0)[0])
+    whole = RadiographDataset(table_of(packed), packed)[intact]["image"].numpy()
+    windows = np.lib.stride_tricks.sliding_window_view(whole, (32, 32))
+    dataset.focus[intact] = torch.tensor([12.0, 80.0])
+    for epoch in range(10):
+        patch = dataset[epoch, intact]["image"].numpy()
+        ((top, left),) = np.argwhere((windows == patch).all(axis=(2, 3)))
+        assert top <= 80 < top + 32
+        assert left <= 12 < left + 32
+    fractured = int(np.flatnonzero(dataset.labels == 1)[0])
+    dataset.focus[fractured] = torch.tensor([0.0, 0.0])
+    assert all(dataset[epoch, fractured]["mask"].max() > 0 for epoch in range(10))
 
 
 @pytest.mark.parametrize("patch", [16, 48, 96])
@@ -522,9 +555,20 @@ def test_a_batch_without_an_image_or_fewer_workers_than_none_are_refused(packed,
 
 
 @pytest.mark.slow
-def test_workers_load_the_same_batches(packed):
-    dataset = RadiographDataset(table_of(packed), packed, augment=ImageAugment())
-    loaders = [image_loader(dataset, batch_size=4, training=True, workers=workers) for workers in (0, 2)]
-    for one, other in zip(*loaders, strict=True):
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
+def test_workers_load_the_same_batches_and_know_a_changed_focus(packed):
+    loaders = [
+        image_loader(
+            RadiographDataset(table_of(packed), packed, augment=ImageAugment(), patch=32),
+            batch_size=4,
+            training=True,
+            workers=workers,
+        )
+        for workers in (0, 2)
+    ]
+    for epoch in (1, 2):
+        for loader in loaders:
+            loader.batch_sampler.set_epoch(epoch)
+            loader.dataset.focus[:] = torch.tensor([20.0, 30.0 * epoch])  # its processes began before
+        for one, other in zip(*loaders, strict=True):
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[name], other[name]) for name in one)

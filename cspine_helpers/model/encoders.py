@@ -63,23 +63,35 @@ def _probed(name: str) -> tuple[dict[int, int], list[str]]:
     return (maps, unused) if all(fits) else ({}, [])
 
 
-def _random(name: str) -> Any:
+def _random(name: str, channels: int = INTENSITIES, **options: Any) -> Any:
     """The network with random weights, and without its classifier."""
-    return timm.create_model(name, in_chans=INTENSITIES, num_classes=0, global_pool="")
+    return timm.create_model(name, in_chans=channels, num_classes=0, global_pool="", **options)
 
 
-def backbone(name: str, stride: int, weights: Weights | None = None) -> tuple[Any, int]:
+def backbone(
+    name: str,
+    stride: int,
+    weights: Weights | None = None,
+    *,
+    channels: int = INTENSITIES,
+    **options: Any,
+) -> tuple[Any, int]:
     """A backbone without its classifier, cut behind the chosen stride, and its number of features.
 
     Args:
         name: of timm, with its pretrained tag where it has one.
         stride: pixels to one cell of the features, one of its `feature_maps`; deeper blocks are not built.
         weights: what it begins with; None: the torch seed decides.
+        channels: of an image.
+        options: for timm's `create_model`, such as `output_stride`.
 
     Raises:
         ValueError: the weights are of another architecture.
     """
-    network = _random(name) if weights is None else network_with(weights, name, INTENSITIES)
+    if weights is None:
+        network = _random(name, channels, **options)
+    else:
+        network = network_with(weights, name, channels, **options)
     maps, unused = _probed(name)
     stage = list(maps).index(stride)
     if stage < len(maps) - 1:

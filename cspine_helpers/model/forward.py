@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import tee
 from typing import Any
 
@@ -137,7 +138,8 @@ def _pairs(
     layers = [each for each in model.modules() if type(each) in (*_CONVOLUTIONS, *_NORMS)]
     hooks = [each.register_forward_hook(note) for each in layers]
     device = next(model.requires_grad_(True).parameters()).device
-    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    shapes_alone = device.type == "meta"  # where there is no mixed precision
+    with torch.enable_grad(), nullcontext() if shapes_alone else torch.autocast(device.type, enabled=False):
         end = encode(image.to(device)).grad_fn
     for hook in hooks:
         hook.remove()

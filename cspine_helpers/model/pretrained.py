@@ -179,8 +179,10 @@ def _from_hub(backbone: str) -> Weights:
     return Weights(load(content), record)
 
 
-def network_with(weights: Weights, backbone: str, channels: int) -> Any:
+def network_with(weights: Weights, backbone: str, channels: int, **options: Any) -> Any:
     """A network of timm with these weights, its first layer for so many channels by timm's conversion.
+
+    Options are those of timm's `create_model`.
 
     Raises:
         ValueError: they are of another architecture; names the first ten tensors that do not fit.
@@ -196,7 +198,7 @@ def network_with(weights: Weights, backbone: str, channels: int) -> Any:
     overlay = {"state_dict": tensors}
     try:
         network: Any = timm.create_model(
-            backbone, pretrained=True, pretrained_cfg_overlay=overlay, in_chans=channels
+            backbone, pretrained=True, pretrained_cfg_overlay=overlay, in_chans=channels, **options
         )
     except (RuntimeError, LookupError, AttributeError) as error:  # in as many lines as there are tensors
         odd = [f"{name} is missing" for name in wanted if name not in tensors]

@@ -170,6 +170,8 @@ def _pack(
     pixels = frame.pixels(image)
     if polygons:
         mask = 255 * rasterise([frame.points(polygon) for polygon in polygons], *pixels.shape)
+        if not mask.any():
+            raise ValueError("its outlines lie beside the image")
         _write(outline, mask)
     _write(target, pixels)
 
@@ -319,33 +321,40 @@ class Variation:
         *,
         seed: tuple[int, ...],
         patch: int | None = None,
+        about: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """The image, uint8 (H, W), and its mask, varied; with `patch`, a square of that side cut out of them.
 
-        The same seed gives the same variation. A patch keeps the image's scale. It lies about a pixel of the
-        mask, which stays inside whatever is drawn, or where there is no mask, about a pixel of the body.
+        The same seed gives the same variation. Whatever is drawn, a part of the mask stays inside. A patch
+        keeps the image's scale and holds a pixel of the mask; where there is none, the one at x, y `about`,
+        or one of the body.
         """
         words = np.random.SeedSequence(seed).generate_state(3, np.uint64)
-        shape = image.shape if patch is None else (patch, patch)
+        rng, shape = np.random.default_rng(words[2]), image.shape if patch is None else (patch, patch)
         # 1. Draw. All steps share one stream: Compose(seed=...) would hand the same seed to each of them.
         self._compose.set_random_state(np.random.default_rng(words[0]), random.Random(int(words[1])))
         self._compose(image=image if patch is None else np.zeros(shape, np.uint8))
         drawn = [step for step in self._compose.transforms if step.params]
 
         # 2. Move.
-        move = np.eye(3)
+        begin, move = np.eye(3), np.eye(3)
         if patch is not None:
-            point = _somewhere(image, mask, np.random.default_rng(words[2]), patch)
-            move[:2, 2] = -point.corner
+            pixel = _pixel(image, rng, about) if mask is None else _inside(mask, rng)
+            begin[:2, 2] = -_corner(pixel, image.shape, rng, patch)
+            move = begin
         for step in drawn:
             move = step.matrix(shape) @ move
-        if patch is not None and mask is not None:
-            place = (move @ [*point.pixel, 1])[:2]
-            move[:2, 2] += np.clip(place, patch // 8, patch - 1 - patch // 8) - place
-        size = (shape[1], shape[0])
-        if shape != image.shape or not np.array_equal(move, np.eye(3)):
+        if patch is not None:
+            move = _keeping(pixel, begin, move, shape)
+        if patch is not None or not np.array_equal(move, np.eye(3)):
+            size = (shape[1], shape[0])
+            if mask is not None:
+                moved = cv2.warpAffine(mask, move[:2], size)
+                if not cv2.countNonZero(moved):  # moved out of a whole image
+                    move = _keeping(_inside(mask, rng), begin, move, shape)
+                    moved = cv2.warpAffine(mask, move[:2], size)
+                mask = moved
             image = cv2.warpAffine(image, move[:2], size)
-            mask = None if mask is None else cv2.warpAffine(mask, move[:2], size)
 
         # 3. Change the grey levels.
         levels = np.arange(256, dtype=np.float32)
@@ -416,26 +425,39 @@ class _Noise(_Drawn, A.GaussNoise):
         return cv2.add(image, self.params["noise_map"], dtype=cv2.CV_8U)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a patch is cut out: x, y of its upper left corner, and of the pixel for which it was chosen."""
+def _inside(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """x, y of any pixel of the mask."""
+    pixels = np.flatnonzero(mask)
+    row, column = divmod(int(pixels[rng.integers(len(pixels))]), mask.shape[1])
+    return np.array([column, row])
 
-    corner: np.ndarray
-    pixel: np.ndarray
+
+def _pixel(image: np.ndarray, rng: np.random.Generator, about: np.ndarray | None) -> np.ndarray:
+    """x, y about which to cut out; where it is not given, any of the body: what Otsu's threshold is below."""
+    if about is not None:
+        return np.clip(np.rint(about).astype(int), 0, np.array(image.shape[::-1]) - 1)
+    small = cv2.resize(image, None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA)
+    _, body = cv2.threshold(small, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    return 8 * _inside(body if body.any() else np.ones_like(body), rng) + 4
 
 
-def _somewhere(image: np.ndarray, mask: np.ndarray | None, rng: np.random.Generator, side: int) -> _Place:
-    """A place inside the image for a patch, with a pixel of the mask, or of the body, inside."""
-    if mask is not None:
-        row, column = divmod(int(rng.choice(np.flatnonzero(mask))), mask.shape[1])
-    else:
-        small = cv2.resize(image, None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA)
-        _, body = cv2.threshold(small, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-        cells = np.flatnonzero(body) if body.any() else np.arange(body.size)
-        row, column = (8 * at + 4 for at in divmod(int(rng.choice(cells)), body.shape[1]))
-    pixel, edge = np.array([column, row]), side // 8
-    corner = pixel - rng.integers(edge, side - edge, size=2)
-    return _Place(np.clip(corner, 0, np.array(image.shape[::-1]) - side), pixel)
+def _corner(pixel: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator, side: int) -> np.ndarray:
+    """x, y of the upper left corner of a square in the image that holds this pixel, not at its very edge."""
+    edge = side // 8
+    return np.clip(pixel - rng.integers(edge, side - edge, size=2), 0, np.array(shape[::-1]) - side)
+
+
+def _keeping(pixel: np.ndarray, begin: np.ndarray, move: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The movement, with a further shift where the pixel would come to lie at an edge, or beyond it.
+
+    An edge is an eighth of the side, or as narrow as the pixel's distance was to `begin` with.
+    """
+    last = np.array(shape[::-1]) - 1
+    was, place = (matrix @ [*pixel, 1] for matrix in (begin, move))
+    edge = np.minimum(np.minimum(was[:2], last - was[:2]), min(shape) // 8)
+    kept = move.copy()
+    kept[:2, 2] += np.clip(place[:2], edge, last - edge) - place[:2]
+    return kept
 
 
 # ---------------------------------------------------------------------------------------------- data set
@@ -463,6 +485,9 @@ class RadiographDataset(Dataset[dict[str, Tensor]]):
         annotated: bool `(N,)`.
         weights: float64 `(N,)`, how readily an intact image is drawn for an epoch, see `image_order`; may be
             changed between epochs.
+        focus: float32 `(N, 2)`, x, y in the packed image about which an intact image's patch is cut out, such
+            as the model's own false mark; NaN: anywhere in the body. May be changed between epochs: it lies
+            in memory that loading processes share.
 
     Raises:
         FileNotFoundError: nothing is packed there.
@@ -492,6 +517,7 @@ class RadiographDataset(Dataset[dict[str, Tensor]]):
         config, annotated = ImagePackConfig(**record["frame"]), set(record["annotated"])
         self.labels = table["label"].to_numpy(dtype=np.float32)
         self.weights = np.ones(len(table))
+        self.focus = torch.full((len(table), 2), torch.nan).share_memory_()
         outlined = table["image"].isin(annotated).to_numpy() & (self.labels == 1)
         self.annotated = outlined | (self.labels == 0)
         if stride < 1 or config.short % stride or config.long % stride or (patch or 0) % stride:
@@ -579,7 +605,11 @@ class RadiographDataset(Dataset[dict[str, Tensor]]):
         if self._outlined[index]:
             mask = self._read("masks", index)
         if self._vary is not None:
-            image, mask = self._vary(image, mask, seed=(self.seed, epoch, index), patch=self.patch)
+            focus = self.focus[index].numpy()
+            about = None if np.isnan(focus).any() else focus
+            image, mask = self._vary(
+                image, mask, seed=(self.seed, epoch, index), patch=self.patch, about=about
+            )
         place[:] = image
         if mask is None:
             mask_place[:] = 0
