@@ -331,7 +331,7 @@ def _is_trained_on(run: Run, beside: Path, uid: str) -> bool:
             return False
         split = fold_split(folds[[UID]].assign(split="train"), folds, fold["number"])
         return uid in set(studies_of(split, "train"))
-    for path in (folder / "split.csv" for folder in (beside, _cohort_of(data)) if folder is not None):
+    for path in (folder / "split.csv" for folder in (beside, recorded_cohort(data)) if folder is not None):
         if _is_sealed(path) and split_hash(table := read_split(path)) == data.get("split_sha256"):
             return uid in set(studies_of(table, "train"))
     return False
@@ -341,7 +341,7 @@ def _is_sealed(path: Path) -> bool:
     return path.is_file() and seal_of(path).is_file()
 
 
-def _cohort_of(data: Mapping[str, Any]) -> Path | None:
+def recorded_cohort(data: Mapping[str, Any]) -> Path | None:
     """Folder of the cohort that a run's record names; None outside a project, or without such a name."""
     try:
         return cohort_dir(data.get("cohort", ""))

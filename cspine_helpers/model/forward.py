@@ -3,7 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import tee
 from typing import Any
 
@@ -34,13 +34,20 @@ def forward_pass(
     network, device = folded(model), next(model.parameters()).device
     for batch in batches:
         given = (batch[name].to(device, non_blocking=True) for name in ("sequence", "vertebra"))
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),  # float32 as on a CPU
-        ):
+        with as_on_a_cpu(device):
             output = network(*given)
         yield batch["index"], output
+
+
+@contextmanager
+def as_on_a_cpu(device: torch.device) -> Iterator[None]:
+    """Compute without gradients and in float32, whatever a network was trained in."""
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        yield
 
 
 def mean_probability(

@@ -72,7 +72,7 @@ class Blend:
     Example:
         >>> blend = Blend(class_share=0.5, top_cells=1)
         >>> blend.probability(np.array([0.8]), np.array([[[0.4, 0.0]]]))
-        0.6
+        0.6000000000000001
     """
 
     class_share: float = setting(0.75, within("[0, 1]"))
