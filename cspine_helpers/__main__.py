@@ -211,6 +211,118 @@ def _pack_slices(options: Namespace) -> int:
     return _FAILED if (report["status"] == "failed").any() else 0
 
 
+def _radiographs_options(parser: ArgumentParser) -> None:
+    from cspine_helpers.radiographs.dataset import ImagePackConfig
+    from cspine_helpers.radiographs.groups import FRACTIONS, GroupConfig
+
+    alike, frame = GroupConfig(), ImagePackConfig()
+    parser.add_argument("--cohort", required=True, help="folder of data/ that is made")
+    sources = parser.add_argument_group("sources, one or several that mean the same by label 1")
+    sources.add_argument(
+        "--fracatlas", type=Path, metavar="FOLDER", help="FracAtlas: the one with dataset.csv"
+    )
+    sources.add_argument(
+        "--yolo", type=Path, metavar="FOLDER", help="a set in YOLO format: the one with data.yaml"
+    )
+    sources.add_argument(
+        "--labels", type=Path, help='its classes as JSON: {"forearm fracture": 1, "humerus": 0, …}'
+    )
+    sources.add_argument(
+        "--mura", type=Path, metavar="FOLDER", help="MURA v1.1: the one with train and valid"
+    )
+    parser.add_argument(
+        "--skip-unusable", action="store_true", help="leave out what cannot be used, and name it"
+    )
+    parser.add_argument(
+        "--copy", action="store_true", help="copy the images (default: link to where they lie)"
+    )
+    parser.add_argument(
+        "--similarity",
+        type=float,
+        default=alike.similarity,
+        help=f"correlation of thumbnails above which images are one patient's (default: {alike.similarity})",
+    )
+    parser.add_argument(
+        "--gap",
+        type=int,
+        default=alike.gap,
+        help=f"largest step of file numbers in a series of one patient; 0: no series (default: {alike.gap})",
+    )
+    said = " ".join(map(str, FRACTIONS))
+    parser.add_argument(
+        "--fractions",
+        type=float,
+        nargs=3,
+        default=FRACTIONS,
+        metavar=("TRAIN", "VALIDATION", "TEST"),
+        help=f"shares of the splits (default: {said})",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
+    parser.add_argument(
+        "--published",
+        nargs="+",
+        default=[],
+        metavar="NAME=SPLIT",
+        help="published splits to keep: valid=test",
+    )
+    parser.add_argument("--long", type=int, default=frame.long, help=f"pixels (default: {frame.long})")
+    parser.add_argument("--short", type=int, default=frame.short, help=f"pixels (default: {frame.short})")
+
+
+def _radiographs(options: Namespace) -> int:
+    from cspine_helpers.labels import SPLITS
+    from cspine_helpers.radiographs.dataset import ImagePackConfig, pack_images
+    from cspine_helpers.radiographs.groups import GroupConfig, split_images
+    from cspine_helpers.radiographs.sources import (
+        consolidate,
+        read_fracatlas,
+        read_mura,
+        read_sources,
+        read_yolo,
+    )
+    from cspine_helpers.splits import SplitConfig, write_split
+
+    # 1. What is asked for.
+    if bool(options.yolo) != bool(options.labels):
+        raise ValueError("--yolo and --labels go together: a set, and what its classes mean. Give both.")
+    if not (options.fracatlas or options.yolo or options.mura):
+        raise ValueError("No source is named. Give --fracatlas, --yolo or --mura the folder that holds it.")
+    published = dict(each.partition("=")[::2] for each in options.published)
+    config = SplitConfig(fractions=options.fractions, seed=options.seed)
+    frame = ImagePackConfig(long=options.long, short=options.short)
+    group = GroupConfig(similarity=options.similarity, gap=options.gap)
+    folder, skip = paths.cohort_dir(options.cohort), {"skip_unusable": options.skip_unusable}
+
+    # 2. Read, group, split, pack.
+    sources = []
+    if options.fracatlas:
+        sources.append(read_fracatlas(options.fracatlas, **skip))
+    if options.yolo:
+        sources.append(read_yolo(options.yolo, labels=options.labels, **skip))
+    if options.mura:
+        sources.append(read_mura(options.mura, **skip))
+    table = consolidate(sources, folder, group=group, copy=options.copy, **skip)
+    split = split_images(table, config=config, published=published or None)
+    made_with = {"fractions": config.fractions, "seed": config.seed, "published": published}
+    write_split(split, folder / "split.csv", made_with=made_with)
+    pack_images(folder, frame)
+
+    # 3. What became of it.
+    for source in read_sources(folder)["sources"]:
+        print(f"{source['name']}: {source['images']:,} images, {source['positive']:,} {source['label_1']}.")
+        for note in source["notes"]:
+            print(f"  {note}")
+        if left_out := source["left_out"]:
+            named = paths.listing(
+                (f"{name}: {why}" for name, why in left_out.items()), separator="; ", quoted=False
+            )
+            print(f"  left out {len(left_out):,}, all in sources.json: {named}")
+    patients = split["patient"].nunique()
+    shares = ", ".join(f"{name} {(split['split'] == name).sum():,}" for name in SPLITS)
+    print(f"{folder}: {len(table):,} images of {patients:,} patients (groups): {shares}.")
+    return 0
+
+
 def _run_options(parser: ArgumentParser, cohort: str | None = "builtin") -> None:
     said = cohort or "the run's"
     parser.add_argument("--cohort", default=cohort, help=f"folder of data/ (default: {said})")
@@ -554,6 +666,15 @@ _COMMANDS = {
         "Studies that are packed are kept; the same command continues.",
         _pack_options,
         _pack,
+    ),
+    "radiographs": _Command(
+        "Make a cohort of radiographs: one image table, groups of one patient, a split, packed images.",
+        "radiographs --cohort fracatlas --fracatlas ~/FracAtlas\n"
+        "  python -m cspine_helpers radiographs --cohort limbs --yolo ~/BoneFracture --labels labels.json\n"
+        "  python -m cspine_helpers radiographs --cohort mura --mura ~/MURA-v1.1 --published valid=test",
+        "Images that are packed are kept; the same command continues.",
+        _radiographs_options,
+        _radiographs,
     ),
     "train": _Command(
         "Train a run of a cohort, on one process or, through `accelerate launch -m`, on many.",

@@ -12,17 +12,21 @@ from conftest import REAL_DATA
 from PIL import Image, ImageOps
 from radiograph_folders import YOLO_LABELS, fracatlas_folder, mura_folder, radiograph_cohort, yolo_folder
 
+from cspine_helpers import __main__ as cli
 from cspine_helpers.files.paths import check_uids, sha256_of
+from cspine_helpers.radiographs.groups import GroupConfig
 from cspine_helpers.radiographs.sources import (
     consolidate,
     file_ids,
     read_fracatlas,
     read_images,
     read_mura,
+    read_pairs,
     read_regions,
     read_sources,
     read_yolo,
 )
+from cspine_helpers.splits import read_split
 
 FRACATLAS = REAL_DATA / "fracatlas"
 
@@ -281,6 +285,17 @@ def test_an_empty_label_file_says_intact(yolo):
     write_label(yolo, "")
     table = read_yolo(yolo, labels=YOLO_LABELS).table.set_index("image")
     assert table.loc["limb-0-grosse_train", "label"] == 0
+
+
+def test_a_class_map_may_be_a_file(made, tmp_path):
+    path = tmp_path / "labels.json"
+    with pytest.raises(FileNotFoundError, match=r'Write \{"elbow positive": 1, "fingers positive": 1, '):
+        read_yolo(made / "yolo", labels=path)
+    path.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="holds no labels of classes"):
+        read_yolo(made / "yolo", labels=path)
+    path.write_text(json.dumps(YOLO_LABELS))
+    assert read_yolo(made / "yolo", labels=path).classes == YOLO_LABELS
 
 
 @pytest.mark.parametrize(
@@ -608,6 +623,89 @@ def test_where_no_cohort_is_it_says_how_one_is_made(tmp_path):
     for read in (read_images, read_sources):
         with pytest.raises(FileNotFoundError, match="python -m cspine_helpers radiographs --help"):
             read(tmp_path)
+
+
+# The command
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """The command line in a project folder: exit status, output, errors."""
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return cli.main(["radiographs", "--cohort", "limbs", *map(str, arguments)]), *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_joins_groups_splits_and_packs_and_leaves_what_is_done(made, tmp_path, command):
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps(YOLO_LABELS))
+    sources = ["--fracatlas", made / "source", "--yolo", made / "yolo", "--labels", labels]
+    status, said, errors = command(*sources, "--long", 64, "--short", 32)
+    assert status == 0, errors
+    assert "fracatlas: 24 images, 8 fractured." in said
+    cohort = tmp_path / "data" / "limbs"
+    table, split = read_images(cohort), read_split(cohort / "split.csv")
+    assert len(table) == len(split) == 36
+    assert dict(zip(table["image"], table["patient"], strict=True)) == dict(
+        zip(split["StudyInstanceUID"], split["patient"], strict=True)
+    )
+    assert split.groupby("patient")["split"].nunique().eq(1).all()
+    pairs, groups = read_pairs(cohort), read_sources(cohort)["groups"]
+    assert groups["groups"] == table["patient"].nunique() < 36
+    assert groups["pairs"] == {why: (pairs["why"] == why).sum() for why in groups["pairs"]}
+    of = table.set_index("image")["patient"]
+    assert (pairs["image"].map(of) == pairs["other"].map(of)).all()
+    written = {path: path.read_bytes() for path in cohort.rglob("*") if path.is_file()}
+    assert command(*sources, "--long", 64, "--short", 32)[:2] == (0, said)
+    assert {path: path.read_bytes() for path in cohort.rglob("*") if path.is_file()} == written
+
+
+def test_images_of_two_labels_are_left_out_and_both_are_named(fracatlas, tmp_path):
+    one, other = "Fractured/IMG0000000.jpg", "Non_fractured/IMG0000001.jpg"
+    shutil.copy(fracatlas / "images" / one, fracatlas / "images" / other)
+    table = consolidate([read_fracatlas(fracatlas)], tmp_path / "cohort", group=GroupConfig())
+    assert len(table) == 22
+    (told,) = read_sources(tmp_path / "cohort")["sources"]
+    assert told["left_out"] == {
+        f"images/{one}": f"label 1, and identical to fracatlas: images/{other} with label 0",
+        f"images/{other}": f"label 0, and identical to fracatlas: images/{one} with label 1",
+    }
+    assert len([*(tmp_path / "cohort" / "images").iterdir()]) == 22
+
+
+def test_muras_published_test_images_can_stay_the_test_split(made, tmp_path, command):
+    folder = made / "positive MURA-v1.1" / "MURA-v1.1"
+    options = ("--long", 64, "--short", 32, "--fractions", 0.4, 0.4, 0.2)
+    status, said, errors = command("--mura", folder, "--published", "valid=test", *options)
+    assert status == 0, errors
+    assert "20 images, 12 abnormal" in said
+    cohort = tmp_path / "data" / "limbs"
+    table, split = (
+        read_images(cohort),
+        read_split(cohort / "split.csv").set_index("StudyInstanceUID")["split"],
+    )
+    assert ((table["split"] == "valid") == (table["image"].map(split) == "test")).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "No source is named"),
+        (["--yolo", "yolo"], "--yolo and --labels go together"),
+        (["--labels", "labels.json"], "--yolo and --labels go together"),
+        (["--fracatlas", "nowhere"], "FracAtlas at nowhere has no dataset.csv"),
+        (["--mura", "nowhere", "--gap", "-1"], "gap"),
+    ],
+)
+def test_what_the_command_cannot_do_is_one_sentence(command, tmp_path, arguments, says):
+    status, _, errors = command(*arguments)
+    assert status == 100
+    assert says in errors
+    assert not (tmp_path / "data").exists()
 
 
 # The real one

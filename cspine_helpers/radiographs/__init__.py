@@ -12,3 +12,10 @@ from cspine_helpers.radiographs.evaluation import (
     study_scores,
     subgroups,
 )
+from cspine_helpers.radiographs.sources import (
+    consolidate,
+    read_fracatlas,
+    read_images,
+    read_regions,
+    read_sources,
+)

@@ -30,9 +30,10 @@ from cspine_helpers.files.paths import atomic_path, listing
 from cspine_helpers.files.records import nearest, parse_json, read_sealed, write_sealed
 from cspine_helpers.files.tables import Column, checked, read_columns, write_table
 from cspine_helpers.radiographs.annotations import Regions, parse_coco, parse_vgg, parse_voc, parse_yolo
+from cspine_helpers.radiographs.groups import GroupConfig, Groups, group_images
 from cspine_helpers.radiographs.images import read_radiograph
 
-IMAGES, ANNOTATIONS, SOURCES = "images.csv", "annotations.json", "sources.json"
+IMAGES, ANNOTATIONS, SOURCES, PAIRS = "images.csv", "annotations.json", "sources.json", "pairs.csv"
 IMAGE_COLUMNS = (
     Column("image", "id"),
     Column("source"),
@@ -199,7 +200,7 @@ def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str
 def read_yolo(
     folder: str | Path,
     *,
-    labels: Mapping[str, int],
+    labels: Mapping[str, int] | str | Path,
     skip_unusable: bool = False,
     name: str = "yolo",
     citation: str = "",
@@ -212,7 +213,7 @@ def read_yolo(
 
     Args:
         folder: with `data.yaml` and the folders that it names.
-        labels: class of `data.yaml` → 1 (fractured) or 0; every class, no other.
+        labels: class of `data.yaml` → 1 (fractured) or 0; every class, no other. Or a JSON file of that.
         skip_unusable: leave out what cannot be used: images without label file, lines that are no label.
         name: of the source.
         citation: of the data.
@@ -583,8 +584,15 @@ def _data_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
     return content, names
 
 
-def _class_map(labels: Mapping[str, int], names: Sequence[str], what: str) -> dict[str, int]:
+def _class_map(labels: Mapping[str, int] | str | Path, names: Sequence[str], what: str) -> dict[str, int]:
     """Class → label, where every class has one."""
+    if not isinstance(labels, Mapping):
+        path = Path(labels)
+        if not path.is_file():
+            raise FileNotFoundError(f"No labels of classes at {path}. Write {_example(names)}, for instance.")
+        labels = parse_json(path.read_bytes(), str(path))
+        if not isinstance(labels, Mapping):
+            raise ValueError(f"{path} holds no labels of classes. Write {_example(names)}, for instance.")
     lacking = [name for name in names if name not in labels]
     strange = [f"{name!r}{nearest(name, names)}" for name in labels if name not in names]
     wrong = [
@@ -604,9 +612,13 @@ def _class_map(labels: Mapping[str, int], names: Sequence[str], what: str) -> di
     if problems:
         raise ValueError(
             f"The labels do not fit {what}: {'; '.join(problems)}. Give each class 1 (fractured) or 0: "
-            f"{json.dumps(dict.fromkeys(names, 1))}, for instance."
+            f"{_example(names)}, for instance."
         )
     return {name: int(labels[name]) for name in names}
+
+
+def _example(names: Sequence[str]) -> str:
+    return json.dumps(dict.fromkeys(names, 1), ensure_ascii=False)
 
 
 def _yolo_folders(folder: Path, content: Mapping[str, Any], what: str) -> Iterator[tuple[str, Path]]:
@@ -670,17 +682,20 @@ def consolidate(
     sources: Sequence[Source],
     cohort_folder: str | Path,
     *,
+    group: GroupConfig | None = None,
     skip_unusable: bool = False,
     copy: bool = False,
 ) -> pd.DataFrame:
     """Join sources into a cohort: every image looked at, under a name of its own in one layout.
 
-    Writes `images/`, `annotations.json`, `sources.json` and, last, `images.csv`; or nothing, where anything
-    is refused. A cohort that is there already is never written over.
+    Writes `images/`, `annotations.json`, `sources.json`, with `group` also `pairs.csv`, and, last,
+    `images.csv`; or nothing, where anything is refused. A cohort that is there already is never written over.
 
     Args:
         sources: of different names. An id that two of them have gets the source's name before it in both.
         cohort_folder: `data/<cohort>`.
+        group: what counts as one patient where none is named, see `groups.group_images`; images of two labels
+            are left out. None: nothing does, and each such image is a patient of its own.
         skip_unusable: leave out images that cannot be read.
         copy: copy the images; else `images/` holds links to where they lie.
 
@@ -724,17 +739,17 @@ def consolidate(
             raise ValueError(
                 f"No image of {listing(names, quoted=False)} can be used. Bring the files again."
             )
+        table, groups = _grouped(table, group, unused)
         suffix = table["path"].map(lambda path: Path(path).suffix.lower())
         table["file"] = "images/" + table["image"] + suffix
-        table["patient"] = table["patient"].where(table["patient"] != "", table["image"])
         table = _checked(table, f"the image table of {folder.name}")
 
         # 2. Everything beside its place, then into it.
         where = dict(zip(origin, pd.concat([source.table["path"] for source in sources]), strict=True))
         where = {row.file: where[f"{row.source}: {row.original}"] for row in table.itertuples()}
         annotations = coco_of(table, regions)
-        record = _record(sources, table, unused)
-        _write(folder, table, where, annotations, record, copy=copy)
+        record = _record(sources, table, unused) | ({"groups": groups.report()} if groups else {})
+        _write(folder, table, where, annotations, record, groups, copy=copy)
     return read_images(folder)
 
 
@@ -779,6 +794,21 @@ def _examined(table: pd.DataFrame, bad: _Bad) -> dict[str, list[Any]]:
             seen.append((0, 0, "") if isinstance(result, str) else result)
     heights, widths, sums = zip(*seen, strict=True)
     return {"height": [*heights], "width": [*widths], "sha256": [*sums]}
+
+
+def _grouped(
+    table: pd.DataFrame, config: GroupConfig | None, unused: dict[str, str]
+) -> tuple[pd.DataFrame, Groups | None]:
+    """The table with every patient filled; what two labels contradict goes to `unused`."""
+    if config is None:
+        return table.assign(patient=table["patient"].where(table["patient"] != "", table["image"])), None
+    groups = group_images(table, read_radiograph, config=config)
+    origin = dict(zip(table["image"], table["source"] + ": " + table["original"], strict=True))
+    for row in groups.left_out.itertuples():
+        unused[origin[row.image]] = (
+            f"label {row.label}, and {row.why} to {origin[row.other]} with label {row.other_label}"
+        )
+    return groups.table, groups
 
 
 def coco_of(table: pd.DataFrame, regions: Regions) -> dict[str, Any]:
@@ -835,6 +865,7 @@ def _write(
     where: Mapping[str, str],
     annotations: Mapping[str, Any],
     record: Mapping[str, Any],
+    groups: Groups | None,
     *,
     copy: bool,
 ) -> None:
@@ -864,6 +895,8 @@ def _write(
         with atomic_path(folder / ANNOTATIONS) as file:
             file.write_text(json.dumps(annotations, ensure_ascii=False), encoding="utf-8")
         write_sealed(folder / SOURCES, record)
+        if groups:
+            write_table(groups.pairs, folder / PAIRS)
         unfinished.rename(folder / "images")
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -957,6 +990,10 @@ def read_sources(cohort_folder: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is not as it was written.
+
+    Example:
+        >>> [(source["name"], source["licence"]) for source in read_sources(radiographs)["sources"]]
+        [('fracatlas', 'CC BY 4.0')]
     """
     path = Path(cohort_folder) / SOURCES
     return read_sealed(
@@ -966,3 +1003,15 @@ def read_sources(cohort_folder: str | Path) -> dict[str, Any]:
         again="make the cohort again",
         writer="consolidate",
     )
+
+
+def read_pairs(cohort_folder: str | Path) -> pd.DataFrame:
+    """Images that were taken for one patient's: image, other, why, similarity, see `groups.Groups`.
+
+    Raises:
+        FileNotFoundError: the cohort was made without grouping.
+        ValueError: the table lacks columns.
+    """
+    columns = ["image", "other", "why", "similarity"]
+    path = Path(cohort_folder) / PAIRS
+    return read_columns(path, columns, what="table of pairs", source=_REMEDY, text=columns[:3])
