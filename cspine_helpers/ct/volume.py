@@ -58,10 +58,14 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def complaints() -> Iterator[list[str]]:
+def complaints(about: re.Pattern[bytes] | None = None) -> Iterator[list[str]]:
     """What decoders find wrong with data in the block; they make pixels up, and only write that they did.
 
     The list is filled when the block ends. Lines known to be harmless get to standard error.
+
+    Args:
+        about: how a line that counts begins; all lines but harmless ones where it is not given. The others
+            get to standard error, where threads besides this one may be writing.
     """
     said: list[str] = []
     with _ONE_AT_A_TIME, tempfile.TemporaryFile() as file:
@@ -74,7 +78,7 @@ def complaints() -> Iterator[list[str]]:
             os.close(outside)
             file.seek(0)
             for line in file:
-                if _HARMLESS.match(line):
+                if _HARMLESS.match(line) or not (about is None or about.match(line)):
                     os.write(_STANDARD_ERROR, line)
                 else:
                     said.append("its decoder finds its pixels corrupt")

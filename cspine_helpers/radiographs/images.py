@@ -7,8 +7,11 @@ is refused.
 """
 
 import io
+import re
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,16 +19,23 @@ from typing import Any, Self
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cspine_helpers.ct.dicom import is_dicom, read_header, shown
-from cspine_helpers.ct.volume import complaints, optional, reason, simpleitk
+from cspine_helpers.ct.volume import complaints, optional, simpleitk
 from cspine_helpers.files.paths import printable
 
 MAX_PIXELS = 80_000_000  # a stitched whole leg has 45 million; PIL calls 89 million a bomb
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
-_END_OF_JPEG = b"\xff\xd9"
-_WHITE_IS_ZERO, _BITS = 262, 258  # TIFF's PhotometricInterpretation and BitsPerSample
+_ORIENTATION, _WHITE_IS_ZERO, _BITS = 0x0112, 0x0106, 0x0102  # tags of EXIF and TIFF
+# EXIF orientation → whether rows and columns change places, then whether rows, then columns run backwards.
+_TURNS = {
+    **{2: (False, False, True), 3: (False, True, True), 4: (False, True, False), 5: (True, False, False)},
+    **{6: (True, False, True), 7: (True, True, True), 8: (True, True, False)},
+}
+_PNG_BITS = 24  # where a PNG says how many bits a sample has
+_START_OF_SCAN, _END = 0xDA, b"\xff\xd9"  # markers of JPEG; JPEG 2000 ends alike
+_CORRUPT = re.compile(rb"Corrupt JPEG data(?!: bad ICC)|Premature end of JPEG")  # what libjpeg writes
 _TAIL = 0.1  # per cent of the pixels that are clipped at either end of the scale
 # Modalities of projections; of copies and photographs of them; not given.
 _PROJECTIONS = ("CR", "DX", "RG", "RF", "XA", "MG", "IO", "PX", "OT", "XC", "")
@@ -35,6 +45,10 @@ _STORED = (  # elements that say how pixels are stored, and nothing else
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData"),
     *(f"{name}{part}" for name in _COLOURS for part in ("Data", "Descriptor")),
 )
+
+
+class _Unusable(ValueError):
+    """Why a file is no radiograph, as the end of a sentence about it."""
 
 
 def read_radiograph(path: str | Path, *, inverted: bool = False) -> NDArray[np.uint8]:
@@ -79,96 +93,144 @@ def read_radiograph(path: str | Path, *, inverted: bool = False) -> NDArray[np.u
         raise FileNotFoundError(f"No radiograph at {name}. Check its name.")
     try:
         if not path.stat().st_size:
-            raise ValueError("it is empty (0 bytes)")
-        image = _of_dicom(path) if is_dicom(path) else _of_picture(path)
+            raise _Unusable("it is empty (0 bytes)")
+        if is_dicom(path):
+            quiet = optional("pydicom").config.disable_value_validation  # its warnings would show values
+            with quiet(), _decoding():
+                image = _of_dicom(path)
+        else:
+            image = _of_picture(path.read_bytes())
         if image.min() == image.max():
-            raise ValueError("it shows nothing: all its pixels have one value")
-    except ValueError as error:
-        raise ValueError(f"{name} is no usable radiograph: {error}. Take the original file.") from None
+            raise _Unusable("it shows nothing: all its pixels have one value")
+    except _Unusable as error:
+        raise ValueError(f"{name} is no usable radiograph: {error}. Replace it, or leave it out.") from None
     return 255 - image if inverted else image
 
 
 # 1. Pictures.
 
 
-def _of_picture(path: Path) -> NDArray[np.uint8]:
-    """What PIL decodes, turned, in grey."""
+def _of_picture(content: bytes) -> NDArray[np.uint8]:
+    """What a file's bytes show, turned, in grey."""
     # 1. What it is, before anything is decoded.
-    content = path.read_bytes()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # of the size, the next lines judge
-            image = Image.open(io.BytesIO(content), formats=_FORMATS)
-        pages = (
-            1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        )  # others than a photo's first: previews
-    except Image.UnidentifiedImageError:
-        raise ValueError("its bytes are those of no image that is read here") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"it has more than {MAX_PIXELS:,} pixels") from None
-    except Exception as error:  # of many kinds: PIL lets through what its parts raise at garbled bytes
-        raise ValueError(f"it is cut off or damaged ({_words(error)})") from None
-    if pages > 1:
-        raise ValueError(f"it is animated or has pages: {pages} images in one file")
+    with _decoding():
+        image = _opened(content)
     _check_size(image.height, image.width)
-    if _deep_colour(image, content):
-        raise ValueError("it has 16 bits a colour, of which 8 would be lost; save it as 16-bit grey")
-    if image.format in ("JPEG", "MPO") and _END_OF_JPEG not in content[-1024:]:
-        raise ValueError("it is cut off: its JPEG data have no end")
-    # 2. Decoded and turned.
-    is_negative = image.format == "TIFF" and image.tag_v2.get(_WHITE_IS_ZERO) == 0  # type: ignore[attr-defined]
+    _check_whole(image, content)
+    # 2. Decoded. PIL takes 8 of 16 bits a colour.
+    with _decoding():
+        is_colour, is_tiff = image.mode[0] not in "IF", image.format == "TIFF"
+        is_negative = is_tiff and not is_colour and image.tag_v2.get(_WHITE_IS_ZERO) == 0  # else PIL inverts
+        values: NDArray[Any]
+        if image.format in ("JPEG", "MPO"):
+            values = _of_jpeg(image, content)
+        elif image.format == "PNG" and is_colour and content[_PNG_BITS] == 16:
+            values = _of_deep_png(content)
+        elif is_tiff and is_colour and max(image.tag_v2.get(_BITS, (1,))) > 8:
+            raise _Unusable("it is a TIFF of 16 bits a colour; save it as 16-bit grey")
+        else:
+            values = _in_grey(image)
+        orientation = image.getexif().get(_ORIENTATION, 1)  # of a TIFF, 1 by now: PIL has turned it
+    # 3. Bright where it shows bright, and upright.
+    grey = _to_uint8(values)
+    return _turned(255 - grey if is_negative else grey, orientation)
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """What a decoder raises in the block, as the reason that it is: of many kinds, at garbled bytes."""
     try:
-        if image.format == "PNG":  # decoding does not compare the checksums of its parts
-            Image.open(io.BytesIO(content), formats=_FORMATS).verify()
-        image.draft("L", image.size)  # a JPEG's luminance alone
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-    except Exception as error:  # as above
-        raise ValueError(f"it is cut off or damaged ({_words(error)})") from None
-    # 3. In grey.
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = to_uint8(np.asarray(image))
-        return 255 - grey if is_negative else grey  # of 8 bits and fewer, PIL has done so
-    if image.has_transparency_data:
-        seen = image.convert("RGBA")
-        alpha = np.asarray(seen.getchannel("A"), np.uint16)
-        over_black = (np.asarray(seen.convert("RGB").convert("L")) * alpha + 127) // 255
-        return over_black.astype(np.uint8)
-    return np.asarray(image if image.mode == "L" else image.convert("RGB").convert("L"))
+        yield
+    except (_Unusable, MemoryError, ImportError):
+        raise
+    except Image.UnidentifiedImageError:
+        raise _Unusable("its bytes are those of no image that is read here") from None
+    except Image.DecompressionBombError:
+        raise _Unusable(f"it has more than {MAX_PIXELS:,} pixels") from None
+    except Exception as error:
+        raise _Unusable(f"it is cut off or damaged ({type(error).__name__})") from None
+
+
+def _opened(content: bytes) -> Any:
+    """PIL's image, not decoded yet; one image, not several."""
+    with warnings.catch_warnings():  # `_check_size` judges the size
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+    pages = (
+        1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    )  # of a photograph, the others are previews
+    if pages > 1:
+        raise _Unusable(f"it is animated or has pages, {pages} images in one file")
+    return image
 
 
 def _check_size(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
-        raise ValueError(f"it has {width} × {height} pixels, more than {MAX_PIXELS:,}")
+        raise _Unusable(f"it has {width} × {height} pixels, more than {MAX_PIXELS:,}")
 
 
-def _deep_colour(image: Any, content: bytes) -> bool:
-    """Whether PIL would drop half of each sample's bits."""
-    if image.format == "PNG":
-        bits, colours = content[24:26]  # of the first chunk
-        return bits == 16 and colours != 0
-    return image.format == "TIFF" and max(image.tag_v2.get(_BITS, (1,))) > 8 and image.mode[0] not in "IF"
+def _check_whole(image: Any, content: bytes) -> None:
+    """What decoders do not look at: whether JPEG data end."""
+    if image.format in ("JPEG", "MPO"):
+        at = 2
+        while content[at : at + 1] == b"\xff" and content[at + 1] != _START_OF_SCAN:
+            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        if content.find(_END, at) < 0:
+            raise _Unusable("it is cut off: its JPEG data have no end")
+    elif image.format == "JPEG2000" and not content.rstrip(b"\0").endswith(_END):
+        raise _Unusable("it is cut off: its JPEG data have no end")
 
 
-def _words(error: Exception) -> str:
-    """What a decoder says, without addresses in memory."""
-    return printable(str(error).partition(" <")[0].partition(" at 0x")[0])[:100] or type(error).__name__
+def _of_jpeg(image: Any, content: bytes) -> NDArray[np.uint8]:
+    """Luminance. libjpeg goes on where data are corrupt, with pixels made up, and PIL does not say so."""
+    how = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+    with complaints(_CORRUPT) as said:
+        grey = cv2.imdecode(np.frombuffer(content, np.uint8), how)
+    if said or grey is None:
+        raise _Unusable("it is damaged: its JPEG data are corrupt")
+    return _in_grey(image) if image.mode == "CMYK" else grey.astype(np.uint8, copy=False)
 
 
-def to_uint8(values: NDArray[Any], is_shown: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
+def _of_deep_png(content: bytes) -> NDArray[np.uint16]:
+    """Luminance of 16 bits a colour, on black where it is transparent."""
+    colours: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    grey = cv2.cvtColor(colours[..., :3], cv2.COLOR_BGR2GRAY)
+    if colours.shape[2] == 3:
+        return grey
+    return (grey.astype(np.uint32) * colours[..., 3] // 65535).astype(np.uint16)
+
+
+def _in_grey(image: Any) -> NDArray[Any]:
+    """(H, W) as PIL decodes it: 8 bits, or its own values where they are of more."""
+    if image.mode[0] in "IF":
+        return np.asarray(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = np.asarray(image.getchannel("A"), np.uint16)
+        over_black = (np.asarray(image.convert("RGB").convert("L")) * alpha + 127) // 255
+        return over_black.astype(np.uint8)
+    return np.asarray(image if image.mode == "L" else image.convert("RGB").convert("L"))
+
+
+def _turned(grey: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """By an EXIF orientation; any but 2 to 8 turns nothing."""
+    is_transposed, rows_back, columns_back = _TURNS.get(orientation, (False, False, False))
+    grey = grey.T if is_transposed else grey
+    grey = grey[::-1] if rows_back else grey
+    return np.ascontiguousarray(grey[:, ::-1] if columns_back else grey)
+
+
+def _to_uint8(values: NDArray[Any], is_shown: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
     """Values from the 0.1st to the 99.9th percentile as 0 … 255, the rest clipped; all where those are one.
 
     Args:
-        values: (H, W) of any number type.
+        values: (H, W) of any number type; of 8 bits, they stay as they are.
         is_shown: (H, W), the pixels whose percentiles are meant; all where it is not given.
-
-    Raises:
-        ValueError: they hold NaN or infinity.
     """
+    if values.dtype == np.uint8:
+        return values
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError("its pixels are not all numbers (NaN or infinity)")
+        raise _Unusable("its pixels are not all numbers (NaN or infinity)")
     judged = values if is_shown is None or not is_shown.any() else values[is_shown]
     low, high = (float(end) for end in np.percentile(judged, (_TAIL, 100 - _TAIL), method="nearest"))
     if low == high:
@@ -177,8 +239,11 @@ def to_uint8(values: NDArray[Any], is_shown: NDArray[np.bool_] | None = None) ->
 
 
 def _to_bytes(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    scale = 255 / (high - low) if high > low else 0.0
-    return np.rint(np.clip((values - low) * scale, 0, 255)).astype(np.uint8)
+    """Values from low to high as 0 … 255, the rest clipped."""
+    share = values.astype(np.result_type(values.dtype, np.float32))
+    share -= low
+    share *= 255 / (high - low) if high > low else 0
+    return np.rint(np.clip(share, 0, 255, out=share), out=share).astype(np.uint8)
 
 
 # 2. DICOM.
@@ -186,34 +251,33 @@ def _to_bytes(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8
 
 def _of_dicom(path: Path) -> NDArray[np.uint8]:
     """What its header says is shown."""
-    pydicom = optional("pydicom")
     # 1. Whether it is one radiograph, and whole.
     header = read_header(path)
     if header is None or header.damage:
-        raise ValueError(f"it is damaged: {header.damage if header else 'nothing can be read'}")
-    with pydicom.config.disable_value_validation():  # its warnings would show values
-        found = pydicom.dcmread(path, force=True)
-    modality = str(found.get("Modality") or "").upper()
+        raise _Unusable(f"it is damaged: {header.damage if header else 'nothing can be read'}")
+    found = optional("pydicom").dcmread(path, force=True)
+    unstated = "CT" if header.sop_class and not header.is_other else ""
+    modality = str(found.get("Modality") or unstated).upper()
     if modality not in _PROJECTIONS:
-        raise ValueError(
+        raise _Unusable(
             f"its modality is {shown({'modality': modality}, 'modality')}, not CR, DX or another X-ray"
         )
     if found.get("PresentationIntentType") == "FOR PROCESSING":
-        raise ValueError("it holds the detector's raw data (FOR PROCESSING), not the image for presentation")
+        raise _Unusable("it holds the detector's raw data (FOR PROCESSING), not the image for presentation")
     if (frames := int(found.get("NumberOfFrames") or 1)) > 1:
-        raise ValueError(f"it has {frames} frames")
+        raise _Unusable(f"it has {frames} frames")
     _check_size(*header.shape)
     # 2. Stored values.
     stored = _stored(found)
     if stored.shape[:2] != header.shape:
-        raise ValueError("its image is of another size than its header describes")
+        raise _Unusable("its image is of another size than its header describes")
     if stored.ndim == 3:
         luminance = stored[..., :3] @ np.array([0.299, 0.587, 0.114])
-        return np.rint(luminance).astype(np.uint8) if stored.dtype == np.uint8 else to_uint8(luminance)
+        return _to_uint8(np.rint(luminance).astype(stored.dtype))
     # 3. Rescaled, windowed, inverted.
     is_padding = _padding(stored, found)
     if tables := found.get("ModalityLUTSequence"):
-        values = _looked_up(stored, tables[0])
+        values = _looked_up(stored, tables[0], is_little=found.original_encoding[1])
     else:
         slope, intercept = _number(found, "RescaleSlope", 1), _number(found, "RescaleIntercept", 0)
         values = stored * slope + intercept if (slope, intercept) != (1, 0) else stored
@@ -231,35 +295,32 @@ def _stored(found: Any) -> NDArray[Any]:
     copy of nothing but the pixels.
     """
     pydicom, sitk = optional("pydicom"), simpleitk()
+    # 1. The copy.
     bare = pydicom.Dataset()
     for name in _STORED:
         if name in found:
             bare[name] = found[name]
     if bare.get("PhotometricInterpretation") == "MONOCHROME1":
-        bare.PhotometricInterpretation = "MONOCHROME2"
-    bare.SOPClassUID, bare.SOPInstanceUID = (
-        pydicom.uid.SecondaryCaptureImageStorage,
-        pydicom.uid.generate_uid(),
-    )
-    unstated = pydicom.uid.ImplicitVRLittleEndian  # what a file without a meta header is
-    if not found.original_encoding[0]:
-        unstated = pydicom.uid.ExplicitVRLittleEndian
+        bare.add_new("PhotometricInterpretation", "CS", "MONOCHROME2")  # anew: elements are shared
+    bare.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    bare.SOPInstanceUID = pydicom.uid.generate_uid()
+    is_implicit = found.original_encoding[0]
+    unstated = pydicom.uid.ImplicitVRLittleEndian if is_implicit else pydicom.uid.ExplicitVRLittleEndian
     bare.file_meta = pydicom.dataset.FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = found.file_meta.get("TransferSyntaxUID") or unstated
+    # 2. Its pixels.
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "pixels.dcm"
         bare.save_as(copy, enforce_file_format=True)
         reader.SetFileName(str(copy))
-        try:
-            with complaints() as said:
-                image = reader.Execute()
-        except RuntimeError as error:
-            raise ValueError(f"its pixels cannot be decoded ({reason(error)})") from None
+        with complaints() as said:
+            image = reader.Execute()
     if said:
-        raise ValueError(said[0])
-    return sitk.GetArrayFromImage(image)[0]
+        raise _Unusable(f"it is damaged: {said[0]}")
+    pixels = sitk.GetArrayFromImage(image)
+    return pixels[0] if image.GetDimension() == 3 else pixels
 
 
 def _padding(stored: NDArray[Any], found: Any) -> NDArray[np.bool_]:
@@ -270,29 +331,30 @@ def _padding(stored: NDArray[Any], found: Any) -> NDArray[np.bool_]:
     return (stored >= min(ends)) & (stored <= max(ends))
 
 
-def _looked_up(values: NDArray[Any], table: Any) -> NDArray[Any]:
+def _looked_up(values: NDArray[Any], table: Any, *, is_little: bool) -> NDArray[Any]:
     """What a table of DICOM says of each value; beyond its ends, what it says there."""
-    entries, first = int(table.LUTDescriptor[0]) or 1 << 16, int(table.LUTDescriptor[1])
-    data = table.LUTData
-    said = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
-    return said[np.clip(np.rint(values).astype(np.int64) - first, 0, min(entries, len(said)) - 1)]
+    entries, first, data = int(table.LUTDescriptor[0]) or 1 << 16, int(table.LUTDescriptor[1]), table.LUTData
+    if isinstance(data, bytes):  # in the file's byte order; a writer may pack entries of 8 bits
+        data = np.frombuffer(data, "u1" if len(data) == entries else "<u2" if is_little else ">u2")
+    said = np.asarray(data)[:entries]
+    return said[np.clip(np.rint(values).astype(np.int64) - first, 0, len(said) - 1)]
 
 
 def _windowed(values: NDArray[Any], found: Any, is_shown: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """By the first VOI table, else by the first window, else by percentiles of the pixels that are shown."""
     if tables := found.get("VOILUTSequence"):
-        said = _looked_up(values, tables[0])
+        said = _looked_up(values, tables[0], is_little=found.original_encoding[1])
         return _to_bytes(said, float(said.min()), float(said.max()))
     centre, width = _number(found, "WindowCenter", None), _number(found, "WindowWidth", None)
     if centre is None or width is None:
-        return to_uint8(values, is_shown)
+        return _to_uint8(values, is_shown)
     function = str(found.get("VOILUTFunction") or "LINEAR").upper()
     if function == "SIGMOID" and width > 0:
         return np.rint(255 / (1 + np.exp(-4 * (values - centre) / width))).astype(np.uint8)
     if function == "LINEAR":
         centre, width = centre - 0.5, width - 1
     if width < 0 or function not in ("LINEAR", "LINEAR_EXACT"):
-        raise ValueError("its window is of no kind that DICOM knows")
+        raise _Unusable("its window is of no kind that DICOM knows")
     return _to_bytes(values, centre - width / 2, centre + max(width, 1e-6) / 2)
 
 
@@ -303,7 +365,7 @@ def _number(found: Any, name: str, default: float | None) -> Any:
     try:
         return default if first is None or first == "" else float(first)
     except (TypeError, ValueError):
-        raise ValueError(f"its {name} is no number") from None
+        raise _Unusable(f"its {name} is no number") from None
 
 
 # 3. The network's frame.
@@ -393,18 +455,19 @@ class Frame:
                 f"A map of {rows} × {columns} cells does not cover a frame of {self.shape} evenly. Give the "
                 "whole frame's, in square cells."
             )
-        stride = self.shape[0] / rows
-        (scale_x, scale_y), (top, left, _, _) = self.scale, self.box
-        # Middle of a radiograph's pixel x + 0.5 → cell (… + left) / stride − 0.5.
-        to_cells = np.array(
-            [
-                [scale_x / stride, 0, (0.5 * scale_x + left) / stride - 0.5],
-                [0, scale_y / stride, (0.5 * scale_y + top) / stride - 0.5],
-            ]
-        )
-        is_real = mask.dtype.kind == "f"
-        cells = mask if is_real else mask.astype(np.uint8 if mask.dtype == bool else mask.dtype)
-        how = (cv2.INTER_LINEAR if is_real else cv2.INTER_NEAREST) | cv2.WARP_INVERSE_MAP
-        size = (self.image[1], self.image[0])
-        warped = cv2.warpAffine(cells, to_cells, size, flags=how, borderMode=cv2.BORDER_REPLICATE)
-        return warped.astype(mask.dtype, copy=False)
+        at_rows = self._cells(0, rows)
+        at_columns = self._cells(1, columns)
+        if mask.dtype.kind != "f":
+            return mask[np.ix_(*(np.floor(at + 0.5).astype(int) for at in (at_rows, at_columns)))]
+        return (_shares(at_rows, rows) @ mask @ _shares(at_columns, columns).T).astype(mask.dtype, copy=False)
+
+    def _cells(self, axis: int, cells: int) -> NDArray[np.float64]:
+        """Where the radiograph's pixels lie among as many cells of the frame, by the middles of both."""
+        start, size = self.box[axis], self.box[axis + 2]
+        middles = (np.arange(self.image[axis]) + 0.5) * size / self.image[axis] + start
+        return np.clip(middles * cells / self.shape[axis] - 0.5, 0, cells - 1)
+
+
+def _shares(at: NDArray[np.float64], cells: int) -> NDArray[np.float32]:
+    """(N, cells) of how much each cell counts, linearly, for each place among them."""
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells))).astype(np.float32)
