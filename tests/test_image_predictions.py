@@ -1,15 +1,19 @@
 """Predictions of radiographs, a row an image, go the way of vertebrae, to the card and the slider."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from simulated import cohort, image_table
 
-from cspine_helpers import decisions, evaluation
+from cspine_helpers import decisions, evaluation, figures, metrics
 from cspine_helpers.evaluation.calibration import fit_calibrator
 from cspine_helpers.evaluation.cases import Cases, defined_levels
 from cspine_helpers.labels import UID
 from cspine_helpers.predictions import read_predictions, validate_predictions, write_predictions
+from cspine_helpers.slider import ThresholdExplorer
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +177,58 @@ def test_decisions_are_frozen_and_open_the_test_split(table, tmp_path):
     assert row["tp"] == (called & (test["label"] == 1)).sum()
     assert decisions.read_openings(tmp_path)["level"].tolist() == ["image"]
     assert frozen.calibrate(test)["calibrated"].between(0, 1).all()
+
+
+def panels_of(figure):
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
+def words_in(figure):
+    return " ".join(text.get_text() for text in figure.findobj(Text))
+
+
+@pytest.mark.slow
+def test_figures_of_images_have_one_panel_and_name_no_vertebra():
+    cases = Cases.of(image_table(40), split="validation")
+    drawn = {
+        "Images: AP": figures.pr_curves(cases, threshold=0.3),
+        "Images: AUROC": figures.roc_curves(cases),
+        "Images": figures.score_histograms(cases),
+        "Images at threshold 0.3000": figures.predictive_value_curves(cases, 0.3),
+        "Images: net benefit": figures.decision_curves({"as predicted": cases}),
+    }
+    for title, figure in drawn.items():
+        (panel,) = panels_of(figure)
+        assert panel.startswith(title)
+        assert not re.search(r"[Vv]ertebra|C[1-7]|Patients", words_in(figure))
+    with pytest.raises(ValueError, match="judged one by one"):
+        figures.vertebra_against_patient(cases, threshold=0.3)
+
+
+def test_the_slider_shows_images(table, tmp_path):
+    chosen = decisions.choose_decision(table, decisions.Rule("max_f1"))
+    promise = decisions.guarantee_on_validation(table, decisions.RecallTarget(0.5, level="image", delta=0.1))
+    write_predictions(table, tmp_path / "predictions.csv")
+    validation = table[table["split"] == "validation"]
+    explorer = ThresholdExplorer(validation, chosen, guarantees=promise, freeze=tmp_path)
+    assert [label for label, _ in explorer._levels.options] == ["Images"]
+    words = explorer._words(explorer._point()) + explorer._presets.note + explorer._question()
+    assert "Images at threshold" in words
+    assert "Guaranteed for images" in words
+    assert "at image level?" in words
+    assert not re.search(r"[Vv]ertebra|C[1-7]\b", words)
+    found = explorer.summary()
+    counts = metrics.confusion(validation["label"], validation["probability"], explorer.threshold).iloc[0]
+    assert [found[name] for name in ("tp", "fp", "fn", "tn")] == counts[["tp", "fp", "fn", "tn"]].tolist()
+    assert not [name for name in found if name.startswith("recall_C")]
+    figure = explorer._panels["all"].picture._canvas.figure
+    assert len(figure.axes) == 3
+    assert "no image flagged" in words_in(figure)
+    explorer.threshold = promise.threshold
+    assert explorer._act().endswith("at image level.")
+    frozen = decisions.read_decision(tmp_path)
+    assert list(frozen.decisions) == ["image"]
+    assert frozen.guarantees == (promise,)
 
 
 def test_a_calibrator_that_lacks_patients_says_images():

@@ -135,8 +135,8 @@ def predictive_value_curves(cases: Cases, threshold: float) -> Picture:
     """Positive and negative predictive value of a threshold at other prevalences.
 
     Values are written, for patients, at the prevalence of a screening set and of the competition; for
-    vertebrae at their own. Bands are 95 % intervals, patients as units. All of it takes sensitivity and
-    specificity to be the same everywhere, which external tests have not borne out: the better case.
+    vertebrae or images at their own. Bands are 95 % intervals, patients as units. All of it takes sensitivity
+    and specificity to be the same everywhere, which external tests have not borne out: the better case.
 
     Raises:
         ValueError: see `clinical_utility.predictive_curve`.
@@ -145,7 +145,7 @@ def predictive_value_curves(cases: Cases, threshold: float) -> Picture:
         >>> figure = predictive_value_curves(Cases.of(predictions, level="patient", split="test"), 0.5)
     """
     marks = {"screening": SCREENING_PREVALENCE, "competition": COMPETITION_PREVALENCE}
-    if cases.level == "vertebra":
+    if cases.level != "patient":
         marks = {"this split": cases.prevalence}
     curve = predictive_curve(cases, threshold, np.geomspace(0.005, 0.9, 120))
     figure, axes = canvas(9, 4.6)

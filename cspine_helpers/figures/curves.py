@@ -10,14 +10,16 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cspine_helpers import metrics
 from cspine_helpers.decisions.simulation import METHODS, TARGETS
-from cspine_helpers.evaluation.cases import Cases, cleared_by_vertebrae, defined_levels
+from cspine_helpers.evaluation.cases import PLURALS, Cases, cleared_by_vertebrae, defined_levels
 from cspine_helpers.evaluation.intervals import curve_bands
 from cspine_helpers.figures import style
 from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style
 from cspine_helpers.files.paths import listing
 from cspine_helpers.labels import VERTEBRAE
+from cspine_helpers.predictions import SINGLE
 
 LEVEL_NAMES = {"all": "All vertebrae", **{name: name for name in VERTEBRAE}, "patient": "Patients"}
+LEVEL_NAMES |= {kind: PLURALS[kind].capitalize() for kind in SINGLE}
 RATE_NAMES = {"recall": "recall", "precision": "precision", "specificity": "specificity", "f1": "F1"}
 RATE_STYLES: dict[str, dict[str, Any]] = {
     "recall": {"color": FRACTURED, "linestyle": "-"},
@@ -35,7 +37,12 @@ _AXES = {"false_positive_rate": "false positive rate (1 − specificity)"}
 
 def level_title(cases: Cases) -> str:
     """The level's name; of patients with their aggregation."""
-    return f"Patients by {cases.aggregation.name}" if cases.aggregation else LEVEL_NAMES[cases.name]
+    return f"Patients by {cases.aggregation.name}" if cases.aggregation else level_name(cases)
+
+
+def level_name(cases: Cases) -> str:
+    """The level's name; of images theirs."""
+    return LEVEL_NAMES[cases.level if cases.level in SINGLE else cases.name]
 
 
 def draw_pr(axes: Axes, cases: Cases, *, colour: str = INTACT) -> None:
@@ -84,9 +91,9 @@ def pr_curves(
 ) -> Picture:
     """Precision–recall curves of all vertebrae, of each vertebra, and of patients, with operating points.
 
-    Bands are pointwise 95 % bootstrap intervals, resampling patients; those of single vertebrae would hide
-    each other, and are omitted. Operating points are those of a threshold for vertebrae, and of one for
-    patients.
+    Of images there is one curve. Bands are pointwise 95 % bootstrap intervals, resampling patients; those of
+    single vertebrae would hide each other, and are omitted. Operating points are those of a threshold for
+    vertebrae (or images), and of one for patients.
 
     Raises:
         ValueError: there is one class only.
@@ -94,6 +101,11 @@ def pr_curves(
     Example:
         >>> figure = pr_curves(Cases.of(predictions, split="validation"), threshold=0.5)
     """
+    if cases.level in SINGLE:
+        figure, axes = canvas(5.4, 4.3)
+        _panel(axes, cases, "pr")
+        _operating_point(axes, cases, threshold, named=True)
+        return figure
     figure, (pooled, single, patients) = canvas(13.6, 4.3, 1, 3)
     _panel(pooled, cases, "pr")
     levels = defined_levels(cases)
@@ -116,16 +128,24 @@ def pr_curves(
 def roc_curves(cases: Cases) -> Picture:
     """ROC curves of all vertebrae and of patients over the chance line, with bands as in `pr_curves`.
 
+    Of images there is one curve.
+
     Raises:
         ValueError: there is one class only.
 
     Example:
         >>> figure = roc_curves(Cases.of(predictions, split="validation"))
     """
-    figure, panels = canvas(9.2, 4.3, 1, 2)
-    for axes, each in zip(panels, (cases, cases.patients()), strict=True):
+    shown = _levels(cases)
+    figure, panels = canvas(4.6 * len(shown), 4.3, 1, len(shown), squeeze=False)
+    for axes, each in zip(panels.flat, shown, strict=True):
         _panel(axes, each, "roc")
     return figure
+
+
+def _levels(cases: Cases) -> list[Cases]:
+    """Vertebrae and the patients made of them; images alone."""
+    return [cases] if cases.level in SINGLE else [cases, cases.patients()]
 
 
 def _operating_point(
@@ -215,11 +235,14 @@ def confusions(counts: Mapping[str, pd.DataFrame]) -> Picture:
 def score_histograms(cases: Cases) -> Picture:
     """Probabilities of fractured and intact vertebrae, and of patients, each class scaled to its own size.
 
+    Of images there is one panel.
+
     Example:
         >>> figure = score_histograms(Cases.of(predictions, split="validation"))
     """
-    figure, panels = canvas(11, 3.9, 1, 2)
-    for axes, each in zip(panels, (cases, cases.patients()), strict=True):
+    shown = _levels(cases)
+    figure, panels = canvas(5.5 * len(shown), 3.9, 1, len(shown), squeeze=False)
+    for axes, each in zip(panels.flat, shown, strict=True):
         for truth, (name, colour) in enumerate({"intact": INTACT, "fractured": FRACTURED}.items()):
             scores = each.probability[each.label == truth]
             share = np.full(len(scores), 1 / max(len(scores), 1))

@@ -40,7 +40,6 @@ from cspine_helpers.metrics import rates
 DECIMALS = 4  # of a threshold, at least
 RESAMPLES = 1000
 CONFIDENCE = 0.95
-NAMES = {"all": "all vertebrae", "patient": "patients"}  # of levels within a sentence; C1 … C7 as they are
 _BLOCK = 64  # rows between two sums that are kept
 
 
@@ -66,6 +65,7 @@ class Presets:
         level: to start at.
         start: threshold there.
         note: why there; and what is guaranteed.
+        names: of levels within a sentence; C1 … C7 as they are.
 
     Raises:
         ValueError: the table breaks its schema, or holds one class only; the decision has no threshold; the
@@ -84,6 +84,8 @@ class Presets:
             raise ValueError("A decision has its threshold. Leave out the one or the other.")
         self._given, self.cases = decision, Cases.of(predictions)
         self.levels = defined_levels(self.cases)
+        pooled = "all vertebrae" if self.cases.level == "vertebra" else self.cases.plural
+        self.names = {"all": pooled, "patient": "patients"}
         if not self.levels:
             raise ValueError(
                 f"All {len(predictions)} labels are alike, so no threshold can be judged. Use more studies."
@@ -97,7 +99,7 @@ class Presets:
         few = few_called((self.at_level(self.level).probability >= self.start).sum())
         self.note = f"{why}, {digits(self.start)}.{few}"
         for each in checked_guarantees(guarantees, predictions):
-            level, theirs = _shown(each.target.level), each.target.aggregation
+            level, theirs = self._shown(each.target.level), each.target.aggregation
             if level == "patient" and theirs != ours:
                 raise ValueError(
                     f"The guarantee is for patients by {theirs and theirs.name}, those here are by "
@@ -105,7 +107,7 @@ class Presets:
                 )
             self._guarantees.setdefault(level, each)
             mark = "none" if each.threshold is None else digits(self.readable(each.threshold))
-            self.note += f" Guaranteed for {NAMES.get(level, level)}: {mark}. {each.reason}"
+            self.note += f" Guaranteed for {self.names.get(level, level)}: {mark}. {each.reason}"
 
     def at_level(self, level: str) -> Cases:
         """The cases of one of `levels`."""
@@ -119,12 +121,12 @@ class Presets:
         if given is None:
             cases = self.at_level(first)
             best = choose_threshold(cases.label, cases.probability, Rule("max_f1")).require()
-            where = NAMES.get(first, first)
+            where = self.names.get(first, first)
             return first, best, f"No threshold is chosen. Starts at the highest F1 of {where}"
         if given.thresholds is not None:
             level = next(level for level in self.levels if level in VERTEBRAE)
             return level, given.thresholds[level], f"Starts at the threshold chosen for {level}"
-        level = _shown(given.rule.level)
+        level = self._shown(given.rule.level)
         if level not in self.levels:
             raise ValueError(
                 f"The decision is of {given.rule.level} level, where all labels are alike here. "
@@ -166,9 +168,10 @@ class Presets:
         """Whether a threshold is a guaranteed one, and which is; empty without a guarantee."""
         if not self._guarantees:
             return ""
-        now, highest = f"Now {digits(threshold)}, {NAMES.get(level, level)}", self.at(level).get("guaranteed")
+        here = self.names.get(level, level)
+        now, highest = f"Now {digits(threshold)}, {here}", self.at(level).get("guaranteed")
         if level not in self._guarantees:
-            theirs = " and ".join(NAMES.get(each, each) for each in self._guarantees)
+            theirs = " and ".join(self.names.get(each, each) for each in self._guarantees)
             return f"{now}: no guarantee, which is for {theirs}."
         held = "guaranteed" if self.guarantee(level, threshold) else "no guarantee"
         return f"{now}: {held}. Guaranteed: {'none' if highest is None else digits(highest)}."
@@ -185,10 +188,9 @@ class Presets:
             return self._given
         return state_threshold(self.at_level(level), threshold, reason="Set by hand on the slider.")
 
-
-def _shown(level: str) -> str:
-    """Level of the slider, for one of a decision or a guarantee."""
-    return "all" if level == "vertebra" else level
+    def _shown(self, level: str) -> str:
+        """Level of the slider, for one of a decision or a guarantee."""
+        return "all" if level == self.cases.level else level
 
 
 class Estimate(NamedTuple):
@@ -210,7 +212,7 @@ class OperatingPoint:
         rates: rate → value and interval, at the prevalence asked for; the interval is NaN where more than 5 %
             of the resamples do not define the rate.
         recalls: vertebra → share found of its fractures, or at patient level of the patients who have one
-            there.
+            there; of images empty.
         missed: of 1,000 patients, those who are fractured and not called.
         called_back: of 1,000 patients, those who are called without a fracture; at the level of one vertebra,
             without a fracture there.
@@ -243,7 +245,8 @@ class OperatingPoints:
     Attributes:
         cases: as given.
         level: their name, one of `LEVELS`.
-        positives: fractured vertebrae, or patients, of each vertebra (see `OperatingPoint.recalls`).
+        positives: fractured vertebrae, or patients, of each vertebra (see `OperatingPoint.recalls`); of
+            images empty.
         prevalence: share of the level's patients who are fractured.
     """
 
@@ -276,7 +279,8 @@ class OperatingPoints:
         self._well = [np.sort(highest[present & ~ill & kind]) for kind in (fractured, ~fractured)]
         broken = vertebrae.where(vertebrae.label == 1)
         scores = highest[broken.number] if self.level == "patient" else broken.probability
-        self._broken = {name: np.sort(scores[broken.unit == name]) for name in VERTEBRAE}
+        units = VERTEBRAE if vertebrae.level == "vertebra" else ()
+        self._broken = {name: np.sort(scores[broken.unit == name]) for name in units}
         self.positives = {name: len(scores) for name, scores in self._broken.items()}
 
     @cached_property
@@ -344,7 +348,7 @@ class OperatingPoints:
 
     def _recalls(self, threshold: float) -> dict[str, Estimate]:
         found = [len(scores) - np.searchsorted(scores, threshold) for scores in self._broken.values()]
-        return dict(zip(VERTEBRAE, _shares(found, list(self.positives.values())), strict=True))
+        return dict(zip(self.positives, _shares(found, list(self.positives.values())), strict=True))
 
     def _missed(self, threshold: float, prevalence: float | None) -> Estimate:
         missed, (fractured, intact) = np.searchsorted(self._ill, threshold), self._patients[:, 0]

@@ -1,4 +1,4 @@
-"""The slider's picture: the curve, the rates, the confusion matrix, and the recall of each vertebra.
+"""The slider's picture: the curve, the rates, the confusion matrix, and the recall of each vertebra if any.
 
 It changes many times a second: what stays is drawn once, what moves is drawn over it (blitting).
 """
@@ -24,9 +24,8 @@ from matplotlib.transforms import IdentityTransform
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from cspine_helpers.figures.curves import LEVEL_NAMES, RATE_NAMES, RATE_STYLES, draw_pr, ink_over
+from cspine_helpers.figures.curves import RATE_NAMES, RATE_STYLES, draw_pr, ink_over, level_name
 from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, PALE, STYLE
-from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.slider.operating_point import Estimate, OperatingPoint, OperatingPoints, digits
 
 BARS = {  # rate → how it is called, and its colour
@@ -60,24 +59,26 @@ class Panels:
     """
 
     def __init__(self, operating: OperatingPoints, marks: Mapping[str, float]) -> None:
-        level = operating.level
+        several = bool(operating.positives)  # vertebrae, each with a recall
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(8.8, 5.8), dpi=100)  # as wide as most notebooks
             panels = figure.subplot_mosaic(
-                [["curve", "rates"], ["matrix", "recalls"]], height_ratios=[1.2, 1]
+                [["curve", "rates"], ["matrix", "recalls" if several else "rates"]], height_ratios=[1.2, 1]
             )
             self._point, self._elsewhere, self._cross = _curve(panels["curve"], operating, marks)
-            self._level, self._title = LEVEL_NAMES[level], panels["curve"].set_title(" ", y=1)
+            self._level, self._title = level_name(operating.cases), panels["curve"].set_title(" ", y=1)
             self._threshold = panels["matrix"].set_title(" ", y=1)
             self._cells, self._counts = _matrix(panels["matrix"], operating)
             self._place = panels["rates"].set_title(" ", y=1)
             self._bars, self._rates, self._spread = _rates(panels["rates"])
-            self._missed, self._called_back = _patients(panels["rates"], level)
-            self._towers, self._recalls, self._recall_spread = _recalls(panels["recalls"], operating)
-            shapes = (
-                self._cross, self._elsewhere, self._point,
-                self._cells, self._bars, self._spread, self._towers, self._recall_spread,
-            )  # fmt: skip
+            self._missed, self._called_back = _patients(panels["rates"], operating)
+            shapes = [
+                self._cross, self._elsewhere, self._point, self._cells, self._bars, self._spread,
+            ]  # fmt: skip
+            self._recalls: dict[str, Text] = {}
+            if several:
+                self._towers, self._recalls, self._recall_spread = _recalls(panels["recalls"], operating)
+                shapes += [self._towers, self._recall_spread]
             texts = (
                 self._threshold, self._place, self._missed, self._called_back, self._title,
                 *self._counts.values(), *self._rates.values(), *self._recalls.values(),
@@ -119,10 +120,11 @@ class Panels:
         for name, text in self._rates.items():
             text.set_text(written(point.rates[name]))
 
-        recalls = np.array([point.recalls[name] for name in VERTEBRAE])  # (7, 3)
-        places = np.arange(len(recalls))
-        self._towers.set_verts(_boxes(places - 0.32, 0, 0.64, recalls[:, 0]))
-        self._recall_spread.set_segments(_defined(np.stack([_twice(places), recalls[:, 1:]], axis=2)))
+        if self._recalls:
+            recalls = np.array(list(point.recalls.values()))  # (7, 3)
+            places = np.arange(len(recalls))
+            self._towers.set_verts(_boxes(places - 0.32, 0, 0.64, recalls[:, 0]))
+            self._recall_spread.set_segments(_defined(np.stack([_twice(places), recalls[:, 1:]], axis=2)))
         for name, text in self._recalls.items():
             value = point.recalls[name].value
             text.set_text("–" if np.isnan(value) else f"{value:.2f}")
@@ -203,9 +205,12 @@ def _rates(axes: Axes) -> tuple[PolyCollection, dict[str, Text], LineCollection]
     return bars, texts, whiskers
 
 
-def _patients(axes: Axes, level: str) -> tuple[Text, Text]:
+def _patients(axes: Axes, operating: OperatingPoints) -> tuple[Text, Text]:
     """The two lines below the rates, to be filled."""
-    whose = {"all": ("fractured, no vertebra flagged", "intact, a vertebra flagged")}
+    level, unit = operating.level, operating.cases.level
+    whose = {
+        "all": (f"fractured, no {unit} flagged", f"intact, {'an' if unit == 'image' else 'a'} {unit} flagged")
+    }
     whose |= {"patient": ("fractured, not flagged", "intact, flagged")}
     lines = whose.get(level, (f"with {level} fractured, not flagged", f"with {level} intact, flagged"))
     texts = []
@@ -220,7 +225,8 @@ def _recalls(
     axes: Axes, operating: OperatingPoints
 ) -> tuple[PolyCollection, dict[str, Text], LineCollection]:
     """Bars of the recall of each vertebra, to be filled; and their whiskers."""
-    level, places, texts = operating.level, np.arange(len(VERTEBRAE)), {}
+    level, names, texts = operating.level, list(operating.positives), {}
+    places = np.arange(len(names))
     axes.set(xlim=(-0.5, 6.5), ylim=(0, 1.14), yticks=[0, 0.5, 1])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -228,8 +234,8 @@ def _recalls(
     axes.set_axisbelow(True)
     axes.set_xticks(places, [f"{name}\n{count:,}" for name, count in operating.positives.items()])
     axes.set_title("recall of patients, by fracture" if level == "patient" else "recall of each vertebra")
-    chosen = [level in (name, "all", "patient") for name in VERTEBRAE]
-    for x, name in enumerate(VERTEBRAE):
+    chosen = [level in (name, "all", "patient") for name in names]
+    for x, name in enumerate(names):
         weight = "bold" if chosen[x] else "normal"
         texts[name] = axes.text(x, 1.06, "", ha="center", weight=weight)
     colours = [to_rgba(FRACTURED, 1 if here else 0.35) for here in chosen]

@@ -19,7 +19,7 @@ from cspine_helpers.decisions.guarantees import Guarantee
 from cspine_helpers.decisions.test_split import DECISION, OPENINGS, freeze, read_openings
 from cspine_helpers.decisions.thresholds import Decision
 from cspine_helpers.evaluation.clinical_utility import SCREENING_PREVALENCE, check_prevalence
-from cspine_helpers.figures.curves import LEVEL_NAMES
+from cspine_helpers.figures.curves import level_name
 from cspine_helpers.files.paths import atomic_path, inside, listing, seal_of, sha256_of
 from cspine_helpers.predictions import read_predictions
 from cspine_helpers.runs import RECORD
@@ -44,7 +44,7 @@ _FITTING = {"width": "auto"}
 
 
 class ThresholdExplorer:
-    """A threshold slider over a predictions table, for all vertebrae, one of them, or patients.
+    """A threshold slider over a predictions table, for all vertebrae, one of them, or patients; or images.
 
     It shows the confusion matrix, the point on the precision–recall curve, rates with 95 % bootstrap
     intervals (resampling patients), the recall of each vertebra, how many of 1,000 patients are missed or
@@ -106,7 +106,7 @@ class ThresholdExplorer:
             description="exactly", style=style, layout={"width": "190px"},
         )  # fmt: skip
         self._levels = ipywidgets.Dropdown(
-            options=[(LEVEL_NAMES[level], level) for level in self._presets.levels],
+            options=[(level_name(self._presets.at_level(level)), level) for level in self._presets.levels],
             value=self._presets.level, description="Level", style=style, layout={"width": "200px"},
         )  # fmt: skip
         self._other = ipywidgets.Checkbox(description="Another prevalence:", indent=False, layout=_FITTING)
@@ -236,7 +236,7 @@ class ThresholdExplorer:
         counts = ", ".join(f"{name} {count:,}" for name, count in point.counts.items())
         rates = ", ".join(f"{label} {written(point.rates[name])}" for name, (label, _) in BARS.items())
         words = (
-            f"{LEVEL_NAMES[self.level]}{by} at threshold {digits(point.threshold)}: {counts}. "
+            f"{level_name(self._at_level().cases)}{by} at threshold {digits(point.threshold)}: {counts}. "
             f"{self._place().capitalize()}: {rates}; of 1,000 patients missed {written(point.missed, 1)}, "
             f"called back without fracture {written(point.called_back, 1)}."
         )
