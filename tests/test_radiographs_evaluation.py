@@ -1,12 +1,19 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from conftest import REAL_DATA
+from PIL import Image, ImageOps
+from radiograph_folders import radiograph_cohort
 from scipy.special import expit
 from sklearn import metrics as sk
 
 from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.evaluation.resampling import effective_cases, patient_weights, score_interval
+from cspine_helpers.labels import UID
+from cspine_helpers.radiographs import evaluation
+from cspine_helpers.radiographs.annotations import rasterise
 from cspine_helpers.radiographs.evaluation import (
     MaskCases,
     ablation,
@@ -23,7 +30,9 @@ from cspine_helpers.radiographs.evaluation import (
     study_scores,
     subgroups,
 )
+from cspine_helpers.radiographs.sources import read_images, read_regions
 
+FRACATLAS = REAL_DATA / "fracatlas"
 SHAPE = (40, 30)
 
 
@@ -460,6 +469,19 @@ def test_a_paired_difference_is_that_of_the_numbers_and_shorter_than_two_unpaire
     )
 
 
+def test_pairs_that_show_no_spread_or_have_no_value_say_so():
+    table = images([1, 1, 1, 0, 0, 0], [0.9, 0.8, 0.7, 0.3, 0.2, 0.1])
+    truth = {f"i{n}": square(0, 0, 4) for n in range(3)}
+    empty = dict.fromkeys(table["image"], np.zeros(SHAPE, bool))
+    runs = [MaskCases.of(table, truth=truth, predicted=each) for each in (empty | truth, empty)]
+    same = compare(runs[0], runs[0], threshold=0.5, resamples=20).set_index("metric")
+    assert same.loc["missed_whole", "difference"] == 0
+    assert same.loc["missed_whole", "low"] == -same.loc["missed_whole", "high"] < -0.3
+    found = compare(*runs, threshold=0.5, resamples=20).set_index("metric")
+    assert found.loc["missed_whole", ["value", "other", "difference"]].tolist() == [0, 1, 1]
+    assert found.loc["pixel_precision", ["other", "difference", "low", "high"]].isna().all()
+
+
 def test_a_paired_interval_of_dice_is_students_of_the_groups_differences():
     """Where every image is its own group, the interval is the plain one of paired differences."""
     from scipy import stats
@@ -569,3 +591,97 @@ def test_studies_that_contradict_themselves_are_refused(views):
         study_scores(views.drop(columns="study"))
     with pytest.raises(ValueError, match="only where both classes occur"):
         study_metrics(study_scores(views.assign(label=1)), threshold=0.5, resamples=20)
+
+
+# ------------------------------------------------------------------------------------------------ coverage
+def drawn_images(rng, patients):
+    """Images of patients who are alike in themselves, as the counts that `MaskCases` holds."""
+    many = rng.integers(1, 5, patients)
+    patient = np.repeat(np.arange(patients), many)
+    common = rng.normal(size=patients)[patient]
+    n = len(patient)
+    label = (rng.random(n) < expit(-1.2 + common)).astype(int)
+    skill = expit(0.3 + 0.8 * rng.normal(size=patients)[patient] + rng.normal(size=n))
+    true = label * np.round(np.exp(rng.normal(6, 0.8, n))).astype(int)
+    overlap = np.where(rng.random(n) < 0.25, 0, np.round(true * skill)).astype(int)
+    false = rng.poisson(0.4 * np.exp(0.7 * common - 0.25))
+    predicted = overlap + 80 * false + np.round(overlap * 0.3).astype(int)
+    lesions = label * rng.integers(1, 3, n)
+    return pd.DataFrame(
+        {
+            "image": [f"i{number}" for number in range(n)],
+            "patient": [f"p{number}" for number in patient],
+            "split": "test",
+            "label": label,
+            "probability": expit(-1 + 2 * label + rng.normal(size=n)),
+            "true": true,
+            "predicted": predicted,
+            "overlap": overlap,
+            "dice": (2 * overlap + 1e-6) / (true + predicted + 1e-6),
+            "dice_frame": (2 * overlap + 1e-6) / (true + predicted + 1e-6),
+            "true_frame": true,
+            "lesions": lesions,
+            "lesions_hit": rng.binomial(lesions, skill),
+            "marks": false + (overlap > 0),
+            "false_marks": false,
+        }
+    )
+
+
+@pytest.mark.slow
+def test_intervals_of_masks_hold_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    nothing = pd.DataFrame(columns=["image", "patient", "area", "score", "false"])
+
+    def numbers(patients):
+        cases = MaskCases(drawn_images(rng, patients), nothing, nothing, "")
+        return evaluation._mask_table(cases, resamples=200, seed=0, confidence=0.95).set_index("metric")
+
+    truth = numbers(40_000)["value"]
+    found = [numbers(100) for _ in range(400)]
+    held = np.mean([(each["low"] <= truth) & (truth <= each["high"]) for each in found], axis=0)
+    assert dict(zip(truth.index, held, strict=True)) == pytest.approx(
+        dict.fromkeys(truth.index, 0.95), abs=0.04
+    )
+
+
+# ---------------------------------------------------------------------------------------------- real images
+def test_a_made_cohorts_own_masks_are_found_whole(tmp_path):
+    folder = radiograph_cohort(tmp_path)
+    table, regions = read_images(folder), read_regions(folder)
+    predictions = table.rename(columns={"image": UID}).assign(vertebra="image", split="test")
+    predictions = predictions.assign(probability=0.1 + 0.8 * table["label"])
+    judged = judged_images(
+        predictions[[UID, "vertebra", "split", "label", "probability"]], table, split="test"
+    )
+    sizes = zip(table["image"], table["height"], table["width"], strict=True)
+    masks = {name: rasterise(regions[name], height, width) for name, height, width in sizes}
+    cases = MaskCases.of(judged, truth=regions, predicted=masks)
+    found = evaluate(cases, threshold=0.5, resamples=20).set_index("metric")["value"]
+    perfect = ["auroc", "recall", "dice_pos", "dice_pos_frame", "pixel_recall", "lesion_recall"]
+    assert found[perfect].tolist() == [1] * len(perfect)
+    assert len(cases.lesions) == sum(map(len, regions.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FRACATLAS.is_dir(), reason=f"FracAtlas is not at {FRACATLAS}")
+def test_fracatlas_has_its_781_lesions_and_their_known_sizes():
+    files = json.loads(next((FRACATLAS / "Annotations" / "VGG JSON").glob("*.json")).read_text())
+    truth, predicted = {}, {}
+    for each in files.get("_via_img_metadata", files).values():
+        with Image.open(FRACATLAS / "images" / "Fractured" / each["filename"]) as image:
+            width, height = ImageOps.exif_transpose(image).size
+        shapes = [region["shape_attributes"] for region in each["regions"].values()]
+        name = each["filename"].removesuffix(".jpg")
+        truth[name] = [np.column_stack([s["all_points_x"], s["all_points_y"]]) for s in shapes]
+        predicted[name] = rasterise(truth[name], height, width)
+    table = images([1] * len(truth)).assign(image=list(truth))
+    cases = MaskCases.of(table, truth=truth, predicted=predicted)
+    assert (len(cases), len(cases.lesions)) == (610, 781)
+    assert cases.images["dice"].tolist() == [1.0] * 610
+    assert cases.images["lesions_hit"].sum() >= 0.97 * 781  # touching polygons make one mark
+    sizes = [predicted[name].size for name in cases.images["image"]]
+    share = np.percentile(100 * cases.images["true"] / sizes, [5, 50, 95])
+    known = [0.11, 0.35, 1.36]  # drawn with the outline's own pixels, which makes them larger
+    np.testing.assert_allclose(share, known, rtol=0.1)
+    assert (cases.images["true_frame"] > 0).all()

@@ -35,7 +35,7 @@ from cspine_helpers.evaluation.resampling import (
 )
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.tables import require_columns
-from cspine_helpers.labels import PATIENT, UID
+from cspine_helpers.labels import UID
 from cspine_helpers.metrics import auroc
 from cspine_helpers.radiographs.annotations import rasterise
 
@@ -275,7 +275,7 @@ class MaskCases:
         """The images as cases of presence, each by its own probability."""
         columns = {"image": UID, "patient": "patient", "split": "split", "label": "label"}
         table = self.images[[*columns, "probability"]].rename(columns=columns)
-        return Cases.of(table.assign(vertebra=PATIENT), level="patient")
+        return Cases.of(table.assign(vertebra="image"))
 
     def where(self, kept: NDArray[np.bool_]) -> Self:
         """The images of a mask (n,), in their order, with their lesions and marks."""
@@ -491,7 +491,10 @@ def _value(ratio: Ratio) -> float:
 
 
 def _interval(ratio: Ratio, kind: str, resamples: int, seed: int, confidence: float) -> tuple[float, float]:
-    """Limits of a ratio of sums over groups (P,); NaN where it is undefined or one group alone counts."""
+    """Limits of a ratio of sums over groups (P,); NaN where it is undefined or one group alone counts.
+
+    Source: number of alike groups, Kish, Survey Sampling (1965).
+    """
     groups, value = int((ratio[1] > 0).sum()), _value(ratio)
     if groups < 2:
         return np.nan, np.nan
@@ -499,7 +502,8 @@ def _interval(ratio: Ratio, kind: str, resamples: int, seed: int, confidence: fl
         drawn = resampled(np.stack(ratio, axis=1), resamples, seed)
         drawn = drawn[drawn[:, 1] > 0]
         cases = effective_cases(value, drawn[:, 0] / drawn[:, 1], ratio[1].sum(), groups)
-        return _score(value, cases, confidence, groups - 1)
+        alike = ratio[1].sum() ** 2 / (ratio[1] ** 2).sum()  # groups of one size that would tell as much
+        return _score(value, cases, confidence, max(float(alike) - 1, 1.0))
     shares = shares_of(ratio)
     low, high = mean_interval(shares, confidence)
     if np.ptp(shares) < _SAME:  # all alike: they show no spread, and groups are what is known
@@ -889,20 +893,27 @@ def compare(
     for name in first if first and second else ():
         pair = [_ratio(cases, first[name]), _ratio(other, second[name])]
         value, changed = (_value(ratio) for ratio in pair)
-        low, high = mean_interval(_influence(pair[1], pair) - _influence(pair[0], pair), confidence)
-        rows.append((name, value, changed, changed - value, low, high))
+        rows.append((name, value, changed, changed - value, *_paired(pair, first[name].kind, confidence)))
     if rows:
         tables.append(pd.DataFrame(rows, columns=columns))
     order = {name: place for place, name in enumerate((*PRESENCE, *first))}
     return pd.concat(tables).sort_values("metric", key=lambda names: names.map(order), ignore_index=True)
 
 
-def _influence(ratio: Ratio, pair: Sequence[Ratio]) -> Floats:
-    """What each group that counts in either ratio contributes to this one; the mean is the ratio."""
-    either = np.logical_or.reduce([each[1] > 0 for each in pair])
-    above, below = ratio[0][either], ratio[1][either]
-    value = above.sum() / below.sum() if below.sum() else np.nan
-    return value + (above - value * below) / below.mean() if len(below) else above
+def _paired(pair: Sequence[Ratio], kind: str, confidence: float) -> tuple[float, float]:
+    """Limits of the second ratio − the first, by what each group that counts in either contributes."""
+    either = np.logical_or.reduce([below > 0 for _, below in pair])
+    values = [_value(ratio) for ratio in pair]
+    if either.sum() < 2 or np.isnan(values).any():
+        return np.nan, np.nan
+    first, second = (
+        value + (above[either] - value * below[either]) / below[either].mean()
+        for value, (above, below) in zip(values, pair, strict=True)
+    )
+    if kind == "share" and values[0] == values[1] and values[0] in (0, 1):  # no group shows any spread
+        low, high = _score(values[0], float(either.sum()), confidence)
+        return low - high, high - low
+    return mean_interval(second - first, confidence)
 
 
 def _aligned(cases: MaskCases, other: MaskCases) -> MaskCases:
