@@ -106,7 +106,10 @@ def check_task(record: Mapping[str, Any], task: str, folder: Path) -> None:
     Raises:
         ValueError: says for which, and what reads it.
     """
-    readers = {SEQUENCES: "checkpoints.load_run(...)", RADIOGRAPHS: "radiographs.load_radiograph_run(...)"}
+    readers = {
+        SEQUENCES: "checkpoints.load_run(...)",
+        RADIOGRAPHS: "radiographs.task.load_radiograph_run(...)",
+    }
     if (found := task_of(record)) != task:
         raise ValueError(
             f"The run at {folder} was trained on {found}, not on {task}. "

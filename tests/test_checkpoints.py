@@ -230,7 +230,7 @@ def test_a_record_laid_out_differently_reads_the_same(run):
 @pytest.mark.parametrize(
     ("task", "remedy"),
     [
-        ("radiographs", r"Load it with radiographs\.load_radiograph_run\(\.\.\.\)\."),
+        ("radiographs", r"Load it with radiographs\.task\.load_radiograph_run\(\.\.\.\)\."),
         ("lumbar", r"Name another run\."),
     ],
 )

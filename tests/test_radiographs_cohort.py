@@ -59,7 +59,7 @@ def test_a_cohort_is_known_by_its_hashes_and_says_where_it_is_from(made):
     cohort = read_radiograph_cohort(made)
     assert cohort.fingerprint() == {
         "cohort": "cohort",
-        "images_sha256": sha256_of(made / "images.csv"),
+        "labels_sha256": sha256_of(made / "images.csv"),
         "annotations_sha256": sha256_of(made / "annotations.json"),
         "split_sha256": split_hash(cohort.split),
     }

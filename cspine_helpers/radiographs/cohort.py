@@ -13,7 +13,7 @@ from cspine_helpers.radiographs.sources import ANNOTATIONS, IMAGES, read_images,
 from cspine_helpers.splits import read_split, split_hash, split_settings
 
 SPLIT = "split.csv"
-_FILES = {"images": IMAGES, "annotations": ANNOTATIONS}
+_FILES = {"labels": IMAGES, "annotations": ANNOTATIONS}
 _OF_SOURCE = ("name", "label_1", "classes", "citation", "licence")
 
 

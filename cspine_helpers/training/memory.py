@@ -1,12 +1,13 @@
 """How many samples a GPU's memory holds at once, while a step has as many as the settings say."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size, gather_object
+from torch import Tensor
 
 from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
 from cspine_helpers.packed import CHANNELS
@@ -74,19 +75,28 @@ def largest_batch(
 
 
 def _one_step(batch_size: int, config: TrainConfig, model: ModelConfig, accelerator: Accelerator) -> None:
-    """Forward, backward and a step of AdamW, with a network of its own."""
-    network = FractureClassifier(model, load_pretrained=False)
+    shape = (batch_size, model.slices, CHANNELS, model.size, model.size)
+    given = [
+        torch.zeros(shape, dtype=torch.uint8, device=accelerator.device),
+        torch.zeros(batch_size, dtype=torch.int64, device=accelerator.device),
+    ]
+    take_step(FractureClassifier(model, load_pretrained=False), given, config, accelerator)
+
+
+def take_step(network: Any, given: Sequence[Tensor], config: TrainerConfig, accelerator: Accelerator) -> None:
+    """Forward, backward and a step of AdamW, with a network that is needed for nothing else.
+
+    Args:
+        network: its output is made of tensors, or None.
+        given: what it is given.
+        config: how it is trained.
+        accelerator: where.
+    """
     if config.gradient_checkpointing:
         network.checkpoint_gradients()
-    device = accelerator.device
-    network.to(device)
+    network.to(accelerator.device)
     optimizer = adamw(network, config.learning_rate, config.weight_decay)
-    shape = (batch_size, model.slices, CHANNELS, model.size, model.size)
     with accelerator.autocast():
-        output = network(
-            torch.zeros(shape, dtype=torch.uint8, device=device),
-            torch.zeros(batch_size, dtype=torch.int64, device=device),
-        )
-        loss = output.logit.sum() + output.slice_logit.sum()
+        loss = sum(part.sum() for part in network(*given) if part is not None)
     loss.backward()
     optimizer.step()

@@ -216,15 +216,20 @@ def check_vacant(run_folder: str | Path, *, resume: bool) -> Path:
     return folder
 
 
-def check_rule(rule: Rule) -> None:
+def check_rule(rule: Rule, *, level: str = "vertebra", units: str = "vertebrae") -> None:
     """Refuse a rule that chooses no threshold on the validation split, of single units.
+
+    Args:
+        rule: of a training.
+        level: of the units; a rule that names none is at vertebra level.
+        units: their name.
 
     Raises:
         ValueError: says what it is.
     """
-    if rule.level != "vertebra" or rule.objective == STATED:
+    if rule.level not in ("vertebra", level) or rule.objective == STATED:
         raise ValueError(
-            f"The rule of a training chooses a threshold for vertebrae; found {rule.objective!r} at "
+            f"The rule of a training chooses a threshold for {units}; found {rule.objective!r} at "
             f"{rule.level} level. Leave level out, and name one of {', '.join(OBJECTIVES)}."
         )
 

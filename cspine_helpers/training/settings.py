@@ -64,7 +64,8 @@ class Settings(Generic[Model, Train]):
 
     def text(self) -> str:
         """The settings as the text of a file."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        sections = {name: section for name, section in asdict(self).items() if section is not None}
+        return json.dumps({"format": FORMAT, **sections}, indent=2, ensure_ascii=False) + "\n"
 
 
 def preset(cohort: str) -> Settings[ModelConfig, TrainConfig]:
@@ -287,6 +288,6 @@ def _meanings(kind: type) -> dict[str, str]:
     meanings: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         _, _, text = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")
-        found = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", text, re.MULTILINE)
-        meanings |= {name: " ".join(words.split()) for name, words in found}
+        found = re.findall(r"^ {4}([\w, ]+): (.+(?:\n {8}.+)*)", text, re.MULTILINE)
+        meanings |= {name: " ".join(words.split()) for names, words in found for name in names.split(", ")}
     return meanings

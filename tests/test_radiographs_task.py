@@ -1,0 +1,356 @@
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate import Accelerator
+from radiograph_folders import radiograph_cohort
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch.nn import functional
+
+from cspine_helpers.checkpoints import load_run
+from cspine_helpers.labels import UID
+from cspine_helpers.radiographs import evaluation
+from cspine_helpers.radiographs.cohort import read_radiograph_cohort
+from cspine_helpers.radiographs.dataset import ImagePackConfig, RadiographDataset, image_loader, pack_images
+from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel
+from cspine_helpers.radiographs.task import (
+    MASK_THRESHOLDS,
+    PRESETS,
+    RadiographTask,
+    RadiographTrainConfig,
+    in_turn,
+    load_radiograph_run,
+    radiograph_guide,
+    radiograph_preset,
+    radiograph_settings_of,
+    train_radiographs,
+)
+from cspine_helpers.runs import read_history, read_record
+from cspine_helpers.splits import read_split, write_split
+from cspine_helpers.training import trainer
+from cspine_helpers.training.run import RULE, interrupted
+from cspine_helpers.training.settings import inner_configs
+
+MODEL = RadiographConfig(
+    backbone="mobilenetv3_small_050",
+    pretrained=None,
+    frozen_blocks=0,
+    long=96,
+    short=64,
+    decoder_channels=(12, 10, 8, 6),
+    mask_cells=20,
+)
+CONFIG = RadiographTrainConfig(epochs=3, warmup_epochs=0.5, batch_size=4, workers=0)
+HARD = replace(CONFIG, intact=0.8, hard_share=0.5, hard_after=1, hard_candidates=2)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    folder = radiograph_cohort(tmp_path_factory.mktemp("radiographs"))
+    pack_images(folder, ImagePackConfig(long=MODEL.long, short=MODEL.short))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(cohort) -> tuple[Path, pd.DataFrame]:
+    """A run with hard images: its folder, and the history that its training returned."""
+    torch.set_num_threads(1)
+    folder = cohort.parent / "run"
+    return folder, train_radiographs(cohort, folder, model=MODEL, config=HARD)
+
+
+@pytest.fixture
+def own(cohort, tmp_path) -> Path:
+    """A cohort that a test may change."""
+    return shutil.copytree(cohort, tmp_path / "cohort", symlinks=True)
+
+
+def task_of(cohort: Path, config=CONFIG, model=MODEL) -> RadiographTask:
+    return RadiographTask(read_radiograph_cohort(cohort), model, config, RULE, Accelerator(cpu=True))
+
+
+def outcome(folder: Path) -> tuple:
+    """What two equal trainings share."""
+    record = read_record(folder)
+    timed = ("seconds", "epoch_seconds", "history_sha256", "record_sha256")
+    return (
+        read_history(folder).drop(columns="seconds").to_csv(),
+        (folder / "model.safetensors").read_bytes(),
+        {name: value for name, value in record.items() if name not in timed},
+    )
+
+
+def test_a_training_leaves_a_run_of_radiographs_that_loads_as_it_was(cohort, run):
+    folder, history = run
+    record, loaded = read_record(folder), load_radiograph_run(folder)
+    assert not interrupted(folder)
+    pd.testing.assert_frame_equal(read_history(folder), history, check_dtype=False)
+    assert record["task"] == "radiographs"
+    assert (loaded.config, loaded.threshold) == (MODEL, record["decision"]["threshold"])
+    assert record["decision"]["level"] == record["rule"]["level"] == "image"
+    assert record["train"] == json.loads(json.dumps(asdict(HARD)))
+    assert record["data"] == read_radiograph_cohort(cohort).fingerprint()
+    assert record["cohort"]["counts"]["train"] == {
+        **{"images": 16, "patients": 16},
+        **{"fractured": 5, "fractured_patients": 5},
+    }
+    assert len(history) == 3
+    with pytest.raises(ValueError, match=r"was trained on radiographs, not on sequences\. Load it with rad"):
+        load_run(folder)
+    builtin = Path(__file__).parents[1] / "checkpoints" / "builtin"
+    with pytest.raises(
+        ValueError, match=r"was trained on sequences, not on radiographs\. Load it with check"
+    ):
+        load_radiograph_run(builtin)
+
+
+def test_the_history_is_what_the_kept_network_says_of_validation(cohort, run):
+    folder, history = run
+    known, loaded, record = read_radiograph_cohort(cohort), load_radiograph_run(folder), read_record(folder)
+    row = history.set_index("epoch").loc[record["best_epoch"]]
+    data = RadiographDataset(known.of("validation"), known.packed, stride=1)
+    probabilities, masks, truths = np.zeros(len(data)), {}, {}
+    for batch in image_loader(data, batch_size=1):
+        with torch.inference_mode():
+            output = loaded.model(batch["image"])
+        index = int(batch["index"])
+        probabilities[index] = output.probability[0]
+        size = batch["image"].shape[1:]
+        full = functional.interpolate(output.mask_logit[None], size, mode="bilinear")[0, 0]
+        masks[index], truths[index] = full.sigmoid().numpy(), batch["mask"][0].numpy() > 127
+    assert row["validation_auroc"] == pytest.approx(roc_auc_score(data.labels, probabilities))
+    assert row["validation_average_precision"] == pytest.approx(
+        average_precision_score(data.labels, probabilities)
+    )
+    order = sorted(masks)
+    dice = [
+        evaluation.dice_pos([truths[n] for n in order], [masks[n] for n in order], threshold=threshold)
+        for threshold in MASK_THRESHOLDS
+    ]
+    assert row["validation_dice_pos"] == pytest.approx(max(dice), abs=2e-3)  # pixels at the threshold
+    assert record["mask"] == {
+        "threshold": pytest.approx(MASK_THRESHOLDS[int(np.argmax(dice))]),
+        "dice_pos": row["validation_dice_pos"],
+    }
+    assert row["validation_objective"] == pytest.approx(
+        row["validation_average_precision"] + row["validation_dice_pos"]
+    )
+    assert row["validation_objective"] == history["validation_objective"].max()
+
+
+def test_the_last_epoch_is_kept_where_that_is_asked(cohort, tmp_path):
+    config = replace(CONFIG, keep="last", patience=1, learning_rate=1e-7)
+    train_radiographs(cohort, tmp_path / "run", model=MODEL, config=config)
+    assert read_record(tmp_path / "run")["best_epoch"] == config.epochs
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2])
+def test_a_stopped_training_is_resumed_to_the_same_bytes(cohort, run, tmp_path, monkeypatch, stop_after):
+    done, real = [], trainer.save_state
+
+    def stopping(*arguments):
+        if len(done) == stop_after:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*arguments)
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(trainer, "save_state", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train_radiographs(cohort, folder, model=MODEL, config=HARD)
+    monkeypatch.undo()
+    assert interrupted(folder) == (stop_after > 0)
+    train_radiographs(cohort, folder, model=MODEL, config=HARD, resume=True)
+    assert outcome(folder) == outcome(run[0])
+
+
+def test_a_run_is_not_overwritten_and_other_settings_do_not_resume_it(cohort, run):
+    folder, history = run
+    before = outcome(folder)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train_radiographs(cohort, folder, model=MODEL, config=HARD)
+    again = train_radiographs(cohort, folder, model=MODEL, config=HARD, resume=True)
+    pd.testing.assert_frame_equal(again, history, check_dtype=False)
+    with pytest.raises(ValueError, match=r"another setting: .*train\.hard_share is 0\.5, not 0\.0"):
+        train_radiographs(cohort, folder, model=MODEL, config=replace(HARD, hard_share=0.0), resume=True)
+    assert outcome(folder) == before
+
+
+# What an epoch shows.
+
+
+@pytest.mark.parametrize(("images", "wanted"), [(10, 3), (9, 3), (4, 4), (7, 5)])
+def test_images_take_turns_before_one_is_shown_again(images, wanted):
+    turns = images // wanted
+    for first in range(1, 3 * turns, turns):
+        shown = [in_turn(images, wanted, seed=1, epoch=first + n) for n in range(turns)]
+        assert [len(each) for each in shown] == [wanted] * turns
+        assert len(set(np.concatenate(shown).tolist())) == turns * wanted
+    rounds = [in_turn(images, wanted, seed=1, epoch=1 + turns * n).tolist() for n in range(6)]
+    assert len({tuple(each) for each in rounds}) > 1
+
+
+def shown(task: RadiographTask, epoch: int) -> set[int]:
+    (stage,) = task.stages
+    stage.before_epoch(epoch)
+    batches = stage.loader().batch_sampler
+    batches.set_epoch(epoch)
+    found = [index for batch in batches for _, index in batch]
+    assert len(found) == len(set(found)) == stage.work
+    return set(found)
+
+
+def test_an_epoch_shows_every_fractured_image_and_as_many_intact_ones(cohort):
+    labels = read_radiograph_cohort(cohort).of("train")["label"].to_numpy()
+    mine = task_of(cohort)
+    epochs = [shown(mine, epoch) for epoch in (1, 2)]
+    fractured, intact = set(np.flatnonzero(labels)), set(np.flatnonzero(labels == 0))
+    for each in epochs:
+        assert fractured < each
+        assert len(each - fractured) == len(fractured)
+    assert (epochs[0] & epochs[1]) == fractured  # eleven intact ones take turns, five an epoch
+    assert (epochs[0] | epochs[1]) - fractured < intact
+
+
+def test_hard_images_are_those_that_the_model_marks_most(cohort, monkeypatch):
+    mine = task_of(cohort, HARD)
+    labels = mine._seen.labels
+    strength = {index: (7 * index) % 16 for index in range(len(labels))}
+    asked = []
+
+    def marks(rows):
+        asked.append(rows)
+        return np.array([strength[row] for row in rows])
+
+    monkeypatch.setattr(mine, "_marks", marks)
+    assert len(shown(mine, 1)) == 9  # five fractured, four intact
+    assert not asked  # the first epoch has none
+    chosen = {index for index in shown(mine, 2) if labels[index] == 0}
+    (candidates,) = asked
+    assert len(candidates) == 4  # two for each of two
+    assert (labels[candidates] == 0).all()
+    hardest = sorted(candidates, key=lambda row: -strength[row])[:2]
+    assert set(hardest) == chosen & set(candidates)
+    assert len(chosen) == 4
+
+
+def test_marks_are_of_the_rows_that_were_asked_for(cohort):
+    mine, rows = task_of(cohort), np.array([9, 2, 11, 4])
+    together = mine._marks(rows)
+    assert len(set(together.round(9))) == 4
+    for row, mark in zip(rows, together, strict=True):
+        assert mine._marks(np.array([row]))[0] == pytest.approx(mark, rel=1e-5)
+
+
+def test_patches_are_trained_on_and_whole_images_validated(cohort, tmp_path, monkeypatch):
+    shapes, real = set(), RadiographModel.forward
+
+    def watched(model, images):
+        shapes.add((model.training, *images.shape[1:]))
+        return real(model, images)
+
+    monkeypatch.setattr(RadiographModel, "forward", watched)
+    config = replace(CONFIG, epochs=1, warmup_epochs=0, patch=32)
+    history = train_radiographs(cohort, tmp_path / "run", model=MODEL, config=config)
+    assert shapes == {(True, 32, 32), (False, 96, 64), (False, 64, 96)}
+    assert history["validation_auroc"].notna().all()
+
+
+def test_a_classifier_has_no_dice_and_is_chosen_by_average_precision(cohort, tmp_path):
+    model = replace(MODEL, architecture="classifier")
+    config = replace(HARD, epochs=2, warmup_epochs=0)
+    history = train_radiographs(cohort, tmp_path / "run", model=model, config=config)
+    assert read_history(tmp_path / "run")["validation_dice_pos"].isna().all()
+    assert read_record(tmp_path / "run")["mask"] is None
+    assert history["validation_objective"].tolist() == history["validation_average_precision"].tolist()
+
+
+# What is refused, before anything is written.
+
+
+def test_what_cannot_be_trained_is_refused_in_a_sentence(own, tmp_path):
+    folder, settings = tmp_path / "run", {"model": MODEL, "config": CONFIG}
+    with pytest.raises(
+        ValueError, match=r"a threshold for images; found 'max_recall' at patient level\. Leave"
+    ):
+        train_radiographs(own, folder, **settings, rule=replace(RULE, level="patient"))
+    with pytest.raises(ValueError, match=r"frames of 96 × 64 pixels, the model is for 128 × 64\. Pack"):
+        train_radiographs(own, folder, model=replace(MODEL, long=128), config=CONFIG)
+    table, split = read_radiograph_cohort(own).images, read_split(own / "split.csv").set_index(UID)
+    for path in own.glob("split.csv*"):
+        path.unlink()
+    split.loc[table["image"][(table["label"] == 1) & (table["split"] == "validation")], "split"] = "test"
+    write_split(split.reset_index(), own / "split.csv")
+    with pytest.raises(
+        ValueError, match=r"Split 'validation' holds 0 fractured of \d images; training needs"
+    ):
+        train_radiographs(own, folder, **settings)
+    shutil.rmtree(own / "packed")
+    with pytest.raises(FileNotFoundError, match="No packed radiographs"):
+        train_radiographs(own, folder, **settings)
+    (own / "split.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"No split\.csv in"):
+        train_radiographs(own, folder, **settings)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"intact": 0.0}, {"hard_share": 1.1}, {"hard_after": -1}, {"hard_candidates": 0}, {"patch": 8}]
+)
+def test_impossible_settings_are_named(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"RadiographTrainConfig cannot have {name} = "):
+        RadiographTrainConfig(**wrong)
+
+
+# Settings.
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_read_back_from_its_text_and_its_network_builds(name, tmp_path):
+    settings = radiograph_preset(name)
+    (tmp_path / "settings.json").write_text(settings.text())
+    assert radiograph_settings_of(tmp_path / "settings.json", preset="fracatlas") == settings
+    (tmp_path / "named.json").write_text(json.dumps({"preset": name, "train": {"epochs": 7, "seed": 3}}))
+    found = radiograph_settings_of(tmp_path / "named.json")
+    assert found == replace(settings, train=replace(settings.train, epochs=7, seed=3))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"preset": "resnet"}, r"Named settings of radiographs are .*; found 'resnet'\. Choose one\."),
+        ({"train": {"seeed": 1}}, r"train: seeed is unknown \(did you mean seed\?\)"),
+        ({"train": {"loss": {"pixxels": 1}}}, r"train\.loss: pixxels is unknown \(did you mean pixels\?\)"),
+        ({"train": {"augment": {"flop": 1}}}, r"train\.augment: flop is unknown \(did you mean flip\?\)"),
+        ({"train": {"backbone": "x"}}, r"train: backbone belongs to model\. Move it there\."),
+        ({"weights_sha256": "", "model": {}}, r"was trained on sequences, not on radiographs"),
+    ],
+)
+def test_unknown_settings_are_named(content, said, tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=said):
+        radiograph_settings_of(tmp_path / "settings.json")
+
+
+def test_a_record_is_a_settings_file(run):
+    found = radiograph_settings_of(run[0] / "run.json")
+    assert (found.model, found.train, found.rule) == (MODEL, HARD, radiograph_preset().rule)
+
+
+def test_the_guide_has_a_row_for_every_setting_and_names_every_preset():
+    page = radiograph_guide()
+    for kind in (
+        RadiographConfig,
+        RadiographTrainConfig,
+        *inner_configs(RadiographTrainConfig).values(),
+    ):
+        for name in kind.__dataclass_fields__:
+            assert name in ("loss", "augment") or f"| `{name}` |" in page
+    assert all(f"`{name}`" in page for name in PRESETS)
