@@ -87,10 +87,27 @@ def test_fracatlas_is_read_as_its_table_says(made):
     assert source.notes == []
 
 
-def test_several_parts_are_joined(fracatlas):
-    change(fracatlas / "dataset.csv", "IMG0000010.jpg,0,0,0,1", "IMG0000010.jpg,1,0,0,1")
-    table = read_fracatlas(fracatlas).table.set_index("image")
-    assert table.loc["IMG0000010", "part"] == "hand+shoulder"
+def test_counts_that_differ_from_the_polygons_are_a_note_and_the_polygons_count(fracatlas):
+    change(fracatlas / "dataset.csv", "IMG0000003.jpg,0,1,0,0,0,0,0,1,1", "IMG0000003.jpg,0,1,0,0,0,0,0,1,2")
+    (fracatlas / "Annotations" / "YOLO" / "IMG0000006.txt").write_text("")
+    source = read_fracatlas(fracatlas)
+    assert source.notes == [
+        "fracture_count of dataset.csv: other numbers than of polygons in 1 images: "
+        "IMG0000003.jpg (2 for 1).",
+        "YOLO boxes: other numbers than of polygons in 1 images: IMG0000006.jpg (0 for 1).",
+    ]
+    assert len(source.regions["IMG0000003"]) == len(source.regions["IMG0000006"]) == 1
+
+
+def test_several_parts_are_joined_and_mixed_must_agree(fracatlas):
+    path = fracatlas / "dataset.csv"
+    change(path, "IMG0000010.jpg,0,0,0,1,0", "IMG0000010.jpg,1,0,0,1,1")
+    source = read_fracatlas(fracatlas)
+    assert source.table.set_index("image").loc["IMG0000010", "part"] == "hand+shoulder"
+    assert source.notes == []
+    change(path, "IMG0000010.jpg,1,0,0,1,1", "IMG0000010.jpg,1,0,0,1,0")
+    (note,) = read_fracatlas(fracatlas).notes
+    assert note == "mixed: other than the number of parts says in 1 images: 'IMG0000010.jpg'."
 
 
 def test_without_a_column_the_split_is_that_of_the_published_files(tmp_path):

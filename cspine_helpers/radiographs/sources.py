@@ -172,6 +172,11 @@ def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str
     # 3. The table.
     used = known[~known.index.isin(left_out)].sort_index()
     notes = _counts_that_differ(used, regions, folder / "Annotations")
+    differ = used.index[(used["mixed"] == 1) != (used[[*_PARTS]].sum(axis=1) > 1)]
+    if len(differ):
+        notes.append(
+            f"mixed: other than the number of parts says in {len(differ)} images: {listing(differ)}."
+        )
     split = used["split"].fillna("") if "split" in used else _fracatlas_split(folder, used.index)
     table = pd.DataFrame(
         {
