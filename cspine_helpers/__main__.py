@@ -4,7 +4,7 @@ A command's options and imports are loaded when it is asked for, so that `--help
 """
 
 import sys
-from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ exit status:
   0    done
   2    wrong arguments, with the usage
   3    pack: some studies failed; the summary and report.csv name them
+       predict --images: some files cannot be read; the summary and unreadable.csv name them
   100  refused, with the reason in a sentence
   130  stopped with Ctrl-C"""
 
@@ -337,7 +338,6 @@ def _train_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--settings", type=Path, help="settings file, see `settings`; or another run's run.json"
     )
-    parser.add_argument("--preset", help="of radiographs: named settings (default: what --settings names)")
     parser.add_argument("--resume", action="store_true", help="continue a training that was stopped")
     folds = parser.add_argument_group(
         "in folds",
@@ -350,7 +350,6 @@ def _train_options(parser: ArgumentParser) -> None:
 def _train(options: Namespace) -> int:
     from accelerate import PartialState
 
-    from cspine_helpers.radiographs.cohort import is_radiographs
     from cspine_helpers.training.config import SHOWN
     from cspine_helpers.training.run import train
     from cspine_helpers.training.settings import preset, settings_of
@@ -358,10 +357,6 @@ def _train(options: Namespace) -> int:
     if options.fold is not None and options.folds is None:
         raise ValueError(f"--fold {options.fold} needs --folds, how many there are: --folds 5.")
     cohort = paths.cohort_dir(options.cohort)
-    if is_radiographs(cohort):
-        return _train_radiographs(options, cohort)
-    if options.preset:
-        raise ValueError(f"--preset is for radiographs; {options.cohort} holds none. Leave it out.")
     settings = preset(options.cohort)
     if options.settings:
         settings = settings_of(options.settings, cohort=options.cohort)
@@ -376,39 +371,6 @@ def _train(options: Namespace) -> int:
         rule=settings.rule,
         resume=options.resume,
         skip_unusable=options.skip_unusable,
-    )
-    if PartialState().is_main_process:
-        print(history.filter(["epoch", *SHOWN]).to_string(index=False))
-    return 0
-
-
-def _train_radiographs(options: Namespace, cohort: Path) -> int:
-    """Train on a cohort of radiographs."""
-    from accelerate import PartialState
-
-    from cspine_helpers.radiographs.task import (
-        radiograph_preset,
-        radiograph_settings_of,
-        train_radiographs,
-    )
-    from cspine_helpers.training.config import SHOWN
-
-    if options.folds is not None or options.skip_unusable:
-        given = "--skip-unusable" if options.folds is None else "--folds"
-        raise ValueError(
-            f"{given} is for cohorts of CT; {options.cohort} holds radiographs, which `radiographs` divides "
-            "and packs. Leave it out."
-        )
-    settings = radiograph_preset(*([options.preset] if options.preset else []))
-    if options.settings:
-        settings = radiograph_settings_of(options.settings, preset=options.preset)
-    history = train_radiographs(
-        cohort,
-        paths.run_dir(options.run or options.cohort),
-        model=settings.model,
-        config=settings.train,
-        rule=settings.rule,
-        resume=options.resume,
     )
     if PartialState().is_main_process:
         print(history.filter(["epoch", *SHOWN]).to_string(index=False))
@@ -454,15 +416,12 @@ def _train_folds(options: Namespace, settings: "Settings") -> int:
 def _settings_options(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the preset as a settings file")
     parser.add_argument("--cohort", default="builtin", help="whose preset --json prints (default: builtin)")
-    parser.add_argument("--preset", help="named settings of radiographs that --json prints instead")
 
 
 def _settings(options: Namespace) -> int:
-    from cspine_helpers.radiographs.task import radiograph_guide, radiograph_preset
     from cspine_helpers.training.settings import guide, preset
 
-    chosen = radiograph_preset(options.preset) if options.preset else preset(options.cohort)
-    print(chosen.text() if options.json else f"{guide()}\n{radiograph_guide()}", end="")
+    print(preset(options.cohort).text() if options.json else guide(), end="")
     return 0
 
 
@@ -484,7 +443,23 @@ def _predict_options(parser: ArgumentParser) -> None:
         help="predict the mean of these runs of checkpoints/; --run names the folder that it is written to",
     )
     parser.add_argument(
-        "--tta", action="store_true", help="of an ensemble or folds: the mirrored sequence counts as well"
+        "--tta",
+        action=BooleanOptionalAction,
+        help="mirrored images count as well: of radiographs, of an ensemble or folds (default: as the frozen "
+        "blend of radiographs was chosen, else not)",
+    )
+    images = parser.add_argument_group("radiographs")
+    images.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="answer every PNG, JPEG, TIFF, DICOM in there: tables and pictures in --out (default: "
+        "checkpoints/<run>/images/<name of FOLDER>)",
+    )
+    images.add_argument(
+        "--blend",
+        action="store_true",
+        help="of a cohort: first choose on validation how class, mask and runs are blended, blend.json",
     )
     one = parser.add_argument_group(
         "one study instead of a table; writes checkpoints/<run>/studies/<uid>.json"
@@ -495,11 +470,22 @@ def _predict_options(parser: ArgumentParser) -> None:
     one.add_argument("--masks", type=Path, help="with --ct: its mask, a NIfTI file or a folder of them")
     _scheme_options(one)
     one.add_argument("--series", metavar="UID", help="with --ct: which series, where it holds several")
-    one.add_argument("--threshold", type=float, help="call vertebrae from here on (default: the frozen one)")
-    one.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there instead")
+    given = parser.add_argument_group("one study, or --images")
+    given.add_argument(
+        "--threshold", type=float, help="call vertebrae or images from here on (default: the frozen one)"
+    )
+    given.add_argument(
+        "--out", type=Path, metavar="PATH", help="write the JSON, or the folder, there instead"
+    )
 
 
 def _predict(options: Namespace) -> int:
+    if options.images:
+        return _predict_images(options)
+    if _of_radiographs(options):
+        return _predict_radiographs(options)
+    if options.blend:
+        raise ValueError("--blend is for runs of radiographs. Leave it out.")
     if options.study or options.ct:
         return _predict_one(options)
     names = ("masks", "labels", "series", "threshold", "out")
@@ -516,6 +502,84 @@ def _predict(options: Namespace) -> int:
     is_there = options.calibrated and is_whole(path) and not options.replace
     table = read_predictions(path) if is_there else _predicted(options, folder, path)
     print(f"{path}: {len(table)} sequences of {table[UID].nunique()} studies.")
+    if options.calibrated:
+        print(f"{write_calibrated(folder)}: calibrated probabilities beside those of {path.name}.")
+    return 0
+
+
+def _of_radiographs(options: Namespace) -> bool:
+    """Whether the run, or the first of an ensemble, was trained on radiographs; False where there is none."""
+    from cspine_helpers.runs import ENSEMBLE, RADIOGRAPHS, RECORD, read_ensemble, read_record, task_of
+
+    folder = paths.run_dir(options.ensemble[0]) if options.ensemble else _run_dir(options)
+    for name, read in ((RECORD, read_record), (ENSEMBLE, read_ensemble)):
+        if (folder / name).is_file():
+            return task_of(read(folder)) == RADIOGRAPHS
+    return False
+
+
+def _refuse(options: Namespace, names: Sequence[str], what: str) -> None:
+    """Refuse options that do not belong to what is asked for."""
+    if found := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]:
+        raise ValueError(f"{' and '.join(found)} cannot be used with {what}. Leave it out.")
+
+
+def _predict_images(options: Namespace) -> int:
+    """Answer a folder of radiographs."""
+    from cspine_helpers.radiographs.folder import predict_folder
+
+    names = ("cohort", "study", "ct", "masks", "labels", "series", "calibrated", "ensemble", "blend")
+    _refuse(options, (*names, "skip_unusable"), "--images")
+    run = _run_dir(options)
+    answer = predict_folder(
+        run,
+        options.images,
+        options.out or run / "images" / options.images.resolve().name,
+        tta=options.tta,
+        threshold=options.threshold,
+        device=_device(options.device),
+        replace=options.replace,
+    )
+    print(answer.summary())
+    return _FAILED if len(answer.unreadable) else 0
+
+
+def _predict_radiographs(options: Namespace) -> int:
+    """The table and the masks of a cohort of radiographs."""
+    from cspine_helpers.inference.prediction import PREDICTIONS, is_whole, write_calibrated
+    from cspine_helpers.predictions import read_predictions
+    from cspine_helpers.radiographs.blend import BLEND, read_blend
+    from cspine_helpers.radiographs.prediction import member_folders, predict_radiographs
+    from cspine_helpers.runs import read_record
+
+    names = ("study", "ct", "masks", "labels", "series", "out", "skip_unusable")
+    _refuse(options, names, "a run of radiographs")
+    if options.threshold is not None:
+        raise ValueError("--threshold is for --images; a table has probabilities, which notebook 04 calls.")
+    if options.ensemble and not options.run:
+        raise ValueError("--ensemble needs --run, the folder of checkpoints/ that its predictions go to.")
+    folder = _run_dir(options)
+    path = folder / PREDICTIONS
+    if options.calibrated and is_whole(path) and not options.replace:
+        table = read_predictions(path)
+    else:
+        members = [paths.run_dir(name) for name in options.ensemble or ()] or member_folders(folder)
+        cohort = options.cohort or read_record(members[0])["data"]["cohort"]
+        table = predict_radiographs(
+            members,
+            paths.cohort_dir(cohort),
+            folder,
+            tta=options.tta,
+            search=options.blend,
+            device=_device(options.device),
+            batch_size=options.batch_size,
+            workers=options.workers,
+            replace=options.replace,
+        )
+    groups = table.groupby("split", sort=False)["patient"].nunique().sum()
+    print(f"{path}: {len(table):,} images of {groups:,} groups.")
+    if (folder / BLEND).is_file():
+        print(f"{folder / BLEND}\n{read_blend(folder).summary()}")
     if options.calibrated:
         print(f"{write_calibrated(folder)}: calibrated probabilities beside those of {path.name}.")
     return 0
@@ -603,7 +667,7 @@ def _predicted(options: Namespace, folder: Path, path: Path) -> "DataFrame":
         runs = [paths.run_dir(name) for name in options.ensemble or ()] or [paths.fold_dir(folder, 0)]
         name = options.cohort or read_record(runs[0])["data"]["cohort"]
         cohort = read_cohort(paths.cohort_dir(name))
-        each |= {"tta": options.tta, "device": _device(options.device)}
+        each |= {"tta": bool(options.tta), "device": _device(options.device)}
         if in_folds:
             return predict_folds(folder, cohort, **each)
         return predict_ensemble(runs, cohort, folder, **each)
@@ -738,7 +802,8 @@ _COMMANDS = {
         "predict --cohort rsna2022 --run mine\n"
         "  python -m cspine_helpers predict --run builtin --study UID\n"
         "  python -m cspine_helpers predict --run builtin --ct scan/ --masks mask.nii.gz\n"
-        "  python -m cspine_helpers predict --ensemble one two three --run mean --tta",
+        "  python -m cspine_helpers predict --ensemble one two three --run mean --tta\n"
+        "  python -m cspine_helpers predict --run fracatlas --images xrays/",
         "Whole batches are kept; the same command continues.",
         _predict_options,
         _predict,

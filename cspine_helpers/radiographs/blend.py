@@ -205,9 +205,6 @@ def search_blend(outputs: Outputs, *, folds: int = 5, seed: int = 0) -> Search:
 
     Raises:
         ValueError: there are too few groups with or without a fracture for so many folds.
-
-    Example:
-        >>> scores = search_blend(outputs).scores.round(2)  # doctest: +SKIP
     """
     # 1. What every blend would say of each image.
     part = _parts(outputs, folds, seed)
@@ -427,6 +424,22 @@ class FrozenBlend:
     blend: Blend
     views: tuple[str, ...]
     record: Mapping[str, Any]
+
+    def summary(self) -> str:
+        """What was chosen, and how well it does, in two lines and a table."""
+        blend, on = self.blend, self.record["chosen_on"]
+        weights = ", ".join(
+            f"{each['run']} {weight:.2f}"
+            for each, weight in zip(self.record["members"], blend.weights, strict=True)
+        )
+        table = pd.DataFrame(self.record["scores"]).set_index("blend").rename_axis(None)
+        return (
+            f"Probability: {blend.class_share:.3g} of the class, the rest the mean of the mask's "
+            f"{blend.top_cells} highest cells. Mask from {blend.mask_threshold:.3g}, regions of "
+            f"{blend.smallest_region} pixels or more. Weights: {weights}. Views: {len(self.views)}.\n"
+            f"On {on['images']:,} images of validation ({on['groups']:,} groups, {on['fractured']:,} "
+            f"fractured):\n{table.astype(float).round(3).to_string()}"
+        )
 
     def check_members(self, members: Sequence[Mapping[str, Any]]) -> None:
         """Refuse other members than those that the blend was chosen with.

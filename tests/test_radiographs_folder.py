@@ -1,0 +1,260 @@
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from PIL import Image
+from radiograph_folders import draw_radiograph
+from radiograph_runs import Runs, packed_cohort
+
+from cspine_helpers.decisions.test_split import freeze
+from cspine_helpers.decisions.thresholds import Rule, choose_decision
+from cspine_helpers.radiographs import folder as room
+from cspine_helpers.radiographs.annotations import decode_rle
+from cspine_helpers.radiographs.cohort import read_radiograph_cohort
+from cspine_helpers.radiographs.folder import find_radiographs, predict_folder
+from cspine_helpers.radiographs.images import read_radiograph
+from cspine_helpers.radiographs.prediction import Predictor, predict_radiographs
+
+FRACTURED = 0.3  # from here on, in these tests
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    return packed_cohort(tmp_path_factory.mktemp("radiographs"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, cohort):
+    """Makes a run folder of a stand-in, once a name."""
+    runs = Runs(cohort, tmp_path_factory.mktemp("runs"))
+    with runs.loaded():
+        yield runs
+
+
+@pytest.fixture(scope="module")
+def xrays(tmp_path_factory) -> Path:
+    """Nested, of several kinds, names with spaces and umlauts, three files damaged, two of other kinds."""
+    folder, rng = tmp_path_factory.mktemp("xrays"), np.random.default_rng(0)
+    pixels = [draw_radiograph(rng, fractures=n % 2, height=150, width=110).pixels for n in range(4)]
+    (folder / "ward 3" / "größe").mkdir(parents=True)
+    Image.fromarray(pixels[0]).save(folder / "a.png")
+    Image.fromarray(pixels[1]).save(folder / "ward 3" / "left hand.JPG", format="jpeg")
+    Image.fromarray(pixels[2]).save(folder / "ward 3" / "größe" / "b.tif")
+    write_dicom(pixels[3], folder / "ward 3" / "IM000001")
+    (folder / "zero.png").write_bytes(b"")
+    (folder / "torn.jpg").write_bytes((folder / "ward 3" / "left hand.JPG").read_bytes()[:900])
+    (folder / "ward 3" / "words.dcm").write_text("not an image")
+    (folder / "notes.txt").write_text("not an image")
+    (folder / "README").write_text("not an image")
+    (folder / ".hidden.png").write_bytes(b"")
+    return folder
+
+
+def write_dicom(pixels, path):
+    found = pydicom.Dataset()
+    found.file_meta = pydicom.dataset.FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    found.file_meta.MediaStorageSOPClassUID = pydicom.uid.ComputedRadiographyImageStorage
+    found.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    found.SOPClassUID, found.SOPInstanceUID, found.Modality = found.file_meta[0x00020002].value, "1.2.3", "CR"
+    found.Rows, found.Columns = pixels.shape
+    found.SamplesPerPixel, found.BitsAllocated, found.BitsStored, found.HighBit = 1, 8, 8, 7
+    found.PixelRepresentation, found.PhotometricInterpretation = 0, "MONOCHROME2"
+    found.PixelData = pixels.tobytes()
+    found.save_as(path, enforce_file_format=True)
+
+
+def test_every_radiograph_is_answered_and_damaged_files_are_named(xrays, made, tmp_path):
+    out = tmp_path / "answers"
+    found = predict_folder(made("one"), xrays, out, threshold=FRACTURED)
+    table = pd.read_csv(out / "predictions.csv")
+    assert table["file"].tolist() == [
+        "a.png",
+        "ward 3/IM000001",
+        "ward 3/left hand.JPG",
+        "ward 3/größe/b.tif",
+    ]
+    pd.testing.assert_frame_equal(table, found.table, check_dtype=False)
+    predictor = Predictor.of(made("one"))
+    masks = pd.read_csv(out / "masks.csv").set_index("file")
+    for row in table.itertuples():
+        image = read_radiograph(xrays / row.file)
+        answer = predictor.predict(image)
+        assert row.probability == answer.probability
+        assert row.called == (answer.probability >= FRACTURED)
+        assert (row.height, row.width) == image.shape
+        mask = masks.loc[row.file]
+        np.testing.assert_array_equal(decode_rle(mask["mask"], mask["height"], mask["width"]), answer.mask)
+        assert row.mask_pixels == answer.mask.sum()
+    damaged = pd.read_csv(out / "unreadable.csv")
+    assert damaged["file"].tolist() == ["torn.jpg", "zero.png", "ward 3/words.dcm"]
+    assert damaged["reason"].str.len().min() > 10
+    assert found.others == 2
+    said = found.summary()
+    assert "4 radiographs" in said
+    assert "Not readable (3), see unreadable.csv: 'torn.jpg', 'zero.png', 'ward 3/words.dcm'" in said
+    assert "no all-clear" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["answers"]
+
+
+def test_pictures_show_what_is_marked_on_the_image_itself(xrays, made, tmp_path):
+    found = predict_folder(made("one"), xrays, tmp_path / "out", threshold=1.0)
+    marked = found.table[found.table["mask_pixels"] > 0]["file"].tolist()
+    assert marked
+    pictures = tmp_path / "out" / "overlays"
+    assert sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png")) == sorted(
+        f"{name}.png" for name in marked
+    )
+    for name in marked:
+        image = read_radiograph(xrays / name)
+        picture = np.array(Image.open(pictures / f"{name}.png"))
+        coloured = (picture != picture[..., :1]).any(axis=-1)
+        np.testing.assert_array_equal(picture[~coloured][:, 0], image[~coloured])
+        mask = Predictor.of(made("one")).predict(image).mask
+        near = cv2.dilate(mask, np.ones((5, 5), np.uint8)) - cv2.erode(mask, np.ones((5, 5), np.uint8))
+        assert coloured.any()
+        assert (near[coloured] > 0).all()
+
+
+def test_pictures_are_left_out_when_asked(xrays, made, tmp_path):
+    predict_folder(made("one"), xrays, tmp_path / "out", threshold=0.0, overlays=False)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "masks.csv",
+        "predictions.csv",
+        "unreadable.csv",
+    ]
+
+
+# What calls an image.
+
+
+def test_the_threshold_is_the_frozen_one_else_the_one_of_training(cohort, made, xrays, tmp_path):
+    folder = made("frozen", folder=tmp_path)
+    found = predict_folder(folder, xrays, tmp_path / "before")
+    assert (found.threshold, found.threshold_source) == (0.5, "run.json")
+    table = predict_radiographs([folder], cohort)
+    decision = choose_decision(table, Rule("max_youden"))
+    freeze(folder, decision, predictions=table)
+    found = predict_folder(folder, xrays, tmp_path / "after")
+    assert (found.threshold, found.threshold_source) == (decision.threshold, "frozen decision")
+    assert found.table["called"].tolist() == (found.table["probability"] >= decision.threshold).tolist()
+
+
+def test_an_ensemble_without_a_decision_has_no_threshold(cohort, made, xrays, tmp_path):
+    members = [made("north", folder=tmp_path), made("south", folder=tmp_path, bright=150.0)]
+    predict_radiographs(members, cohort, tmp_path / "mean", splits=["test"])
+    with pytest.raises(ValueError, match=r"has no threshold: no decision about images is frozen"):
+        predict_folder(tmp_path / "mean", xrays, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert len(predict_folder(tmp_path / "mean", xrays, tmp_path / "out", threshold=0.5).table) == 4
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
+def test_a_threshold_that_is_none_is_refused(made, xrays, tmp_path, threshold):
+    with pytest.raises(ValueError, match="threshold"):
+        predict_folder(made("one"), xrays, tmp_path / "out", threshold=threshold)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_views_than_the_threshold_was_chosen_with_are_a_warning(cohort, made, xrays, tmp_path):
+    folder = made("views", folder=tmp_path)
+    predict_radiographs([folder], cohort, search=True, folds=2, tta=True, splits=["test"])
+    assert not any("view" in text for text in predict_folder(folder, xrays, tmp_path / "as").warnings)
+    found = predict_folder(folder, xrays, tmp_path / "off", tta=False)
+    assert any("chosen with 4 view(s) of each image, and here there are 1" in text for text in found.warnings)
+
+
+# Images that the run was trained on.
+
+
+@pytest.fixture
+def at_home(cohort, monkeypatch):
+    monkeypatch.setattr(room, "recorded_cohort", lambda data: cohort)
+
+
+def test_images_of_the_training_are_recognised_by_file_and_by_pixels(at_home, cohort, made, tmp_path):
+    images, folder = read_radiograph_cohort(cohort), tmp_path / "mixed"
+    folder.mkdir()
+    copied, saved = images.of("train")["file"][:2]
+    shutil.copyfile(cohort / copied, folder / "copied.jpg")
+    Image.fromarray(read_radiograph(cohort / saved)).save(folder / "saved again.png")
+    shutil.copyfile(cohort / images.of("test")["file"][0], folder / "of test.jpg")
+    found = predict_folder(made("one"), folder, tmp_path / "out", threshold=0.5)
+    assert found.table.set_index("file")["trained_on"].to_dict() == {
+        "copied.jpg": 1,
+        "of test.jpg": 0,
+        "saved again.png": 1,
+    }
+    assert "trained on 2 of these images ('copied.jpg', 'saved again.png')" in found.warnings[0]
+
+
+def test_without_its_cohort_nobody_knows_what_a_run_was_trained_on(made, xrays, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "recorded_cohort", lambda data: None)
+    found = predict_folder(made("one"), xrays, tmp_path / "out", threshold=0.5)
+    assert found.table["trained_on"].isna().all()
+    assert any("nobody checked" in text for text in found.warnings)
+
+
+# Where it goes.
+
+
+def test_what_is_there_is_replaced_only_when_asked_and_only_when_it_is_from_here(made, xrays, tmp_path):
+    out = tmp_path / "out"
+    predict_folder(made("one"), xrays, out, threshold=0.5)
+    with pytest.raises(FileExistsError, match=r"holds something already: .*--replace"):
+        predict_folder(made("one"), xrays, out, threshold=0.5)
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copyfile(xrays / "a.png", few / "a.png")
+    predict_folder(made("one"), few, out, threshold=1.0, replace=True)
+    assert len(pd.read_csv(out / "predictions.csv")) == 1
+    assert not (out / "unreadable.csv").exists()
+    (out / "thesis.docx").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"what is no prediction: 'thesis.docx'"):
+        predict_folder(made("one"), few, out, threshold=1.0, replace=True)
+
+
+def test_a_stop_leaves_nothing_behind(made, xrays, tmp_path, monkeypatch):
+    real, calls = room.read_radiograph, []
+
+    def read(path):
+        calls.append(path)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(room, "read_radiograph", read)
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(made("one"), xrays, tmp_path / "here" / "out", threshold=0.0)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_folders_that_lie_in_each_other_are_refused(made, xrays, tmp_path):
+    for out in (xrays / "out", xrays, xrays.parent):
+        with pytest.raises(ValueError, match="lie in each other"):
+            predict_folder(made("one"), xrays, out, threshold=0.5)
+    assert not (xrays / "out").exists()
+
+
+def test_a_folder_without_radiographs_is_refused(made, tmp_path):
+    with pytest.raises(FileNotFoundError, match="No folder at"):
+        find_radiographs(tmp_path / "nowhere")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("words")
+    with pytest.raises(FileNotFoundError, match=r"No radiograph in .*\(1 other files\)"):
+        predict_folder(made("one"), tmp_path / "texts", tmp_path / "out", threshold=0.5)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names there are always text")
+def test_a_name_that_is_no_text_is_written_with_escapes(made, xrays, tmp_path):
+    folder = tmp_path / "names"
+    folder.mkdir()
+    shutil.copyfile(xrays / "a.png", os.path.join(os.fsencode(folder), b"caf\xe9.png"))
+    found = predict_folder(made("one"), folder, tmp_path / "out", threshold=0.5)
+    assert found.table["file"].tolist() == ["caf\\udce9.png"]
