@@ -338,6 +338,7 @@ def _train_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--settings", type=Path, help="settings file, see `settings`; or another run's run.json"
     )
+    parser.add_argument("--preset", help="of radiographs: named settings (default: what --settings names)")
     parser.add_argument("--resume", action="store_true", help="continue a training that was stopped")
     folds = parser.add_argument_group(
         "in folds",
@@ -350,6 +351,7 @@ def _train_options(parser: ArgumentParser) -> None:
 def _train(options: Namespace) -> int:
     from accelerate import PartialState
 
+    from cspine_helpers.radiographs.cohort import is_radiographs
     from cspine_helpers.training.config import SHOWN
     from cspine_helpers.training.run import train
     from cspine_helpers.training.settings import preset, settings_of
@@ -357,6 +359,10 @@ def _train(options: Namespace) -> int:
     if options.fold is not None and options.folds is None:
         raise ValueError(f"--fold {options.fold} needs --folds, how many there are: --folds 5.")
     cohort = paths.cohort_dir(options.cohort)
+    if is_radiographs(cohort):
+        return _train_radiographs(options, cohort)
+    if options.preset:
+        raise ValueError(f"--preset is for radiographs; {options.cohort} holds none. Leave it out.")
     settings = preset(options.cohort)
     if options.settings:
         settings = settings_of(options.settings, cohort=options.cohort)
@@ -371,6 +377,39 @@ def _train(options: Namespace) -> int:
         rule=settings.rule,
         resume=options.resume,
         skip_unusable=options.skip_unusable,
+    )
+    if PartialState().is_main_process:
+        print(history.filter(["epoch", *SHOWN]).to_string(index=False))
+    return 0
+
+
+def _train_radiographs(options: Namespace, cohort: Path) -> int:
+    """Train on a cohort of radiographs."""
+    from accelerate import PartialState
+
+    from cspine_helpers.radiographs.task import (
+        radiograph_preset,
+        radiograph_settings_of,
+        train_radiographs,
+    )
+    from cspine_helpers.training.config import SHOWN
+
+    if options.folds is not None or options.skip_unusable:
+        given = "--skip-unusable" if options.folds is None else "--folds"
+        raise ValueError(
+            f"{given} is for cohorts of CT; {options.cohort} holds radiographs, which `radiographs` divides "
+            "and packs. Leave it out."
+        )
+    settings = radiograph_preset(*([options.preset] if options.preset else []))
+    if options.settings:
+        settings = radiograph_settings_of(options.settings, preset=options.preset)
+    history = train_radiographs(
+        cohort,
+        paths.run_dir(options.run or options.cohort),
+        model=settings.model,
+        config=settings.train,
+        rule=settings.rule,
+        resume=options.resume,
     )
     if PartialState().is_main_process:
         print(history.filter(["epoch", *SHOWN]).to_string(index=False))
@@ -416,12 +455,15 @@ def _train_folds(options: Namespace, settings: "Settings") -> int:
 def _settings_options(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the preset as a settings file")
     parser.add_argument("--cohort", default="builtin", help="whose preset --json prints (default: builtin)")
+    parser.add_argument("--preset", help="named settings of radiographs that --json prints instead")
 
 
 def _settings(options: Namespace) -> int:
+    from cspine_helpers.radiographs.task import radiograph_guide, radiograph_preset
     from cspine_helpers.training.settings import guide, preset
 
-    print(preset(options.cohort).text() if options.json else guide(), end="")
+    chosen = radiograph_preset(options.preset) if options.preset else preset(options.cohort)
+    print(chosen.text() if options.json else f"{guide()}\n{radiograph_guide()}", end="")
     return 0
 
 

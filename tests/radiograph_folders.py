@@ -111,7 +111,7 @@ def fracatlas_folder(
         name = f"IMG{n:07d}.jpg"
         drawn[name] = draw_radiograph(rng, fractures=count, hardware=metal, height=height, width=width)
         part, view = PARTS[n // 3 % 4], VIEWS[n // 2 % 4]
-        row = {"image_id": name, **{each: int(each == part) for each in PARTS}, "mixed": int(n % 11 == 10)}
+        row = {"image_id": name, **{each: int(each == part) for each in PARTS}, "mixed": 0}
         row |= {"hardware": int(metal), "multiscan": int(len(view) > 1)}
         row |= {"fractured": int(broken), "fracture_count": count}
         row |= {each: int(each in view) for each in ("frontal", "lateral", "oblique")}

@@ -1,6 +1,7 @@
 import ast
 import itertools
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -87,6 +88,16 @@ def test_what_a_decoder_writes_is_a_complaint_unless_it_is_known_to_be_harmless(
         os.write(2, f"{line}\n".encode())
     assert bool(said) is not harmless
     assert (line in capfd.readouterr().err) is harmless
+
+
+def test_beside_other_threads_only_what_decoders_are_known_to_write_counts(capfd):
+    with itk.complaints(re.compile(rb"Corrupt")) as said:
+        os.write(2, b"\rreading:  30%|###   | 3/10")
+    assert said == []
+    assert "30%" in capfd.readouterr().err
+    with itk.complaints(re.compile(rb"Corrupt")) as said:
+        os.write(2, b"\rreading:  40%|####  | 4/10Corrupt JPEG data: bad Huffman code\n")
+    assert said == ["its decoder finds its pixels corrupt"]
 
 
 SHAPE, SPACING = (3, 4, 5), np.array([2.5, 0.4, 0.7])

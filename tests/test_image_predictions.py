@@ -11,8 +11,13 @@ from simulated import cohort, image_table
 from cspine_helpers import decisions, evaluation, figures, metrics
 from cspine_helpers.evaluation.calibration import fit_calibrator
 from cspine_helpers.evaluation.cases import Cases, defined_levels
+from cspine_helpers.files.paths import sha256_of
+from cspine_helpers.files.records import write_sealed
 from cspine_helpers.labels import UID
+from cspine_helpers.model_card import results as findings
+from cspine_helpers.model_card.card import write_card
 from cspine_helpers.predictions import read_predictions, validate_predictions, write_predictions
+from cspine_helpers.runs import RADIOGRAPHS
 from cspine_helpers.slider import ThresholdExplorer
 
 
@@ -229,6 +234,68 @@ def test_the_slider_shows_images(table, tmp_path):
     frozen = decisions.read_decision(tmp_path)
     assert list(frozen.decisions) == ["image"]
     assert frozen.guarantees == (promise,)
+
+
+def radiograph_run(folder, table, **changes):
+    """A run of radiographs as training leaves it, without a network, and with the table's predictions."""
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights: by their hash alone")
+    (folder / "history.csv").write_text("epoch,train_loss\n1,0.5\n2,0.25\n")
+    hashes = {
+        "weights_sha256": sha256_of(folder / "model.safetensors"),
+        "history_sha256": sha256_of(folder / "history.csv"),
+    }
+    source = {"name": "limbs", "label_1": "fractured", "citation": "Doe 2023", "licence": "CC BY 4.0"}
+    counts = {"images": 100, "patients": 40, "fractured": 20, "fractured_patients": 10}
+    record = {
+        "format": 1,
+        "record_sha256": "",
+        "task": RADIOGRAPHS,
+        "model": {"architecture": "decoder", "backbone": "lite0", "long": 384, "short": 320},
+        "train": {"epochs": 5, "seed": 3},
+        "data": {"cohort": "limbs", "images_sha256": "a" * 64, "split_sha256": "b" * 64},
+        "cohort": {"counts": {"train": counts}, "sources": [source]},
+        "decision": decisions.choose_decision(table, decisions.Rule(precision_floor=0.4)).record(),
+        "best_epoch": 2,
+        "left_out": {},
+    }
+    write_sealed(folder / "run.json", record | hashes | changes)
+    write_predictions(table, folder / "predictions.csv")
+    return folder
+
+
+@pytest.mark.slow
+def test_the_card_of_images_has_their_numbers_and_names_no_vertebra(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "RESAMPLES", 60)
+    run = radiograph_run(tmp_path / "limbs", table)
+    decisions.freeze(run, decisions.choose_decision(table, decisions.Rule("max_f1")), table)
+    decisions.evaluate_on_test(run, table)
+    text = write_card(run).read_text(encoding="utf-8")
+    assert not re.search(r"[Vv]ertebra|C[1-7]\b|\bCT\b|RSNA|spine(?!_)|axial|LSTM", text)
+    for split in ("validation", "test"):
+        cases = Cases.of(table, split=split)
+        ill = cases.studies.groupby("patient")["label"].max()
+        row = [f"{ill.size:,}", f"{ill.sum()} ({ill.mean():.3f})"]
+        row += [f"{len(cases):,}", f"{cases.label.sum()} ({cases.prevalence:.3f})"]
+        assert f"| {split} | {' | '.join(row)} |" in text
+        assert f"| images | AUROC | {metrics.auroc(cases.label, cases.probability):.3f} (" in text
+        assert f"## Results on {split}" in text
+    assert "| train | 40 | 10 (0.250) | 100 | 20 (0.200) |" in text
+    assert "### The decision, at image level" in text
+    assert "limbs (CC BY 4.0): Doe 2023" in text
+    assert f"| images of the cohort | `{'a' * 64}` |" in text
+    assert 'read "fractured" as that' not in text
+
+
+def test_the_card_says_where_label_1_is_no_fracture(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "RESAMPLES", 60)
+    source = {"name": "mura", "label_1": "abnormal", "citation": "", "licence": ""}
+    few = image_table(30, unit="study")
+    run = radiograph_run(tmp_path / "limbs", few, cohort={"sources": [source]})
+    text = write_card(run).read_text(encoding="utf-8")
+    assert "Label 1 of mura means abnormal" in text
+    assert "fractured studies |" in text
+    assert "mura (licence not on record): no citation on record" in text
 
 
 def test_a_calibrator_that_lacks_patients_says_images():

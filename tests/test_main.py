@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from radiograph_folders import radiograph_cohort
 from radiograph_runs import Runs, packed_cohort
 from toy_cohort import make_toy_cohort, tiny_model
 
@@ -24,7 +25,9 @@ from cspine_helpers.packed import check_sequences
 from cspine_helpers.packing.crop import PackConfig
 from cspine_helpers.predictions import read_predictions
 from cspine_helpers.radiographs import blend, prediction
-from cspine_helpers.runs import read_ensemble, read_history, write_record
+from cspine_helpers.radiographs.dataset import ImagePackConfig, pack_images
+from cspine_helpers.radiographs.task import radiograph_guide, radiograph_preset, radiograph_settings_of
+from cspine_helpers.runs import read_ensemble, read_history, read_record, write_record
 from cspine_helpers.training.config import TrainConfig
 from cspine_helpers.training.settings import guide, preset, settings_of
 
@@ -137,7 +140,34 @@ def test_the_settings_of_a_preset_are_printed_as_a_file_that_train_takes(tmp_pat
     assert status == 0
     (tmp_path / "mine.json").write_text(out)
     assert settings_of(tmp_path / "mine.json", cohort="builtin") == preset("rsna2022")
-    assert command(tmp_path, "settings") == (0, guide(), "")
+    assert command(tmp_path, "settings") == (0, f"{guide()}\n{radiograph_guide()}", "")
+    status, out, _ = command(tmp_path, "settings", "--json", "--preset", "resnet50")
+    (tmp_path / "mine.json").write_text(out)
+    assert radiograph_settings_of(tmp_path / "mine.json") == radiograph_preset("resnet50")
+
+
+def test_a_cohort_of_radiographs_is_trained_as_such(tmp_path, command):
+    cohort = radiograph_cohort(tmp_path / "made")
+    (tmp_path / "data").mkdir()
+    pack_images(cohort.rename(tmp_path / "data" / "limbs"), ImagePackConfig(long=64, short=32))
+    settings = {"model": {"long": 64, "short": 32}, "train": {"epochs": 1, "warmup_epochs": 0, "workers": 0}}
+    (tmp_path / "mine.json").write_text(json.dumps(settings))
+    train = ("train", "--cohort", "limbs", "--settings", str(tmp_path / "mine.json"), "--preset")
+    status, out, err = command(tmp_path, *train, "simple_cnn")
+    assert (status, "validation_auroc" in out) == (0, True), err
+    record = read_record(tmp_path / "checkpoints" / "limbs")
+    assert (record["task"], record["model"]["architecture"]) == ("radiographs", "simple_cnn")
+    for wrong, said in (
+        (("--folds", "3"), "--folds is for cohorts of CT; limbs holds radiographs"),
+        (("--skip-unusable",), "--skip-unusable is for cohorts of CT"),
+        (("--run", "x", "--preset", "none"), "Named settings of radiographs are"),
+    ):
+        status, _, err = command(tmp_path, *train, "simple_cnn", *wrong)
+        assert status == 100
+        assert said in err
+    make_toy_cohort(tmp_path / "data" / "toy")
+    status, _, err = command(tmp_path, "train", "--cohort", "toy", "--preset", "resnet50")
+    assert (status, "--preset is for radiographs; toy holds none" in err) == (100, True)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import REAL_DATA
 from PIL import Image
 from radiograph_folders import radiograph_cohort
 from scipy import ndimage
@@ -25,8 +26,10 @@ from cspine_helpers.radiographs.dataset import (
     read_packing,
 )
 from cspine_helpers.radiographs.images import Frame, read_radiograph
-from cspine_helpers.radiographs.sources import read_images, read_regions
+from cspine_helpers.radiographs.sources import consolidate, read_fracatlas, read_images, read_regions
 
+FRACATLAS = REAL_DATA / "fracatlas"
+needs_fracatlas = pytest.mark.skipif(not FRACATLAS.is_dir(), reason=f"FracAtlas is not at {FRACATLAS}")
 SMALL = ImagePackConfig(long=96, short=64)
 OFF = {"flip": 0, "vertical_flip": 0, "affine": 0, "gamma": 0, "contrast": 0, "noise": 0, "blur": 0}
 FIXED = {"rotate_degrees": 0, "shrink": 0, "enlarge": 0, "shift": 0}
@@ -70,6 +73,46 @@ def test_a_packed_radiograph_is_its_frame_and_masks_are_its_outlines_there(packe
             # oracle: drawn in the radiograph's own pixels, and that picture brought into the frame
             drawn = frame.pixels(255 * rasterise(regions[row.image], row.height, row.width))
             assert np.abs(mask.astype(float) - drawn).mean() < 0.25 * mask.mean() + 0.5
+
+
+@needs_fracatlas
+def test_masks_of_fracatlas_lie_where_its_boxes_of_another_format_do(tmp_path):
+    # IMG0002588 and IMG0002628 are turned by their EXIF orientation
+    fractured = ["IMG0002588", "IMG0002628", "IMG0000019", "IMG0000025"]
+    published, own = FRACATLAS, tmp_path / "published"
+    table = pd.read_csv(published / "dataset.csv", dtype=str)
+    chosen = table[table["image_id"].isin([f"{name}.jpg" for name in [*fractured, "IMG0000000"]])]
+    for name, label in zip(chosen["image_id"], chosen["fractured"], strict=True):
+        place = f"images/{'Fractured' if label == '1' else 'Non_fractured'}/{name}"
+        (own / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(published / place, own / place)
+    chosen.to_csv(own / "dataset.csv", index=False)
+    (outlines,) = (published / "Annotations" / "VGG JSON").iterdir()
+    (own / "Annotations" / "VGG JSON").mkdir(parents=True)
+    kept = {
+        key: each for key, each in json.loads(outlines.read_text()).items() if _is_one_of(each, fractured)
+    }
+    (own / "Annotations" / "VGG JSON" / outlines.name).write_text(json.dumps(kept))
+    consolidate([read_fracatlas(own)], tmp_path / "cohort")
+    packed = pack_images(tmp_path / "cohort")
+    dataset = RadiographDataset(read_images(packed.parent), packed, stride=1)
+    rows = {row.image: (n, row) for n, row in enumerate(read_images(packed.parent).itertuples())}
+    assert dataset.labels.sum() == 4
+    for name in fractured:
+        index, row = rows[name]
+        lines = (published / "Annotations" / "YOLO" / f"{name}.txt").read_text().splitlines()
+        boxes = np.array([line.split()[1:] for line in lines], float)  # middle and size, shares of the image
+        sizes = np.array([row.width, row.height])
+        corners = np.concatenate([(boxes[:, :2] + sign * boxes[:, 2:] / 2) * sizes for sign in (-1, 1)])
+        frame = Frame.of(row.height, row.width, long=384, short=320)
+        low, high = (find(frame.points(corners), axis=0) for find in (np.min, np.max))
+        y, x = np.nonzero(dataset[index]["mask"].numpy())
+        assert np.abs([x.min() - low[0], y.min() - low[1]]).max() <= 4
+        assert np.abs([x.max() + 1 - high[0], y.max() + 1 - high[1]]).max() <= 4
+
+
+def _is_one_of(each: dict, names: list[str]) -> bool:
+    return each["filename"].removesuffix(".jpg") in names
 
 
 def test_packing_again_writes_nothing_and_a_stopped_packing_goes_on(own):
@@ -221,23 +264,16 @@ def test_the_affine_step_is_what_scipy_makes_of_the_drawn_matrix(seed):
 
 def moved_points(*, seeds: int = 150, **limits) -> np.ndarray:
     """Degrees turned, size, shift across and down of each seed, from two points drawn and found again."""
-    image, found = np.zeros((320, 320), np.uint8), []
-    image[140:146, 117:123], image[140:146, 197:203] = 120, 250  # centres (119.5, 142.5), (199.5, 142.5)
-    vary = only(affine=1, **{**FIXED, **limits})
+    vary, found = only(affine=1, **{**FIXED, **limits}), []
     for seed in range(seeds):
-        seen, _ = vary(image, None, seed=(seed,))
-        y, x = np.mgrid[:320, :320]
-        labels, _ = ndimage.label(seen)
         points = []
-        for kind in range(1, 3):
-            weight = seen * (labels == kind)
-            points.append(
-                (weight.max(), (x * weight).sum() / weight.sum(), (y * weight).sum() / weight.sum())
-            )
-        (_, x0, y0), (_, x1, y1) = sorted(points)
-        line = np.array([x1 - x0, y1 - y0])
-        middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2]) - [159.5, 142.5]
-        found.append((np.degrees(np.arctan2(line[1], line[0])), np.hypot(*line) / 80, *middle / 320))
+        for left in (57, 97):  # the middles of the squares are (59.5, 72.5) and (99.5, 72.5)
+            image = np.zeros((160, 160), np.uint8)
+            image[70:76, left : left + 6] = 250
+            seen = vary(image, None, seed=(seed,))[0].astype(float)
+            points.append([seen.sum(axis=axis) @ np.arange(160) / seen.sum() for axis in (0, 1)])
+        line, middle = np.subtract(points[1], points[0]), np.mean(points, axis=0) - [79.5, 72.5]
+        found.append((np.degrees(np.arctan2(line[1], line[0])), np.hypot(*line) / 40, *middle / 160))
     return np.array(found)
 
 

@@ -12,6 +12,7 @@ from sklearn import metrics as sk
 from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.evaluation.resampling import effective_cases, patient_weights, score_interval
 from cspine_helpers.labels import UID
+from cspine_helpers.predictions import validate_predictions
 from cspine_helpers.radiographs import evaluation
 from cspine_helpers.radiographs.annotations import rasterise
 from cspine_helpers.radiographs.evaluation import (
@@ -550,7 +551,7 @@ def views():
     many = np.repeat(np.arange(150), rng.integers(1, 5, 150))
     label = (rng.random(150) < 0.45).astype(int)[many]
     columns = {"study": [f"s{n}" for n in many], "patient": [f"p{n // 2}" for n in many], "label": label}
-    return pd.DataFrame(columns).assign(probability=expit(rng.normal(2 * label - 1)))
+    return pd.DataFrame(columns).assign(probability=expit(rng.normal(2 * label - 1)), split="validation")
 
 
 @pytest.mark.parametrize("how", ["mean", "max"])
@@ -559,6 +560,7 @@ def test_studies_are_scored_by_their_views_as_scikit_learn_would(views, how):
     expected = views.groupby("study", sort=False)["probability"].agg(how)
     assert found["probability"].tolist() == pytest.approx(expected.tolist())
     assert found["images"].sum() == len(views)
+    pd.testing.assert_frame_equal(validate_predictions(found), found.drop(columns="images"))
     scores = study_metrics(found, threshold=0.5, resamples=200).set_index("metric")
     called = found["probability"] >= 0.5
     assert scores.loc["kappa", "value"] == pytest.approx(sk.cohen_kappa_score(found["label"], called))
@@ -571,17 +573,22 @@ def test_studies_are_scored_by_their_views_as_scikit_learn_would(views, how):
 
 def test_kappa_without_a_wrong_study_still_has_an_interval():
     views = pd.DataFrame({"study": [f"s{n}" for n in range(40)], "label": [0, 1] * 20})
-    views = views.assign(patient=views["study"], probability=0.1 + 0.8 * views["label"])
+    views = views.assign(patient=views["study"], probability=0.1 + 0.8 * views["label"], split="test")
     kappa = study_metrics(study_scores(views), threshold=0.5, resamples=50).set_index("metric").loc["kappa"]
     assert kappa[["value", "high"]].tolist() == [1, 1]
     assert 0.7 < kappa["low"] < 1
+
+
+def test_kappa_of_a_threshold_that_calls_no_study_is_none(views):
+    scores = study_metrics(study_scores(views), threshold=1.0, resamples=50).set_index("metric")
+    assert scores.loc["kappa", ["value", "low", "high"]].tolist() == [0, 0, 0]
 
 
 def test_studies_that_contradict_themselves_are_refused(views):
     torn = views.assign(
         label=np.where(views.index == views.index[views["study"].duplicated()][0], 9, views["label"])
     )
-    with pytest.raises(ValueError, match=r"1 studies have images that differ in patient or label: 's"):
+    with pytest.raises(ValueError, match=r"1 studies have images that differ in patient, split, label: 's"):
         study_scores(torn)
     with pytest.raises(ValueError, match="Unknown how 'median'"):
         study_scores(views, "median")

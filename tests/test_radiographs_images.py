@@ -21,7 +21,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from cspine_helpers.radiographs.images import MAX_PIXELS, Frame, read_radiograph
+from cspine_helpers.radiographs.images import MAX_PIXELS, Frame, displayed_size, read_radiograph
 
 FRACATLAS = REAL_DATA / "fracatlas"
 needs_fracatlas = pytest.mark.skipif(not FRACATLAS.is_dir(), reason=f"FracAtlas is not at {FRACATLAS}")
@@ -60,9 +60,9 @@ def saved(image: Image.Image, path: Path, **options) -> Path:
     return path
 
 
-def refusal(path: Path) -> str:
+def refusal(path: Path, read=read_radiograph) -> str:
     with pytest.raises(ValueError, match="is no usable radiograph: ") as error:
-        read_radiograph(path)
+        read(path)
     assert str(error.value).startswith(f"{path} is no usable radiograph: ")
     assert str(error.value).endswith(". Replace it, or leave it out.")
     return str(error.value).partition("radiograph: ")[2].removesuffix(". Replace it, or leave it out.")
@@ -79,7 +79,7 @@ def test_exif_orientation_comes_first(tmp_path, orientation, suffix):
     options = {"lossless": True} if suffix == "webp" else {}
     path = saved(Image.fromarray(limb()), tmp_path / f"a.{suffix}", exif=exif, **options)
     found = read_radiograph(path)
-    assert found.shape == SEEN[orientation](limb()).shape
+    assert found.shape == SEEN[orientation](limb()).shape == displayed_size(path)
     if suffix != "jpg":  # which loses a little
         np.testing.assert_array_equal(found, SEEN[orientation](limb()))
     if suffix != "tif":  # which PIL turns by itself, and then again
@@ -245,7 +245,8 @@ def test_what_is_no_file_of_an_image_is_refused(tmp_path):
     (tmp_path / "empty.jpg").touch()
     assert refusal(tmp_path / "empty.jpg") == "it is empty (0 bytes)"
     (tmp_path / "text.png").write_text("image_id,fractured\n")
-    assert refusal(tmp_path / "text.png") == "its bytes are those of no image that is read here"
+    for read in (read_radiograph, displayed_size):
+        assert refusal(tmp_path / "text.png", read) == "its bytes are those of no image that is read here"
     saved(Image.new("L", (9, 9), 7), tmp_path / "black.png")
     assert refusal(tmp_path / "black.png") == "it shows nothing: all its pixels have one value"
     with pytest.raises(ValueError, match=r"is a folder\. Give the file of one radiograph\."):
@@ -269,7 +270,8 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, s
     content[16:24] = struct.pack(">II", side, side)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     (tmp_path / "bomb.png").write_bytes(content)
-    assert "more than 80,000,000" in refusal(tmp_path / "bomb.png")
+    for read in (read_radiograph, displayed_size):
+        assert "more than 80,000,000" in refusal(tmp_path / "bomb.png", read)
 
 
 @pytest.mark.slow
@@ -378,6 +380,7 @@ def test_a_real_radiograph_is_inverted_rescaled_and_windowed(tmp_path, name):
     found = dcmread(path)
     assert (found.Modality, found.PhotometricInterpretation) == ("CR", "MONOCHROME1")
     np.testing.assert_allclose(read_radiograph(path), 255 * (1 - windowed_by_pydicom(path)), atol=0.51)
+    assert displayed_size(path) == (16, 16)
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID", None])
@@ -488,7 +491,7 @@ def test_12_bit_jpeg_and_palettes_are_read(tmp_path):
     ],
 )
 def test_dicom_of_no_radiograph_is_refused_without_a_word_of_the_patient(tmp_path, elements, why):
-    said = refusal(dicom(tmp_path / "a.dcm", deep(), **elements))
+    said = refusal(dicom(tmp_path / "Größe 1.dcm", deep(), **elements))
     assert said.startswith(why)
     assert "GEHEIM" not in said.upper()
 

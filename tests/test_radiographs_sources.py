@@ -15,6 +15,7 @@ from radiograph_folders import YOLO_LABELS, fracatlas_folder, mura_folder, radio
 from cspine_helpers import __main__ as cli
 from cspine_helpers.files.paths import check_uids, sha256_of
 from cspine_helpers.radiographs.groups import GroupConfig
+from cspine_helpers.radiographs.images import read_radiograph
 from cspine_helpers.radiographs.sources import (
     consolidate,
     file_ids,
@@ -87,10 +88,27 @@ def test_fracatlas_is_read_as_its_table_says(made):
     assert source.notes == []
 
 
-def test_several_parts_are_joined(fracatlas):
-    change(fracatlas / "dataset.csv", "IMG0000010.jpg,0,0,0,1", "IMG0000010.jpg,1,0,0,1")
-    table = read_fracatlas(fracatlas).table.set_index("image")
-    assert table.loc["IMG0000010", "part"] == "hand+shoulder"
+def test_counts_that_differ_from_the_polygons_are_a_note_and_the_polygons_count(fracatlas):
+    change(fracatlas / "dataset.csv", "IMG0000003.jpg,0,1,0,0,0,0,0,1,1", "IMG0000003.jpg,0,1,0,0,0,0,0,1,2")
+    (fracatlas / "Annotations" / "YOLO" / "IMG0000006.txt").write_text("")
+    source = read_fracatlas(fracatlas)
+    assert source.notes == [
+        "fracture_count of dataset.csv: other numbers than of polygons in 1 images: "
+        "IMG0000003.jpg (2 for 1).",
+        "YOLO boxes: other numbers than of polygons in 1 images: IMG0000006.jpg (0 for 1).",
+    ]
+    assert len(source.regions["IMG0000003"]) == len(source.regions["IMG0000006"]) == 1
+
+
+def test_several_parts_are_joined_and_mixed_must_agree(fracatlas):
+    path = fracatlas / "dataset.csv"
+    change(path, "IMG0000010.jpg,0,0,0,1,0", "IMG0000010.jpg,1,0,0,1,1")
+    source = read_fracatlas(fracatlas)
+    assert source.table.set_index("image").loc["IMG0000010", "part"] == "hand+shoulder"
+    assert source.notes == []
+    change(path, "IMG0000010.jpg,1,0,0,1,1", "IMG0000010.jpg,1,0,0,1,0")
+    (note,) = read_fracatlas(fracatlas).notes
+    assert note == "mixed: other than the number of parts says in 1 images: 'IMG0000010.jpg'."
 
 
 def test_without_a_column_the_split_is_that_of_the_published_files(tmp_path):
@@ -134,6 +152,7 @@ def move(folder: Path, name: str, to: str) -> None:
     path.rename(folder / to)
 
 
+VGG = "Annotations/VGG JSON/VGG_fracture_masks.json"
 FRACATLAS_FAULTS = {
     "image without row": (
         lambda f: change(f / "dataset.csv", "IMG0000001.jpg", "IMG9.jpg"),
@@ -162,6 +181,16 @@ FRACATLAS_FAULTS = {
         r"rows whose fracture_count contradicts fractured \(1\): 'IMG0000001.jpg'",
         "IMG0000001.jpg",
     ),
+    "intact with polygons": (
+        lambda f: change(f / VGG, '"filename": "IMG0000003.jpg"', '"filename": "IMG0000001.jpg"'),
+        r"intact images with polygons \(1\): 'IMG0000001.jpg'\n- fractured images without a polygon \(1\): ",
+        "IMG0000003.jpg",
+    ),
+    "names that differ in capitals": (
+        lambda f: change(f / "dataset.csv", "IMG0000002.jpg", "img0000001.jpg"),
+        r"rows whose names differ in capitals only \(2\): 'IMG0000001.jpg', 'img0000001.jpg'",
+        "IMG0000001.jpg",
+    ),
 }
 
 
@@ -175,6 +204,38 @@ def test_what_does_not_fit_in_fracatlas_is_named_and_left_out_only_when_asked(fr
     source = read_fracatlas(fracatlas, skip_unusable=True)
     assert name in source.left_out
     assert Path(name).stem not in set(source.table["image"])
+
+
+def test_polygons_of_an_image_that_is_not_there_are_refused(fracatlas):
+    change(fracatlas / VGG, '"filename": "IMG0000003.jpg"', '"filename": "IMG0000777.jpg"')
+    with pytest.raises(ValueError, match=r"images that are not there \(1\): 'IMG0000777.jpg'"):
+        read_fracatlas(fracatlas, skip_unusable=True)
+
+
+def test_more_than_ten_offenders_are_ten_and_their_number(fracatlas):
+    for path in sorted((fracatlas / "images" / "Non_fractured").iterdir())[:13]:
+        path.unlink()
+    with pytest.raises(
+        ValueError, match=r"rows without an image \(13\): (('IMG\d+.jpg'(, )?){10}) and 3 more"
+    ):
+        read_fracatlas(fracatlas)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "16-bit"])
+def test_images_of_other_kinds_have_their_polygons_where_they_are_displayed(fracatlas, tmp_path, kind):
+    path = fracatlas / "images" / "Fractured" / "IMG0000003.jpg"  # turned by its EXIF
+    pixels = read_radiograph(path)
+    if kind == "16-bit":
+        Image.fromarray(pixels.astype(np.uint16) * 16).save(path, format="PNG")
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save(path, format=kind, exif=exif)
+    table = consolidate([read_fracatlas(fracatlas)], tmp_path / "cohort").set_index("image")
+    assert tuple(table.loc["IMG0000003", ["height", "width"]]) == pixels.shape
+    (points,) = read_regions(tmp_path / "cohort")["IMG0000003"]
+    (before,) = read_fracatlas(fracatlas).regions["IMG0000003"]
+    assert np.allclose(points, before.points, atol=0.001)
 
 
 # YOLO
@@ -279,6 +340,16 @@ def test_what_does_not_fit_in_a_yolo_set_is_named_and_left_out_only_when_asked(y
     expected = 12 if fault == "no image by its name" else 11
     assert len(source.table) == expected
     assert len(source.regions) == 6 - (12 - expected)
+
+
+def test_a_yolo_image_that_cannot_be_read_is_named_with_all_others_when_a_cohort_is_made(yolo, tmp_path):
+    for split, content in (("train", b""), ("valid", b"<html>")):
+        (yolo / split / "images" / f"limb 0 größe_{split}.jpg").write_bytes(content)
+    source = read_yolo(yolo, labels=YOLO_LABELS)
+    says = r"cannot be read \(2\): 'yolo: train/images/limb 0 größe_train.jpg': .*empty.*'yolo: valid/.*"
+    with pytest.raises(ValueError, match=says):
+        consolidate([source], tmp_path / "cohort")
+    assert len(consolidate([source], tmp_path / "cohort", skip_unusable=True)) == 10
 
 
 def test_an_empty_label_file_says_intact(yolo):

@@ -9,6 +9,7 @@ from cspine_helpers.dataset.augment import AugmentConfig
 from cspine_helpers.decisions.thresholds import Rule
 from cspine_helpers.labels import TARGETS, UID
 from cspine_helpers.model.classifier import ModelConfig
+from cspine_helpers.radiographs.task import radiograph_guide
 from cspine_helpers.runs import read_record
 from cspine_helpers.splits import SplitConfig, split_config, split_patients, write_split
 from cspine_helpers.training.config import TrainConfig
@@ -167,8 +168,8 @@ def test_a_split_of_another_way_is_refused(tmp_path):
 
 def test_the_guide_is_the_page_in_the_repository_and_names_every_setting():
     page = (BUILTIN.parents[1] / "SETTINGS.md").read_text(encoding="utf-8")
-    assert page == guide(), "python -m cspine_helpers settings > SETTINGS.md"
-    shown = page.split("## ")
+    assert page == f"{guide()}\n{radiograph_guide()}", "python -m cspine_helpers settings > SETTINGS.md"
+    shown = guide().split("## ")
     for name, kind in {**SECTIONS, "train.augment": AugmentConfig}.items():
         (section,) = [part for part in shown if part.startswith(f"{name}\n")]
         rows = [line.split("|")[1:5] for line in section.splitlines() if line.startswith("| `")]

@@ -37,8 +37,8 @@ def optional(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"Reading and writing CT needs {name}, which is not installed. Install this package with its "
-            f"group ct (pip install -e '.[ct]'), or {name} alone (pip install '{name}>={LIBRARIES[name]}')."
+            f"CT and DICOM need {name}, which is not installed. Install this package with its group ct "
+            f"(pip install -e '.[ct]'), or {name} alone (pip install '{name}>={LIBRARIES[name]}')."
         ) from error
 
 
@@ -64,8 +64,8 @@ def complaints(about: re.Pattern[bytes] | None = None) -> Iterator[list[str]]:
     The list is filled when the block ends. Lines known to be harmless get to standard error.
 
     Args:
-        about: how a line that counts begins; all lines but harmless ones where it is not given. The others
-            get to standard error, where threads besides this one may be writing.
+        about: what a line that counts holds; where it is not given, all lines count but harmless ones. The
+            others get to standard error, where other threads may be writing, as a progress bar.
     """
     said: list[str] = []
     with _ONE_AT_A_TIME, tempfile.TemporaryFile() as file:
@@ -78,7 +78,7 @@ def complaints(about: re.Pattern[bytes] | None = None) -> Iterator[list[str]]:
             os.close(outside)
             file.seek(0)
             for line in file:
-                if _HARMLESS.match(line) or not (about is None or about.match(line)):
+                if not about.search(line) if about else _HARMLESS.match(line):
                     os.write(_STANDARD_ERROR, line)
                 else:
                     said.append("its decoder finds its pixels corrupt")

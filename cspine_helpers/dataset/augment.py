@@ -86,15 +86,8 @@ class Augment:
     def __call__(
         self, sequence: np.ndarray, *, seed: tuple[int, ...], out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Vary a uint8 `(T, H, W, 6)` sequence into `out`, or a new array; same seed, same variation.
-
-        All steps draw from one stream: `Compose(seed=...)` would hand the same seed to each of them, and
-        every flipped sequence would also be the noisy one.
-        """
-        words = np.random.SeedSequence(seed).generate_state(2, np.uint64)
-        self._compose.set_random_state(np.random.default_rng(words[0]), random.Random(int(words[1])))
-        self._compose(images=sequence)
-        drawn = [step for step in self._compose.transforms if step.params]
+        """Vary a uint8 `(T, H, W, 6)` sequence into `out`, or a new array; same seed, same variation."""
+        drawn = draw(self._compose, seed, images=sequence)
         out = np.empty(sequence.shape, np.uint8) if out is None else out
         slices: Iterator[np.ndarray] = iter(np.asarray(sequence))
         for step in drawn:
@@ -102,6 +95,18 @@ class Augment:
         for place, image in zip(out, slices, strict=True):
             place[:] = image
         return out
+
+
+def draw(compose: A.Compose, seed: tuple[int, ...], **data: np.ndarray) -> list[Any]:
+    """The steps that this seed draws for the data, each with its `params`.
+
+    All steps draw from one stream: `Compose(seed=...)` would hand the same seed to each of them, and every
+    flipped sequence would also be the noisy one.
+    """
+    words = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+    compose.set_random_state(np.random.default_rng(words[0]), random.Random(int(words[1])))
+    compose(**data)
+    return [step for step in compose.transforms if step.params]
 
 
 class _Drawn:

@@ -16,14 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from cspine_helpers import __version__
 from cspine_helpers.decisions.test_split import MEMORY
 from cspine_helpers.decisions.thresholds import MIN_POSITIVES
-from cspine_helpers.evaluation.cases import Cases
+from cspine_helpers.evaluation.cases import PLURALS, Cases
 from cspine_helpers.evaluation.intervals import MOST_UNDEFINED
 from cspine_helpers.files.paths import atomic_path, inside
 from cspine_helpers.labels import UID
 from cspine_helpers.model_card.results import (
     BINS,
     RESAMPLES,
-    UNITS,
     UNKNOWN,
     RunFiles,
     cell,
@@ -36,6 +35,7 @@ from cspine_helpers.model_card.results import (
 
 CARD = "MODEL_CARD.md"
 _COHORT, _RUN = ("labels", "split", "manifest"), ("weights", "history", "record")  # that have hashes
+_OF_IMAGES = ("images", "annotations", "split")
 _CITATION = "Cervical Spine Fracture Detection Dataset, Copyright RSNA, 2023"
 _TEMPLATES = Environment(
     loader=PackageLoader("cspine_helpers", "model_card"),
@@ -84,7 +84,7 @@ def render(run: RunFiles) -> str:
         openings=_openings(run),
         hashes=_hashes(run),
         table=markdown,
-        units=UNITS,
+        units=PLURALS,
         unknown=UNKNOWN,
         memory=MEMORY,
         min_positives=MIN_POSITIVES,
@@ -106,7 +106,11 @@ def _unwrapped(text: str) -> str:
 
 def _on_record(run: RunFiles) -> list[str]:
     """What the record counts in the training split; of older runs, only the share in the loss is known."""
-    if counts := run.said("cohort", "counts", "train"):
+    if (counts := run.said("cohort", "counts", "train")) and run.level != "vertebra":
+        images, patients = counts["images"], counts["patients"]
+        ill, fractured = share(counts["fractured_patients"], patients), share(counts["fractured"], images)
+        return [f"{patients:,}", ill, f"{images:,}", fractured]
+    if counts:
         patients, vertebrae = counts["patients"], counts["sequences"]
         ill, fractured = (counts["fractured"][level] for level in ("patient", "vertebra"))
         return [f"{patients:,}", share(ill, patients), f"{vertebrae:,}", share(fractured, vertebrae)]
@@ -116,8 +120,8 @@ def _on_record(run: RunFiles) -> list[str]:
 
 def _counted(rows: pd.DataFrame) -> list[str]:
     cases = Cases.of(rows)
-    patients, vertebrae = cases.studies.groupby("patient")["label"].max(), cases.label
-    counts = [(f"{len(part):,}", share(int(part.sum()), len(part))) for part in (patients, vertebrae)]
+    parts = (cases.studies.groupby("patient")["label"].max(), cases.label)
+    counts = [(f"{len(part):,}", share(int(part.sum()), len(part))) for part in parts]
     return [value for pair in counts for value in pair]
 
 
@@ -132,7 +136,8 @@ def _openings(run: RunFiles) -> list[list[str]]:
 
 
 def _hashes(run: RunFiles) -> list[list[str]]:
-    hashes = {f"{what} of the cohort": run.said("data", f"{what}_sha256") for what in _COHORT}
+    of_cohort = _COHORT if run.level == "vertebra" else _OF_IMAGES
+    hashes = {f"{what} of the cohort": run.said("data", f"{what}_sha256") for what in of_cohort}
     hashes |= {what: run.said(f"{what}_sha256") for what in _RUN}
     hashes = hashes if run.record else {}
     hashes |= {"predictions": run.predictions_sha256, "frozen decision": run.frozen and run.frozen.sha256}

@@ -18,15 +18,24 @@ from cspine_helpers.decisions.test_split import (
     read_openings,
 )
 from cspine_helpers.decisions.thresholds import MIN_POSITIVES, Decision, apply_decision
-from cspine_helpers.evaluation.cases import Cases
+from cspine_helpers.evaluation.cases import PLURALS, Cases
 from cspine_helpers.evaluation.intervals import MOST_UNDEFINED, bootstrap, per_vertebra, rsna_loss
 from cspine_helpers.evaluation.reliability import calibration_scores, written_scores
 from cspine_helpers.evaluation.resampling import AREAS, RATES
 from cspine_helpers.files.paths import inside
 from cspine_helpers.files.tables import read_columns
 from cspine_helpers.metrics import clip_note, confusion
-from cspine_helpers.predictions import predictions_sha256, read_predictions
-from cspine_helpers.runs import ENSEMBLE, RECORD, check_described, other_runs, read_ensemble, read_record
+from cspine_helpers.predictions import SINGLE, predictions_sha256, read_predictions
+from cspine_helpers.runs import (
+    ENSEMBLE,
+    RADIOGRAPHS,
+    RECORD,
+    check_described,
+    other_runs,
+    read_ensemble,
+    read_record,
+    task_of,
+)
 
 _WEIGHTS, _HISTORY, _PREDICTIONS = "model.safetensors", "history.csv", "predictions.csv"
 UNKNOWN = "not on record"
@@ -105,6 +114,14 @@ class RunFiles:
         return None if self.predictions is None else predictions_sha256(self.predictions)
 
     @property
+    def level(self) -> str:
+        """What the predictions are of: `vertebra`, `image` or `study`; without any, by the task."""
+        if self.predictions is not None:
+            first = str(self.predictions["vertebra"].iloc[0])
+            return first if first in SINGLE else "vertebra"
+        return "image" if task_of(self.record) == RADIOGRAPHS else "vertebra"
+
+    @property
     def synthetic(self) -> bool:
         """Whether the run was trained on phantoms of this package, by its record."""
         return self.said("cohort", "phantom", "made_by") == "cspine_helpers.phantom"
@@ -170,7 +187,6 @@ def _decisions(record: Mapping[str, Any], folder: Path) -> dict[str, Decision]:
 
 RESAMPLES, BINS = 1000, 10
 UNDEFINED = "undefined"
-UNITS = {"vertebra": "vertebrae", "patient": "patients"}  # level of a decision → what it calls
 TITLES = {
     "recall": "recall (sensitivity)",
     "precision": "precision (positive predictive value)",
@@ -219,16 +235,22 @@ class Findings:
     """Numbers of one split; each frame has `value, low, high, undefined` by `metric`; methods return rows.
 
     Attributes:
-        cases: vertebrae and patients → cases of the split.
+        cases: vertebrae and patients → cases of the split; or images alone.
         reached: level of a decision with a threshold → counts tp, fp, fn, tn, and rates.
-        scores: vertebrae and patients → losses and areas of the probabilities.
-        vertebrae: of `intervals.per_vertebra`; rates only for a decision about vertebrae.
+        scores: the same → losses and areas of the probabilities.
+        vertebrae: of `intervals.per_vertebra`, without rows for images; rates only for a decision about
+            vertebrae.
     """
 
     cases: dict[str, Cases]
     reached: dict[str, tuple[dict[str, int], pd.DataFrame]]
     scores: dict[str, pd.DataFrame]
     vertebrae: pd.DataFrame
+
+    @property
+    def units(self) -> Cases:
+        """The cases as they were predicted: vertebrae, or images."""
+        return next(iter(self.cases.values()))
 
     def confusion(self, level: str) -> list[list[str]]:
         """Fractured and intact cases: how many the decision at a level calls fractured, how many not."""
@@ -278,7 +300,7 @@ class Findings:
 
     def competition(self) -> list[list[str]]:
         """The RSNA 2022 loss, beside that of always saying the shares of fractures; empty: not defined."""
-        found = self.scores["vertebrae"]
+        found = self.scores[self.units.plural]
         if "rsna_loss" not in found.index:
             return []
         shares = [cases.with_probability(cases.prevalence) for cases in self.cases.values()]
@@ -290,7 +312,7 @@ class Findings:
 
     def incomplete(self) -> tuple[int, int] | None:
         """How many patients lack a vertebra, of how many; None where nobody does."""
-        missing = self.cases["patients"].missing > 0
+        missing = list(self.cases.values())[-1].missing > 0
         return (int(missing.sum()), len(missing)) if missing.any() else None
 
     def rare(self) -> list[str]:
@@ -301,7 +323,7 @@ class Findings:
 
     def lacking(self) -> list[str]:
         """Metrics that are undefined, or too often so in resamples for an interval, in words."""
-        frames = {f"the decision about {UNITS[level]}": rates for level, (_, rates) in self.reached.items()}
+        frames = {f"the decision about {PLURALS[level]}": rates for level, (_, rates) in self.reached.items()}
         frames |= self.scores
         frames |= {str(name): part.set_index("metric") for name, part in self.vertebrae.groupby("vertebra")}
         lines = []
@@ -322,21 +344,25 @@ def find(rows: pd.DataFrame, decisions: Mapping[str, Decision]) -> Findings:
         ValueError: see `intervals.bootstrap`.
     """
     patient = decisions.get("patient")
-    vertebrae = Cases.of(rows)
-    patients = vertebrae.patients(patient.rule.aggregation if patient else None)
+    units = Cases.of(rows)
+    patients = units.patients(patient.rule.aggregation if patient else None)
     decisions = {
         level: each for level, each in decisions.items() if each.threshold is not None or each.thresholds
     }
     reached = {level: _reached(rows, each, patients) for level, each in decisions.items()}
+    if patients is units:  # images
+        scores = {units.plural: _bootstrap(units)}
+        none = pd.DataFrame(columns=["vertebra", "studies", "positives", "metric"])
+        return Findings({units.plural: units}, reached, scores, none)
     chosen = None if patients.missing.any() else patients
-    scores = {"vertebrae": _bootstrap(vertebrae, patients=chosen), "patients": _bootstrap(patients)}
+    scores = {"vertebrae": _bootstrap(units, patients=chosen), "patients": _bootstrap(patients)}
 
     vertebral = decisions.get("vertebra")
     threshold = (vertebral.thresholds or vertebral.require()) if vertebral else 0.5
-    single = per_vertebra(vertebrae, threshold=threshold, resamples=RESAMPLES)
+    single = per_vertebra(units, threshold=threshold, resamples=RESAMPLES)
     shown = ("recall", "precision", *AREAS) if vertebral else AREAS
     single = single[single["metric"].isin(shown)]
-    return Findings({"vertebrae": vertebrae, "patients": patients}, reached, scores, single)
+    return Findings({"vertebrae": units, "patients": patients}, reached, scores, single)
 
 
 def _reached(rows: pd.DataFrame, decision: Decision, patients: Cases) -> tuple[dict[str, int], pd.DataFrame]:

@@ -9,7 +9,6 @@ import hashlib
 import io
 import math
 import os
-import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from cspine_helpers.dataset.augment import draw
 from cspine_helpers.dataset.sequence import EpochBatches, Key, batch_memory, collate, load_batches
 from cspine_helpers.files.paths import atomic_path, exclusive, inside, listing, sha256_of
 from cspine_helpers.files.records import check_settings, read_sealed, setting, whole, within, write_sealed
@@ -329,12 +329,10 @@ class Variation:
         keeps the image's scale and holds a pixel of the mask; where there is none, the one at x, y `about`,
         or one of the body.
         """
-        words = np.random.SeedSequence(seed).generate_state(3, np.uint64)
-        rng, shape = np.random.default_rng(words[2]), image.shape if patch is None else (patch, patch)
-        # 1. Draw. All steps share one stream: Compose(seed=...) would hand the same seed to each of them.
-        self._compose.set_random_state(np.random.default_rng(words[0]), random.Random(int(words[1])))
-        self._compose(image=image if patch is None else np.zeros(shape, np.uint8))
-        drawn = [step for step in self._compose.transforms if step.params]
+        # 1. Draw.
+        shape = image.shape if patch is None else (patch, patch)
+        drawn = draw(self._compose, seed, image=image if patch is None else np.zeros(shape, np.uint8))
+        rng = np.random.default_rng((*seed, 1))
 
         # 2. Move.
         begin, move = np.eye(3), np.eye(3)

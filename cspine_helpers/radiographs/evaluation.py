@@ -36,7 +36,8 @@ from cspine_helpers.evaluation.resampling import (
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.tables import require_columns
 from cspine_helpers.labels import UID
-from cspine_helpers.metrics import auroc
+from cspine_helpers.metrics import check_scores
+from cspine_helpers.predictions import COLUMNS
 from cspine_helpers.radiographs.annotations import rasterise
 
 EPSILON = 1e-6  # of Dice, as the public FracAtlas benchmark adds it: an empty pair counts as 1
@@ -562,7 +563,7 @@ def evaluate(
     options: dict[str, Any] = {"resamples": resamples, "seed": seed, "confidence": confidence}
     if len(cases.population) < 2 and not keep_undefined:
         raise ValueError("The images are of 1 patient or group, which cannot be resampled. Use more.")
-    tables = [_presence_table(cases, threshold, options), _mask_table(cases, **options)]
+    tables = [_presence_table(cases.presence, threshold, options), _mask_table(cases, **options)]
     found = pd.concat([table for table in tables if len(table)], ignore_index=True)
     rare = found.pop("undefined").fillna(0) > intervals.MOST_UNDEFINED * resamples
     if (undefined := found["value"].isna() | rare).any() and not keep_undefined:
@@ -574,9 +575,9 @@ def evaluate(
     return found
 
 
-def _presence_table(cases: MaskCases, threshold: float | None, options: Mapping[str, Any]) -> pd.DataFrame:
-    presence = cases.presence
-    if len(cases.population) > 1:
+def _presence_table(presence: Cases, threshold: float | None, options: Mapping[str, Any]) -> pd.DataFrame:
+    """Metrics of `PRESENCE` with intervals, where there is more than one patient."""
+    if presence.n_patients > 1:
         found = intervals.bootstrap(presence, threshold=threshold, keep_undefined=True, **options)
     else:
         numbers = estimates(presence, threshold)
@@ -811,7 +812,7 @@ def hardware_shortcut(
         )
     presence = cases.presence
     without = presence.where(~metal)
-    auroc(without.label, without.probability)  # both classes
+    check_scores(without.label, without.probability, both_classes=True)
     three = [presence, without, presence.with_probability(metal.astype(float))]
     rankings = [Ranking(each) for each in three]
     ones = np.ones((len(presence.population), 1))
@@ -1036,14 +1037,15 @@ def examples(
 
 
 def study_scores(table: pd.DataFrame, how: How = "mean") -> pd.DataFrame:
-    """One row a study of several views: its label, and the mean (or highest) of their probabilities.
+    """Predictions of studies of several views: the mean, or the highest, of each study's probabilities.
 
     Args:
-        table: one row an image: `study, patient, label, probability`, perhaps `split`.
+        table: one row an image: `study, patient, split, label, probability`, as `judged_images` gives them.
         how: "mean", as MURA's authors do, or "max".
 
     Returns:
-        Columns `study, patient, label, probability, images`, and `split` where given, in order of appearance.
+        A predictions table of unit `study`, in order of first appearance, which notebooks, `Cases` and
+        `write_predictions` take; with a column `images`, how many views a study has.
 
     Raises:
         ValueError: the images of a study differ in label, patient or split; an unknown `how`; columns are
@@ -1053,26 +1055,27 @@ def study_scores(table: pd.DataFrame, how: How = "mean") -> pd.DataFrame:
 
     Example:
         >>> views = pd.DataFrame({"study": [*"aab"], "patient": [*"ppq"], "label": [1, 1, 0]})
-        >>> study_scores(views.assign(probability=[0.9, 0.5, 0.2]))["probability"].tolist()
+        >>> views = views.assign(probability=[0.9, 0.5, 0.2], split="test")
+        >>> study_scores(views)["probability"].tolist()
         [0.7, 0.2]
     """
     check_choice("how", how, get_args(How))
-    require_columns(table, ("study", "patient", "label", "probability"), what="The table of images")
+    same = ["patient", "split", "label"]
+    require_columns(table, ("study", *same, "probability"), what="The table of images")
     if table.empty:
         raise ValueError("The table of images has no rows. Choose a split that has some.")
-    same = ["patient", "label", *(["split"] if "split" in table.columns else [])]
     by_study = table.groupby("study", sort=False)
-    firsts = by_study[same].transform("first")
-    differ = table["study"][(firsts != table[same]).any(axis=1)].drop_duplicates()
+    differ = table["study"][(by_study[same].transform("first") != table[same]).any(axis=1)].drop_duplicates()
     if len(differ):
         raise ValueError(
-            f"{len(differ)} studies have images that differ in {' or '.join(same)}: "
-            f"{listing(differ)}. All images of a study have one of each: correct the table."
+            f"{len(differ)} studies have images that differ in {', '.join(same)}: {listing(differ)}. "
+            "All images of a study have one of each: correct the table."
         )
     found = by_study[same].first()
     found["probability"] = by_study["probability"].agg(how)
     found["images"] = by_study.size()
-    return found.reset_index()
+    found = found.rename_axis(UID).reset_index().assign(vertebra="study")
+    return found[[*COLUMNS, "patient", "images"]]
 
 
 def study_metrics(
@@ -1086,7 +1089,7 @@ def study_metrics(
     """AUROC, Cohen's kappa and rates of studies with intervals that resample patients.
 
     Args:
-        studies: of `study_scores`.
+        studies: of `study_scores`, of one split.
         threshold: called abnormal at or above it.
         resamples: of the patients.
         seed: of the resamples.
@@ -1096,38 +1099,41 @@ def study_metrics(
         Columns `metric, value, low, high, n` (studies that it rests on), `groups` (their patients).
 
     Raises:
-        ValueError: one class only, or all studies called alike the same as labelled, so that kappa is not
-            defined; see `evaluation.bootstrap`.
+        ValueError: one class only; one patient; several splits; an option out of range.
 
     Source: Cohen, Educational and Psychological Measurement 20 (1960) 37-46.
 
     Example:
         >>> views = pd.DataFrame({"study": [*"abcd"], "patient": [*"abcd"], "label": [1, 1, 0, 0]})
-        >>> found = study_metrics(study_scores(views.assign(probability=[0.9, 0.3, 0.2, 0.1])), threshold=0.5)
+        >>> views = views.assign(probability=[0.9, 0.3, 0.2, 0.1], split="test")
+        >>> found = study_metrics(study_scores(views), threshold=0.5)
         >>> found.set_index("metric")["value"].round(2)[["auroc", "kappa"]].to_dict()
         {'auroc': 1.0, 'kappa': 0.5}
     """
-    cases = MaskCases.of(studies.rename(columns={"study": "image"}), truth={})
+    cases = Cases.of(studies)
+    check_scores(cases.label, cases.probability, both_classes=True)
     options: dict[str, Any] = {"resamples": resamples, "seed": seed, "confidence": confidence}
-    found = evaluate(cases, threshold=threshold, keep_undefined=True, **options)
-    auroc(cases.presence.label, cases.presence.probability)  # both classes
-    sums = confusion_sums(cases.presence, threshold)  # (4, P)
-    patients = sums.shape[1]
-    value = float(_kappa(sums.sum(axis=1, keepdims=True))[0])
+    columns = ["metric", "value", "low", "high", "n", "groups"]
+    found = _presence_table(cases, threshold, options)[columns]
+    kappa = ("kappa", *_kappa_interval(cases, threshold, **options), len(cases), cases.n_patients)
+    both = [found[:1], pd.DataFrame([kappa], columns=columns), found[1:]]
+    return pd.concat(both, ignore_index=True)
+
+
+def _kappa_interval(
+    cases: Cases, threshold: float, *, resamples: int, seed: int, confidence: float
+) -> tuple[float, float, float]:
+    """Cohen's kappa of calls and labels with its limits, by Student's t on the resamples' spread."""
+    sums = confusion_sums(cases, threshold)  # (4, P)
+    whole, patients = sums.sum(axis=1, keepdims=True), sums.shape[1]
+    value = float(_kappa(whole)[0])
+    if value == 1:  # no study is called wrongly: the agreement is that of so many patients at least
+        least, chance = _score(1.0, patients, confidence)[0], float(_chance(whole)[0])
+        return value, (least - chance) / (1 - chance), 1.0
     draws = _kappa(resampled(sums.T, resamples, seed).T)
-    draws = draws[~np.isnan(draws)]
-    half = t.ppf((1 + confidence) / 2, patients - 1) * draws.std() * np.sqrt(patients / (patients - 1))
-    low, high = value - half, value + half
-    if np.ptp(draws) < _SAME:  # no study is called wrongly: the agreement of so many patients at least
-        least, _ = _score(1.0, patients, confidence)
-        chance = _chance(sums.sum(axis=1, keepdims=True))[0]
-        low, high = (least - chance) / (1 - chance), 1.0
-    kappa = ("kappa", value, max(low, -1.0), min(high, 1.0), len(cases), "studies", patients)
-    columns = ["metric", "value", "low", "high", "n", "of", "groups"]
-    tables = [found[columns], pd.DataFrame([kappa], columns=columns)]
-    order = {name: place for place, name in enumerate(("auroc", "kappa", *PRESENCE[1:]))}
-    both = pd.concat(tables).sort_values("metric", key=lambda names: names.map(order), ignore_index=True)
-    return both.drop(columns="of")
+    spread = np.nanstd(draws) * np.sqrt(patients / (patients - 1))
+    half = float(t.ppf((1 + confidence) / 2, patients - 1) * spread)
+    return value, max(value - half, -1.0), min(value + half, 1.0)
 
 
 def _chance(counts: Floats) -> Floats:

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from cspine_helpers.ct.dicom import is_dicom, read_header, shown
+from cspine_helpers.ct.dicom import Header, is_dicom, read_header, shown
 from cspine_helpers.ct.volume import complaints, optional, simpleitk
 from cspine_helpers.files.paths import printable
 
@@ -35,7 +35,10 @@ _TURNS = {
 }
 _PNG_BITS = 24  # where a PNG says how many bits a sample has
 _START_OF_SCAN, _END = 0xDA, b"\xff\xd9"  # markers of JPEG; JPEG 2000 ends alike
-_CORRUPT = re.compile(rb"Corrupt JPEG data(?!: bad ICC)|Premature end of JPEG")  # what libjpeg writes
+_CORRUPT = re.compile(  # what libjpeg and OpenJPEG write when they make pixels up
+    rb"Corrupt JPEG data: (?!bad ICC|[12] extraneous bytes before marker 0xd9)|Premature end of JPEG"
+    rb"|segment too long"
+)
 _TAIL = 0.1  # per cent of the pixels that are clipped at either end of the scale
 # Modalities of projections; of copies and photographs of them; not given.
 _PROJECTIONS = ("CR", "DX", "RG", "RF", "XA", "MG", "IO", "PX", "OT", "XC", "")
@@ -86,6 +89,47 @@ def read_radiograph(path: str | Path, *, inverted: bool = False) -> NDArray[np.u
         [[0, 255], [64, 128]]
     """
     path = Path(path)
+    with _about(path):
+        if is_dicom(path):
+            with _quiet():
+                image = _of_dicom(path)
+        else:
+            image = _of_picture(path.read_bytes())
+        if image.min() == image.max():
+            raise _Unusable("it shows nothing: all its pixels have one value")
+    return 255 - image if inverted else image
+
+
+def displayed_size(path: str | Path) -> tuple[int, int]:
+    """Height and width in the displayed frame, pixels, of what `read_radiograph` reads; nothing is decoded.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ImportError: it is DICOM, and the libraries of the group ct are not installed.
+        ValueError: it is no radiograph, as far as its header says.
+
+    Example:
+        >>> from PIL import Image
+        >>> Image.new("L", (400, 300)).save("a.jpg")
+        >>> displayed_size("a.jpg")
+        (300, 400)
+    """
+    path = Path(path)
+    with _about(path):
+        if is_dicom(path):
+            with _quiet():
+                return _header(path)[0].shape
+        with open(path, "rb") as file:
+            image = _opened(file)
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            is_transposed = image.format != "TIFF" and orientation in _TURNS and _TURNS[orientation][0]
+            width, height = image.size  # of a TIFF, turned
+            return (width, height) if is_transposed else (height, width)
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Why the file is no radiograph, in one sentence, whatever its decoder raises in the block."""
     name = printable(str(path))
     if path.is_dir():
         raise ValueError(f"{name} is a folder. Give the file of one radiograph.")
@@ -94,17 +138,21 @@ def read_radiograph(path: str | Path, *, inverted: bool = False) -> NDArray[np.u
     try:
         if not path.stat().st_size:
             raise _Unusable("it is empty (0 bytes)")
-        if is_dicom(path):
-            quiet = optional("pydicom").config.disable_value_validation  # its warnings would show values
-            with quiet(), _decoding():
-                image = _of_dicom(path)
-        else:
-            image = _of_picture(path.read_bytes())
-        if image.min() == image.max():
-            raise _Unusable("it shows nothing: all its pixels have one value")
+        yield
+        return
     except _Unusable as error:
-        raise ValueError(f"{name} is no usable radiograph: {error}. Replace it, or leave it out.") from None
-    return 255 - image if inverted else image
+        why = str(error)
+    except Image.UnidentifiedImageError:
+        why = "its bytes are those of no image that is read here"
+    except Image.DecompressionBombError:
+        why = f"it has more than {MAX_PIXELS:,} pixels"
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # of many kinds: PIL and pydicom let through what their parts raise
+        if getattr(error, "errno", None):  # the disk's, not the file's
+            raise
+        why = f"it is cut off or damaged ({type(error).__name__})"
+    raise ValueError(f"{name} is no usable radiograph: {why}. Replace it, or leave it out.")
 
 
 # 1. Pictures.
@@ -113,54 +161,37 @@ def read_radiograph(path: str | Path, *, inverted: bool = False) -> NDArray[np.u
 def _of_picture(content: bytes) -> NDArray[np.uint8]:
     """What a file's bytes show, turned, in grey."""
     # 1. What it is, before anything is decoded.
-    with _decoding():
-        image = _opened(content)
-    _check_size(image.height, image.width)
+    image = _opened(io.BytesIO(content))
     _check_whole(image, content)
-    # 2. Decoded. PIL takes 8 of 16 bits a colour.
-    with _decoding():
-        is_colour, is_tiff = image.mode[0] not in "IF", image.format == "TIFF"
-        is_negative = is_tiff and not is_colour and image.tag_v2.get(_WHITE_IS_ZERO) == 0  # else PIL inverts
-        values: NDArray[Any]
-        if image.format in ("JPEG", "MPO"):
-            values = _of_jpeg(image, content)
-        elif image.format == "PNG" and is_colour and content[_PNG_BITS] == 16:
-            values = _of_deep_png(content)
-        elif is_tiff and is_colour and max(image.tag_v2.get(_BITS, (1,))) > 8:
-            raise _Unusable("it is a TIFF of 16 bits a colour; save it as 16-bit grey")
-        else:
-            values = _in_grey(image)
-        orientation = image.getexif().get(_ORIENTATION, 1)  # of a TIFF, 1 by now: PIL has turned it
+    is_colour, is_tiff = image.mode[0] not in "IF", image.format == "TIFF"
+    is_negative = (
+        is_tiff and not is_colour and image.tag_v2.get(_WHITE_IS_ZERO) == 0
+    )  # of 8 bits, PIL inverts
+    # 2. Decoded. Of 16 bits a colour, PIL would take 8.
+    values: NDArray[Any]
+    if image.format in ("JPEG", "MPO"):
+        values = _of_jpeg(image, content)
+    elif image.format == "PNG" and is_colour and content[_PNG_BITS] == 16:
+        values = _of_deep_png(content)
+    elif is_tiff and is_colour and max(image.tag_v2.get(_BITS, (1,))) > 8:
+        raise _Unusable("it is a TIFF of 16 bits a colour; save it as 16-bit grey")
+    else:
+        values = _in_grey(image)
     # 3. Bright where it shows bright, and upright.
     grey = _to_uint8(values)
+    orientation = image.getexif().get(_ORIENTATION, 1)  # of a TIFF, none by now: PIL has turned it
     return _turned(255 - grey if is_negative else grey, orientation)
 
 
-@contextmanager
-def _decoding() -> Iterator[None]:
-    """What a decoder raises in the block, as the reason that it is: of many kinds, at garbled bytes."""
-    try:
-        yield
-    except (_Unusable, MemoryError, ImportError):
-        raise
-    except Image.UnidentifiedImageError:
-        raise _Unusable("its bytes are those of no image that is read here") from None
-    except Image.DecompressionBombError:
-        raise _Unusable(f"it has more than {MAX_PIXELS:,} pixels") from None
-    except Exception as error:
-        raise _Unusable(f"it is cut off or damaged ({type(error).__name__})") from None
-
-
-def _opened(content: bytes) -> Any:
-    """PIL's image, not decoded yet; one image, not several."""
-    with warnings.catch_warnings():  # `_check_size` judges the size
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(content), formats=_FORMATS)
-    pages = (
-        1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    )  # of a photograph, the others are previews
-    if pages > 1:
+def _opened(file: IO[bytes]) -> Any:
+    """PIL's image, not decoded yet; one image, not several, and not too large."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of the size, we judge
+        image = Image.open(file, formats=_FORMATS)
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1 and image.format != "MPO":  # of a photograph, the others are previews
         raise _Unusable(f"it is animated or has pages, {pages} images in one file")
+    _check_size(image.height, image.width)
     return image
 
 
@@ -249,32 +280,22 @@ def _to_bytes(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8
 # 2. DICOM.
 
 
+def _quiet() -> Any:
+    """A block in which pydicom does not warn of values, which would show them."""
+    return optional("pydicom").config.disable_value_validation()
+
+
 def _of_dicom(path: Path) -> NDArray[np.uint8]:
     """What its header says is shown."""
-    # 1. Whether it is one radiograph, and whole.
-    header = read_header(path)
-    if header is None or header.damage:
-        raise _Unusable(f"it is damaged: {header.damage if header else 'nothing can be read'}")
-    found = optional("pydicom").dcmread(path, force=True)
-    unstated = "CT" if header.sop_class and not header.is_other else ""
-    modality = str(found.get("Modality") or unstated).upper()
-    if modality not in _PROJECTIONS:
-        raise _Unusable(
-            f"its modality is {shown({'modality': modality}, 'modality')}, not CR, DX or another X-ray"
-        )
-    if found.get("PresentationIntentType") == "FOR PROCESSING":
-        raise _Unusable("it holds the detector's raw data (FOR PROCESSING), not the image for presentation")
-    if (frames := int(found.get("NumberOfFrames") or 1)) > 1:
-        raise _Unusable(f"it has {frames} frames")
-    _check_size(*header.shape)
-    # 2. Stored values.
+    # 1. Stored values.
+    header, found = _header(path)
     stored = _stored(found)
     if stored.shape[:2] != header.shape:
         raise _Unusable("its image is of another size than its header describes")
     if stored.ndim == 3:
         luminance = stored[..., :3] @ np.array([0.299, 0.587, 0.114])
         return _to_uint8(np.rint(luminance).astype(stored.dtype))
-    # 3. Rescaled, windowed, inverted.
+    # 2. Rescaled, windowed, inverted.
     is_padding = _padding(stored, found)
     if tables := found.get("ModalityLUTSequence"):
         values = _looked_up(stored, tables[0], is_little=found.original_encoding[1])
@@ -286,6 +307,24 @@ def _of_dicom(path: Path) -> NDArray[np.uint8]:
         grey = 255 - grey
     grey[is_padding] = 0
     return grey
+
+
+def _header(path: Path) -> tuple[Header, Any]:
+    """What the bytes of one whole radiograph say, and its elements."""
+    header, found = read_header(path), optional("pydicom").dcmread(path, force=True)
+    if header is None or header.damage:
+        raise _Unusable(f"it is damaged: {header.damage if header else 'nothing can be read'}")
+    unstated = "CT" if header.sop_class and not header.is_other else ""
+    modality = str(found.get("Modality") or unstated).upper()
+    if modality not in _PROJECTIONS:
+        known = shown({"modality": modality}, "modality")
+        raise _Unusable(f"its modality is {known}, not CR, DX or another X-ray")
+    if found.get("PresentationIntentType") == "FOR PROCESSING":
+        raise _Unusable("it holds the detector's raw data (FOR PROCESSING), not the image for presentation")
+    if (frames := int(found.get("NumberOfFrames") or 1)) > 1:
+        raise _Unusable(f"it has {frames} frames")
+    _check_size(*header.shape)
+    return header, found
 
 
 def _stored(found: Any) -> NDArray[Any]:
@@ -315,7 +354,7 @@ def _stored(found: Any) -> NDArray[Any]:
         copy = Path(folder) / "pixels.dcm"
         bare.save_as(copy, enforce_file_format=True)
         reader.SetFileName(str(copy))
-        with complaints() as said:
+        with complaints(_CORRUPT) as said:
             image = reader.Execute()
     if said:
         raise _Unusable(f"it is damaged: {said[0]}")

@@ -172,6 +172,11 @@ def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str
     # 3. The table.
     used = known[~known.index.isin(left_out)].sort_index()
     notes = _counts_that_differ(used, regions, folder / "Annotations")
+    differ = used.index[(used["mixed"] == 1) != (used[[*_PARTS]].sum(axis=1) > 1)]
+    if len(differ):
+        notes.append(
+            f"mixed: other than the number of parts says in {len(differ)} images: {listing(differ)}."
+        )
     split = used["split"].fillna("") if "split" in used else _fracatlas_split(folder, used.index)
     table = pd.DataFrame(
         {
@@ -489,21 +494,25 @@ def _short_hash(text: str) -> str:
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    """Height and width in pixels of an image as it is displayed, from its header; None: it cannot be read."""
+    """Height and width in pixels of an image as it is displayed; None: it cannot be read.
+
+    Of JPEG and PNG the header says it; others are decoded.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(path, formats=("JPEG", "PNG"))
         with image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             width, height = image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # or none of PIL's
-        try:
-            height, width = read_radiograph(path).shape
-        except ValueError:
-            return None
-        return height, width
-    return (width, height) if turned else (height, width)
+        return (width, height) if turned else (height, width)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        pass  # another format, or damaged
+    try:
+        height, width = read_radiograph(path).shape
+    except ValueError:
+        return None
+    return height, width
 
 
 # FracAtlas
