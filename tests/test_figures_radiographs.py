@@ -83,6 +83,7 @@ def drawings():
     points = {"shipped": curve([0.25, 0.5, 1.0])}
     return {
         "overlays": radiographs.overlay_sheet(sheet, title="Calls"),
+        "close-ups": radiographs.close_ups(sheet[:3], title="Calls"),
         "cohort": radiographs.cohort_sheet(parts, counts=dict.fromkeys(parts, (1216, 251)), title="Parts"),
         "froc": radiographs.froc_curves(
             {"shipped": curve(at), "plain": curve(at)}, points=points, rule="intersection over union ≥ 0.1"
@@ -165,6 +166,26 @@ def test_overlays_that_cannot_be_drawn_are_refused():
     for name in ("truth", "predicted"):
         with pytest.raises(ValueError, match=r"mask of IMG7 is of shape \(40, 60\)"):
             radiographs.overlay_sheet([overlay(caption="IMG7", **{name: MASK.T})])
+
+
+def test_a_close_up_holds_the_marks_and_shows_the_bone_without_them_beside():
+    polygon = np.array([(10, 20), (16, 20), (16, 27), (10, 27)])
+    figure = radiographs.close_ups([overlay(truth=[polygon], predicted=MASK, caption="IMG7")])
+    whole, plain, marked = (axes for axes in figure.axes if axes.images)
+    assert whole.get_xlim() == (-0.5, 39.5)
+    assert plain.get_xlim() == marked.get_xlim()
+    (left, right), (bottom, top) = marked.get_xlim(), marked.get_ylim()
+    assert (left < 9.5, right > 15.5, top < 19.5, bottom > 26.5) == (True,) * 4
+    assert right - left == bottom - top == 18  # 0.3 of the image's longer side
+    assert (len(plain.collections), len(plain.patches), len(plain.images)) == (0, 0, 1)
+    assert (len(marked.collections), len(marked.patches), len(marked.images)) == (1, 1, 2)
+    assert whole.get_title(loc="left") == "hit, 0.87"
+    alarm = radiographs.close_ups([overlay(0, predicted=MASK)]).axes[2]
+    assert alarm.get_ylim() == (48.5, 8.5)  # around the mask, as wide as the image
+    nothing = radiographs.close_ups([overlay(0, called=False)]).axes[2]
+    assert (nothing.get_xlim(), nothing.get_ylim()) == ((-0.5, 39.5), (59.5, -0.5))
+    with pytest.raises(ValueError, match="no radiograph to draw"):
+        radiographs.close_ups([])
 
 
 def test_a_cohorts_sheet_shows_each_part_and_label_with_its_number():

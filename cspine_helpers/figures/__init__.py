@@ -34,6 +34,7 @@ from cspine_helpers.figures.patient import patient_picture
 from cspine_helpers.figures.radiographs import (
     Overlay,
     ablation_dots,
+    close_ups,
     cohort_sheet,
     froc_curves,
     overlay_sheet,

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
@@ -37,6 +37,7 @@ METRICS = {  # as panels name them
 _SPLITS = {"train": INTACT, "training": INTACT, "test": style.GREEN}
 _SPLITS |= dict.fromkeys(("val", "valid", "validation"), style.AMBER)
 _CELLS = 12  # images of a group that are drawn
+_ROOM, _LEAST = 2.2, 0.3  # side of a close-up: times its marks' longer side; share of the image at least
 _WRONG = ("miss", "false alarm")
 
 
@@ -96,14 +97,81 @@ def overlay_sheet(overlays: Sequence[Overlay], *, columns: int = 4, title: str =
         _draw(axes, each)
     for axes in grid.flat[len(overlays) :]:
         axes.set_axis_off()
+    _legend(figure)
+    figure.head(title)
+    return figure
+
+
+@in_style
+def close_ups(overlays: Sequence[Overlay], *, title: str = "") -> Picture:
+    """Each radiograph whole, and the place of its marks enlarged: bare, and with what is true and predicted.
+
+    A row each. The place holds all lesions of the truth, else all of the predicted mask, else everything.
+
+    Raises:
+        ValueError: there is none, or a mask is of another shape than its image.
+
+    Example:
+        >>> one = Overlay(np.zeros((400, 300), np.uint8), 1, 0.9, True, truth=np.eye(400, 300))
+        >>> figure = close_ups([one], title="One hit")
+    """
+    if not overlays:
+        raise ValueError("There is no radiograph to draw. Pass one Overlay or more.")
+    figure, grid = canvas(8.4, _whole(2.9 * len(overlays) + 0.8), len(overlays), 3, squeeze=False)
+    for (whole, plain, marked), each in zip(grid, overlays, strict=True):
+        left, right, top, bottom = _place(each)
+        _image(whole, each)
+        _name(whole, each)
+        frame = (left - 0.5, top - 0.5), right - left, bottom - top
+        whole.add_patch(Rectangle(*frame, fill=False, edgecolor="white", linewidth=1.2, linestyle="--"))
+        for axes, words in ((plain, "enlarged"), (marked, "true and predicted")):
+            _image(axes, each)
+            axes.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
+            axes.annotate(words, (0, 1), (0, 4), "axes fraction", "offset points", color=GREY, fontsize=8)
+        _marks(marked, each)
+    _legend(figure)
+    figure.head(title)
+    return figure
+
+
+def _place(each: Overlay) -> tuple[int, int, int, int]:
+    """Left, right, top and bottom of the square around the marks, within the image; pixels."""
+    height, width = each.image.shape
+    polygons, masks = _truth(each)
+    points = [np.argwhere(mask)[:, ::-1] for mask in masks if np.any(mask)] + polygons
+    if not points and each.predicted is not None and np.any(each.predicted):
+        points = [np.argwhere(each.predicted)[:, ::-1]]
+    if not points:
+        return 0, width, 0, height
+    found = np.concatenate(points)
+    low, high = found.min(axis=0), found.max(axis=0)
+    side = int(min(max(_ROOM * (high - low).max(), _LEAST * max(height, width)), height, width))
+    left, top = (
+        int(np.clip(middle - side / 2, 0, most - side))
+        for middle, most in zip((low + high) / 2, (width, height), strict=True)
+    )
+    return left, left + side, top, top + side
+
+
+def _truth(each: Overlay) -> tuple[list[NDArray], list[NDArray]]:
+    """The truth as polygons (N, 2), and as masks (H, W)."""
+    if each.truth is None:
+        return [], []
+    if isinstance(each.truth, np.ndarray) and each.truth.shape[1:] != (2,):
+        _check_shape(each, each.truth)
+        return [], [each.truth > 0]
+    outlines = [each.truth] if isinstance(each.truth, np.ndarray) else each.truth
+    return [np.asarray(outline, dtype=float) for outline in outlines], []
+
+
+def _legend(figure: Picture) -> None:
     handles: list = [
         Line2D([], [], color=TRUTH, linewidth=1.6, label="true outline"),
         Patch(facecolor=(*to_rgb(PREDICTED), 0.35), edgecolor=PREDICTED, label="predicted mask"),
         Patch(facecolor="none", edgecolor=FRACTURED, linewidth=2, label="called wrongly"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
-    figure.head(title)
-    return figure
+    figure.colours = 256  # a smaller file
 
 
 def _whole(inches: float) -> float:
@@ -112,28 +180,43 @@ def _whole(inches: float) -> float:
 
 
 def _draw(axes: Axes, each: Overlay) -> None:
-    """One panel."""
+    """One panel of a sheet."""
+    _image(axes, each)
+    _marks(axes, each)
+    _name(axes, each)
+
+
+def _image(axes: Axes, each: Overlay) -> None:
     height, width = each.image.shape
     axes.imshow(each.image, cmap="gray", vmin=0, vmax=255)
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
+    axes.set_anchor("N")
+    axes.spines[:].set_visible(False)
+
+
+def _marks(axes: Axes, each: Overlay) -> None:
+    """The predicted mask, shaded, and the truth's outlines; the panel's view stays."""
+    view = axes.get_xlim(), axes.get_ylim()
     if each.predicted is not None and np.any(each.predicted):
         _check_shape(each, each.predicted)
         mask = np.asarray(each.predicted) > 0
-        shade = np.zeros((height, width, 4))
+        shade = np.zeros((*mask.shape, 4))
         shade[mask] = (*to_rgb(PREDICTED), 0.35)
         axes.imshow(shade)
         _outline(axes, mask, PREDICTED)
-    if isinstance(each.truth, np.ndarray) and each.truth.shape[1:] != (2,):
-        _check_shape(each, each.truth)
-        _outline(axes, each.truth > 0, TRUTH)
-    elif each.truth is not None:
-        for outline in [each.truth] if isinstance(each.truth, np.ndarray) else each.truth:
-            axes.fill(*(np.asarray(outline, dtype=float) - 0.5).T, fill=False, edgecolor=TRUTH, linewidth=1.4)
-    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
-    axes.set_anchor("N")
+    polygons, masks = _truth(each)
+    for mask in masks:
+        _outline(axes, mask, TRUTH)
+    for polygon in polygons:
+        axes.fill(*(polygon - 0.5).T, fill=False, edgecolor=TRUTH, linewidth=1.4)
+    axes.set(xlim=view[0], ylim=view[1])
+
+
+def _name(axes: Axes, each: Overlay) -> None:
+    """The call and probability, the caption below them, and a frame where the call is wrong."""
     wrong = each.call in _WRONG
     axes.spines[:].set(visible=wrong, color=FRACTURED, linewidth=3)
-    caption = f"\n{each.caption}" if each.caption else ""
-    axes.set_title(f"{each.call}, {each.probability:.2f}", pad=16 if caption else 5, fontsize=10,
+    axes.set_title(f"{each.call}, {each.probability:.2f}", pad=16 if each.caption else 5, fontsize=10,
                    color=FRACTURED if wrong else INK)  # fmt: skip
     axes.annotate(each.caption, (0, 1), (0, 4), "axes fraction", "offset points", color=GREY, fontsize=8)
 
@@ -203,6 +286,7 @@ def cohort_sheet(
         for name, colour in (("intact", INTACT), ("fractured", FRACTURED))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
+    figure.colours = 256
     figure.head(title)
     return figure
 
