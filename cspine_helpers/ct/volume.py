@@ -37,8 +37,8 @@ def optional(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"CT and DICOM need {name}, which is not installed. Install this package with its group ct "
-            f"(pip install -e '.[ct]'), or {name} alone (pip install '{name}>={LIBRARIES[name]}')."
+            f"Reading DICOM and CT needs {name}, which is not installed. Install this package with its group "
+            f"ct (pip install -e '.[ct]'), or {name} alone (pip install '{name}>={LIBRARIES[name]}')."
         ) from error
 
 

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
 from cspine_helpers.files import paths
@@ -31,7 +29,7 @@ from cspine_helpers.files.records import nearest, parse_json, read_sealed, write
 from cspine_helpers.files.tables import Column, checked, read_columns, write_table
 from cspine_helpers.radiographs.annotations import Regions, parse_coco, parse_vgg, parse_voc, parse_yolo
 from cspine_helpers.radiographs.groups import GroupConfig, Groups, group_images
-from cspine_helpers.radiographs.images import read_radiograph
+from cspine_helpers.radiographs.images import displayed_size, read_radiograph
 
 IMAGES, ANNOTATIONS, SOURCES, PAIRS = "images.csv", "annotations.json", "sources.json", "pairs.csv"
 IMAGE_COLUMNS = (
@@ -494,25 +492,11 @@ def _short_hash(text: str) -> str:
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    """Height and width in pixels of an image as it is displayed; None: it cannot be read.
-
-    Of JPEG and PNG the header says it; others are decoded.
-    """
+    """Height and width in pixels of an image as it is displayed; None: it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=("JPEG", "PNG"))
-        with image:
-            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            width, height = image.size
-        return (width, height) if turned else (height, width)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        pass  # another format, or damaged
-    try:
-        height, width = read_radiograph(path).shape
-    except ValueError:
+        return displayed_size(path)
+    except (OSError, ValueError):
         return None
-    return height, width
 
 
 # FracAtlas
