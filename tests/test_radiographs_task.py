@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from radiograph_folders import radiograph_cohort
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn import functional
 
 from cspine_helpers.checkpoints import load_run
 from cspine_helpers.labels import UID
-from cspine_helpers.radiographs import evaluation
+from cspine_helpers.radiographs import evaluation, task
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
 from cspine_helpers.radiographs.dataset import ImagePackConfig, RadiographDataset, image_loader, pack_images
 from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel
@@ -33,6 +34,7 @@ from cspine_helpers.radiographs.task import (
 from cspine_helpers.runs import read_history, read_record
 from cspine_helpers.splits import read_split, write_split
 from cspine_helpers.training import trainer
+from cspine_helpers.training.config import best_epoch
 from cspine_helpers.training.run import RULE, interrupted
 from cspine_helpers.training.settings import inner_configs
 
@@ -96,6 +98,8 @@ def test_a_training_leaves_a_run_of_radiographs_that_loads_as_it_was(cohort, run
     assert record["decision"]["level"] == record["rule"]["level"] == "image"
     assert record["train"] == json.loads(json.dumps(asdict(HARD)))
     assert record["data"] == read_radiograph_cohort(cohort).fingerprint()
+    assert record["cohort"]["packing"]["frame"] == {"long": 96, "short": 64}
+    assert "annotated" not in record["cohort"]["packing"]
     assert record["cohort"]["counts"]["train"] == {
         **{"images": 16, "patients": 16},
         **{"fractured": 5, "fractured_patients": 5},
@@ -144,13 +148,9 @@ def test_the_history_is_what_the_kept_network_says_of_validation(cohort, run):
     assert row["validation_objective"] == history["validation_objective"].max()
 
 
-def test_the_last_epoch_is_kept_where_that_is_asked(cohort, tmp_path):
-    config = replace(CONFIG, keep="last", patience=1, learning_rate=1e-7)
-    train_radiographs(cohort, tmp_path / "run", model=MODEL, config=config)
-    assert read_record(tmp_path / "run")["best_epoch"] == config.epochs
-
-
-@pytest.mark.parametrize("stop_after", [0, 1, 2])
+@pytest.mark.parametrize(
+    "stop_after", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_a_stopped_training_is_resumed_to_the_same_bytes(cohort, run, tmp_path, monkeypatch, stop_after):
     done, real = [], trainer.save_state
 
@@ -262,13 +262,35 @@ def test_patches_are_trained_on_and_whole_images_validated(cohort, tmp_path, mon
     assert history["validation_auroc"].notna().all()
 
 
-def test_a_classifier_has_no_dice_and_is_chosen_by_average_precision(cohort, tmp_path):
+def test_a_classifier_has_no_dice_and_its_last_epoch_is_kept_where_that_is_asked(
+    cohort, tmp_path, monkeypatch
+):
+    falling = iter([0.9, 0.1])
+    monkeypatch.setattr(task, "average_precision", lambda *_: next(falling))
     model = replace(MODEL, architecture="classifier")
-    config = replace(HARD, epochs=2, warmup_epochs=0)
+    config = replace(HARD, epochs=2, warmup_epochs=0, keep="last", patience=1)
     history = train_radiographs(cohort, tmp_path / "run", model=model, config=config)
+    record = read_record(tmp_path / "run")
     assert read_history(tmp_path / "run")["validation_dice_pos"].isna().all()
-    assert read_record(tmp_path / "run")["mask"] is None
-    assert history["validation_objective"].tolist() == history["validation_average_precision"].tolist()
+    assert record["mask"] is None
+    assert history["validation_objective"].tolist() == [0.9, 0.1]
+    assert (best_epoch(history), record["best_epoch"]) == (1, 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA device trains it")
+def test_a_run_trained_on_a_gpu_says_the_same_on_a_cpu(cohort, tmp_path, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    history = train_radiographs(cohort, tmp_path / "run", model=MODEL, config=HARD)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    loaded, known = load_radiograph_run(tmp_path / "run"), read_radiograph_cohort(cohort)
+    assert loaded.record["device"] == "cuda"
+    best = history.set_index("epoch").loc[loaded.record["best_epoch"]]
+    mine = task_of(cohort).predict(loaded.model, "validation")
+    labels = known.of("validation")["label"]
+    assert roc_auc_score(labels, mine.probability) == pytest.approx(best["validation_auroc"], abs=1e-3)
+    assert mine.dice_pos().max() == pytest.approx(best["validation_dice_pos"], abs=1e-2)
 
 
 # What is refused, before anything is written.

@@ -6,15 +6,20 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from radiograph_folders import radiograph_cohort
 from safetensors.torch import load_file
 from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers.checkpoints import load_run
+from cspine_helpers.radiographs.dataset import ImagePackConfig, pack_images
+from cspine_helpers.radiographs.model import RadiographConfig
+from cspine_helpers.radiographs.task import RadiographTrainConfig, load_radiograph_run
 from cspine_helpers.runs import read_history, read_record
-from cspine_helpers.training.config import TrainConfig
+from cspine_helpers.training.config import TrainConfig, TrainerConfig
 
 pytestmark = pytest.mark.slow
 CONFIG = TrainConfig(
@@ -51,10 +56,18 @@ def root(tmp_path_factory):
     return folder
 
 
-def launch(root: Path, command: list[str], run: str, config: TrainConfig, *options: str) -> str:
+def launch(
+    root: Path,
+    command: list[str],
+    run: str,
+    config: TrainerConfig,
+    *options: str,
+    cohort: str = "toy",
+    model: Any = None,
+) -> str:
     """Train from the command line; returns what it wrote to both streams."""
     settings = root / f"{run}.json"
-    settings.write_text(json.dumps({"model": asdict(tiny_model()), "train": asdict(config)}))
+    settings.write_text(json.dumps({"model": asdict(model or tiny_model()), "train": asdict(config)}))
     environment = {**os.environ, "CSPINE_ROOT": str(root), "OMP_NUM_THREADS": "1"}
     environment |= {"ACCELERATE_USE_CPU": "true"}  # with --multi_gpu: two processes of the CPU, over gloo
     arguments = [
@@ -62,7 +75,7 @@ def launch(root: Path, command: list[str], run: str, config: TrainConfig, *optio
         "cspine_helpers",
         "train",
         "--cohort",
-        "toy",
+        cohort,
         "--run",
         run,
         "--settings",
@@ -118,3 +131,20 @@ def test_the_command_can_be_given_again_after_the_end(root, runs):
     printed = launch(root, ALONE, "one", replace(CONFIG, accumulate=2), "--resume")
     assert "validation_recall" in printed
     assert (runs[0] / "run.json").read_bytes() == before
+
+
+def test_two_processes_train_on_radiographs_as_one(tmp_path):
+    made = radiograph_cohort(tmp_path / "made")
+    (tmp_path / "data").mkdir()
+    pack_images(made.rename(tmp_path / "data" / "limbs"), ImagePackConfig(long=64, short=32))
+    size = {"long": 64, "short": 32, "decoder_channels": (8, 8, 8, 8)}
+    model = RadiographConfig(backbone="mobilenetv3_small_050", pretrained=None, frozen_blocks=0, **size)
+    hard = {"hard_share": 0.5, "hard_after": 1}
+    config = RadiographTrainConfig(epochs=2, batch_size=3, warmup_epochs=0, workers=0, **hard)
+    given: Any = {"cohort": "limbs", "model": model}
+    launch(tmp_path, ALONE, "one", replace(config, accumulate=2), **given)
+    launch(tmp_path, TWO, "two", config, **given)
+    one, two = (tmp_path / "checkpoints" / name for name in ("one", "two"))
+    tables = (read_history(folder).drop(columns=["epoch", "seconds"]) for folder in (two, one))
+    np.testing.assert_allclose(*(table.to_numpy(float) for table in tables), rtol=1e-3)
+    assert load_radiograph_run(two).record["processes"] == 2

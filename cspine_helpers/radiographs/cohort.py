@@ -68,9 +68,10 @@ class RadiographCohort:
         Returns:
             `counts`: split → images, patients (groups), and how many of each are fractured; `unsplit`: number
             of images in no split; `split`: settings of the division; `sources`: name, classes, citation and
-            licence of each; `packing`: of `packed/packing.json`.
+            licence of each; `packing`: of `packed/packing.json`, without the names of images.
         """
-        packing = self.packed / "packing.json"
+        path = self.packed / "packing.json"
+        packing = parse_json(path.read_bytes(), str(path)) if path.is_file() else None
         return {
             "counts": {name: _counts(rows) for name, rows in self.images.groupby("split", sort=False)},
             "unsplit": len(self.unsplit),
@@ -78,7 +79,7 @@ class RadiographCohort:
             "sources": [
                 {name: source[name] for name in _OF_SOURCE} for source in read_sources(self.folder)["sources"]
             ],
-            "packing": parse_json(packing.read_bytes(), str(packing)) if packing.is_file() else None,
+            "packing": packing and {name: packing[name] for name in packing if name != "annotated"},
         }
 
 
