@@ -186,6 +186,11 @@ FRACATLAS_FAULTS = {
         r"intact images with polygons \(1\): 'IMG0000001.jpg'\n- fractured images without a polygon \(1\): ",
         "IMG0000003.jpg",
     ),
+    "another class": (
+        lambda f: change(f / VGG, '"label": "fractured"', '"label": "metal"'),
+        r"images with regions of another class than fractured \(1\): 'IMG0000000.jpg'",
+        "IMG0000000.jpg",
+    ),
     "names that differ in capitals": (
         lambda f: change(f / "dataset.csv", "IMG0000002.jpg", "img0000001.jpg"),
         r"rows whose names differ in capitals only \(2\): 'IMG0000001.jpg', 'img0000001.jpg'",
@@ -400,6 +405,13 @@ def test_a_data_yaml_that_cannot_be_used_is_refused(yolo, was, now, error, says)
         read_yolo(yolo, labels=YOLO_LABELS)
 
 
+def test_a_folder_named_as_two_splits_is_read_once_and_noted(yolo):
+    change(yolo / "data.yaml", "test: ../test/images", "test: ../valid/images")
+    source = read_yolo(yolo, labels=YOLO_LABELS)
+    assert source.table["split"].value_counts().to_dict() == {"train": 4, "val": 4}
+    assert source.notes == ["data.yaml names one folder as val and as test; its images are val."]
+
+
 def test_a_data_yaml_without_folders_is_refused(yolo):
     path = yolo / "data.yaml"
     path.write_text("names: ['a']\n")
@@ -469,7 +481,7 @@ MURA_FAULTS = {
             f"MURA-v1.1/{_STUDY}/image2.png\n",
             f"MURA-v1.1/{_STUDY}/image2.png\n" * 2,
         ),
-        r"rows that repeat an image \(1\)",
+        r"rows that repeat an image or a study \(1\)",
         1,
     ),
     "another path": (
@@ -650,6 +662,15 @@ def test_images_are_linked_or_when_asked_copied(made, tmp_path, copy):
         path = tmp_path / "cohort" / row.file
         assert path.is_symlink() is not copy
         assert sha256_of(path) == row.sha256 == sha256_of(made / "source" / row.original)
+
+
+def test_links_to_images_that_have_moved_are_mended(fracatlas, tmp_path):
+    consolidate([read_fracatlas(fracatlas)], tmp_path / "cohort")
+    moved = fracatlas.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="make the cohort again from where they are now"):
+        read_images(tmp_path / "cohort")
+    consolidate([read_fracatlas(moved)], tmp_path / "cohort")
+    assert len(read_images(tmp_path / "cohort")) == 24
 
 
 def test_images_that_are_gone_are_named(made, tmp_path):

@@ -50,7 +50,7 @@ def read_columns(
         raise FileNotFoundError(f"No {what} at {path}. {source}")
     content = path.read_bytes()
     check_seal(path, content)
-    content = _utf8(content, path.name)
+    content = utf8(content, path.name)
     try:
         separator = _separator(content)
         _, _, rest = content.partition(b"\n")
@@ -73,7 +73,7 @@ def read_columns(
     return table.dropna(how="all").reset_index(drop=True)
 
 
-def _utf8(content: bytes, name: str) -> bytes:
+def utf8(content: bytes, name: str) -> bytes:
     """The text in UTF-8, without a byte order mark."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from cspine_helpers.files import paths
 from cspine_helpers.files.paths import atomic_path, listing
 from cspine_helpers.files.records import nearest, parse_json, read_sealed, write_sealed
-from cspine_helpers.files.tables import Column, checked, read_columns, write_table
+from cspine_helpers.files.tables import Column, checked, read_columns, utf8, write_table
 from cspine_helpers.radiographs.annotations import Regions, parse_coco, parse_vgg, parse_voc, parse_yolo
 from cspine_helpers.radiographs.groups import GroupConfig, Groups, group_images
 from cspine_helpers.radiographs.images import displayed_size, read_radiograph
@@ -75,7 +75,6 @@ class Source:
 
     Attributes:
         name: of the source, a word.
-        folder: where it lies.
         table: a row an image: `image` (id), `original` (its path in the folder), `path`, `study`, `patient`,
             `part` and `view` (several words joined by `+`), `hardware`, `multiscan`, `label`, `split`. Where
             nothing is known, patient and words are empty and flags missing.
@@ -89,7 +88,6 @@ class Source:
     """
 
     name: str
-    folder: Path
     table: pd.DataFrame
     regions: Regions
     classes: dict[str, int]
@@ -165,6 +163,8 @@ def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str
     marked = seen.index.map(lambda each: int(bool(regions.get(each))))
     bad.add("intact images with polygons", seen.index[marked > seen["fractured"]])
     bad.add("fractured images without a polygon", seen.index[marked < seen["fractured"]])
+    strange = [each for each, found in regions.items() if {region.label for region in found} - {"fractured"}]
+    bad.add("images with regions of another class than fractured", strange)
     left_out = bad.settle(skip=skip_unusable)
 
     # 3. The table.
@@ -232,8 +232,13 @@ def read_yolo(
     content, names = _data_yaml(_require(folder / "data.yaml", what, "folder that holds data.yaml"))
     classes = _class_map(labels, names, what)
     bad, rows, regions = _Bad(what), [], Regions()
+    notes: list[str] = []
+    read: dict[Path, str] = {}
     for split, images in _yolo_folders(folder, content, what):
         # 1. Images and label files.
+        if (first := read.setdefault(images.resolve(), split)) != split:
+            notes.append(f"data.yaml names one folder as {first} and as {split}; its images are {first}.")
+            continue
         at = images.relative_to(folder) if images.is_relative_to(folder) else images
         files = _files(images)
         where = _labels_of(images, what)
@@ -272,7 +277,15 @@ def read_yolo(
     table = pd.DataFrame(rows, columns=["original", "label", "split"])
     table = table[~table["original"].isin(left_out)].sort_values("original", ignore_index=True)
     return _source(
-        name, folder, table, regions, classes=classes, left_out=left_out, citation=citation, licence=licence
+        name,
+        folder,
+        table,
+        regions,
+        classes=classes,
+        left_out=left_out,
+        notes=notes,
+        citation=citation,
+        licence=licence,
     )
 
 
@@ -297,10 +310,8 @@ def read_mura(folder: str | Path, *, skip_unusable: bool = False, name: str = "m
         # 1. What the tables say, and what lies there.
         _require(folder / split, what, "folder MURA-v1.1 with train, valid and four tables")
         listed = [_below_root(cells[0]) for cells in _cells(folder / f"{split}_image_paths.csv", 1, what)]
-        told = {
-            _below_root(study): label
-            for study, label in _cells(folder / f"{split}_labeled_studies.csv", 2, what)
-        }
+        cells = _cells(folder / f"{split}_labeled_studies.csv", 2, what)
+        told = {_below_root(study): label for study, label in cells}
         lies = {
             path.relative_to(folder).as_posix(): path
             for path in sorted((folder / split).glob("XR_*/patient*/study*/*"))
@@ -313,7 +324,8 @@ def read_mura(folder: str | Path, *, skip_unusable: bool = False, name: str = "m
         bad.add("paths that are not like MURA's", (each for each, match in parsed.items() if not match))
         bad.add(f"images without a row in {split}_image_paths.csv", lies.keys() - set(listed))
         bad.add("rows without an image", set(listed) - lies.keys())
-        bad.add("rows that repeat an image", (each for each, n in Counter(listed).items() if n > 1))
+        again = Counter([*listed, *(_below_root(study) for study, _ in cells)])
+        bad.add("rows that repeat an image or a study", (each for each, n in again.items() if n > 1))
         word = {"0": "negative", "1": "positive"}
         for each, match in parsed.items():
             study = each.rpartition("/")[0]
@@ -446,7 +458,6 @@ def _source(
     by_id = zip(table["image"], table["original"], strict=True)
     return Source(
         name,
-        folder.absolute(),
         table[[*order, "label", "split"]].reset_index(drop=True),
         {image: marks for image, original in by_id if (marks := regions.get(original))},
         **rest,
@@ -530,7 +541,7 @@ def _counts_that_differ(rows: pd.DataFrame, regions: Regions, folder: Path) -> l
     """Where dataset.csv or YOLO files count other fractures than there are polygons: in FracAtlas, thrice."""
     polygons = {each: len(regions.get(each, [])) for each in rows.index}
     files = _files_of(folder / "YOLO", rows.index, ".txt")
-    boxes = {each: len(path.read_text(encoding="utf-8").split("\n")) - 1 for each, path in files.items()}
+    boxes = {each: sum(map(bool, path.read_bytes().split(b"\n"))) for each, path in files.items()}
     counts = {"fracture_count of dataset.csv": dict(rows["fracture_count"]), "YOLO boxes": boxes}
     notes = []
     for source, found in counts.items():
@@ -558,8 +569,8 @@ def _fracatlas_split(folder: Path, names: Iterable[str]) -> list[str]:
 def _data_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
     """What data.yaml says, and its class names by number."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(utf8(path.read_bytes(), path.name))
+    except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML ({error}). Correct it.") from error
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict) and sorted(names) == [*range(len(names))]:
@@ -620,7 +631,7 @@ def _yolo_folders(folder: Path, content: Mapping[str, Any], what: str) -> Iterat
     if not splits:
         raise ValueError(f"data.yaml of {what} names no folder as train, val or test. Add them.")
     for split, named in splits:
-        for each in [named] if isinstance(named, str) else named:
+        for each in named if isinstance(named, list) else [named]:
             below = re.sub(r"^(\.\./)+", "", str(each))  # as exported: ../train/images is train/images
             tried = [folder / str(content.get("path") or "") / str(each), folder / str(each), folder / below]
             images = next((path for path in tried if path.is_dir()), None)
@@ -658,7 +669,7 @@ def _cells(path: Path, count: int, what: str) -> list[list[str]]:
         ValueError: it has other than `count` cells a row.
     """
     _require(path, what, "folder that holds the four tables")
-    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line for line in utf8(path.read_bytes(), path.name).decode().splitlines() if line.strip()]
     rows = [[cell.strip() for cell in re.split(r"[,;\t]", line)] for line in lines]
     if wrong := [line for line, row in zip(lines, rows, strict=True) if len(row) != count]:
         raise ValueError(
@@ -735,12 +746,11 @@ def consolidate(
         table, groups = _grouped(table, group, unused)
         suffix = table["path"].map(lambda path: Path(path).suffix.lower())
         table["file"] = "images/" + table["image"] + suffix
+        where = dict(zip(table["file"], table["path"], strict=True))
         table = _checked(table, f"the image table of {folder.name}")
 
         # 2. Everything beside its place, then into it.
-        where = dict(zip(origin, pd.concat([source.table["path"] for source in sources]), strict=True))
-        where = {row.file: where[f"{row.source}: {row.original}"] for row in table.itertuples()}
-        annotations = coco_of(table, regions)
+        annotations = _coco(table, regions)
         record = _record(sources, table, unused) | ({"groups": groups.report()} if groups else {})
         _write(folder, table, where, annotations, record, groups, copy=copy)
     return read_images(folder)
@@ -804,7 +814,7 @@ def _grouped(
     return groups.table, groups
 
 
-def coco_of(table: pd.DataFrame, regions: Regions) -> dict[str, Any]:
+def _coco(table: pd.DataFrame, regions: Regions) -> dict[str, Any]:
     """Images and polygons as COCO has them, ids counted from 1; `file_name` is the table's `file`."""
     kinds = sorted({region.label for image in table["image"] for region in regions.get(image, [])})
     numbers = {kind: number for number, kind in enumerate(kinds, start=1)}
@@ -862,9 +872,13 @@ def _write(
     *,
     copy: bool,
 ) -> None:
-    """Write a cohort, the image table last: a folder with one is whole."""
+    """Write a cohort, the image table last: a folder with one is whole. Links to nowhere are mended."""
     if (folder / IMAGES).exists():
-        if read_images(folder).equals(table):
+        if _stored(folder).equals(table):
+            for link, source in ((folder / name, source) for name, source in where.items()):
+                if link.is_symlink() and not link.exists():  # the images have moved
+                    link.unlink()
+                    link.symlink_to(source)
             return
         raise FileExistsError(
             f"{folder / IMAGES} is kept as it is: another image table is there already. Move it aside, or "
@@ -933,14 +947,19 @@ def read_images(cohort_folder: str | Path) -> pd.DataFrame:
         ['frontal', 'lateral', 'oblique', 'frontal+lateral']
     """
     folder = Path(cohort_folder)
-    found = read_columns(folder / IMAGES, what="image table", source=_REMEDY, text=_TEXT)
-    table = _checked(found, f"{folder / IMAGES}")
+    table = _stored(folder)
     if gone := [each for each in table["file"] if not (folder / each).exists()]:
         raise FileNotFoundError(
             f"Images of {folder / IMAGES} are not where it says ({len(gone)}): {listing(gone)}. Bring them "
-            "back."
+            "back, or make the cohort again from where they are now."
         )
     return table
+
+
+def _stored(folder: Path) -> pd.DataFrame:
+    """The image table, wherever its images are."""
+    found = read_columns(folder / IMAGES, what="image table", source=_REMEDY, text=_TEXT)
+    return _checked(found, f"{folder / IMAGES}")
 
 
 def read_regions(cohort_folder: str | Path) -> dict[str, list[np.ndarray]]:
