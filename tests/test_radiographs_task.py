@@ -226,7 +226,7 @@ def test_hard_images_are_those_that_the_model_marks_most(cohort, monkeypatch):
 
     def marks(rows):
         asked.append(rows)
-        return np.array([strength[row] for row in rows])
+        return np.array([(strength[row], row, row + 1) for row in rows], float)
 
     monkeypatch.setattr(mine, "_marks", marks)
     assert len(shown(mine, 1)) == 9  # five fractured, four intact
@@ -238,14 +238,21 @@ def test_hard_images_are_those_that_the_model_marks_most(cohort, monkeypatch):
     hardest = sorted(candidates, key=lambda row: -strength[row])[:2]
     assert set(hardest) == chosen & set(candidates)
     assert len(chosen) == 4
+    focus = mine._seen.focus.numpy()  # patches of the hard images are cut out where they are marked
+    assert {row: tuple(at) for row, at in enumerate(focus) if not np.isnan(at).any()} == {
+        row: (row, row + 1) for row in hardest
+    }
 
 
 def test_marks_are_of_the_rows_that_were_asked_for(cohort):
     mine, rows = task_of(cohort), np.array([9, 2, 11, 4])
-    together = mine._marks(rows)
-    assert len(set(together.round(9))) == 4
+    together, whole = mine._marks(rows), mine._whole(read_radiograph_cohort(cohort).of("train"))
+    assert len(set(together[:, 0].round(9))) == 4
     for row, mark in zip(rows, together, strict=True):
-        assert mine._marks(np.array([row]))[0] == pytest.approx(mark, rel=1e-5)
+        np.testing.assert_allclose(mine._marks(np.array([row]))[0], mark, rtol=1e-5)
+        logit = mine.model.eval()(whole[int(row)]["image"][None]).mask_logit[0]
+        x, y = mark[1:]
+        assert logit[int(y // 4), int(x // 4)] == logit.max()
 
 
 def test_patches_are_trained_on_and_whole_images_validated(cohort, tmp_path, monkeypatch):

@@ -48,7 +48,8 @@ class RadiographTrainConfig(TrainerConfig):
         intact: intact images in an epoch for each fractured one. Every fractured image is shown once an
             epoch; the intact ones take turns, so that none is shown twice before all were.
         hard_share: share of an epoch's intact images that are hard ones: those of some candidates which the
-            model itself, as it is before the epoch, marks most strongly; 0 turns it off.
+            model itself, as it is before the epoch, marks most strongly; 0 turns it off. Their patches are
+            cut out about that mark.
         hard_after: epochs before the first with hard images.
         hard_candidates: intact images that are scored for each hard one, drawn anew each epoch.
         patch: side of the squares that are trained on instead of whole images, pixels at the same scale,
@@ -83,6 +84,7 @@ class ImageScores(NamedTuple):
         logit: `(N,)`, of a fracture being there.
         loss: `(N,)`, of the image's batch.
         mark: `(N,)`, mean probability of the image's most suspected cells: how strongly it is marked.
+        place: `(N, 2)`, x, y of the most suspected cell, pixels of the frame; NaN without a mask.
         both: `(N, K)`, pixels of the frame that are marked at each of `MASK_THRESHOLDS` and fractured.
         marked: `(N, K)`, pixels that are marked.
         true: `(N,)`, pixels that are fractured; NaN where nobody outlined the fracture.
@@ -91,6 +93,7 @@ class ImageScores(NamedTuple):
     logit: Tensor
     loss: Tensor
     mark: Tensor
+    place: Tensor
     both: Tensor
     marked: Tensor
     true: Tensor
@@ -207,15 +210,20 @@ class RadiographTask:
             others = np.setdiff1d(self._intact, chosen)
             rng = np.random.default_rng((config.seed, epoch, 1))
             candidates = rng.permutation(others)[: config.hard_candidates * hard]
-            chosen = np.concatenate([chosen, candidates[np.argsort(-self._marks(candidates))[:hard]]])
+            marks = self._marks(candidates)
+            hardest = np.argsort(-marks[:, 0])[:hard]
+            chosen = np.concatenate([chosen, candidates[hardest]])
+            self._seen.focus[:] = torch.nan
+            self._seen.focus[candidates[hardest]] = torch.from_numpy(marks[hardest, 1:]).float()
         self._seen.weights[:] = 0
         self._seen.weights[chosen] = 1
 
     def _marks(self, rows: np.ndarray) -> np.ndarray:
-        """How strongly the model, as it is, marks these training images."""
+        """How strongly the model, as it is, marks these training images, and where, x and y: `(M, 3)`."""
         table = self._cohort.of("train").iloc[np.sort(rows)].reset_index(drop=True)
         scores = self._scores(self.model, self._in_order(self._whole(table)))
-        return scores.mark.numpy()[np.argsort(np.argsort(rows))]
+        marks = torch.cat([scores.mark[:, None], scores.place], dim=1)
+        return marks.numpy()[np.argsort(np.argsort(rows))]
 
     def validate(
         self, network: nn.Module, advance: Advance = lambda share: None
@@ -281,18 +289,18 @@ class RadiographTask:
     ) -> ImageScores:
         accelerator, kinds = self._accelerator, len(MASK_THRESHOLDS)
         images = len(loader.dataset)  # type: ignore[arg-type]
-        whole = torch.zeros(images, 4 + 2 * kinds, dtype=torch.float64, device=accelerator.device)
+        whole = torch.zeros(images, 6 + 2 * kinds, dtype=torch.float64, device=accelerator.device)
         network, cells = model.folded(), self.model.config.mask_cells
         for batch in loader:
             given = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
             whole[given["index"]] = self._columns(network, given, cells)
             advance(1 / len(loader))
         whole = accelerator.reduce(whole, reduction="sum").cpu()  # each row is zero in all processes but one
-        logit, loss, mark, true, both, marked = whole.split([1, 1, 1, 1, kinds, kinds], dim=1)
-        return ImageScores(logit[:, 0], loss[:, 0], mark[:, 0], both, marked, true[:, 0])
+        logit, loss, mark, true, place, both, marked = whole.split([1, 1, 1, 1, 2, kinds, kinds], dim=1)
+        return ImageScores(logit[:, 0], loss[:, 0], mark[:, 0], place, both, marked, true[:, 0])
 
     def _columns(self, network: nn.Module, batch: dict[str, Tensor], cells: int) -> Tensor:
-        """Logit, loss, mark, true area, and at each threshold common and marked area, of a batch."""
+        """Logit, loss, mark, true area, place, and at each threshold common and marked area, of a batch."""
         with (
             torch.inference_mode(),
             torch.autocast(batch["image"].device.type, enabled=False),
@@ -305,10 +313,13 @@ class RadiographTask:
             areas = torch.zeros(
                 len(truth), 2 * len(MASK_THRESHOLDS), dtype=torch.float64, device=truth.device
             )
-            mark = output.logit.sigmoid()
+            mark, place = output.logit.sigmoid(), torch.full((len(truth), 2), torch.nan, device=truth.device)
             if output.mask_logit is not None:
                 highest, _ = output.mask_logit.flatten(1).topk(min(cells, output.mask_logit[0].numel()))
                 mark = highest.sigmoid().mean(1)
+                cell, (rows, columns) = output.mask_logit.flatten(1).argmax(1), output.mask_logit.shape[1:]
+                middle = torch.stack([cell % columns, cell // columns], dim=1) + 0.5
+                place = middle * (truth.shape[1] / rows)
                 size = list(truth.shape[1:])
                 full = functional.interpolate(output.mask_logit[:, None], size, mode="bilinear")[:, 0]
                 for kind, threshold in enumerate(MASK_THRESHOLDS):
@@ -316,7 +327,7 @@ class RadiographTask:
                     areas[:, kind] = (marked & truth).sum((1, 2))
                     areas[:, len(MASK_THRESHOLDS) + kind] = marked.sum((1, 2))
         head = torch.stack([output.logit, loss.expand(len(mark)), mark, true], dim=1).double()
-        return torch.cat([head, areas], dim=1)
+        return torch.cat([head, place.double(), areas], dim=1)
 
 
 def _f1(recall: float, precision: float) -> float:
