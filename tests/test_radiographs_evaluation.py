@@ -410,6 +410,22 @@ def test_subgroups_have_their_numbers_and_n_and_small_ones_are_flagged(cases):
         subgroups(cases, threshold=0.5, by=["side"])
 
 
+def test_any_column_makes_subgroups_and_flags_read_as_words():
+    table = images([1, 1, 0, 0] * 3, np.tile([0.9, 0.4, 0.6, 0.1], 3)).assign(
+        leaks=[0, 1] * 6, scanner=[*"AB"] * 6
+    )
+    cases = MaskCases.of(table, truth={})
+    found = subgroups(cases, threshold=0.5, by=["leaks", "scanner"], resamples=20)
+    assert found["subgroup"].unique().tolist() == ["without leaks", "with leaks", "A", "B"]
+    part = found[(found["subgroup"] == "with leaks") & (found["metric"] == "recall")]
+    assert part[["value", "n"]].to_numpy().tolist() == [[0, 3]]
+    mixed = MaskCases.of(table.assign(leaks=["", 1, "0", 1] * 3), truth={})
+    found = subgroups(mixed, threshold=0.5, by=["leaks"], resamples=20)
+    assert found["subgroup"].unique().tolist() == ["without leaks", "with leaks", "leaks not stated"]
+    with pytest.raises(ValueError, match="columns that are counted here: 'dice'"):
+        MaskCases.of(table.assign(dice=1), truth={})
+
+
 def test_a_subgroup_of_one_image_is_flagged_and_not_refused():
     table = images([1, 1, 0, 0], [0.9, 0.8, 0.2, 0.1], part=["hip", "leg", "leg", "leg"])
     found = subgroups(MaskCases.of(table, truth={}), threshold=0.5, by=["part"], resamples=20)

@@ -34,7 +34,7 @@ from cspine_helpers.evaluation.resampling import (
     shares_of,
 )
 from cspine_helpers.files.paths import listing
-from cspine_helpers.files.tables import require_columns
+from cspine_helpers.files.tables import numbers, require_columns
 from cspine_helpers.labels import UID
 from cspine_helpers.metrics import check_scores
 from cspine_helpers.predictions import COLUMNS
@@ -47,6 +47,10 @@ FALSE_MARKS = (0.25, 0.5, 1.0)  # an image, at which a FROC curve is summed up
 SUBGROUPS = ("part", "view", "hardware", "multiscan")
 PRESENCE = ("auroc", "average_precision", "recall", "specificity", "precision")
 NOT_STATED = "not stated"
+_COUNTED = (  # columns of each image, where masks were predicted
+    *("true", "predicted", "overlap", "dice", "dice_frame", "true_frame"),
+    *("lesions", "lesions_hit", "marks", "false_marks"),
+)
 _TOUCHING = np.ones((3, 3), dtype=int)  # pixels that share a corner are of one component
 _SAME = 1e-9  # shares that differ by less are equal but for rounding
 Rule = Literal["iou", "overlap", "centre"]
@@ -175,10 +179,9 @@ class MaskCases:
     one that hits none is false, and several on one lesion are none the worse for it.
 
     Attributes:
-        images: one row an image: `image, patient, split, label, probability`, those of `part, view, hardware,
-            multiscan` that the image table has, and, where masks were predicted, `true, predicted, overlap`
-            (pixels), `dice`, `dice_frame` (at the benchmark's frame), `true_frame` (pixels there), `lesions,
-            lesions_hit, marks, false_marks`.
+        images: one row an image: `image, patient, split, label, probability`, the table's other columns, and,
+            where masks were predicted, `true, predicted, overlap` (pixels), `dice`, `dice_frame` (at the
+            benchmark's frame), `true_frame` (pixels there), `lesions, lesions_hit, marks, false_marks`.
         lesions: one row a lesion: `image, patient, area` (pixels), `score` of the best mark that hits it, NaN
             where none does.
         marks: one row a mark: `image, patient, area, score, false` (0/1). Its score is the highest
@@ -214,8 +217,8 @@ class MaskCases:
         """The cases of a table of images, of their true masks and of the predicted ones.
 
         Args:
-            table: one row an image: `image, patient, label, probability`, and perhaps `split` and columns of
-                `SUBGROUPS`.
+            table: one row an image: `image, patient, label, probability`, perhaps `split`, and any others, as
+                those of `SUBGROUPS`: see `judged_images`.
             truth: image → its lesions: polygons (N, 2) of x, y, as `read_regions` gives them, or masks (H, W)
                 of 0/1, one for each lesion; or one mask (H, W) of them all. Intact images may be absent.
             predicted: image → mask (H, W) of 0/1, or of probabilities, in the truth's frame, one for each
@@ -356,8 +359,10 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
     table = table if "split" in table.columns else table.assign(split="test")
     if len(splits := table["split"].unique()) > 1:
         raise ValueError(f"The table of images mixes the splits {listing(sorted(splits))}. Keep one.")
-    names = [*needed[:2], "split", *needed[2:], *(name for name in SUBGROUPS if name in table.columns)]
-    return table[names].reset_index(drop=True)
+    names = [*needed[:2], "split", *needed[2:]]
+    if own := [name for name in table.columns if name in _COUNTED]:
+        raise ValueError(f"The table of images has columns that are counted here: {listing(own)}. Drop them.")
+    return table[[*names, *table.columns.difference(names, sort=False)]].reset_index(drop=True)
 
 
 def _check_truth(label: pd.Series, true: pd.Series, image: pd.Series) -> None:
@@ -713,12 +718,13 @@ def subgroups(
 ) -> pd.DataFrame:
     """The headline numbers of parts, views, images with metal and others, with how many each rests on.
 
-    An image of several views (joined by `+`) counts in each; an empty cell is "not stated".
+    An image of several views (joined by `+`) counts in each; an empty cell is "not stated"; of a column of 0
+    and 1 there are images with and without it.
 
     Args:
         cases: of one split.
         threshold: of presence, as in `evaluate`; so are the other options.
-        by: columns of the image table.
+        by: columns of `cases.images`.
         few: groups of images (patients), of each class where both count, below which a number is flagged and
             has no interval.
         resamples: of the groups.
@@ -741,7 +747,9 @@ def subgroups(
     require_columns(cases.images, by, what="The table of images")
     tables = []
     for column in by:
-        words = [_words(column, cell) for cell in cases.images[column]]
+        cells = cases.images[column]
+        is_flag = bool(numbers(cells[cells.notna() & (cells.astype(str) != "")]).isin([0, 1]).all())
+        words = [_words(column, cell, is_flag=is_flag) for cell in cells]
         for name in sorted({word for each in words for word in each}, key=_order):
             kept = np.array([name in each for each in words])
             part = cases.where(kept)
@@ -752,12 +760,12 @@ def subgroups(
     return pd.concat(tables, ignore_index=True)
 
 
-def _words(column: str, cell: Any) -> list[str]:
+def _words(column: str, cell: Any, *, is_flag: bool) -> list[str]:
     """The subgroups that an image belongs to by one cell."""
     if pd.isna(cell) or str(cell).strip() == "":
         return [f"{column} {NOT_STATED}"]
-    if column in ("hardware", "multiscan"):
-        return [f"{'with' if float(str(cell)) else 'without'} {column}"]
+    if is_flag:
+        return [f"{'with' if float(cell) else 'without'} {column}"]
     return [word.strip() for word in str(cell).split("+")]
 
 
