@@ -112,7 +112,7 @@ class _Reading:
         """
         if self.faults:
             kinds = " ".join(f"{kind} ({len(at):,}): {listing(at)}." for kind, at in self.faults.items())
-            raise ValueError(f"{what} is refused. {kinds} Correct it, or take the original.")
+            raise ValueError(f"{what} refused. {kinds} Correct that, or take the original.")
         return self.regions
 
 
@@ -176,7 +176,7 @@ def parse_vgg(
                 reading.fault("Polygons with not as many x as y", place)
             else:
                 reading.polygon(name, label, zip(xs, ys, strict=True), place)
-    return reading.result(path.name)
+    return reading.result(f"{path.name} is")
 
 
 def parse_coco(path: str | Path, sizes: Sizes, *, left_out: Collection[str] = ()) -> Regions:
@@ -238,7 +238,7 @@ def parse_coco(path: str | Path, sizes: Sizes, *, left_out: Collection[str] = ()
             reading.box(name, label, (*ends[:2], *ends[:2] + ends[2:]), place)
         else:
             reading.fault("Annotations with neither polygon nor box", place)
-    return reading.result(path.name)
+    return reading.result(f"{path.name} is")
 
 
 def _part(item: Any, name: str) -> dict[str, Any]:
@@ -307,7 +307,7 @@ def parse_yolo(
             reading.fault("Images without a label file (an empty one says that nothing was found)", name)
             continue
         height, width = sizes[name]
-        for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), start=1):
+        for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), start=1):
             place, (label, *rest) = f"{path.name} line {number}", line.split() or [""]
             if not label:
                 continue
@@ -318,7 +318,7 @@ def parse_yolo(
                 reading.fault("Coordinates that are no numbers", place)
             elif len(shares) != 4 and (len(shares) < 6 or len(shares) % 2):
                 reading.fault(
-                    "Lines that are neither a class and 4 numbers nor a class and 3 or more points",
+                    "Lines of other than a class with 4 numbers or with 3 points and more",
                     f"{place}: {len(shares) + 1} columns",
                 )
             elif shares.min() < 0 or shares.max() > 1:
@@ -328,7 +328,7 @@ def parse_yolo(
                 reading.box(name, names[int(label)], (*centre - half, *centre + half), place)
             else:
                 reading.polygon(name, names[int(label)], shares.reshape(-1, 2) * (width, height), place)
-    return reading.result("The set's labels")
+    return reading.result("These label files are")
 
 
 def parse_voc(files: Mapping[str, Path], sizes: Sizes, *, left_out: Collection[str] = ()) -> Regions:
@@ -373,7 +373,7 @@ def parse_voc(files: Mapping[str, Path], sizes: Sizes, *, left_out: Collection[s
                 reading.fault("Objects without a box", place)
             else:
                 reading.box(name, label, ends, place)
-    return reading.result("The set's labels")
+    return reading.result("These label files are")
 
 
 # 3. Masks.
