@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from time import perf_counter
 
 import albumentations as A
 import cv2
@@ -178,11 +177,6 @@ def data_path(folder: Path) -> Iterator[Row]:
             f"`np.load` of the same files, {each['np.load']} an image",
             f"{each[name]} an image",
         )
-    start = perf_counter()
-    pack_images(folder)
-    yield Row(
-        "packing where all is packed", "", f"{1000 * (perf_counter() - start) / len(table):.2g} ms an image"
-    )
 
 
 def training(folder: Path) -> Iterator[Row]:
