@@ -16,9 +16,19 @@ from cspine_helpers.files.paths import atomic_path, inside, listing
 from cspine_helpers.files.records import config_of, differences, parse_json, written_by
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
-from cspine_helpers.runs import RECORD, SEQUENCES, WEIGHTS, check_described, check_task, read_record
+from cspine_helpers.runs import (
+    RECORD,
+    SEQUENCES,
+    STATE,
+    WEIGHTS,
+    check_described,
+    check_task,
+    read_record,
+    write_record,
+)
 
 _LATER = {"slice_evidence": False}  # settings that came after some runs, and how those were trained
+DTYPE, HALF = "weights_dtype", "float16"  # of kernels and matrices, where a record says so; else float32
 Model = TypeVar("Model", bound=nn.Module)
 Config = TypeVar("Config")
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
@@ -76,6 +86,48 @@ def save_weights(folder: str | Path, model: Any, name: str = WEIGHTS) -> Path:
     return write_tensors(path, tensors, {"model": json.dumps(asdict(model.config))})
 
 
+def halve_weights(folder: str | Path) -> Path:
+    """Store a run's kernels and weight matrices in float16, for sharing: half the size.
+
+    They are loaded as float32 again. Vectors (biases, norms) stay float32. What the run predicts changes by
+    rounding, about three digits, so predict after it.
+
+    Returns:
+        The file of the weights.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: its training has not ended, its files do not belong to each other, or a weight is too
+            large for float16.
+
+    Example:
+        >>> halve_weights("checkpoints/nobody")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: No run at checkpoints/nobody: run.json is missing. ...
+    """
+    folder = Path(folder)
+    record, path = read_record(folder), folder / f"{WEIGHTS}.safetensors"
+    if (folder / STATE).is_file():
+        raise ValueError(
+            f"The training in {folder} has not ended. Resume it, then store its weights in half."
+        )
+    check_described(path, record, "weights_sha256")
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    halved = {name: value.half() if _is_halved(value) else value for name, value in tensors.items()}
+    if bad := _not_finite_tensors(halved):
+        raise ValueError(f"{path} stays as it is: in float16 {listing(bad, separator='; ', quoted=False)}.")
+    write_tensors(path, halved, header)
+    write_record(folder, record | {DTYPE: HALF})
+    return path
+
+
+def _is_halved(value: torch.Tensor) -> bool:
+    return value.ndim > 1 and value.dtype == torch.float32
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], header: dict[str, str]) -> Path:
     """Write a safetensors file in one step; returns its path."""
     path = Path(path)
@@ -126,7 +178,7 @@ def load_task_run(
     later = later or {}
     made, threshold = _config(record, folder, config, classes, later), _threshold(record, folder)
     weights = inside(folder / f"{WEIGHTS}.safetensors")
-    model = _load_weights(weights, made, network, later)
+    model = _load_weights(weights, made, network, later, halved=record.get(DTYPE) == HALF)
     check_described(weights, record, "weights_sha256")
     return Run(folder, model.eval(), made, threshold, record)
 
@@ -168,7 +220,12 @@ def _threshold(record: dict[str, Any], folder: Path) -> float | None:
 
 
 def _load_weights(
-    path: Path, config: Config, network: Callable[..., Model], later: Mapping[str, Any]
+    path: Path,
+    config: Config,
+    network: Callable[..., Model],
+    later: Mapping[str, Any],
+    *,
+    halved: bool = False,
 ) -> Model:
     """A model of the file's tensors, if config and tensors are exactly those wanted, by the header first."""
     if not path.is_file():
@@ -178,9 +235,12 @@ def _load_weights(
             _refuse(path, _config_differences((file.metadata() or {}).get("model"), config, later))
             with torch.device("meta"):  # shapes without numbers
                 model = network(config, load_pretrained=False)
-            wanted = {
-                name: f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+            dtypes = {
+                name: HALF if halved and _is_halved(value) else str(value.dtype).removeprefix("torch.")
                 for name, value in model.state_dict().items()
+            }
+            wanted = {
+                name: f"{dtypes[name]} {tuple(value.shape)}" for name, value in model.state_dict().items()
             }
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
             found = {
@@ -189,6 +249,7 @@ def _load_weights(
             }
             _refuse(path, differences(found, wanted))
             tensors = {name: file.get_tensor(name).clone() for name in wanted}
+            tensors |= {name: tensors[name].float() for name in wanted if dtypes[name] == HALF}
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}). Pickled weights are never opened here: "

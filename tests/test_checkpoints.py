@@ -95,6 +95,40 @@ def test_saving_twice_gives_the_same_bytes(tmp_path, model):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.safetensors", "model.safetensors"]
 
 
+def test_halved_weights_are_half_the_file_and_say_nearly_the_same(run, model):
+    before = (run / "model.safetensors").stat().st_size
+    checkpoints.halve_weights(run)
+    checkpoints.halve_weights(run)  # again changes nothing
+    assert (run / "model.safetensors").stat().st_size < 0.6 * before
+    loaded = checkpoints.load_run(run)
+    assert {value.dtype for value in loaded.model.parameters()} == {torch.float32}
+    assert loaded.record["weights_dtype"] == "float16"
+    for name, value in model.state_dict().items():
+        found = loaded.model.state_dict()[name]
+        if value.ndim > 1:
+            torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-6)
+        else:
+            assert torch.equal(found, value), name
+
+
+def test_float16_that_the_record_does_not_name_is_refused(run):
+    checkpoints.halve_weights(run)
+    edit(run, without=("weights_dtype",))
+    with pytest.raises(ValueError, match="float16"):
+        checkpoints.load_run(run)
+
+
+def test_weights_are_not_halved_while_training_nor_where_float16_cannot_hold_them(run):
+    (run / "state.safetensors").touch()
+    with pytest.raises(ValueError, match="has not ended"):
+        checkpoints.halve_weights(run)
+    (run / "state.safetensors").unlink()
+    edit_weights(run, lambda tensors: tensors["head.weight"].fill_(1e6))
+    runs.write_record(run, runs.read_record(run))
+    with pytest.raises(ValueError, match=r"stays as it is: in float16 head\.weight"):
+        checkpoints.halve_weights(run)
+
+
 def test_the_record_is_readable_json_and_takes_numpy_numbers(tmp_path, model):
     weights = checkpoints.save_weights(tmp_path, model)
     record = {"metrics": {"recall": np.float64(0.5), "n": np.int64(3)}, "note": "C1 – C7"}
