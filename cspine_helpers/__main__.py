@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cspine_helpers.checkpoints import Run
     from cspine_helpers.training.settings import Settings
 
-_DOES = "Synthetic CT, links, packing, training, prediction, model card: each a command with its own --help."
+_DOES = "Synthetic CT, packing, radiographs, training, prediction, model card: each with its own --help."
 _FAILED, _REFUSED, _STOPPED = 3, 100, 130
 _STATUS = """
 exit status:

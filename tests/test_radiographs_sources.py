@@ -630,11 +630,12 @@ def test_a_cohort_is_not_written_over_and_the_same_again_is_no_change(made, tmp_
     assert len(read_images(cohort)) == 24
 
 
-def test_images_of_something_else_are_not_touched(made, tmp_path):
-    (tmp_path / "images").mkdir()
-    with pytest.raises(FileExistsError, match="of no whole cohort"):
+@pytest.mark.parametrize("name", ["images", "train.csv"])
+def test_a_folder_of_something_else_is_not_touched(made, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(FileExistsError, match=f"holds '{name}', of no whole cohort of radiographs"):
         consolidate([read_fracatlas(made / "source")], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_what_a_killed_process_left_is_made_again(made, tmp_path):

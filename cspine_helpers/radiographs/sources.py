@@ -884,10 +884,10 @@ def _write(
             f"{folder / IMAGES} is kept as it is: another image table is there already. Move it aside, or "
             "make this cohort under another name."
         )
-    if (folder / "images").exists():
+    if found := [name for name in ("images", "train.csv", "train_images") if (folder / name).exists()]:
         raise FileExistsError(
-            f"{folder / 'images'} is there already, of no whole cohort of radiographs. Move it aside, or "
-            "make this cohort under another name."
+            f"{folder} holds {listing(found)}, of no whole cohort of radiographs. Move that aside, or make "
+            "this cohort under another name."
         )
     unfinished = folder / ".images"
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
