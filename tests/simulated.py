@@ -5,8 +5,13 @@ import pandas as pd
 from scipy.special import expit
 from scipy.stats import beta
 
+from cspine_helpers.decisions.thresholds import Rule, choose_decision
 from cspine_helpers.evaluation.cases import Cases
+from cspine_helpers.files.paths import sha256_of
+from cspine_helpers.files.records import write_sealed
 from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.predictions import write_predictions
+from cspine_helpers.runs import RADIOGRAPHS
 
 
 def patients(rng, many, *, prevalence_logit=-3.0, separation=2.0, shared=1.5):
@@ -37,6 +42,34 @@ def image_table(many=160, *, seed=0, unit="image", splits=("validation", "test")
         patient = {"patient": [f"{split}-group{n}" for n in whose]}
         parts.append(pd.DataFrame(names | values | patient))
     return pd.concat(parts, ignore_index=True)
+
+
+def radiograph_run(folder, table, **changes):
+    """A run of radiographs as training leaves it, without a network, and with the table's predictions."""
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights: by their hash alone")
+    (folder / "history.csv").write_text("epoch,train_loss\n1,0.5\n2,0.25\n")
+    hashes = {
+        "weights_sha256": sha256_of(folder / "model.safetensors"),
+        "history_sha256": sha256_of(folder / "history.csv"),
+    }
+    source = {"name": "limbs", "label_1": "fractured", "citation": "Doe 2023", "licence": "CC BY 4.0"}
+    counts = {"images": 100, "patients": 40, "fractured": 20, "fractured_patients": 10}
+    record = {
+        "format": 1,
+        "record_sha256": "",
+        "task": RADIOGRAPHS,
+        "model": {"architecture": "decoder", "backbone": "lite0", "long": 384, "short": 320},
+        "train": {"epochs": 5, "seed": 3},
+        "data": {"cohort": "limbs", "images_sha256": "a" * 64, "split_sha256": "b" * 64},
+        "cohort": {"counts": {"train": counts}, "sources": [source]},
+        "decision": choose_decision(table, Rule(precision_floor=0.4)).record(),
+        "best_epoch": 2,
+        "left_out": {},
+    }
+    write_sealed(folder / "run.json", record | hashes | changes)
+    write_predictions(table, folder / "predictions.csv")
+    return folder
 
 
 def cases_of(labels, probabilities, patient, patients):

@@ -6,18 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.text import Text
-from simulated import cohort, image_table
+from simulated import cohort, image_table, radiograph_run
 
 from cspine_helpers import decisions, evaluation, figures, metrics
 from cspine_helpers.evaluation.calibration import fit_calibrator
 from cspine_helpers.evaluation.cases import Cases, defined_levels
-from cspine_helpers.files.paths import sha256_of
-from cspine_helpers.files.records import write_sealed
 from cspine_helpers.labels import UID
 from cspine_helpers.model_card import results as findings
 from cspine_helpers.model_card.card import write_card
 from cspine_helpers.predictions import read_predictions, validate_predictions, write_predictions
-from cspine_helpers.runs import RADIOGRAPHS
 from cspine_helpers.slider import ThresholdExplorer
 
 
@@ -234,34 +231,6 @@ def test_the_slider_shows_images(table, tmp_path):
     frozen = decisions.read_decision(tmp_path)
     assert list(frozen.decisions) == ["image"]
     assert frozen.guarantees == (promise,)
-
-
-def radiograph_run(folder, table, **changes):
-    """A run of radiographs as training leaves it, without a network, and with the table's predictions."""
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"weights: by their hash alone")
-    (folder / "history.csv").write_text("epoch,train_loss\n1,0.5\n2,0.25\n")
-    hashes = {
-        "weights_sha256": sha256_of(folder / "model.safetensors"),
-        "history_sha256": sha256_of(folder / "history.csv"),
-    }
-    source = {"name": "limbs", "label_1": "fractured", "citation": "Doe 2023", "licence": "CC BY 4.0"}
-    counts = {"images": 100, "patients": 40, "fractured": 20, "fractured_patients": 10}
-    record = {
-        "format": 1,
-        "record_sha256": "",
-        "task": RADIOGRAPHS,
-        "model": {"architecture": "decoder", "backbone": "lite0", "long": 384, "short": 320},
-        "train": {"epochs": 5, "seed": 3},
-        "data": {"cohort": "limbs", "images_sha256": "a" * 64, "split_sha256": "b" * 64},
-        "cohort": {"counts": {"train": counts}, "sources": [source]},
-        "decision": decisions.choose_decision(table, decisions.Rule(precision_floor=0.4)).record(),
-        "best_epoch": 2,
-        "left_out": {},
-    }
-    write_sealed(folder / "run.json", record | hashes | changes)
-    write_predictions(table, folder / "predictions.csv")
-    return folder
 
 
 @pytest.mark.slow

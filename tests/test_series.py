@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import run as runner
 from conftest import RSNA, needs_rsna
+from simulated import image_table, radiograph_run
 from test_notebooks import FAILURES, read, saved_figures
 
 from cspine_helpers import checkpoints, labels, predictions, splits
@@ -167,3 +168,17 @@ def test_data_that_can_only_be_read_carry_the_series_from_a_foreign_folder(proje
     assert list(elsewhere.iterdir()) == []
     assert set(missing_figures(project, "working/figures/archive", ("01", "02", "03", "04"))) <= FAILURES
     archive.chmod(0o755)
+
+
+def test_predictions_of_radiographs_run_through_thresholds_calibration_and_guarantees(project):
+    folder = radiograph_run(project / "checkpoints" / "limbs", image_table())
+    texts = run_series(project, ("04", "06", "07"), COHORT="limbs")
+    assert "418 images of 160 patients" in texts["04"]
+    assert "Images at threshold" in texts["04"]
+    assert "The test split has been opened with 1 set(s)" in texts["04"]
+    assert "recall of images, averaged over patients, ≥ 0.9" in texts["07"]
+    assert "Patients by" not in "".join(texts.values())
+    assert "### The decision, at image level" in (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    made = {path.name for path in (project / "figures" / "limbs").glob("*.png")}
+    assert {"04_pr_curves.png", "06_calibration_images.png", "06_test_images.png"} <= made
+    assert not {"06_calibration_patients.png", "07_patients.png"} & made
