@@ -12,6 +12,7 @@ from cspine_helpers.radiographs.evaluation import (
     study_scores,
     subgroups,
 )
+from cspine_helpers.radiographs.groups import group_images, leakage, split_images
 from cspine_helpers.radiographs.sources import (
     consolidate,
     read_fracatlas,
