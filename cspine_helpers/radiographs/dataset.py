@@ -41,7 +41,7 @@ _AGAIN = "pack the cohort again: pack_images(cohort_folder)"
 _SHARE, _ANY = within("[0, 1]"), within("[0, inf)")
 
 
-# ---------------------------------------------------------------------------------------------- packing
+# 1. Packing.
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def read_packing(packed: str | Path) -> dict[str, Any]:
     return record
 
 
-# ---------------------------------------------------------------------------------------------- variation
+# 2. Variation.
 
 
 @dataclass(frozen=True)
@@ -458,7 +458,7 @@ def _keeping(pixel: np.ndarray, begin: np.ndarray, move: np.ndarray, shape: tupl
     return kept
 
 
-# ---------------------------------------------------------------------------------------------- data set
+# 3. Data set.
 
 
 class RadiographDataset(Dataset[dict[str, Tensor]]):
