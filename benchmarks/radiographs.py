@@ -1,4 +1,4 @@
-"""Radiographs: 384 × 320 uint8 read, varied, batched, a training's steps on them, the network; one thread.
+"""Radiographs: 448 × 384 uint8 read, varied, batched, a training's steps on them, the network; one thread.
 
 Images of the cohort `fracatlas` or of its sample (without them, drawn noise as JPEGs of 512 pixels); files in
 the page cache.
@@ -47,9 +47,9 @@ class OneByOne(Dataset[tuple[torch.Tensor, ...]]):
         limits, gamma = (-c.contrast_limit, c.contrast_limit), 100 * c.gamma_limit
         self.vary = A.Compose(
             [
-                A.LongestMaxSize(384),
-                A.PadIfNeeded(384, 384),
-                A.CenterCrop(384, 320),
+                A.LongestMaxSize(448),
+                A.PadIfNeeded(448, 448),
+                A.CenterCrop(448, 384),
                 A.HorizontalFlip(p=c.flip),
                 A.VerticalFlip(p=c.vertical_flip),
                 A.Affine(
@@ -229,7 +229,7 @@ def training(folder: Path) -> Iterator[Row]:
 def networks() -> Iterator[Row]:
     """A training step and inference of our network, against general-purpose decoders on the same encoder."""
     batch = {
-        "image": torch.randint(0, 256, (BATCH, 384, 320), dtype=torch.uint8),
+        "image": torch.randint(0, 256, (BATCH, 448, 384), dtype=torch.uint8),
         "mask": torch.zeros(BATCH, 96, 80, dtype=torch.uint8),
         "label": (torch.arange(BATCH) % 2).float(),
         "annotated": torch.ones(BATCH, dtype=torch.bool),

@@ -331,5 +331,5 @@ def test_an_encoder_that_is_no_chain_of_blocks_is_refused():
 def test_settings_survive_json():
     config = RadiographConfig()
     assert config_of(RadiographConfig, json.loads(json.dumps(asdict(config))), whole=True) == config
-    assert (config.long, config.short, config.frozen_blocks) == (384, 320, 3)
+    assert (config.long, config.short, config.frozen_blocks) == (448, 384, 3)
     assert config.decoder_channels == (96, 96, 64, 32)

@@ -47,7 +47,7 @@ MODEL = RadiographConfig(
     decoder_channels=(12, 10, 8, 6),
     mask_cells=20,
 )
-CONFIG = RadiographTrainConfig(epochs=3, warmup_epochs=0.5, batch_size=4, workers=0)
+CONFIG = RadiographTrainConfig(epochs=3, warmup_epochs=0.5, batch_size=4, workers=0, keep="best")
 HARD = replace(CONFIG, intact=0.8, hard_share=0.5, hard_after=1, hard_candidates=2)
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -52,8 +52,8 @@ class ImagePackConfig:
         long, short: its sides, pixels, multiples of 32.
     """
 
-    long: int = setting(384, whole(32, 4096))
-    short: int = setting(320, whole(32, 4096))
+    long: int = setting(448, whole(32, 4096))
+    short: int = setting(384, whole(32, 4096))
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -79,7 +79,7 @@ def pack_images(
 
     Args:
         cohort_folder: with `images.csv` and `annotations.json`.
-        config: the frame; None: 384 × 320 pixels.
+        config: the frame; None: 448 × 384 pixels.
         workers: threads; 0: one a core.
 
     Returns:
@@ -223,7 +223,7 @@ def read_packing(packed: str | Path) -> dict[str, Any]:
 
     Example:
         >>> read_packing(pack_images(radiographs))["frame"]
-        {'long': 384, 'short': 320}
+        {'long': 448, 'short': 384}
     """
     packed = Path(packed)
     record = _read_record(packed)
@@ -495,7 +495,7 @@ class RadiographDataset(Dataset[dict[str, Tensor]]):
     Example:
         >>> dataset = RadiographDataset(read_images(radiographs), pack_images(radiographs))
         >>> {name: tuple(value.shape) for name, value in dataset[0].items() if value.ndim}
-        {'image': (384, 320), 'mask': (96, 80)}
+        {'image': (448, 384), 'mask': (112, 96)}
     """
 
     def __init__(
@@ -698,7 +698,7 @@ def image_loader(
     Example:
         >>> dataset = RadiographDataset(read_images(radiographs), pack_images(radiographs))
         >>> [tuple(batch["image"].shape) for batch in image_loader(dataset, batch_size=16)]
-        [(16, 384, 320), (2, 384, 320), (6, 320, 384)]
+        [(16, 448, 384), (2, 448, 384), (6, 384, 448)]
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(

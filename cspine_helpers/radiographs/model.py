@@ -76,8 +76,8 @@ class RadiographConfig:
     pretrained: str | None = setting(
         "package", Check("hub, package, a .safetensors file, or none", _is_source)
     )
-    long: int = setting(384, _SIDE)
-    short: int = setting(320, _SIDE)
+    long: int = setting(448, _SIDE)
+    short: int = setting(384, _SIDE)
     frozen_blocks: int = setting(3, whole(0, 64))
     decoder_channels: tuple[int, ...] = setting(
         (96, 96, 64, 32), Check("four numbers of features, at strides 32, 16, 8 and 4", _are_widths)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from cspine_helpers.checkpoints import Run, load_task_run
 from cspine_helpers.decisions.thresholds import Rule, choose_threshold
 from cspine_helpers.files.paths import listing
-from cspine_helpers.files.records import optional, setting, whole, within
+from cspine_helpers.files.records import one_of, optional, setting, whole, within
 from cspine_helpers.metrics import auroc, average_precision, confusion, rates
 from cspine_helpers.radiographs.cohort import RadiographCohort, read_radiograph_cohort
 from cspine_helpers.radiographs.dataset import ImageAugment, RadiographDataset, image_loader, read_packing
@@ -29,7 +29,7 @@ from cspine_helpers.radiographs.evaluation import EPSILON
 from cspine_helpers.radiographs.losses import LossConfig, RadiographLoss
 from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel
 from cspine_helpers.runs import RADIOGRAPHS
-from cspine_helpers.training.config import TrainerConfig
+from cspine_helpers.training.config import Keep, Precision, TrainerConfig
 from cspine_helpers.training.memory import largest_batch, take_step
 from cspine_helpers.training.run import RULE, TRAINING_SPLITS, check_rule, check_vacant, train_task
 from cspine_helpers.training.settings import Settings, chosen, described, found_in
@@ -58,16 +58,18 @@ class RadiographTrainConfig(TrainerConfig):
         augment: how training images are varied; None leaves them as they are.
     """
 
-    epochs: int = setting(30, whole(1))
-    batch_size: int = setting(16, whole(1))
-    learning_rate: float = setting(2e-3, within("(0, inf)"))
-    warmup_epochs: float = setting(2.4, within("[0, inf)"))
+    epochs: int = setting(26, whole(1))
+    batch_size: int = setting(32, whole(1))
+    learning_rate: float = setting(2.8e-3, within("(0, inf)"))
+    warmup_epochs: float = setting(2.0, within("[0, inf)"))
     backbone_rate: float = setting(0.25, within("(0, inf)"))
     ema: float = setting(0.99, within("[0, 1)"))
     accumulate: int = setting(1, whole(1))
     clip_norm: float = setting(5.0, within("(0, inf)"))
     patience: int = setting(100, whole(1))
-    workers: int = setting(2, whole(0))
+    mixed_precision: Precision = setting("no", one_of(*get_args(Precision)))
+    keep: Keep = setting("last", one_of(*get_args(Keep)))
+    workers: int = setting(1, whole(0))
     intact: float = setting(1.0, within("(0, inf)"))
     hard_share: float = setting(0.0, within("[0, 1]"))
     hard_after: int = setting(4, whole(0))
