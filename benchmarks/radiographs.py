@@ -230,7 +230,7 @@ def networks() -> Iterator[Row]:
     """A training step and inference of our network, against general-purpose decoders on the same encoder."""
     batch = {
         "image": torch.randint(0, 256, (BATCH, 448, 384), dtype=torch.uint8),
-        "mask": torch.zeros(BATCH, 96, 80, dtype=torch.uint8),
+        "mask": torch.zeros(BATCH, 112, 96, dtype=torch.uint8),
         "label": (torch.arange(BATCH) % 2).float(),
         "annotated": torch.ones(BATCH, dtype=torch.bool),
     }
