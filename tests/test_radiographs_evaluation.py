@@ -337,6 +337,13 @@ def test_bad_input_is_refused_in_one_sentence_that_names_it():
         MaskCases.of(images([1]).drop(columns="patient"), **one)
     with pytest.raises(ValueError, match="mixes the splits 'test', 'validation'"):
         MaskCases.of(images([1, 0], split=["test", "validation"]), truth={})
+    for column, wrong, message in (
+        ("patient", "", "rows whose patient is empty"),
+        ("label", 2, "labels that are neither 0 nor 1"),
+        ("probability", 1.5, r"probabilities that are no numbers in \[0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MaskCases.of(images([1, 0]).assign(**{column: wrong}), truth={})
     with pytest.raises(ValueError, match="of i0 holds values from 0 to 255"):
         MaskCases.of(images([1]), truth=one["truth"], predicted={"i0": np.uint8(255) * square(0, 0, 4)})
 

@@ -230,8 +230,9 @@ class MaskCases:
             frame: height and width that both masks are stretched to for the benchmark's Dice.
 
         Raises:
-            ValueError: columns are missing; an image occurs twice; a mask is missing or of another shape than
-                the truth; a fractured image has no lesion, or an intact one has; one of several splits.
+            ValueError: columns are missing; an image occurs twice, or has no patient, label or probability; a
+                mask is missing or of another shape than the truth; a fractured image has no lesion, or an
+                intact one has; there are several splits.
 
         Source: a rule has to be stated, as there is none that all use (Chakraborty, Observer Performance
         Methods for Diagnostic Imaging, 2017, chapter 12); an intersection over union of 0.1 is that of the
@@ -253,16 +254,18 @@ class MaskCases:
                 )
             for row in images.to_dict("records"):
                 pixels = _Pixels.of(row["image"], truth.get(row["image"]), predicted[row["image"]], threshold)
-                for name, found in _counted(row, pixels, rule, least_iou, frame).items():
-                    rows[name] += found
+                for name, more in _counted(row, pixels, rule, least_iou, frame).items():
+                    rows[name] += more
             _check_truth(images["label"], pd.DataFrame(rows["images"])["true"], images["image"])
             images = pd.concat([images, pd.DataFrame(rows["images"])], axis=1)
-        return cls(
+        found = cls(
             images,
             pd.DataFrame(rows["lesions"], columns=["image", "patient", "area", "score"]),
             pd.DataFrame(rows["marks"], columns=["image", "patient", "area", "score", "false"]),
             words,
         )
+        _ = found.presence  # which checks labels, probabilities and patients
+        return found
 
     @cached_property
     def population(self) -> pd.Index:
@@ -585,8 +588,8 @@ def _presence_table(presence: Cases, threshold: float | None, options: Mapping[s
     if presence.n_patients > 1:
         found = intervals.bootstrap(presence, threshold=threshold, keep_undefined=True, **options)
     else:
-        numbers = estimates(presence, threshold)
-        found = pd.DataFrame({"metric": numbers.names, "value": numbers.under(np.ones((1, 1)))[:, 0]})
+        alone = estimates(presence, threshold)
+        found = pd.DataFrame({"metric": alone.names, "value": alone.under(np.ones((1, 1)))[:, 0]})
         found = found.assign(low=np.nan, high=np.nan, undefined=0)
     found = found.set_index("metric").reindex([name for name in PRESENCE if name in set(found["metric"])])
     called = np.zeros(len(presence), bool) if threshold is None else presence.probability >= threshold
