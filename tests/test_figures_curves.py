@@ -1,3 +1,5 @@
+import math
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -231,6 +233,15 @@ def test_learning_curves_show_each_column_under_its_name(history):
         assert drawn[key].get_xdata().tolist() == [1, 2, 3, 4, 5]
         assert drawn[key].get_ydata().tolist() == history[column].tolist()
     assert {axes.get_xlabel() for axes in figure.axes} == {"epoch"}
+
+
+def test_learning_curves_show_the_dice_of_masks_where_there_are_masks(history):
+    shown = [0.1 * n for n in range(len(history))]
+    for dice, count in ((shown, 3), (math.nan, 2)):
+        axes = curves.learning_curves(history.assign(validation_dice_pos=dice)).axes[2]
+        assert len(axes.lines) == count
+    masks = curves.learning_curves(history.assign(validation_dice_pos=shown)).axes[2].lines[-1]
+    assert (masks.get_label(), list(masks.get_ydata())) == ("Dice of masks", shown)
 
 
 def test_learning_curves_mark_the_best_epoch(history):

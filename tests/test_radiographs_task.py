@@ -284,6 +284,17 @@ def test_a_classifier_has_no_dice_and_its_last_epoch_is_kept_where_that_is_asked
     assert (best_epoch(history), record["best_epoch"]) == (1, 2)
 
 
+def test_fractures_that_nobody_outlined_teach_presence_and_have_no_dice(own, tmp_path):
+    annotations = json.loads((own / "annotations.json").read_text())
+    (own / "annotations.json").write_text(json.dumps(annotations | {"annotations": []}))
+    pack_images(own, ImagePackConfig(long=MODEL.long, short=MODEL.short))
+    config = replace(CONFIG, epochs=1, warmup_epochs=0)
+    history = train_radiographs(own, tmp_path / "run", model=MODEL, config=config)
+    (row,) = history.to_dict("records")
+    assert np.isnan(row["validation_dice_pos"])
+    assert np.isfinite([row["train_loss"], row["validation_loss"], row["validation_objective"]]).all()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA device trains it")
 def test_a_run_trained_on_a_gpu_says_the_same_on_a_cpu(cohort, tmp_path, monkeypatch):

@@ -22,8 +22,10 @@ from cspine_helpers.files import paths
 from cspine_helpers.inference.prediction import predict
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels, write_labels
 from cspine_helpers.metrics import auroc, average_precision
+from cspine_helpers.model.classifier import FractureClassifier
 from cspine_helpers.packed import sequence_path
-from cspine_helpers.runs import HISTORY_COLUMNS, read_history, read_record
+from cspine_helpers.runs import HISTORY_COLUMNS, read_history, read_record, write_record
+from cspine_helpers.training import sequence_task
 from cspine_helpers.training import trainer as stages
 from cspine_helpers.training.config import TrainConfig
 from cspine_helpers.training.losses import Loss
@@ -426,6 +428,33 @@ def test_the_stored_decision_holds_for_inference_after_training_in_bf16(cohort, 
     assert run.record["metrics"]["validation"]["recall"] == decision.recall
     found = auroc(again["label"], again["probability"])
     assert run.record["metrics"]["validation"]["auroc"] == pytest.approx(found, abs=1e-9)
+
+
+def test_a_run_of_before_there_was_a_choice_kept_the_best_epoch(cohort, run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    record = read_record(folder)
+    assert record["train"].pop("keep") == "best"
+    write_record(folder, record)
+    again = train(cohort, folder, model=tiny_model(), config=CONFIG, resume=True)
+    pd.testing.assert_frame_equal(again, run[1], check_dtype=False)
+    with pytest.raises(ValueError, match=r"another setting: train\.keep is 'best', not 'last'\."):
+        train(cohort, folder, model=tiny_model(), config=replace(CONFIG, keep="last"), resume=True)
+
+
+def test_what_needs_no_gradient_at_the_beginning_never_gets_one(cohort, tmp_path, monkeypatch):
+    class Partly(FractureClassifier):
+        def __init__(self, config, **options):
+            super().__init__(config, **options)
+            self.backbone.conv_stem.requires_grad_(False)
+
+    monkeypatch.setattr(sequence_task, "FractureClassifier", Partly)
+    config = replace(CONFIG, freeze_epochs=1, keep="last")
+    train(cohort, tmp_path / "run", model=tiny_model(), config=config)
+    torch.manual_seed(config.seed)
+    before, after = Partly(tiny_model()).state_dict(), load_file(tmp_path / "run" / "model.safetensors")
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert "backbone.conv_stem.weight" not in moved
+    assert "backbone.blocks.0.0.conv.weight" in moved
 
 
 @pytest.mark.gpu

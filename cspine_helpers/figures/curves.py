@@ -350,7 +350,8 @@ def learning_curves(
 ) -> Picture:
     """Loss, ranking and operating point over the epochs of a run's history; a line marks the best epoch.
 
-    The fourth panel shows the learning rate, or the loss of the slice-level pretraining where there was one.
+    The fourth panel shows the learning rate, or the loss of the slice-level pretraining where there was one;
+    the third the Dice of masks, too, where a history has them.
 
     Example:
         >>> from cspine_helpers.runs import read_history
@@ -363,9 +364,11 @@ def learning_curves(
         "At the threshold": {"validation_recall": "recall", "validation_precision": "precision"},
         "Learning rate": {"learning_rate": ""},
     }
+    if history.get("validation_dice_pos", pd.Series(dtype=float)).notna().any():
+        panels["At the threshold"]["validation_dice_pos"] = "Dice of masks"
     *three, last = grid.flat
     for axes, (name, lines) in zip(three if slice_losses else grid.flat, panels.items(), strict=False):
-        for (column, label), colour in zip(lines.items(), (INTACT, FRACTURED), strict=False):
+        for (column, label), colour in zip(lines.items(), (INTACT, FRACTURED, GREY), strict=False):
             axes.plot(history["epoch"], history[column], "o-", color=colour, ms=3.5, label=label)
         if len(lines) > 1:
             axes.legend(labelcolor="linecolor", handlelength=1)
