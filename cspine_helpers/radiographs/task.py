@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -22,7 +21,8 @@ from cspine_helpers.checkpoints import Run, load_task_run
 from cspine_helpers.decisions.thresholds import Rule, choose_threshold
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.records import one_of, optional, setting, whole, within
-from cspine_helpers.metrics import auroc, average_precision, confusion, rates
+from cspine_helpers.metrics import auroc, average_precision
+from cspine_helpers.model.forward import as_on_a_cpu
 from cspine_helpers.radiographs.cohort import RadiographCohort, read_radiograph_cohort
 from cspine_helpers.radiographs.dataset import ImageAugment, RadiographDataset, image_loader, read_packing
 from cspine_helpers.radiographs.evaluation import EPSILON
@@ -32,6 +32,7 @@ from cspine_helpers.runs import RADIOGRAPHS
 from cspine_helpers.training.config import Keep, Precision, TrainerConfig
 from cspine_helpers.training.memory import largest_batch, take_step
 from cspine_helpers.training.run import RULE, TRAINING_SPLITS, check_rule, check_vacant, train_task
+from cspine_helpers.training.sequence_task import f1, training_metrics
 from cspine_helpers.training.settings import Settings, chosen, described, found_in
 from cspine_helpers.training.trainer import Advance, Stage
 
@@ -255,24 +256,10 @@ class RadiographTask:
         row = {f"validation_{name}": value for name, value in found.items()}
         row["threshold"] = np.nan if decision.threshold is None else decision.threshold
         row["validation_objective"] = found["average_precision"] + (0.0 if mask is None else mask["dice_pos"])
-        row["validation_f1"] = _f1(decision.recall, decision.precision)
-        row |= self._training_metrics(decision.threshold)
+        row["validation_f1"] = f1(decision.recall, decision.precision)
+        row |= training_metrics(self._trained_on, decision.threshold)
         metrics = {name: value for name, value in found.items() if not np.isnan(value)}
         return row, {"decision": decision.record(), "mask": mask, "metrics": {"validation": metrics}}
-
-    def _training_metrics(self, threshold: float | None) -> dict[str, float]:
-        """AUROC of the epoch's batches, of all processes, and recall and F1 at the threshold."""
-        own = torch.cat([torch.zeros(2, 0), *(part.cpu() for part in self._trained_on)], dim=1)
-        self._trained_on.clear()
-        label, logit = torch.cat(gather_object([own]), dim=1).double()  # (2, N)
-        labels, probabilities = label.numpy(), logit.sigmoid().numpy()
-        metrics = {"train_auroc": np.nan, "train_recall": np.nan, "train_f1": np.nan}
-        if 0 < labels.sum() < len(labels):
-            metrics["train_auroc"] = auroc(labels, probabilities)
-        if threshold is not None and len(labels):
-            at = rates(confusion(labels, probabilities, threshold)).iloc[0]
-            metrics |= {"train_recall": at["recall"], "train_f1": at["f1"]}
-        return metrics
 
     def predict(self, network: nn.Module, split: str, advance: Advance = lambda share: None) -> ImageScores:
         """Scores of a split's images in their order, each computed once, by one process."""
@@ -303,11 +290,7 @@ class RadiographTask:
 
     def _columns(self, network: nn.Module, batch: dict[str, Tensor], cells: int) -> Tensor:
         """Logit, loss, mark, true area, place, and at each threshold common and marked area, of a batch."""
-        with (
-            torch.inference_mode(),
-            torch.autocast(batch["image"].device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),  # float32 as on a CPU
-        ):
+        with as_on_a_cpu(batch["image"].device):
             output = network(batch["image"])
             truth = batch["mask"] > 127  # (B, H, W)
             loss = self._loss(output, batch)
@@ -330,10 +313,6 @@ class RadiographTask:
                     areas[:, len(MASK_THRESHOLDS) + kind] = marked.sum((1, 2))
         head = torch.stack([output.logit, loss.expand(len(mark)), mark, true], dim=1).double()
         return torch.cat([head, place.double(), areas], dim=1)
-
-
-def _f1(recall: float, precision: float) -> float:
-    return 2 * precision * recall / (precision + recall) if recall else 0.0
 
 
 def in_turn(images: int, wanted: int, *, seed: int, epoch: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from cspine_helpers.cohort import Cohort
 from cspine_helpers.dataset.augment import AugmentConfig
 from cspine_helpers.dataset.sequence import EpochBatches, SequenceDataset, load_batches, make_loader
-from cspine_helpers.decisions.thresholds import Decision, Rule, choose_threshold
+from cspine_helpers.decisions.thresholds import Rule, choose_threshold
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import auroc, average_precision, confusion, rates
 from cspine_helpers.model.classifier import ClassifierOutput, FractureClassifier, ModelConfig
@@ -166,23 +166,12 @@ class SequenceTask:
         row = {f"validation_{name}": value for name, value in metrics.items()}
         for name, value in (("threshold", decision.threshold), ("validation_objective", decision.value)):
             row[name] = np.nan if value is None else value
-        row |= {"validation_f1": _f1(decision.recall, decision.precision), **self._training_metrics(decision)}
+        row |= {"validation_f1": f1(decision.recall, decision.precision)}
+        row |= training_metrics(self._trained_on, decision.threshold)
         for number, name in enumerate(VERTEBRAE):
             of_vertebra = data.vertebrae == number
             row[f"validation_auroc_{name}"] = _auroc(labels[of_vertebra], probabilities[of_vertebra])
         return row, {"decision": decision.record(), "metrics": {"validation": metrics}}
-
-    def _training_metrics(self, decision: Decision) -> dict[str, float]:
-        """AUROC of the epoch's batches, of all processes, and recall and F1 at the decision's threshold."""
-        own = torch.cat([torch.zeros(2, 0), *(part.cpu() for part in self._trained_on)], dim=1)
-        self._trained_on.clear()
-        label, logit = torch.cat(gather_object([own]), dim=1).double()  # (2, N)
-        labels, probabilities = label.numpy(), logit.sigmoid().numpy()
-        metrics = {"train_auroc": _auroc(labels, probabilities), "train_recall": np.nan, "train_f1": np.nan}
-        if decision.threshold is not None and len(labels):
-            at = rates(confusion(labels, probabilities, decision.threshold)).iloc[0]
-            metrics |= {"train_recall": at["recall"], "train_f1": at["f1"]}
-        return metrics
 
     def predict(
         self, network: nn.Module, split: str, advance: Advance = lambda share: None
@@ -217,5 +206,24 @@ def _auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return auroc(labels, probabilities) if 0 < labels.sum() < len(labels) else np.nan
 
 
-def _f1(recall: float, precision: float) -> float:
+def training_metrics(parts: list[Tensor], threshold: float | None) -> dict[str, float]:
+    """AUROC of an epoch's batches, of all processes, and recall and F1 at the threshold.
+
+    Args:
+        parts: labels and logits of this process's batches, each `(2, B)`; emptied.
+        threshold: NaN without one.
+    """
+    own = torch.cat([torch.zeros(2, 0), *(part.cpu() for part in parts)], dim=1)
+    parts.clear()
+    label, logit = torch.cat(gather_object([own]), dim=1).double()  # (2, N)
+    labels, probabilities = label.numpy(), logit.sigmoid().numpy()
+    metrics = {"train_auroc": _auroc(labels, probabilities), "train_recall": np.nan, "train_f1": np.nan}
+    if threshold is not None and len(labels):
+        at = rates(confusion(labels, probabilities, threshold)).iloc[0]
+        metrics |= {"train_recall": at["recall"], "train_f1": at["f1"]}
+    return metrics
+
+
+def f1(recall: float, precision: float) -> float:
+    """Their harmonic mean; 0 where nothing is recalled."""
     return 2 * precision * recall / (precision + recall) if recall else 0.0
