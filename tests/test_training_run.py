@@ -271,7 +271,13 @@ def test_setting_aside_keeps_every_earlier_run(tmp_path):
     assert set_aside(folder) is None
 
 
-@pytest.mark.parametrize("name", ["predictions.csv", "decision.json", "test_openings.csv", "calibrated.csv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("predictions.csv", "decision.json", "test_openings.csv", "calibrated.csv"),
+        *("masks.csv", "blend.json"),
+    ],
+)
 def test_predictions_that_were_brought_are_neither_trained_over_nor_lost(cohort, tmp_path, name):
     folder = tmp_path / "theirs"
     folder.mkdir()
