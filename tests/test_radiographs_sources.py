@@ -405,6 +405,26 @@ def test_a_data_yaml_that_cannot_be_used_is_refused(yolo, was, now, error, says)
         read_yolo(yolo, labels=YOLO_LABELS)
 
 
+def test_varied_copies_of_one_original_are_one_patients_in_whatever_split(yolo):
+    for split, copies in (("train", "ab"), ("valid", "c")):
+        for kind, ending in (("images", "jpg"), ("labels", "txt")):
+            folder = yolo / split / kind
+            path = folder / f"limb 0 größe_{split}.{ending}"
+            for copy in copies:
+                shutil.copy(path, folder / f"Bein 7_jpg.rf.{copy * 32}.{ending}")
+            path.rename(folder / f"limb 0_jpg.rf.{split}.{ending}")
+    table = read_yolo(yolo, labels=YOLO_LABELS).table.set_index("original")
+    patient = {
+        "train/images/limb 0_jpg.rf.train.jpg": "limb-0_jpg",
+        "valid/images/limb 0_jpg.rf.valid.jpg": "limb-0_jpg",
+    }
+    patient |= {
+        f"{split}/images/Bein 7_jpg.rf.{copy * 32}.jpg": "Bein-7_jpg"
+        for split, copy in (("train", "a"), ("train", "b"), ("valid", "c"))
+    }
+    assert table["patient"][table["patient"] != ""].to_dict() == patient
+
+
 def test_a_folder_named_as_two_splits_is_read_once_and_noted(yolo):
     change(yolo / "data.yaml", "test: ../test/images", "test: ../valid/images")
     source = read_yolo(yolo, labels=YOLO_LABELS)

@@ -213,6 +213,7 @@ def read_yolo(
 
     An image is of label 1 where it has a line of such a class. An empty label file says that an image shows
     none; an image without one is refused: nobody said what it shows. Boxes become polygons of four corners.
+    Varied copies of one original, which Roboflow names `<original>.rf.<hash>`, are one patient's.
 
     Args:
         folder: with `data.yaml` and the folders that it names.
@@ -276,6 +277,7 @@ def read_yolo(
     left_out = bad.settle(skip=skip_unusable)
     table = pd.DataFrame(rows, columns=["original", "label", "split"])
     table = table[~table["original"].isin(left_out)].sort_values("original", ignore_index=True)
+    table["patient"] = _copies(table["original"].tolist())
     return _source(
         name,
         folder,
@@ -651,6 +653,14 @@ def _labels_of(images: Path, what: str) -> Path:
     if labels == images or not labels.is_dir():
         raise FileNotFoundError(f"{what} has no folder of labels for {images}. Bring it: {labels}.")
     return labels
+
+
+def _copies(originals: Sequence[str]) -> list[str]:
+    """Who is the patient of images with varied copies: the name that these share; of others, empty."""
+    names = [PurePosixPath(each).name.rpartition(".rf.")[0] for each in originals]
+    several = sorted(name for name, n in Counter(names).items() if n > 1 and name)
+    ids = dict(zip(several, file_ids(several), strict=True))
+    return [ids.get(name, "") for name in names]
 
 
 # MURA
