@@ -1,10 +1,13 @@
 import importlib
 from dataclasses import asdict
 
+import numpy as np
+import pandas as pd
 import pytest
 from test_environment import ROOT
 
 from benchmarks.__main__ import PARTS, render
+from benchmarks.fracatlas import leak_design
 from benchmarks.measure import Row, interleaved, ratio, spread
 
 
@@ -37,3 +40,21 @@ def test_results_name_machine_date_and_what_was_missed():
     assert "2026-01-02. cores 2; torch 3." in text
     assert "| a step | a peer | 0.9 | ≥ 1 | **no** |" in text
     assert "- a step: noisy" in text
+
+
+def test_the_leaky_training_sees_the_judged_groups_and_the_clean_one_does_not():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 5, 60)
+    patients = np.repeat([f"p{n:02d}" for n in range(60)], sizes)
+    labels = np.repeat(rng.integers(0, 2, 60), sizes)
+    images = [f"i{n:03d}" for n in range(len(patients))]
+    table = pd.DataFrame({"image": images, "patient": patients, "label": labels})
+    roles = leak_design(table)
+    of = {name: table[table["image"].isin(each)] for name, each in roles.items()}
+    judged = set(of["judged"]["patient"])
+    assert judged
+    assert judged.isdisjoint(of["clean"]["patient"])
+    assert judged <= set(of["leaky"]["patient"])
+    assert set(roles["judged"]).isdisjoint(roles["leaky"])
+    counts = [of[name]["label"].value_counts().to_dict() for name in ("clean", "leaky")]
+    assert counts[0] == counts[1]  # only whose images they are is different
