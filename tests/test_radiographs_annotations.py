@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +288,32 @@ def test_images_that_are_not_there_come_twice_or_were_left_out(tmp_path):
     assert [*parse_vgg(path, SIZES)] == ["a.jpg"]
 
 
+def damaged(content: object) -> Iterator[object]:
+    """The content with each of its parts in turn replaced by what does not belong there."""
+    yield from (None, -1, 10**400, 1.5, "x", [], [1], {}, [[None]], {"a": 1})
+    for key, part in content.items() if isinstance(content, dict) else ():
+        yield from (content | {key: other} for other in damaged(part))
+    for n, part in enumerate(content if isinstance(content, list) else ()):
+        yield from ([*content[:n], other, *content[n + 1 :]] for other in damaged(part))
+
+
+@pytest.mark.parametrize("parse", [parse_vgg, parse_coco])
+def test_whatever_is_damaged_in_a_file_it_is_read_or_refused_in_a_sentence(tmp_path, parse):
+    path = tmp_path / "a.json"
+    if parse is parse_vgg:
+        vgg_file(path, [vgg_region()])
+    else:
+        coco_file(path, {"segmentation": [[5, 5, 15, 5, 10, 12]]}, {"bbox": [1, 2, 3, 4]})
+    refused = 0
+    for content in damaged(json.loads(path.read_text())):
+        path.write_text(json.dumps(content))
+        try:
+            assert set(parse(path, SIZES)) <= set(SIZES)
+        except ValueError as error:
+            refused += str(error).startswith("a.json ")
+    assert refused > 100
+
+
 @pytest.mark.parametrize("parse", [parse_vgg, parse_coco])
 def test_what_is_no_file_of_annotations_is_refused(tmp_path, parse):
     with pytest.raises(FileNotFoundError, match=r"No annotations at .*a\.json\. Check the name\."):
@@ -447,7 +474,9 @@ def test_voc_files_of_other_images_and_of_none_are_refused(tmp_path):
     assert said == "Images drawn on in another size (1): 'a.jpg: 60 × 80, is 30 × 40'."
     (tmp_path / "b.xml").write_text("<annotation>")
     (tmp_path / "c.xml").write_text("<annotation><object><name/></object></annotation>")
+    (tmp_path / "d.xml").write_text("<?xml version='1.0' encoding='none'?><annotation/>")
     files = {"a.jpg": tmp_path / "gone.xml", "b.jpg": tmp_path / "b.xml", "c.jpg": tmp_path / "c.xml"}
+    assert refusal(parse_voc, {"a.jpg": tmp_path / "d.xml"}, SIZES) == "Files that are no XML (1): 'd.xml'."
     assert refusal(parse_voc, files, SIZES) == (
         "Images without an annotation file (1): 'a.jpg'. Files that are no XML (1): 'b.xml'. "
         "Objects without a class (1): 'c.xml object 1'."

@@ -2,6 +2,7 @@
 
 import re
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -319,6 +320,14 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path, suffix):
     assert all("cut off" in reason or "bytes are those of no image" in reason for reason in reasons)
 
 
+def test_fill_bytes_before_a_marker_are_no_damage(tmp_path):
+    path = saved(Image.fromarray(limb()), tmp_path / "a.jpg", quality=95)
+    whole, content = read_radiograph(path), path.read_bytes()
+    tables = content.index(b"\xff\xdb")
+    path.write_bytes(content[:tables] + b"\xff\xff" + content[tables:])
+    np.testing.assert_array_equal(read_radiograph(path), whole)
+
+
 def test_damage_that_pil_does_not_see_is_refused(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 50), dtype=np.uint8)
     path = saved(Image.fromarray(pixels), tmp_path / "a.jpg", quality=90)
@@ -410,6 +419,19 @@ def test_without_a_window_percentiles_of_what_is_no_padding_set_the_scale(tmp_pa
     np.testing.assert_array_equal(found[:, 10:], expected if photometric == "MONOCHROME2" else 255 - expected)
 
 
+def test_a_padding_value_of_the_other_sign_is_the_same_bits(tmp_path):
+    pixels = deep().astype("i2") - 2000
+    pixels[:, :5] = -2000
+    path = dicom(tmp_path / "a.dcm", pixels)
+    found = dcmread(path)
+    found.add_new("PixelPaddingValue", "US", 65536 - 2000)
+    found.save_as(path)
+    assert (
+        read_radiograph(path)[:, 5:].tolist()
+        == read_radiograph(dicom(tmp_path / "b.dcm", pixels[:, 5:].copy())).tolist()
+    )
+
+
 @pytest.mark.parametrize("table", ["VOILUTSequence", "ModalityLUTSequence"])
 @pytest.mark.parametrize("signed", [False, True])
 def test_tables_take_the_place_of_windows_and_rescale(tmp_path, table, signed):
@@ -494,6 +516,15 @@ def test_dicom_of_no_radiograph_is_refused_without_a_word_of_the_patient(tmp_pat
     said = refusal(dicom(tmp_path / "Größe 1.dcm", deep(), **elements))
     assert said.startswith(why)
     assert "GEHEIM" not in said.upper()
+
+
+def test_without_the_libraries_of_dicom_a_sentence_says_how_to_install_them(tmp_path, monkeypatch):
+    path = dicom(tmp_path / "a.dcm", deep())
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ImportError, match=r"needs pydicom, which is not installed\. .*group ct"):
+        read_radiograph(path)
+    (tmp_path / "text.dcm").write_text("no DICOM")
+    assert refusal(tmp_path / "text.dcm") == "its bytes are those of no image that is read here"
 
 
 def test_a_ct_that_does_not_say_its_modality_is_no_radiograph(tmp_path):

@@ -72,8 +72,9 @@ class _Reading:
     def polygon(self, name: str, label: str, coordinates: Iterable[Iterable[Any]], place: str) -> None:
         """Add a polygon, of (x, y) pairs, or what is wrong with it."""
         points = _numbers(coordinates)
-        if points is None or points.ndim != 2:
+        if points is None or (points.ndim != 2 and points.size):
             return self.fault("Coordinates that are no numbers", place)
+        points = points.reshape(-1, 2)
         points = points[(points != np.roll(points, -1, axis=0)).any(axis=1)]  # closed by hand, clicked twice
         if len(np.unique(points, axis=0)) < 3:
             return self.fault("Polygons of fewer than three points", place)
@@ -120,7 +121,7 @@ def _numbers(values: Iterable[Any]) -> NDArray[np.float64] | None:
     """The values as finite numbers, None where one is none."""
     try:
         numbers = np.array([*values], dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return numbers if np.isfinite(numbers).all() else None
 
@@ -204,24 +205,25 @@ def parse_coco(path: str | Path, sizes: Sizes, *, left_out: Collection[str] = ()
             f"{path.name} lacks COCO's lists of images, annotations and categories. Take another."
         )
     images, annotations, categories = ([*(part or ())] for part in parts)
-    labels, names = {its.get("id"): str(its.get("name")) for its in categories}, dict[Any, str | None]()
+    labels, names = {_key(its, "id"): str(its.get("name")) for its in categories}, dict[str, str | None]()
     for its in images:
         file = str(its.get("file_name"))
         name = reading.begin(file)
-        if its.get("id") in names:
+        if _key(its, "id") in names:
             reading.fault("Images with the id of another", file)
-        names[its.get("id")] = name
+        names[_key(its, "id")] = name
         if name is not None:
             _check_size(reading, name, its.get("height"), its.get("width"))
     for its in annotations:
         place = f"annotation {its.get('id')}"
-        if its.get("image_id") not in names:
+        image, category = _key(its, "image_id"), _key(its, "category_id")
+        if image not in names:
             reading.fault("Annotations of no image", f"{place}: {its.get('image_id')}")
             continue
-        if its.get("category_id") not in labels:
+        if category not in labels:
             reading.fault("Annotations of no category", f"{place}: {its.get('category_id')}")
             continue
-        name, label = names[its["image_id"]], labels[its["category_id"]]
+        name, label = names[image], labels[category]
         drawn, box = its.get("segmentation"), its.get("bbox")
         if name is None:
             continue
@@ -239,6 +241,11 @@ def parse_coco(path: str | Path, sizes: Sizes, *, left_out: Collection[str] = ()
         else:
             reading.fault("Annotations with neither polygon nor box", place)
     return reading.result(f"{path.name} is")
+
+
+def _key(item: Mapping[str, Any], name: str) -> str:
+    """An id as text, for that of a damaged file may be anything."""
+    return str(item.get(name))
 
 
 def _part(item: Any, name: str) -> dict[str, Any]:
@@ -356,7 +363,7 @@ def parse_voc(files: Mapping[str, Path], sizes: Sizes, *, left_out: Collection[s
             continue
         try:
             root = ElementTree.fromstring(path.read_bytes())
-        except ElementTree.ParseError:
+        except (ElementTree.ParseError, LookupError, ValueError):  # also of an encoding that is none
             reading.fault("Files that are no XML", path.name)
             continue
         stated = [root.findtext(f"size/{side}") for side in ("height", "width")]

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+from scipy.special import expit
 
 from cspine_helpers.ct.dicom import Header, is_dicom, read_header, shown
 from cspine_helpers.ct.volume import complaints, optional, simpleitk
@@ -205,7 +206,8 @@ def _check_whole(image: Any, content: bytes) -> None:
     if image.format in ("JPEG", "MPO"):
         at = 2
         while content[at : at + 1] == b"\xff" and content[at + 1] != _START_OF_SCAN:
-            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+            is_fill = content[at + 1] == 0xFF
+            at += 1 if is_fill else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
         if content.find(_END, at) < 0:
             raise _Unusable("it is cut off: its JPEG data have no end")
     elif image.format == "JPEG2000" and not content.rstrip(b"\0").endswith(_END):
@@ -366,8 +368,9 @@ def _padding(stored: NDArray[Any], found: Any) -> NDArray[np.bool_]:
     """Where pixels were put in to fill the image up, as DICOM PS3.3 section C.7.5.1.1.2 says."""
     if found.get("PixelPaddingValue") is None:
         return np.zeros(stored.shape, bool)
-    ends = [int(found.PixelPaddingValue), int(found.get("PixelPaddingRangeLimit", found.PixelPaddingValue))]
-    return (stored >= min(ends)) & (stored <= max(ends))
+    limits = (found.PixelPaddingValue, found.get("PixelPaddingRangeLimit", found.PixelPaddingValue))
+    ends = np.array([int(limit) for limit in limits]).astype(stored.dtype)  # some writers mistake the sign
+    return (stored >= ends.min()) & (stored <= ends.max())
 
 
 def _looked_up(values: NDArray[Any], table: Any, *, is_little: bool) -> NDArray[Any]:
@@ -389,7 +392,7 @@ def _windowed(values: NDArray[Any], found: Any, is_shown: NDArray[np.bool_]) -> 
         return _to_uint8(values, is_shown)
     function = str(found.get("VOILUTFunction") or "LINEAR").upper()
     if function == "SIGMOID" and width > 0:
-        return np.rint(255 / (1 + np.exp(-4 * (values - centre) / width))).astype(np.uint8)
+        return np.rint(255 * expit(4 * (values - centre) / width)).astype(np.uint8)
     if function == "LINEAR":
         centre, width = centre - 0.5, width - 1
     if width < 0 or function not in ("LINEAR", "LINEAR_EXACT"):
