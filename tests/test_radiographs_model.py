@@ -190,6 +190,15 @@ def test_at_first_no_cell_shows_a_fracture_and_presence_is_about_even():
     assert output.logit.detach().mean().abs() < 0.5
 
 
+def test_a_single_image_trains_every_architecture(architecture):
+    model = build(**architecture).train()
+    output = model(radiographs(batch=1))
+    assert output.logit.shape == (1,)
+    assert output.mask_logit is None or output.mask_logit.shape == (1, 24, 16)
+    (output.logit.sum() + (0 if output.mask_logit is None else output.mask_logit.sum())).backward()
+    assert all(value.grad.isfinite().all() for value in model.parameters())
+
+
 @pytest.mark.slow
 def test_deeplabv3_is_torchvisions():
     torch.manual_seed(0)

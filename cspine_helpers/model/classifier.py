@@ -19,14 +19,10 @@ from cspine_helpers.model.encoders import (
     is_backbone,
     mask_encoder,
 )
-from cspine_helpers.model.pretrained import PACKAGES, package_of, pretrained_weights
+from cspine_helpers.model.pretrained import SOURCE, pretrained_weights, without_package
 from cspine_helpers.packed import CHANNELS
 
 _MOST, _MOST_LAYERS = 4096, 16  # features, pixels or slices, and layers: more is a damaged record or a slip
-
-
-def _is_source(value: object) -> bool:
-    return value in (None, "hub", "package") or (isinstance(value, str) and value.endswith(".safetensors"))
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class ModelConfig:
         "tf_efficientnetv2_s.in21k_ft_in1k",
         Check("a CNN of timm that gives feature maps, such as tf_efficientnetv2_s", is_backbone),
     )
-    pretrained: str | None = setting(None, Check("hub, package, a .safetensors file, or none", _is_source))
+    pretrained: str | None = setting(None, SOURCE)
     slices: int = setting(15, whole(1, _MOST))
     size: int = setting(224, whole(32, _MOST))
     feature_stride: int = setting(32, one_of(*STRIDES))
@@ -77,11 +73,8 @@ class ModelConfig:
                 f"ModelConfig cannot have feature_stride = {self.feature_stride} with backbone = "
                 f"{self.backbone!r}, which gives feature maps at {listing(strides)}. Choose one of these."
             )
-        if self.pretrained == "package" and package_of(self.backbone) is None:
-            raise ValueError(
-                f"ModelConfig cannot have pretrained = 'package' with backbone = {self.backbone!r}: there "
-                f"are weight packages for {listing(PACKAGES.values())}. Name one of these, or other weights."
-            )
+        if problem := without_package(self.backbone, self.pretrained):
+            raise ValueError(f"ModelConfig cannot have {problem}")
 
     @property
     def normalisation(self) -> dict[str, list[float]]:

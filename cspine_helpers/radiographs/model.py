@@ -18,7 +18,7 @@ from cspine_helpers.files.paths import listing
 from cspine_helpers.files.records import Check, check_settings, one_of, optional, setting, whole, within
 from cspine_helpers.model.encoders import PROBE, backbone, feature_maps, is_backbone
 from cspine_helpers.model.forward import fold_norms
-from cspine_helpers.model.pretrained import PACKAGES, package_of, pretrained_weights
+from cspine_helpers.model.pretrained import SOURCE, pretrained_weights, without_package
 
 Architecture = Literal["decoder", "classifier", "deeplabv3", "simple_cnn"]
 DECODED = (4, 8, 16, 32)  # strides of the maps that the decoder joins
@@ -38,10 +38,6 @@ def _are_widths(value: object) -> bool:
         and len(value) == len(DECODED)
         and all(type(each) is int and 0 < each <= _MOST for each in value)
     )
-
-
-def _is_source(value: object) -> bool:
-    return value in (None, "hub", "package") or (isinstance(value, str) and value.endswith(".safetensors"))
 
 
 _SIDE = Check(f"a multiple of {FRAME_STEP}, at most {_MOST}", _is_side)
@@ -73,9 +69,7 @@ class RadiographConfig:
         "tf_efficientnet_lite0",
         optional(Check("a CNN of timm that gives feature maps, such as tf_efficientnet_lite0", is_backbone)),
     )
-    pretrained: str | None = setting(
-        "package", Check("hub, package, a .safetensors file, or none", _is_source)
-    )
+    pretrained: str | None = setting("package", SOURCE)
     long: int = setting(448, _SIDE)
     short: int = setting(384, _SIDE)
     frozen_blocks: int = setting(3, whole(0, 64))
@@ -114,11 +108,8 @@ class RadiographConfig:
                 f"backbone = {self.backbone!r} with architecture = 'decoder', which needs maps at strides "
                 f"{listing(DECODED)}; it has none at {listing(missing)}. Choose another."
             )
-        if self.pretrained == "package" and package_of(self.backbone) is None:
-            return (
-                f"pretrained = 'package' with backbone = {self.backbone!r}: there are weight packages for "
-                f"{listing(PACKAGES.values())}. Name one of these, or other weights."
-            )
+        if problem := without_package(self.backbone, self.pretrained):
+            return problem
         if self.frozen_blocks and self.pretrained is None:
             return (
                 f"frozen_blocks = {self.frozen_blocks} with pretrained = None: they would stay random. Name "
@@ -350,8 +341,10 @@ class RadiographModel(nn.Module):
             mask_logit, coarse = self.decoder(maps)
             pooled.append(coarse.amax((2, 3)))
         elif self.decoder is not None:
-            size = [side // MASK_STRIDE for side in image.shape[2:]]
-            mask_logit = functional.interpolate(self.decoder(maps[-1]), size, mode="bilinear")
+            size, deepest = [side // MASK_STRIDE for side in image.shape[2:]], maps[-1]
+            if self.training and len(image) == 1:  # a norm of its pooling takes no single value
+                deepest = deepest.expand(2, -1, -1, -1)
+            mask_logit = functional.interpolate(self.decoder(deepest)[: len(image)], size, mode="bilinear")
         logit = self.head(torch.cat(pooled, dim=1)).squeeze(1)
         if mask_logit is None:
             return logit, None
