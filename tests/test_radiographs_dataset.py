@@ -94,7 +94,7 @@ def test_masks_of_fracatlas_lie_where_its_boxes_of_another_format_do(tmp_path):
     }
     (own / "Annotations" / "VGG JSON" / outlines.name).write_text(json.dumps(kept))
     consolidate([read_fracatlas(own)], tmp_path / "cohort")
-    packed = pack_images(tmp_path / "cohort")
+    packed = pack_images(tmp_path / "cohort", ImagePackConfig(long=384, short=320))
     dataset = RadiographDataset(read_images(packed.parent), packed, stride=1)
     rows = {row.image: (n, row) for n, row in enumerate(read_images(packed.parent).itertuples())}
     assert dataset.labels.sum() == 4
