@@ -524,7 +524,7 @@ def _predict_options(parser: ArgumentParser) -> None:
 def _predict(options: Namespace) -> int:
     if options.images:
         return _predict_images(options)
-    if _of_radiographs(options):
+    if _of_radiographs(paths.run_dir(options.ensemble[0]) if options.ensemble else _run_dir(options)):
         return _predict_radiographs(options)
     if options.blend:
         raise ValueError("--blend is for runs of radiographs. Leave it out.")
@@ -549,11 +549,10 @@ def _predict(options: Namespace) -> int:
     return 0
 
 
-def _of_radiographs(options: Namespace) -> bool:
-    """Whether the run, or the first of an ensemble, was trained on radiographs; False where there is none."""
+def _of_radiographs(folder: Path) -> bool:
+    """Whether a run, or an ensemble, is of radiographs; False where there is none."""
     from cspine_helpers.runs import ENSEMBLE, RADIOGRAPHS, RECORD, read_ensemble, read_record, task_of
 
-    folder = paths.run_dir(options.ensemble[0]) if options.ensemble else _run_dir(options)
     for name, read in ((RECORD, read_record), (ENSEMBLE, read_ensemble)):
         if (folder / name).is_file():
             return task_of(read(folder)) == RADIOGRAPHS
@@ -591,8 +590,8 @@ def _predict_radiographs(options: Namespace) -> int:
     from cspine_helpers.inference.prediction import PREDICTIONS, is_whole, write_calibrated
     from cspine_helpers.predictions import read_predictions
     from cspine_helpers.radiographs.blend import BLEND, read_blend
-    from cspine_helpers.radiographs.prediction import member_folders, predict_radiographs
-    from cspine_helpers.runs import read_record
+    from cspine_helpers.radiographs.prediction import predict_radiographs
+    from cspine_helpers.runs import member_folders, read_record
 
     names = ("study", "ct", "masks", "labels", "series", "out", "skip_unusable")
     _refuse(options, names, "a run of radiographs")

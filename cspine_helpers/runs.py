@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cspine_helpers.files.paths import inside, listing, previous_dirs, sha256_of, staging_dir
+from cspine_helpers.files.paths import cohort_dir, inside, listing, previous_dirs, sha256_of, staging_dir
 from cspine_helpers.files.records import SEAL, read_sealed, write_sealed
 from cspine_helpers.files.tables import Column, checked, read_columns
 
@@ -189,6 +189,38 @@ def read_ensemble(folder: str | Path) -> dict[str, Any]:
         again="predict the ensemble again",
         writer="runs.write_ensemble(...)",
     )
+
+
+def member_folders(folder: str | Path) -> list[Path]:
+    """The runs that predict in a folder: itself, or the members that its `ensemble.json` names.
+
+    A member lies in the ensemble's folder, or beside it.
+
+    Raises:
+        FileNotFoundError: there is neither a run nor an ensemble.
+
+    Example:
+        >>> [path.name for path in member_folders(run_folder)]
+        ['run']
+    """
+    folder = Path(folder)
+    if (folder / RECORD).is_file():
+        return [folder]
+    if not (folder / ENSEMBLE).is_file():
+        raise FileNotFoundError(
+            f"No run at {folder}: {RECORD} is missing. Train one: python -m cspine_helpers train."
+            f"{other_runs(folder)}"
+        )
+    names = [each["run"] for each in read_ensemble(folder)["members"]]
+    return [inner if (inner := folder / name).is_dir() else folder.parent / name for name in names]
+
+
+def recorded_cohort(data: Mapping[str, Any]) -> Path | None:
+    """Folder of the cohort that a record's `data` names; None outside a project, or without such a name."""
+    try:
+        return cohort_dir(data.get("cohort", ""))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def packing_settings(record: Mapping[str, Any]) -> dict[str, Any] | None:

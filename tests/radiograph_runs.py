@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cspine_helpers.checkpoints import Run
+from cspine_helpers.decisions.thresholds import Rule, choose_threshold
 from cspine_helpers.radiographs import prediction
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
 from cspine_helpers.radiographs.dataset import ImagePackConfig, pack_images
@@ -74,8 +76,11 @@ class Runs:
             folder.mkdir(parents=True)
             (folder / "model.safetensors").write_text(f"weights of {name}: the stand-in has its own")
             data = read_radiograph_cohort(self._cohort).fingerprint()
-            record = {"task": RADIOGRAPHS, "data": data, "train": train or {}}
-            write_record(folder, record | {"decision": {"threshold": 0.5}})
+            facts = read_radiograph_cohort(self._cohort).facts()
+            record = {"task": RADIOGRAPHS, "data": data, "cohort": facts, "train": train or {}}
+            rule = Rule("max_youden", level="image")
+            decision = choose_threshold([0, 1], [0.25, 0.5], rule).record()
+            write_record(folder, record | {"rule": asdict(rule), "decision": decision})
         self._networks[name] = Stand(config, **network)
         return folder
 

@@ -7,6 +7,7 @@ from scipy import ndimage
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from cspine_helpers.decisions.thresholds import Rule, choose_threshold
 from cspine_helpers.metrics import auroc, average_precision
 from cspine_helpers.radiographs import blend as blends
 from cspine_helpers.radiographs.blend import (
@@ -112,7 +113,7 @@ def test_the_scores_are_those_of_the_blend_applied_image_by_image(outputs, searc
 
 def test_no_tried_setting_does_better_on_the_images_it_is_chosen_on(outputs, search):
     best = search.scores.set_index("blend")["dice_pos"]["chosen on these images"]
-    assert best >= search.scores.set_index("blend")["dice_pos"]["not searched"]
+    assert best >= search.scores.set_index("blend")["dice_pos"]["class alone, not searched"]
     for threshold in (0.1, 0.3, 0.5, 0.7):
         other = replace(search.blend, mask_threshold=threshold, smallest_region=0)
         dice = [
@@ -194,12 +195,16 @@ def test_settings_that_cannot_be_are_refused(wrong):
 
 def test_a_frozen_blend_is_read_back_and_not_overwritten_unasked(search, tmp_path):
     how = {"members": MEMBERS, "views": ["as it is"], "data": {"split_sha256": "s"}}
+    how["rule"] = Rule("max_youden", level="image")
     path = freeze_blend(tmp_path, search, **how)
     found = read_blend(tmp_path)
     assert found.blend == search.blend
     assert found.views == ("as it is",)
     assert found.record["chosen_on"]["outputs_sha256"] == search.outputs.sha256
     assert found.record["chosen_on"]["groups"] == 30
+    assert (
+        found.threshold == choose_threshold(search.outputs.label, search.probability, how["rule"]).threshold
+    )
     found.check_members(MEMBERS)
     with pytest.raises(ValueError, match=r"other runs: two\.weights_sha256 is 'x', not 'twotwotwotwo'"):
         found.check_members([MEMBERS[0], MEMBERS[1] | {"weights_sha256": "x"}])

@@ -137,8 +137,11 @@ def test_the_threshold_is_the_frozen_one_else_the_one_of_training(cohort, made, 
     folder = made("frozen", folder=tmp_path)
     found = predict_folder(folder, xrays, tmp_path / "before")
     assert (found.threshold, found.threshold_source) == (0.5, "run.json")
-    table = predict_radiographs([folder], cohort)
-    decision = choose_decision(table, Rule("max_youden"))
+    table = predict_radiographs([folder], cohort, search=True, folds=2)
+    found = predict_folder(folder, xrays, tmp_path / "blended")
+    chosen = choose_decision(table, Rule("max_youden"))  # the run's own rule, of the same rows
+    assert (found.threshold, found.threshold_source) == (chosen.threshold, "blend.json")
+    decision = choose_decision(table, Rule("max_f1"))
     freeze(folder, decision, predictions=table)
     found = predict_folder(folder, xrays, tmp_path / "after")
     assert (found.threshold, found.threshold_source) == (decision.threshold, "frozen decision")

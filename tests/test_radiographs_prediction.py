@@ -13,17 +13,17 @@ from cspine_helpers.predictions import read_predictions
 from cspine_helpers.radiographs import prediction
 from cspine_helpers.radiographs.blend import Blend, read_blend
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
+from cspine_helpers.radiographs.masks import read_masks
 from cspine_helpers.radiographs.model import RadiographConfig, RadiographOutput
 from cspine_helpers.radiographs.prediction import (
     AS_IT_IS,
     VIEWS,
     Predictor,
     predict_radiographs,
-    read_masks,
     slide,
     view_probabilities,
 )
-from cspine_helpers.runs import read_ensemble, write_record
+from cspine_helpers.runs import member_folders, read_ensemble, write_record
 from cspine_helpers.splits import read_split, write_split
 
 
@@ -305,12 +305,12 @@ def test_an_ensemble_is_written_to_its_own_folder_and_predicts_by_its_name(cohor
     record = read_ensemble(mean)
     assert [each["run"] for each in record["members"]] == ["first", "second"]
     assert record["blend_sha256"]
-    assert [path.name for path in prediction.member_folders(mean)] == ["first", "second"]
+    assert [path.name for path in member_folders(mean)] == ["first", "second"]
     predictor = Predictor.of(mean)
     assert len(predictor.runs) == len(read_blend(mean).blend.weights) == 2
     assert len(read_masks(mean)) == len(table)
     shutil.move(tmp_path / "second", mean / "second")  # members may lie in it
-    assert prediction.member_folders(mean) == [tmp_path / "first", mean / "second"]
+    assert member_folders(mean) == [tmp_path / "first", mean / "second"]
 
 
 def test_a_blend_of_other_weights_is_refused(cohort, made, tmp_path):

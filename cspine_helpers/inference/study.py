@@ -1,6 +1,5 @@
 """One study's answer: each vertebra and the patient, each called at its threshold, and where that is from."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from cspine_helpers.checkpoints import Run
 from cspine_helpers.decisions.test_split import DECISION, Frozen, check_belongs, read_decision
 from cspine_helpers.decisions.thresholds import at_level_of, check_threshold
 from cspine_helpers.evaluation.cases import Cases
-from cspine_helpers.files.paths import check_uids, cohort_dir, inside, listing, seal_of, sha256_of
+from cspine_helpers.files.paths import check_uids, inside, listing, seal_of, sha256_of
 from cspine_helpers.files.records import differences, parse_json, write_sealed
 from cspine_helpers.inference.prediction import PREDICTIONS, predict
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.packed import PROVENANCE_COLUMNS, read_manifest, sequence_path
 from cspine_helpers.predictions import read_predictions
-from cspine_helpers.runs import packing_settings
+from cspine_helpers.runs import packing_settings, recorded_cohort
 from cspine_helpers.splits import FOLDS, fold_split, read_split, split_hash, studies_of
 
 FORMAT = 1  # of <uid>.json
@@ -339,14 +338,6 @@ def _is_trained_on(run: Run, beside: Path, uid: str) -> bool:
 
 def _is_sealed(path: Path) -> bool:
     return path.is_file() and seal_of(path).is_file()
-
-
-def recorded_cohort(data: Mapping[str, Any]) -> Path | None:
-    """Folder of the cohort that a run's record names; None outside a project, or without such a name."""
-    try:
-        return cohort_dir(data.get("cohort", ""))
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def _of_manifest(packed: Path, uid: str, present: list[str]) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from cspine_helpers import __version__
 from cspine_helpers.decisions.test_split import now_utc
+from cspine_helpers.decisions.thresholds import Decision, Rule, choose_threshold
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.records import (
     Check,
@@ -60,7 +61,8 @@ def _are_weights(value: Any) -> bool:
 class Blend:
     """How the outputs of members become an image's probability and its mask.
 
-    Members, and views of one image, are combined by the mean of their probabilities, not of their logits.
+    Members, and views of one image, are combined by the mean of their probabilities, not of their logits. The
+    defaults are what training itself goes by: the class alone.
 
     Attributes:
         class_share: of the class in the probability; the rest is the mask's.
@@ -75,7 +77,7 @@ class Blend:
         0.6000000000000001
     """
 
-    class_share: float = setting(0.75, within("[0, 1]"))
+    class_share: float = setting(1.0, within("[0, 1]"))
     top_cells: int = setting(200, whole(1))
     mask_threshold: float = setting(0.2, within("(0, 1)"))
     smallest_region: int = setting(0, whole(0))
@@ -178,6 +180,7 @@ class Search:
     Attributes:
         blend: chosen on all images.
         scores: a row for each way to blend, `blend` (its words), `SCORES`; the third is out of fold.
+        probability: (n,), blended as was chosen.
         outputs: that it was chosen by.
         folds: parts of the groups.
         seed: of their dealing.
@@ -185,6 +188,7 @@ class Search:
 
     blend: Blend
     scores: pd.DataFrame
+    probability: NDArray[np.float64]
     outputs: Outputs
     folds: int
     seed: int
@@ -222,7 +226,7 @@ def search_blend(outputs: Outputs, *, folds: int = 5, seed: int = 0) -> Search:
     # 3. On all of them.
     chosen, plain = _choose(each, outputs.label, np.ones(len(part), bool)), _default(each[0])
     rows = {
-        "not searched": (plain.probability(), plain.dice()),
+        "class alone, not searched": (plain.probability(), plain.dice()),
         "chosen on these images": (chosen.probability(), chosen.dice()),
         "chosen out of fold": (probability, dice),
     }
@@ -233,7 +237,7 @@ def search_blend(outputs: Outputs, *, folds: int = 5, seed: int = 0) -> Search:
         }
         for words, (p, d) in rows.items()
     ]
-    return Search(chosen.blend(), pd.DataFrame(scores), outputs, folds, seed)
+    return Search(chosen.blend(), pd.DataFrame(scores), chosen.probability(), outputs, folds, seed)
 
 
 def _parts(outputs: Outputs, folds: int, seed: int) -> NDArray[np.int_]:
@@ -425,6 +429,11 @@ class FrozenBlend:
     views: tuple[str, ...]
     record: Mapping[str, Any]
 
+    @property
+    def threshold(self) -> float | None:
+        """Probability from which an image is called, by the rule of training; None where none qualified."""
+        return Decision.from_record(self.record["decision"]).threshold
+
     def summary(self) -> str:
         """What was chosen, and how well it does, in two lines and a table."""
         blend, on = self.blend, self.record["chosen_on"]
@@ -461,6 +470,7 @@ def freeze_blend(
     *,
     members: Sequence[Mapping[str, Any]],
     views: Sequence[str],
+    rule: Rule,
     data: Mapping[str, Any],
     replace: bool = False,
 ) -> Path:
@@ -471,6 +481,7 @@ def freeze_blend(
         search: of `search_blend`.
         members: in the order of the weights, each with its `run`, `weights_sha256` and `record_sha256`.
         views: of each image, see `FrozenBlend`.
+        rule: chooses a threshold of the blended probabilities, until another decision is frozen.
         data: hashes of the cohort.
         replace: replace a blend that is there; predictions made with it are then of another.
 
@@ -508,6 +519,7 @@ def freeze_blend(
             "weightings": len(_weightings(outputs.classes.shape[1])),
         },
         "scores": scores.to_dict("records"),
+        "decision": choose_threshold(outputs.label, search.probability, rule).record(),
         "frozen_utc": now_utc(),
         "versions": {"cspine_helpers": __version__},
     }

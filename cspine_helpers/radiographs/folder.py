@@ -23,13 +23,15 @@ from cspine_helpers.decisions.thresholds import check_threshold
 from cspine_helpers.files.paths import exchange, exclusive, inside, listing, printable, sha256_of
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.inference.prediction import PREDICTIONS
-from cspine_helpers.inference.study import CHOSEN, FROZEN, GIVEN, NOTICE, recorded_cohort
+from cspine_helpers.inference.study import CHOSEN, FROZEN, GIVEN, NOTICE
 from cspine_helpers.predictions import read_predictions
 from cspine_helpers.radiographs.annotations import encode_rle
 from cspine_helpers.radiographs.blend import BLEND, read_blend
 from cspine_helpers.radiographs.cohort import SPLIT, is_radiographs, read_radiograph_cohort
 from cspine_helpers.radiographs.images import Frame, read_radiograph
-from cspine_helpers.radiographs.prediction import MASKS, Answer, Predictor
+from cspine_helpers.radiographs.masks import MASKS
+from cspine_helpers.radiographs.prediction import Answer, Predictor
+from cspine_helpers.runs import recorded_cohort
 from cspine_helpers.splits import split_hash
 
 UNREADABLE, OVERLAYS = "unreadable.csv", "overlays"
@@ -51,7 +53,7 @@ class FolderPrediction:
         unreadable: `file` and `reason`.
         others: how many files are no radiographs by their name.
         threshold: probability from which an image is called.
-        threshold_source: `frozen decision`, `run.json` or `given`.
+        threshold_source: `frozen decision`, `blend.json`, `run.json` or `given`.
         warnings: what to know before believing it, a sentence each.
     """
 
@@ -142,8 +144,8 @@ def predict_folder(
         folder: any, of PNG, JPEG, TIFF, DICOM.
         out: folder that is made.
         tta: see `Predictor.of`.
-        threshold: probability from which an image is called; None: that of the frozen decision, else the one
-            that training chose.
+        threshold: probability from which an image is called; None: that of the frozen decision, else of the
+            frozen blend, else the one that training chose.
         device: "cpu" or "cuda".
         overlays: whether pictures are written.
         replace: replace what an earlier call wrote there.
@@ -292,11 +294,14 @@ def _threshold(predictor: Predictor, given: float | None) -> tuple[float, str]:
     if (predictor.folder / DECISION).is_file():
         frozen = read_decision(predictor.folder)
         check_belongs(frozen, read_predictions(predictor.folder / PREDICTIONS))
-        by_unit = [each for level, each in frozen.decisions.items() if level != "patient"]
-        if by_unit and not by_unit[0].thresholds:
-            return by_unit[0].require(), FROZEN
-    if len(predictor.runs) == 1 and (chosen := predictor.runs[0].threshold) is not None:
-        return float(chosen), CHOSEN
+        if (decision := frozen.decisions.get("image")) is not None:
+            return decision.require(), FROZEN
+    if predictor.is_frozen:
+        chosen, source = read_blend(predictor.folder).threshold, BLEND
+    else:
+        chosen, source = predictor.runs[0].threshold if len(predictor.runs) == 1 else None, CHOSEN
+    if chosen is not None:
+        return float(chosen), source
     raise ValueError(
         f"The run at {predictor.folder} has no threshold: no decision about images is frozen (notebook 04). "
         "Freeze one, or pass threshold=... (on the command line, --threshold)."

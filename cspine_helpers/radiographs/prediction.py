@@ -7,7 +7,8 @@ pixels. Shapes: B images of H × W pixels, M members, h × w cells of a mask.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as replaced
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -21,17 +22,18 @@ from tqdm.auto import tqdm
 
 from cspine_helpers import __version__
 from cspine_helpers.checkpoints import Run
+from cspine_helpers.decisions.thresholds import Rule
 from cspine_helpers.files.paths import listing, sha256_of
-from cspine_helpers.files.records import differences
-from cspine_helpers.files.tables import Column, checked, read_columns, write_table
+from cspine_helpers.files.records import config_of, differences
 from cspine_helpers.inference.ensemble import check_alike, load_members, member_of
 from cspine_helpers.inference.prediction import PREDICTIONS, Part, check_free, computed_by, write_parts
 from cspine_helpers.labels import UID
 from cspine_helpers.model.forward import as_on_a_cpu
-from cspine_helpers.radiographs.annotations import decode_rle, encode_rle
+from cspine_helpers.radiographs.annotations import encode_rle
 from cspine_helpers.radiographs.blend import (
     BLEND,
     Blend,
+    FrozenBlend,
     Outputs,
     freeze_blend,
     read_blend,
@@ -40,17 +42,10 @@ from cspine_helpers.radiographs.blend import (
 from cspine_helpers.radiographs.cohort import RadiographCohort, read_radiograph_cohort
 from cspine_helpers.radiographs.dataset import RadiographDataset, image_loader
 from cspine_helpers.radiographs.images import Frame
+from cspine_helpers.radiographs.masks import MASKS, write_masks
 from cspine_helpers.radiographs.task import load_radiograph_run
-from cspine_helpers.runs import (
-    ENSEMBLE,
-    RADIOGRAPHS,
-    RECORD,
-    other_runs,
-    read_ensemble,
-    write_ensemble,
-)
+from cspine_helpers.runs import RADIOGRAPHS, RECORD, member_folders, write_ensemble
 
-MASKS = "masks.csv"
 IMAGE = "image"  # the unit of a row of predictions
 AS_IT_IS = "as it is"
 VIEWS: Mapping[str, tuple[int, ...]] = {  # of an image → axes of (…, H, W) that are turned round
@@ -61,12 +56,6 @@ VIEWS: Mapping[str, tuple[int, ...]] = {  # of an image → axes of (…, H, W) 
 }
 OVERLAP = 0.5  # of neighbouring windows
 _SAME = ("images_sha256", "split_sha256")  # in training and prediction
-_MASK_COLUMNS = (
-    Column("image", "id"),
-    Column("height", "whole", low=1),
-    Column("width", "whole", low=1),
-    Column("mask", empty=True),
-)
 
 
 class Answer(NamedTuple):
@@ -186,7 +175,8 @@ class Predictor:
         runs: its members, alike.
         blend: how their outputs become an answer.
         views: of each image, names in `VIEWS`.
-        is_frozen: whether the blend is the one that is frozen in the folder; else it is `Blend`'s defaults.
+        is_frozen: whether the blend is the one that is frozen in the folder; else it is the class alone, with
+            the mask's threshold that training found best.
 
     Example:
         >>> Predictor.of("nobody")
@@ -214,7 +204,7 @@ class Predictor:
             FileNotFoundError: there is neither.
             ValueError: members are missing, damaged or not alike, or not those of the frozen blend.
         """
-        return cls.by(member_folders(folder), folder, tta=tta, device=device)
+        return cls.by(member_folders(folder), folder, frozen=_frozen(folder), tta=tta, device=device)
 
     @classmethod
     def by(
@@ -222,24 +212,26 @@ class Predictor:
         members: Sequence[str | Path],
         folder: str | Path,
         *,
+        frozen: FrozenBlend | None = None,
         tta: bool | None = None,
         device: str = "cpu",
     ) -> Self:
-        """The same with members that are named; see `of`."""
-        folder = Path(folder)
+        """The same with members and the blend that are named; see `of`."""
         runs = load_members([Path(member) for member in members], load_radiograph_run)
         check_alike(
             runs, _shared, "Runs of an ensemble share labels, split, frame and whether they have a mask"
         )
-        frozen = read_blend(folder) if (folder / BLEND).is_file() else None
         if frozen:
             frozen.check_members([member_of(run) for run in runs])
         chosen = frozen.views if frozen else (AS_IT_IS,)
         views = chosen if tta is None else tuple(VIEWS) if tta else (AS_IT_IS,)
+        chosen_by_training = [found["threshold"] for run in runs if (found := run.record.get("mask"))]
         plain = Blend(weights=(1 / len(runs),) * len(runs))
+        if chosen_by_training:
+            plain = replaced(plain, mask_threshold=float(np.mean(chosen_by_training)))
         for run in runs:
             run.to(device)
-        return cls(folder, runs, frozen.blend if frozen else plain, views, frozen is not None)
+        return cls(Path(folder), runs, frozen.blend if frozen else plain, views, frozen is not None)
 
     @cached_property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -285,28 +277,9 @@ class Predictor:
         return self.answer(classes[0], None if masks is None else masks[0], frame)
 
 
-def member_folders(folder: str | Path) -> list[Path]:
-    """The runs that predict in a folder: itself, or the members that its `ensemble.json` names.
-
-    A member lies in the ensemble's folder, or beside it.
-
-    Raises:
-        FileNotFoundError: there is neither a run nor an ensemble.
-
-    Example:
-        >>> [path.name for path in member_folders(run_folder)]
-        ['run']
-    """
-    folder = Path(folder)
-    if (folder / RECORD).is_file():
-        return [folder]
-    if not (folder / ENSEMBLE).is_file():
-        raise FileNotFoundError(
-            f"No run at {folder}: {RECORD} is missing. Train one: python -m cspine_helpers train."
-            f"{other_runs(folder)}"
-        )
-    names = [each["run"] for each in read_ensemble(folder)["members"]]
-    return [inner if (inner := folder / name).is_dir() else folder.parent / name for name in names]
+def _frozen(folder: str | Path) -> FrozenBlend | None:
+    """The blend that is frozen in a folder, if one is."""
+    return read_blend(folder) if (Path(folder) / BLEND).is_file() else None
 
 
 def _shared(run: Run[Any, Any]) -> dict[str, Any]:
@@ -385,7 +358,8 @@ def predict_radiographs(
     path = folder / PREDICTIONS
     check_free(path, replace=replace)
     is_searched = search and (replace or not (folder / BLEND).is_file())
-    predictor = _predictor(members, folder, tta=tta, device=device, anew=is_searched)
+    frozen = None if is_searched else _frozen(folder)
+    predictor = Predictor.by(members, folder, frozen=frozen, tta=tta, device=device)
     _check_cohort(predictor.runs[0], cohort)
 
     # 2. The blend, where one is asked for.
@@ -398,10 +372,18 @@ def predict_radiographs(
             search_blend(known, folds=folds),
             members=[member_of(run) for run in predictor.runs],
             views=predictor.views,
+            rule=config_of(Rule, predictor.runs[0].record["rule"]),
             data=cohort.fingerprint(),
             replace=replace,
         )
-        predictor = _predictor(members, folder, tta=tta, device=device, anew=False)
+        frozen = read_blend(folder)
+        predictor = replaced(predictor, blend=frozen.blend, is_frozen=True)
+    elif frozen and predictor.views != frozen.views:
+        raise ValueError(
+            f"{folder / BLEND} was chosen with other views of each image ({listing(frozen.views)}) than "
+            f"{listing(predictor.views)}. Predict with those, or search a blend again: predict --blend "
+            "--replace."
+        )
 
     # 3. The tables.
     parts = [_part(predictor, cohort, name, known, **loaded) for name in splits]
@@ -419,34 +401,13 @@ def predict_radiographs(
     def describe(found: list[Any]) -> None:
         if found and found[0][1] is not None:
             sizes = cohort.images.set_index("image").loc[images, ["height", "width"]].reset_index()
-            write_table(sizes.assign(mask=[text for _, text in found]), folder / MASKS, sealed=True)
+            write_masks(sizes, [text for _, text in found], folder / MASKS)
         if is_ensemble:
             record = {"task": RADIOGRAPHS, "mean_of": "probabilities of each run and view", **made_of}
             hashes = {"predictions_sha256": sha256_of(path)}
             write_ensemble(folder, {**record, **hashes, "versions": {"cspine_helpers": __version__}})
 
     return write_parts(parts, path, made_of=made_of, probability=lambda found: found[0], then=describe)
-
-
-def _predictor(
-    members: Sequence[str | Path], folder: Path, *, tta: bool | None, device: str, anew: bool
-) -> Predictor:
-    """The members, with the blend that is frozen, or `anew` with the default one.
-
-    Raises:
-        ValueError: the frozen blend was chosen with other views than are asked for.
-    """
-    if anew:
-        empty = folder / ".no-blend"  # nothing is frozen there
-        return replace(Predictor.by(members, empty, tta=tta, device=device), folder=folder)
-    predictor = Predictor.by(members, folder, tta=tta, device=device)
-    if predictor.is_frozen and predictor.views != (chosen := read_blend(folder).views):
-        raise ValueError(
-            f"{folder / BLEND} was chosen with other views of each image ({listing(chosen)}) than "
-            f"{listing(predictor.views)}. Predict with those, or search a blend again: predict --blend "
-            "--replace."
-        )
-    return predictor
 
 
 def _check_cohort(run: Run[Any, Any], cohort: RadiographCohort) -> None:
@@ -549,24 +510,3 @@ def _part(
                 yield batch
 
     return Part(rows, batches)
-
-
-def read_masks(run_folder: str | Path) -> dict[str, NDArray[np.uint8]]:
-    """Image → its predicted mask (H, W) 0/1, at the size of the displayed image, of `masks.csv`.
-
-    Raises:
-        FileNotFoundError: there is none, as networks without a mask write none.
-        ValueError: it is not as it was written.
-
-    Example:
-        >>> masks = read_masks("nobody")
-        Traceback (most recent call last):
-        ...
-        FileNotFoundError: No masks at nobody/masks.csv. Predict them: python -m cspine_helpers predict...
-    """
-    path = Path(run_folder) / MASKS
-    source = "Predict them: python -m cspine_helpers predict --run NAME, of a run that has a mask."
-    table = read_columns(path, what="masks", source=source, text=("image", "mask"))
-    table = checked(table, _MASK_COLUMNS, what=str(path), key=("image",))
-    columns = (table[column.name].tolist() for column in _MASK_COLUMNS)
-    return {image: decode_rle(text, *size) for image, *size, text in zip(*columns, strict=True)}
