@@ -61,7 +61,7 @@ def radiograph_run(folder, table, **changes):
         "task": RADIOGRAPHS,
         "model": {"architecture": "decoder", "backbone": "lite0", "long": 384, "short": 320},
         "train": {"epochs": 5, "seed": 3},
-        "data": {"cohort": "limbs", "images_sha256": "a" * 64, "split_sha256": "b" * 64},
+        "data": {"cohort": "limbs", "labels_sha256": "a" * 64, "split_sha256": "b" * 64},
         "cohort": {"counts": {"train": counts}, "sources": [source]},
         "decision": choose_decision(table, Rule(precision_floor=0.4)).record(),
         "best_epoch": 2,

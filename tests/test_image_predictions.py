@@ -252,7 +252,7 @@ def test_the_card_of_images_has_their_numbers_and_names_no_vertebra(table, tmp_p
     assert "| train | 40 | 10 (0.250) | 100 | 20 (0.200) |" in text
     assert "### The decision, at image level" in text
     assert "limbs (CC BY 4.0): Doe 2023" in text
-    assert f"| images of the cohort | `{'a' * 64}` |" in text
+    assert f"| labels of the cohort | `{'a' * 64}` |" in text
     assert 'read "fractured" as that' not in text
 
 

@@ -35,7 +35,7 @@ from cspine_helpers.model_card.results import (
 
 CARD = "MODEL_CARD.md"
 _COHORT, _RUN = ("labels", "split", "manifest"), ("weights", "history", "record")  # that have hashes
-_OF_IMAGES = ("images", "annotations", "split")
+_OF_IMAGES = ("labels", "annotations", "split")
 _CITATION = "Cervical Spine Fracture Detection Dataset, Copyright RSNA, 2023"
 _TEMPLATES = Environment(
     loader=PackageLoader("cspine_helpers", "model_card"),

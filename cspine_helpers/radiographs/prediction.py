@@ -55,7 +55,7 @@ VIEWS: Mapping[str, tuple[int, ...]] = {  # of an image → axes of (…, H, W) 
     "both exchanged": (-2, -1),
 }
 OVERLAP = 0.5  # of neighbouring windows
-_SAME = ("images_sha256", "split_sha256")  # in training and prediction
+_SAME = ("labels_sha256", "split_sha256")  # in training and prediction
 
 
 class Answer(NamedTuple):
