@@ -758,9 +758,12 @@ def _card_options(parser: ArgumentParser) -> None:
 
 
 def _card(options: Namespace) -> int:
-    from cspine_helpers.model_card.card import write_card
-
-    print(write_card(paths.run_dir(options.run)))
+    folder = paths.run_dir(options.run)
+    if _of_radiographs(folder):
+        from cspine_helpers.radiographs.card import write_radiograph_card as write
+    else:
+        from cspine_helpers.model_card.card import write_card as write
+    print(write(folder))
     return 0
 
 

@@ -8,6 +8,7 @@ Source: Mitchell et al., Model cards for model reporting, FAT* (2019) 220-229, f
 """
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -46,11 +47,18 @@ _TEMPLATES = Environment(
 _TEMPLATES.filters |= {"cell": cell, "number": number}
 
 
-def write_card(run_folder: str | Path) -> Path:
+def write_card(
+    run_folder: str | Path, *, more: Callable[[RunFiles], Mapping[str, str]] = lambda run: {}
+) -> Path:
     """Write `<run>/MODEL_CARD.md` from the files of the run folder; returns its path.
 
     It never opens the test split: test results are in the card once the record of openings says that it was
     opened with the decision that is frozen.
+
+    Args:
+        run_folder: of a run, an ensemble, or predictions made elsewhere.
+        more: what a track knows beside that, place in the card → Markdown: `sources` of its images, `model`,
+            `subgroups`, the name of a split that is shown, `limits`.
 
     Raises:
         FileNotFoundError: there is neither a run nor a predictions table.
@@ -61,14 +69,15 @@ def write_card(run_folder: str | Path) -> Path:
         >>> write_card(run_folder).name  # doctest: +SKIP
         'MODEL_CARD.md'
     """
-    text, path = render(read_run_files(run_folder)), inside(Path(run_folder) / CARD)
+    run = read_run_files(run_folder)
+    text, path = render(run, more(run)), inside(Path(run_folder) / CARD)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
-def render(run: RunFiles) -> str:
-    """The card's Markdown."""
+def render(run: RunFiles, more: Mapping[str, str]) -> str:
+    """The card's Markdown; `more` as in `write_card`, of what that gives."""
     many = {name: len(rows[UID].unique()) > 1 for name, rows in run.splits.items()}
     shown = [name for name in many if many[name] and (name != "test" or run.opened)]
     counts = [[name, *_counted(rows)] for name, rows in run.splits.items()]
@@ -77,6 +86,7 @@ def render(run: RunFiles) -> str:
     patients = {name: Cases.of(rows).words for name, rows in run.splits.items()}
     text = _TEMPLATES.get_template(f"{CARD}.jinja").render(
         run=run,
+        more=more,
         found={name: find(run.splits[name], run.decisions) for name in shown},
         counts=counts,
         several=[f"{cell(name)}, {words}" for name, words in patients.items() if "studies" in words],
