@@ -11,6 +11,7 @@ from sklearn import metrics as sk
 
 from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.evaluation.resampling import effective_cases, patient_weights, score_interval
+from cspine_helpers.files.tables import write_table
 from cspine_helpers.labels import UID
 from cspine_helpers.predictions import validate_predictions
 from cspine_helpers.radiographs import evaluation
@@ -715,3 +716,76 @@ def test_fracatlas_has_its_781_lesions_and_their_known_sizes():
     known = [0.11, 0.35, 1.36]  # drawn with the outline's own pixels, which makes them larger
     np.testing.assert_allclose(share, known, rtol=0.1)
     assert (cases.images["true_frame"] > 0).all()
+
+
+# ------------------------------------------------------------------------------------------------- tables
+def test_every_metric_is_the_same_from_the_tables_that_are_shipped(cases, other, tmp_path):
+    cases.write(tmp_path / "first")
+    other.write(tmp_path / "other")
+    first, second = MaskCases.read(tmp_path / "first"), MaskCases.read(tmp_path / "other")
+    few = {"resamples": 50}
+    for ask in (
+        lambda one, two: evaluate(one, threshold=0.4, **few),
+        lambda one, two: froc(one, at=[0.1, 0.25, 1, 4], **few),
+        lambda one, two: subgroups(one, threshold=0.4, by=["part", "view", "hardware"], **few),
+        lambda one, two: hardware_shortcut(one, **few),
+        lambda one, two: compare(one, two, threshold=0.4, **few),
+        lambda one, two: ablation({"one": one, "two": two}, reference="one", **few),
+        lambda one, two: examples(one, threshold=0.4)[["image", "kind", "probability", "dice"]],
+    ):
+        pd.testing.assert_frame_equal(ask(first, second), ask(cases, other), check_exact=True)
+    assert first.rule == cases.rule
+
+
+def test_cases_without_masks_and_with_nothing_marked_come_back_too(cases, tmp_path):
+    names = ["image", "patient", "label", "probability"]
+    MaskCases.of(cases.images[names], truth={}).write(tmp_path / "presence")
+    assert not MaskCases.read(tmp_path / "presence").has_masks
+    empty = dict.fromkeys(["i0", "i1"], np.zeros(SHAPE))
+    blank = MaskCases.of(images([1, 0]), truth={"i0": [square(3, 3, 8)]}, predicted=empty)
+    blank.write(tmp_path / "blank")
+    assert MaskCases.read(tmp_path / "blank").images["dice"].tolist() == blank.images["dice"].tolist()
+    with pytest.raises(FileExistsError, match="replace=True"):
+        blank.write(tmp_path / "presence")
+    blank.write(tmp_path / "presence", replace=True)
+    assert MaskCases.read(tmp_path / "presence").has_masks
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("marks", lambda t: t.iloc[1:], "images whose marks are others than in their table"),
+        ("marks", lambda t: t.assign(false=1 - t["false"]), "images whose false_marks are others"),
+        ("marks", lambda t: t.assign(area=t["area"] + 1), "images whose predicted are others"),
+        ("marks", lambda t: t.assign(false="some"), "none of 0, 1"),
+        ("lesions", lambda t: t.assign(score=np.nan), "images whose lesions_hit are others"),
+        ("lesions", lambda t: t.assign(patient="nobody"), "of another patient"),
+        ("lesions", lambda t: t.assign(image="nowhere"), "not in images.csv"),
+        ("lesions", lambda t: t.drop(columns="area"), "lacks the column"),
+        ("images", lambda t: t.assign(overlap=t["overlap"] + 1), "dice is not that of their pixels"),
+        ("images", lambda t: t.assign(split=["test", *["validation"] * (len(t) - 1)]), "mixes the splits"),
+        ("images", lambda t: t.assign(rule=["a", *["b"] * (len(t) - 1)]), "mixes the rules"),
+        ("images", lambda t: t.drop(columns="marks"), "lacks the column"),
+        ("images", lambda t: t.assign(label=1), "fractured images have no lesion"),
+        ("images", lambda t: pd.concat([t, t[:1]]), "rows that repeat image"),
+    ],
+)
+def test_tables_that_do_not_belong_together_are_refused(cases, tmp_path, name, change, message):
+    cases.write(tmp_path)
+    path = tmp_path / f"{name}.csv"
+    write_table(change(pd.read_csv(path, keep_default_na=False)), path, sealed=True)
+    with pytest.raises(ValueError, match=message):
+        MaskCases.read(tmp_path)
+
+
+def test_tables_that_were_edited_or_are_missing_are_refused(cases, tmp_path):
+    cases.write(tmp_path)
+    path = tmp_path / "images.csv"
+    path.write_text(path.read_text().replace("hand", "foot", 1))
+    with pytest.raises(ValueError, match=r"images\.csv"):
+        MaskCases.read(tmp_path)
+    (tmp_path / "marks.csv").unlink()
+    cases.write(tmp_path, replace=True)
+    (tmp_path / "lesions.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lesions\.csv"):
+        MaskCases.read(tmp_path)

@@ -8,6 +8,7 @@ R resamples.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
@@ -34,7 +35,15 @@ from cspine_helpers.evaluation.resampling import (
     shares_of,
 )
 from cspine_helpers.files.paths import listing
-from cspine_helpers.files.tables import numbers, require_columns
+from cspine_helpers.files.tables import (
+    Column,
+    checked,
+    numbers,
+    read_columns,
+    refuse,
+    require_columns,
+    write_table,
+)
 from cspine_helpers.labels import UID
 from cspine_helpers.metrics import check_scores
 from cspine_helpers.predictions import COLUMNS
@@ -51,6 +60,31 @@ _COUNTED = (  # columns of each image, where masks were predicted
     *("true", "predicted", "overlap", "dice", "dice_frame", "true_frame"),
     *("lesions", "lesions_hit", "marks", "false_marks"),
 )
+_TABLES = ("lesions", "marks", "images")  # of `MaskCases`, as files; a folder with the last is whole
+_OF_IMAGE = (
+    Column("image", "id"),
+    Column("patient"),
+    Column("split"),
+    Column("label", "whole", among=(0, 1)),
+    Column("probability", "number", low=0, high=1),
+    Column("study", optional=True),
+    *(Column(name, optional=True, empty=True) for name in SUBGROUPS[:2]),
+    *(Column(name, "whole", among=(0, 1), optional=True, empty=True) for name in SUBGROUPS[2:]),
+    Column("rule"),
+)
+_COUNTS = tuple(
+    Column(name, "number", low=0, high=1) if name.startswith("dice") else Column(name, "whole", low=0)
+    for name in _COUNTED
+)
+_OF_MARK = (Column("image", "id"), Column("patient"), Column("area", "whole", low=0))
+_OF_TABLE = {
+    "lesions": (*_OF_MARK, Column("score", "number", low=0, high=1, empty=True)),
+    "marks": (
+        *_OF_MARK,
+        Column("score", "number", low=0, high=1),
+        Column("false", "whole", among=(0, 1)),
+    ),
+}
 _TOUCHING = np.ones((3, 3), dtype=int)  # pixels that share a corner are of one component
 _SAME = 1e-9  # shares that differ by less are equal but for rounding
 Rule = Literal["iou", "overlap", "centre"]
@@ -302,6 +336,128 @@ class MaskCases:
     def __len__(self) -> int:
         return len(self.images)
 
+    def write(self, folder: str | Path, *, replace: bool = False) -> None:
+        """Write what was counted: `images.csv`, `lesions.csv`, `marks.csv`, each with its SHA-256 beside it.
+
+        They hold no image and no outline, and every metric of the cases is the same from them. Of the
+        images' other columns `study` and those of `SUBGROUPS` are kept.
+
+        Args:
+            folder: made where it is missing.
+            replace: replace tables that are there.
+
+        Raises:
+            FileExistsError: there are some, and `replace` is not set.
+
+        Example:
+            >>> table = pd.DataFrame({"image": ["a", "b"], "patient": ["a", "b"], "label": [1, 0]})
+            >>> cases = MaskCases.of(table.assign(probability=[0.8, 0.1]), truth={})
+            >>> cases.write("measured/test")
+            >>> MaskCases.read("measured/test").images["probability"].tolist()
+            [0.8, 0.1]
+        """
+        folder = Path(folder)
+        if (folder / "images.csv").exists() and not replace:
+            raise FileExistsError(
+                f"{folder} holds what was measured before. Leave it, or replace it with replace=True."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [column.name for column in _image_columns(self.images) if column.name != "rule"]
+        tables = {name: getattr(self, name) for name in _TABLES}
+        tables["images"] = self.images[kept].assign(rule=self.rule)
+        for name, table in tables.items():
+            write_table(table, folder / f"{name}.csv", sealed=True)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Self:
+        """The cases that `write` left in a folder, to the last digit.
+
+        Raises:
+            FileNotFoundError: a table is missing.
+            ValueError: one is not as it was written, breaks its schema, or the three do not belong together.
+        """
+        folder = Path(folder)
+        images, lesions, marks = (_stored(folder / f"{name}.csv") for name in ("images", *_TABLES[:2]))
+        if len(rules := images.pop("rule").unique()) > 1:
+            raise ValueError(f"{folder / 'images.csv'} mixes the rules {listing(rules)}. Keep one.")
+        found = cls(_checked_split(images), lesions, marks, str(rules[0]))
+        _check_counts(found, folder)
+        _ = found.presence  # which checks labels, probabilities and patients
+        return found
+
+
+def _image_columns(images: pd.DataFrame) -> list[Column]:
+    """Columns of `images.csv`: those of the counts are all there or none."""
+    counted = _COUNTS if set(_COUNTED) & set(images.columns) else ()
+    return [
+        *(each for each in _OF_IMAGE if not each.optional or each.name in images.columns),
+        *counted,
+    ]
+
+
+def _stored(path: Path) -> pd.DataFrame:
+    """One table of `MaskCases.write`, its numbers exactly those that were written."""
+    found = read_columns(path, what="table of what was measured", source="MaskCases.write makes it.")
+    columns = _OF_TABLE.get(path.stem) or _image_columns(found)
+    numeric = [each.name for each in columns if each.kind in ("number", "whole") and each.name in found]
+    exact = {name: [_number(cell) for cell in found[name]] for name in numeric}
+    is_images = path.stem == "images"
+    found = checked(
+        found.assign(**exact),
+        columns,
+        what=str(path),
+        key=("image",),
+        unique=is_images,
+        may_be_empty=not is_images,
+    )
+    words = [column.name for column in columns if column.kind == "text" and column.empty]
+    return found.assign(**{name: found[name].fillna("") for name in words})
+
+
+def _number(cell: Any) -> Any:
+    """The number of a cell's text, rounded once, which pandas does not promise; else the cell."""
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def _check_counts(cases: MaskCases, folder: Path) -> None:
+    """Refuse lesions and marks that are not those that the images' rows count.
+
+    Raises:
+        ValueError: names the images.
+    """
+    images = cases.images.set_index("image")
+    parts = {"lesions": cases.lesions, "marks": cases.marks}
+    problems = [
+        f"{name} of images that are not in images.csv, or are there of another patient ({len(other)}): "
+        f"{listing(other)}"
+        for name, rows in parts.items()
+        if len(other := rows["image"][images["patient"].reindex(rows["image"]).to_numpy() != rows["patient"]])
+    ]
+    if cases.has_masks:
+        hit, false = cases.lesions["score"].notna(), cases.marks["false"]
+        for name, rows, values in (
+            ("lesions", cases.lesions, 1),
+            ("lesions_hit", cases.lesions, hit),
+            ("marks", cases.marks, 1),
+            ("false_marks", cases.marks, false),
+            ("predicted", cases.marks, cases.marks["area"]),
+        ):
+            counted = rows.assign(value=values).groupby("image")["value"].sum()
+            differ = images.index[images[name] != counted.reindex(images.index, fill_value=0)]
+            if len(differ):
+                problems.append(f"images whose {name} are others than in their table ({len(differ)}): "
+                                f"{listing(differ)}")  # fmt: skip
+        sums = images["predicted"] + images["true"] + EPSILON
+        wrong = images.index[((2 * images["overlap"] + EPSILON) / sums - images["dice"]).abs() > _SAME]
+        if len(wrong):
+            problems.append(f"images whose dice is not that of their pixels ({len(wrong)}): {listing(wrong)}")
+    refuse(problems, what=f"What was measured, at {folder},")
+    if cases.has_masks:
+        _check_truth(cases.images["label"], cases.images["true"], cases.images["image"])
+
 
 def judged_images(predictions: pd.DataFrame, images: pd.DataFrame, *, split: str) -> pd.DataFrame:
     """The predictions of one split, with what the image table says of each image: what `MaskCases.of` takes.
@@ -359,13 +515,18 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
             if len(twice)
             else "The table of images has no rows. Choose a split that has some."
         )
-    table = table if "split" in table.columns else table.assign(split="test")
-    if len(splits := table["split"].unique()) > 1:
-        raise ValueError(f"The table of images mixes the splits {listing(sorted(splits))}. Keep one.")
+    table = _checked_split(table if "split" in table.columns else table.assign(split="test"))
     names = [*needed[:2], "split", *needed[2:]]
     if own := [name for name in table.columns if name in _COUNTED]:
         raise ValueError(f"The table of images has columns that are counted here: {listing(own)}. Drop them.")
     return table[[*names, *table.columns.difference(names, sort=False)]].reset_index(drop=True)
+
+
+def _checked_split(table: pd.DataFrame) -> pd.DataFrame:
+    """The table, where all its images are of one split."""
+    if len(splits := table["split"].unique()) > 1:
+        raise ValueError(f"The table of images mixes the splits {listing(sorted(splits))}. Keep one.")
+    return table
 
 
 def _check_truth(label: pd.Series, true: pd.Series, image: pd.Series) -> None:
