@@ -1,8 +1,8 @@
 """Run the numbered notebooks in order, each in a fresh kernel, and keep what a reader needs of their outputs.
 
-For the built-in cohort the committed notebooks are rendered in place, so that running twice on one machine
-changes nothing. With any other parameter they stay as they are and executed copies go to
-`notebooks/rendered/<cohort>/`, those of a run with another name to a folder of that name in it.
+For the built-in cohort (11: the sample of FracAtlas) the committed notebooks are rendered in place, so that
+running twice on one machine changes nothing. With any other parameter they stay as they are, and executed
+copies go to `notebooks/rendered/<cohort>/`, those of a run with another name to a folder of that name in it.
 
     python notebooks/run.py [--cohort NAME] [--run NAME] [--retrain] [--settings FILE] [NN ...]
 """
@@ -192,6 +192,11 @@ def table(runs: Sequence[Run]) -> str:
     )
 
 
+def of_radiographs(path: Path) -> bool:
+    """Whether a notebook is about radiographs, whose cohort and run are its own."""
+    return path.stem.startswith("11_")
+
+
 def has_ct(folder: Path) -> bool:
     """Whether notebook 00 has CT to pack: that of the cohort's folder, or phantoms, which it writes as CT."""
     return (folder / "train_images").is_dir() or (folder / "cohort.json").is_file()
@@ -221,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.numbers and not has_ct(paths.cohort_dir(options.cohort)):
             print(f"{chosen[0].stem} is skipped: the cohort {options.cohort!r} has no CT in train_images/.")
             chosen = chosen[1:]
+        if parameters and not options.numbers:  # these are of CT, or it would be asked for by number
+            chosen = [path for path in chosen if not of_radiographs(path)]
         copies = FOLDER / "rendered" / paths.checked_name(options.cohort, "cohort")
         if options.run:
             copies /= paths.checked_name(options.run, "run")

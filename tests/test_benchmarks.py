@@ -1,14 +1,18 @@
 import importlib
 from dataclasses import asdict
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
 from test_environment import ROOT
 
+from benchmarks import fracatlas_sample
 from benchmarks.__main__ import PARTS, render
 from benchmarks.fracatlas import leak_design
 from benchmarks.measure import Row, interleaved, ratio, spread
+from cspine_helpers.radiographs.evaluation import MaskCases
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -58,3 +62,36 @@ def test_the_leaky_training_sees_the_judged_groups_and_the_clean_one_does_not():
     assert set(roles["judged"]).isdisjoint(roles["leaky"])
     counts = [of[name]["label"].value_counts().to_dict() for name in ("clean", "leaky")]
     assert counts[0] == counts[1]  # only whose images they are is different
+
+
+def test_a_sample_is_half_fractured_half_wrong_one_a_patient_and_shows_every_trait():
+    rng = np.random.default_rng(3)
+    many = 300
+    label = (rng.random(many) < 0.4).astype(int)
+    names = [f"IMG{n:04}" for n in range(many)]
+    table = pd.DataFrame({"image": names, "patient": [f"p{n // 2}" for n in range(many)], "label": label})
+    table["probability"] = expit(rng.normal(1.5 * (2 * label - 1)))
+    table["part"] = rng.choice(["hand", "leg", "hand+hip"], many, p=[0.6, 0.35, 0.05])
+    table = table.assign(view="", hardware=0, multiscan=rng.random(many) < 0.1)
+    odd = table.index[(label == 1)][7]
+    table.loc[odd, "hardware"] = 1
+    table["patient"] = table["patient"].where(table.index != odd, "alone")
+    turned = pd.Series(table.index == table.index[label == 1][20])
+    cases = MaskCases.of(table.astype({"multiscan": int}), truth={})
+    chosen = fracatlas_sample.choose(cases, turned, threshold=0.5)
+    assert chosen["kind"].value_counts().to_dict() == dict.fromkeys(
+        ["hit", "miss", "false alarm", "cleared"], 6
+    )
+    assert chosen["patient"].is_unique
+    assert chosen["turned"].sum() == (chosen["hardware"] == 1).sum() == 1
+    assert (chosen["multiscan"] & chosen["label"]).any()
+    shown = zip(chosen["part"], chosen["label"], strict=True)
+    every = {(part, label) for words, label in shown for part in words.split("+")}
+    assert every == set(product(("hand", "leg", "hip"), (0, 1)))
+    again = fracatlas_sample.choose(cases, turned, threshold=0.5)
+    pd.testing.assert_frame_equal(again, chosen)
+    spread = chosen[chosen["kind"] == "cleared"]["probability"]
+    assert spread.min() < 0.1
+    assert spread.max() > 0.35
+    with pytest.raises(ValueError, match="Use a larger split"):
+        fracatlas_sample.choose(cases.where(table.index < 20), turned[:20], threshold=0.5)

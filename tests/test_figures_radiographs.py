@@ -266,3 +266,21 @@ def test_the_shortcut_writes_each_area_with_its_interval():
         "0.574 (0.554 to 0.594)",
     ]
     assert [text.get_text() for text in right.texts] == ["−0.022 (−0.042 to −0.002)"]
+
+
+def test_an_outline_is_drawn_on_each_panel_under_its_name_and_within_the_image():
+    outline = np.array([[5, 5], [30, 5], [30, 50]])
+    figure = radiographs.outlined(
+        {
+            "as stored": (np.zeros((40, 60), np.uint8), [outline]),
+            "as displayed": (np.zeros((60, 40), np.uint8), [outline]),
+        }
+    )
+    assert [axes.get_title() for axes in figure.axes] == ["as stored", "as displayed"]
+    for axes, (height, width) in zip(figure.axes, ((40, 60), (60, 40)), strict=True):
+        assert axes.get_xlim() == (-0.5, width - 0.5)
+        assert axes.get_ylim() == (height - 0.5, -0.5)
+        (patch,) = axes.patches
+        assert patch.get_xy()[:3].tolist() == (outline - 0.5).tolist()
+    with pytest.raises(ValueError, match="no radiograph to draw"):
+        radiographs.outlined({})

@@ -7,8 +7,8 @@ from radiograph_folders import radiograph_cohort
 
 from cspine_helpers.files.paths import sha256_of
 from cspine_helpers.labels import UID
-from cspine_helpers.radiographs.cohort import is_radiographs, read_radiograph_cohort
-from cspine_helpers.radiographs.sources import read_images
+from cspine_helpers.radiographs.cohort import copy_images, is_radiographs, read_radiograph_cohort
+from cspine_helpers.radiographs.sources import read_images, read_regions, read_sources
 from cspine_helpers.splits import read_split, split_hash, write_split
 
 
@@ -81,3 +81,36 @@ def test_a_cohort_that_is_not_whole_says_what_is_missing(own, tmp_path):
     (own / "split.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"No split.csv in .*: nobody said which images train"):
         read_radiograph_cohort(own)
+
+
+def test_some_images_make_a_cohort_of_their_own_with_their_bytes(made, tmp_path):
+    whole, outlines = read_radiograph_cohort(made), read_regions(made)
+    turned = next(image for image, file in zip(whole.images["image"], whole.images["file"], strict=True)
+                  if b"Exif" in (made / file).read_bytes()[:40])  # fmt: skip
+    names = [turned, *whole.images["image"][~whole.images["image"].eq(turned)].head(3)]
+    some = copy_images(made, names, tmp_path / "some", note="four; reduced")
+    assert sorted(some.images["image"]) == sorted(names)
+    columns = ["image", "patient", "label", "split", "part", "sha256", "height", "width"]
+    expected = whole.images[whole.images["image"].isin(names)][columns].reset_index(drop=True)
+    pd.testing.assert_frame_equal(some.images[columns], expected)
+    for row in some.images.itertuples():
+        path = some.folder / row.file
+        assert not path.is_symlink()
+        assert sha256_of(path) == row.sha256
+        for found, outline in zip(read_regions(some.folder)[row.image], outlines[row.image], strict=True):
+            assert found.tolist() == outline.tolist()
+    (source,) = read_sources(some.folder)["sources"]
+    assert (source["images"], source["positive"]) == (4, expected["label"].sum())
+    assert (source["notes"], source["left_out"], source["licence"]) == (["four; reduced"], {}, "CC BY 4.0")
+    assert not some.packed.exists()
+    with pytest.raises(FileExistsError, match="another image table"):
+        copy_images(made, names[:2], tmp_path / "some", note="two")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["nowhere"], "does not hold 1 of them"), ([], "asked for none")]
+)
+def test_images_that_a_cohort_does_not_hold_are_not_copied(made, tmp_path, names, message):
+    with pytest.raises(ValueError, match=message):
+        copy_images(made, names, tmp_path / "some", note="")
+    assert not (tmp_path / "some").exists()

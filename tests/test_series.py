@@ -21,6 +21,7 @@ from cspine_helpers import checkpoints, labels, predictions, splits
 
 ROOT = Path(__file__).parents[1]
 COHORT_FILES = ("train.csv", "train_bounding_boxes.csv", "packed", "cohort.json")
+SHIPPED, SAMPLE = ROOT / "checkpoints" / "fracatlas", ROOT / "data" / "fracatlas_sample"
 PEAK_MIB = 4096  # what the series may take
 
 pytestmark = pytest.mark.series
@@ -40,10 +41,16 @@ def make_cohort(name: str) -> None:
     subprocess.run([sys.executable, "-m", "cspine_helpers", "phantom", "--cohort", name], check=True)
 
 
+def notebooks(project: Path, numbers: tuple[str, ...]) -> list[Path]:
+    """Those of these numbers, else all that are about CT."""
+    found = runner.series(project / "notebooks", numbers)
+    return [path for path in found if numbers or not runner.of_radiographs(path)]
+
+
 def run_series(project: Path, numbers: tuple[str, ...] = (), **parameters: object) -> dict[str, str]:
     """Run notebooks; returns the text that each shows, by number."""
     texts = {}
-    for path in runner.series(project / "notebooks", numbers):
+    for path in notebooks(project, numbers):
         out = project / "rendered" / path.name
         run = runner.execute(path, parameters, out=out)
         assert run.peak_mib < PEAK_MIB, run
@@ -54,9 +61,7 @@ def run_series(project: Path, numbers: tuple[str, ...] = (), **parameters: objec
 
 
 def missing_figures(project: Path, folder: str, numbers: tuple[str, ...] = ()) -> list[str]:
-    names = [
-        n for path in runner.series(project / "notebooks", numbers) for n in saved_figures(read(path.stem))
-    ]
+    names = [n for path in notebooks(project, numbers) for n in saved_figures(read(path.stem))]
     paths = {name: project / folder / f"{name}.png" for name in names}
     return [name for name, path in paths.items() if not (path.is_file() and path.stat().st_size)]
 
@@ -168,6 +173,22 @@ def test_data_that_can_only_be_read_carry_the_series_from_a_foreign_folder(proje
     assert list(elsewhere.iterdir()) == []
     assert set(missing_figures(project, "working/figures/archive", ("01", "02", "03", "04"))) <= FAILURES
     archive.chmod(0o755)
+
+
+@pytest.mark.skipif(
+    not (SHIPPED / "measured").is_dir() or not (SAMPLE / "images.csv").is_file(),
+    reason="the run on FracAtlas and its sample are not shipped here",
+)
+def test_the_sample_and_the_tables_of_the_run_carry_the_notebook_of_radiographs(project):
+    shutil.copytree(
+        SHIPPED, project / "checkpoints" / "fracatlas", ignore=shutil.ignore_patterns("masks.csv")
+    )
+    shutil.copytree(SAMPLE, project / "data" / "fracatlas_sample")
+    text = run_series(project, ("11",))["11"]
+    assert missing_figures(project, "figures/fracatlas", ("11",)) == []
+    assert "differ by at most" in text
+    recorded = pd.read_csv(project / "checkpoints" / "fracatlas" / "measured" / "test" / "images.csv")
+    assert f"{len(recorded):,} images" in text
 
 
 def test_predictions_of_radiographs_run_through_thresholds_calibration_and_guarantees(project):

@@ -37,6 +37,7 @@ from cspine_helpers.figures.radiographs import (
     close_ups,
     cohort_sheet,
     froc_curves,
+    outlined,
     overlay_sheet,
     shortcut_dots,
     split_leaks,

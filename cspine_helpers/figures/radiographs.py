@@ -103,6 +103,39 @@ def overlay_sheet(overlays: Sequence[Overlay], *, columns: int = 4, title: str =
 
 
 @in_style
+def outlined(
+    panels: Mapping[str, tuple[NDArray[np.uint8], Sequence[ArrayLike]]], *, title: str = ""
+) -> Picture:
+    """Radiographs side by side with outlines, such as one outline on two versions of an image.
+
+    Args:
+        panels: name, above the panel → image (H, W) uint8, and outlines (N, 2) of x, y, pixel 0 being from 0
+            to 1. What lies outside of the image is not drawn.
+        title: above all.
+
+    Raises:
+        ValueError: there is no panel.
+
+    Example:
+        >>> image, outline = np.zeros((40, 30), np.uint8), np.array([[5, 5], [20, 5], [20, 30]])
+        >>> figure = outlined({"as stored": (image, [outline]), "as displayed": (image.T, [outline])})
+    """
+    if not panels:
+        raise ValueError("There is no radiograph to draw. Pass one or more.")
+    tallest = max(image.shape[0] / image.shape[1] for image, _ in panels.values())
+    figure, grid = canvas(_whole(3.6 * len(panels)), _whole(3.6 * min(tallest, 1.4) + 0.8), 1, len(panels),
+                          squeeze=False)  # fmt: skip
+    for axes, (name, (image, outlines)) in zip(grid.flat, panels.items(), strict=True):
+        each = Overlay(image, 1, 1.0, True, truth=[np.asarray(outline) for outline in outlines])
+        _image(axes, each)
+        _marks(axes, each)
+        axes.set_title(name, fontsize=10, pad=5)
+    figure.colours = 256
+    figure.head(title)
+    return figure
+
+
+@in_style
 def close_ups(overlays: Sequence[Overlay], *, title: str = "") -> Picture:
     """Each radiograph whole, and the place of its marks enlarged: bare, and with what is true and predicted.
 

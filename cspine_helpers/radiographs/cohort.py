@@ -1,7 +1,8 @@
 """A cohort of radiographs: its image table with each image's split, read together and checked."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
@@ -9,8 +10,14 @@ import pandas as pd
 from cspine_helpers.files.paths import listing, sha256_of
 from cspine_helpers.files.records import parse_json
 from cspine_helpers.labels import SPLITS, UID
-from cspine_helpers.radiographs.sources import ANNOTATIONS, IMAGES, read_images, read_sources
-from cspine_helpers.splits import read_split, split_hash, split_settings
+from cspine_helpers.radiographs.sources import (
+    ANNOTATIONS,
+    IMAGES,
+    read_images,
+    read_sources,
+    write_cohort,
+)
+from cspine_helpers.splits import read_split, split_hash, split_settings, write_split
 
 SPLIT = "split.csv"
 _FILES = {"labels": IMAGES, "annotations": ANNOTATIONS}
@@ -130,3 +137,67 @@ def read_radiograph_cohort(folder: str | Path) -> RadiographCohort:
     images = images.assign(split=pd.Categorical(images["split"], SPLITS).astype(str))
     unsplit = tuple(joined["image"][~inside])
     return RadiographCohort(folder, images.reset_index(drop=True), split, unsplit)
+
+
+def copy_images(
+    cohort_folder: str | Path, images: Collection[str], target: str | Path, *, note: str
+) -> RadiographCohort:
+    """A cohort of some of another's images, such as a sample that may be handed on.
+
+    Files are copied byte for byte, their EXIF with them; outlines, split, patients, citation and licence come
+    along. It is not packed.
+
+    Args:
+        cohort_folder: of the whole cohort, divided.
+        images: ids.
+        target: folder of the new cohort.
+        note: what `sources.json` says of the choice, and of changes that a licence wants named.
+
+    Raises:
+        FileExistsError: another cohort is at `target`.
+        ValueError: the cohort does not hold all the images, or none is named.
+
+    Example:
+        >>> some = copy_images(radiographs, ["IMG0000000", "IMG0000001"], "some", note="the first two")
+        >>> some.images["label"].tolist(), read_sources("some")["sources"][0]["notes"]
+        ([1, 0], ['the first two'])
+    """
+    # 1. What is copied.
+    whole, folder = read_radiograph_cohort(cohort_folder), Path(target)
+    if unknown := sorted(set(images) - set(whole.images["image"])) or not images:
+        missing = (
+            f"does not hold {len(unknown)} of them: {listing(unknown)}" if images else "is asked for none"
+        )
+        raise ValueError(f"Images to copy: {whole.folder} {missing}. Name images of its split.")
+    table = read_images(whole.folder)
+    table = table[table["image"].isin(images)].reset_index(drop=True)
+    names = ["images/" + PurePosixPath(file).name for file in table["file"]]
+    where = {name: str(whole.folder / file) for name, file in zip(names, table["file"], strict=True)}
+
+    # 2. Outlines and sources of these.
+    coco = parse_json((whole.folder / ANNOTATIONS).read_bytes(), ANNOTATIONS)
+    new = dict(zip(table["file"], names, strict=True))
+    entries = [
+        each | {"file_name": new[each["file_name"]]} for each in coco["images"] if each["file_name"] in new
+    ]
+    kept = {each["id"] for each in entries}
+    outlines = [each for each in coco["annotations"] if each["image_id"] in kept]
+    record = read_sources(whole.folder)
+    rows = {name: part["label"] for name, part in table.groupby("source")}
+    told = [
+        source | {"images": len(label), "positive": int(label.sum()), "left_out": {}, "notes": [note]}
+        for source in record["sources"]
+        if (label := rows.get(source["name"])) is not None
+    ]
+
+    # 3. Into their place, the split last.
+    write_cohort(
+        folder,
+        table.assign(file=names),
+        where,
+        coco | {"images": entries, "annotations": outlines},
+        {"format": record["format"], "sources": told},
+        copy=True,
+    )
+    write_split(whole.split[whole.split[UID].isin(images)], folder / SPLIT)
+    return read_radiograph_cohort(folder)

@@ -169,7 +169,7 @@ def predict_folder(
     _check_free(out, replace=replace)
     files, others = find_radiographs(folder)
     predictor = Predictor.of(run_folder, tta=tta, device=device)
-    limit, source = _threshold(predictor, threshold)
+    limit, source = image_threshold(predictor, threshold)
     known = _Training.of(predictor)
 
     # 2. Each image.
@@ -283,7 +283,7 @@ def _staged(out: Path, *, replace: bool) -> Iterator[Path]:
 # What calls an image, and what the run knows
 
 
-def _threshold(predictor: Predictor, given: float | None) -> tuple[float, str]:
+def image_threshold(predictor: Predictor, given: float | None = None) -> tuple[float, str]:
     """The threshold of images, and where it comes from.
 
     Raises:

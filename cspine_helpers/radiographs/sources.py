@@ -762,7 +762,7 @@ def consolidate(
         # 2. Everything beside its place, then into it.
         annotations = _coco(table, regions)
         record = _record(sources, table, unused) | ({"groups": groups.report()} if groups else {})
-        _write(folder, table, where, annotations, record, groups, copy=copy)
+        write_cohort(folder, table, where, annotations, record, groups, copy=copy)
     return read_images(folder)
 
 
@@ -872,17 +872,30 @@ def _record(sources: Sequence[Source], table: pd.DataFrame, unused: Mapping[str,
     return {"format": _FORMAT, "sources": told}
 
 
-def _write(
+def write_cohort(
     folder: Path,
     table: pd.DataFrame,
     where: Mapping[str, str],
     annotations: Mapping[str, Any],
     record: Mapping[str, Any],
-    groups: Groups | None,
+    groups: Groups | None = None,
     *,
     copy: bool,
 ) -> None:
-    """Write a cohort, the image table last: a folder with one is whole. Links to nowhere are mended."""
+    """Write a cohort, the image table last: a folder with one is whole. Links to nowhere are mended.
+
+    Args:
+        folder: `data/<cohort>`.
+        table: image table.
+        where: `file` of the table → where the image is.
+        annotations: COCO.
+        record: of `sources.json`.
+        groups: whose pairs are written, too.
+        copy: copy the images, byte for byte; else link them.
+
+    Raises:
+        FileExistsError: the folder holds another image table, or part of a cohort.
+    """
     if (folder / IMAGES).exists():
         if _stored(folder).equals(table):
             for link, source in ((folder / name, source) for name, source in where.items()):
