@@ -70,7 +70,7 @@ def test_a_sample_is_half_fractured_half_wrong_one_a_patient_and_shows_every_tra
     label = (rng.random(many) < 0.4).astype(int)
     names = [f"IMG{n:04}" for n in range(many)]
     table = pd.DataFrame({"image": names, "patient": [f"p{n // 2}" for n in range(many)], "label": label})
-    table["probability"] = expit(rng.normal(1.5 * (2 * label - 1)))
+    table["probability"] = expit(rng.normal(0.7 * (2 * label - 1)))
     table["part"] = rng.choice(["hand", "leg", "hand+hip"], many, p=[0.6, 0.35, 0.05])
     table = table.assign(view="", hardware=0, multiscan=rng.random(many) < 0.1)
     odd = table.index[(label == 1)][7]
@@ -91,7 +91,7 @@ def test_a_sample_is_half_fractured_half_wrong_one_a_patient_and_shows_every_tra
     again = fracatlas_sample.choose(cases, turned, threshold=0.5)
     pd.testing.assert_frame_equal(again, chosen)
     spread = chosen[chosen["kind"] == "cleared"]["probability"]
-    assert spread.min() < 0.1
+    assert spread.min() < 0.2
     assert spread.max() > 0.35
     with pytest.raises(ValueError, match="Use a larger split"):
         fracatlas_sample.choose(cases.where(table.index < 20), turned[:20], threshold=0.5)

@@ -276,7 +276,7 @@ def test_an_outline_is_drawn_on_each_panel_under_its_name_and_within_the_image()
             "as displayed": (np.zeros((60, 40), np.uint8), [outline]),
         }
     )
-    assert [axes.get_title() for axes in figure.axes] == ["as stored", "as displayed"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["as stored", "as displayed"]
     for axes, (height, width) in zip(figure.axes, ((40, 60), (60, 40)), strict=True):
         assert axes.get_xlim() == (-0.5, width - 0.5)
         assert axes.get_ylim() == (height - 0.5, -0.5)
