@@ -108,7 +108,7 @@ def test_some_images_make_a_cohort_of_their_own_with_their_bytes(made, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [(["nowhere"], "does not hold 1 of them"), ([], "asked for none")]
+    ("names", "message"), [(["nowhere"], "does not hold 1 of the images"), ([], "No images to copy")]
 )
 def test_images_that_a_cohort_does_not_hold_are_not_copied(made, tmp_path, names, message):
     with pytest.raises(ValueError, match=message):

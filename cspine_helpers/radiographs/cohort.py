@@ -164,11 +164,13 @@ def copy_images(
     """
     # 1. What is copied.
     whole, folder = read_radiograph_cohort(cohort_folder), Path(target)
-    if unknown := sorted(set(images) - set(whole.images["image"])) or not images:
-        missing = (
-            f"does not hold {len(unknown)} of them: {listing(unknown)}" if images else "is asked for none"
+    if not images:
+        raise ValueError(f"No images to copy from {whole.folder} are named. Name some of its split.")
+    if unknown := sorted(set(images) - set(whole.images["image"])):
+        raise ValueError(
+            f"{whole.folder} does not hold {len(unknown)} of the images to copy: {listing(unknown)}. Name "
+            "images of its split."
         )
-        raise ValueError(f"Images to copy: {whole.folder} {missing}. Name images of its split.")
     table = read_images(whole.folder)
     table = table[table["image"].isin(images)].reset_index(drop=True)
     names = ["images/" + PurePosixPath(file).name for file in table["file"]]
