@@ -214,3 +214,9 @@ def test_patients_that_are_drawn_bring_all_their_rows():
     drawn = resampled(np.column_stack([np.ones(9), many]), 4000, 0)
     assert (drawn[:, 0] == 9).all()
     np.testing.assert_allclose(drawn[:, 1:].mean(axis=0), many.sum(axis=0), rtol=0.02)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_share_at_its_end_counts_as_many_cases_as_patients_though_draws_vary(share):
+    """Lesions hit where hardly a false mark is accepted: 0 of them, but not in every resample."""
+    assert effective_cases(share, np.array([share, 0.1, 0.2]), 10, 5) == 5

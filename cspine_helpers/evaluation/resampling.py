@@ -215,10 +215,11 @@ def quantiles(draws: Floats, confidence: float) -> tuple[Floats, Floats]:
 def effective_cases(value: float, draws: Floats, rows: float, patients: float) -> float:
     """Independent cases that would vary as much as the draws (R,) of a share of rows do.
 
-    At most as many as rows. As many as their patients where the draws do not vary, as where every fracture is
-    found: nothing then shows how alike a patient's rows are, and counting patients is the careful choice.
+    At most as many as rows. As many as their patients where the draws do not vary or the share is 0 or 1, as
+    where every fracture is found: nothing then shows how alike a patient's rows are, and counting patients is
+    the careful choice.
     """
-    if patients < 2 or np.ptp(draws) < _SAME:
+    if patients < 2 or np.ptp(draws) < _SAME or not 0 < value < 1:
         return max(patients, 1.0)
     variance = draws.var() * patients / (patients - 1)  # resamples of few patients vary too little
     return float(min(rows, value * (1 - value) / variance))
