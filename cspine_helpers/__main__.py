@@ -7,6 +7,7 @@ import sys
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -302,8 +303,9 @@ def _radiographs(options: Namespace) -> int:
         sources.append(read_yolo(options.yolo, labels=options.labels, **skip))
     if options.mura:
         sources.append(read_mura(options.mura, **skip))
-    table = consolidate(sources, folder, group=group, copy=options.copy, **skip)
-    split = split_images(table, config=config, published=published or None)
+    divide = partial(split_images, config=config, published=published or None)
+    table = consolidate(sources, folder, group=group, copy=options.copy, check=divide, **skip)
+    split = divide(table)
     made_with = {"fractions": config.fractions, "seed": config.seed, "published": published}
     write_split(split, folder / "split.csv", made_with=made_with)
     pack_images(folder, frame)

@@ -111,9 +111,9 @@ def check_task(record: Mapping[str, Any], task: str, folder: Path) -> None:
         RADIOGRAPHS: "radiographs.task.load_radiograph_run(...)",
     }
     if (found := task_of(record)) != task:
+        reader = f", or load it with {readers[found]}" if found in readers else ""
         raise ValueError(
-            f"The run at {folder} was trained on {found}, not on {task}. "
-            f"{f'Load it with {readers[found]}' if found in readers else 'Name another run'}."
+            f"The run at {folder} was trained on {found}, not on {task}. Name another run{reader}."
         )
 
 

@@ -264,7 +264,10 @@ def test_a_record_laid_out_differently_reads_the_same(run):
 @pytest.mark.parametrize(
     ("task", "remedy"),
     [
-        ("radiographs", r"Load it with radiographs\.task\.load_radiograph_run\(\.\.\.\)\."),
+        (
+            "radiographs",
+            r"Name another run, or load it with radiographs\.task\.load_radiograph_run\(\.\.\.\)\.",
+        ),
         ("lumbar", r"Name another run\."),
     ],
 )

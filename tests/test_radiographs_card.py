@@ -159,6 +159,15 @@ def test_without_its_cohort_it_says_what_is_not_shown(root, tmp_path, monkeypatc
     assert "### Masks" not in text
 
 
+def test_where_nobody_outlined_anything_nothing_is_said_of_masks(root, monkeypatch):
+    regions = {name: [] for name in read_regions(root / "data" / "limbs")}
+    monkeypatch.setattr(room, "read_regions", lambda folder: regions)
+    text = text_of(root / "checkpoints" / "one")
+    assert "Nobody outlined anything in these images, so nothing is said of the masks." in text
+    assert "### Masks" not in text
+    assert "### Subgroups" in text
+
+
 def test_of_a_cohort_that_changed_nothing_is_measured(root, tmp_path, monkeypatch):
     other = shutil.copytree(root / "data", tmp_path / "data", symlinks=True)
     path = other / "limbs" / "annotations.json"

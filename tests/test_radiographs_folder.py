@@ -19,6 +19,7 @@ from cspine_helpers.radiographs.cohort import read_radiograph_cohort
 from cspine_helpers.radiographs.folder import find_radiographs, predict_folder
 from cspine_helpers.radiographs.images import read_radiograph
 from cspine_helpers.radiographs.prediction import Predictor, predict_radiographs
+from cspine_helpers.runs import read_record, write_record
 
 FRACTURED = 0.3  # from here on, in these tests
 
@@ -93,7 +94,9 @@ def test_every_radiograph_is_answered_and_damaged_files_are_named(xrays, made, t
         assert row.mask_pixels == answer.mask.sum()
     damaged = pd.read_csv(out / "unreadable.csv")
     assert damaged["file"].tolist() == ["torn.jpg", "zero.png", "ward 3/words.dcm"]
+    assert damaged["reason"].tolist()[1] == "it is empty (0 bytes)"
     assert damaged["reason"].str.len().min() > 10
+    assert not damaged["reason"].str.contains(str(xrays), regex=False).any()
     assert found.others == 2
     said = found.summary()
     assert "4 radiographs" in said
@@ -128,6 +131,33 @@ def test_pictures_are_left_out_when_asked(xrays, made, tmp_path):
         "predictions.csv",
         "unreadable.csv",
     ]
+
+
+def test_every_format_that_is_read_is_looked_for(tmp_path):
+    picture = Image.fromarray(draw_radiograph(np.random.default_rng(0)).pixels)
+    names = ["a.bmp", "b.gif", "c.jfif", "d.jp2", "e.jpe", "f.pgm", "g.webp"]
+    for name in names:
+        picture.save(tmp_path / name)
+        assert read_radiograph(tmp_path / name).shape == (160, 128)
+    assert [path.name for path in find_radiographs(tmp_path)[0]] == names
+
+
+def test_a_picture_of_a_name_that_is_too_long_with_its_ending_has_a_shorter_one(made, tmp_path):
+    (folder := tmp_path / "long").mkdir()
+    draw = Image.fromarray(draw_radiograph(np.random.default_rng(0)).pixels)
+    for letter in "ab":
+        draw.save(folder / f"{'x' * 246}{letter}.png")
+    found = predict_folder(made("one"), folder, tmp_path / "out", threshold=0.0)
+    assert len(found.table) == 2
+    assert len({*(tmp_path / "out" / "overlays").iterdir()}) == 2
+
+
+def test_what_is_called_is_what_label_1_means(made, xrays, tmp_path):
+    record = read_record(run := made("abnormal"))
+    record["cohort"] = {"sources": [{"name": "mura", "label_1": "abnormal"}]}
+    write_record(run, record)
+    said = predict_folder(run, xrays, tmp_path / "out", threshold=0.0).summary()
+    assert "4 radiographs, 4 called abnormal (" in said
 
 
 # What calls an image.

@@ -347,13 +347,27 @@ def test_what_does_not_fit_in_a_yolo_set_is_named_and_left_out_only_when_asked(y
     assert len(source.regions) == 6 - (12 - expected)
 
 
+def test_yolo_images_with_the_same_fault_are_listed_together(yolo):
+    write_label(yolo, "4 0.5 0.5 0.1 0.1\n")
+    (yolo / "valid/labels/limb 0 größe_valid.txt").write_text("7 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.1 1.1\n")
+    with pytest.raises(ValueError, match="refused") as error:
+        read_yolo(yolo, labels=YOLO_LABELS)
+    assert str(error.value).splitlines()[1:] == [
+        "- label files: classes that are none of 0 to 3 (2): 'train/images/limb 0 größe_train.jpg': limb 0 "
+        "größe_train.txt line 1: 4, 'valid/images/limb 0 größe_valid.jpg': limb 0 größe_valid.txt line 1: 7",
+        "- label files: coordinates outside 0 to 1 (1): 'valid/images/limb 0 größe_valid.jpg': limb 0 "
+        "größe_valid.txt line 2",
+    ]
+
+
 def test_a_yolo_image_that_cannot_be_read_is_named_with_all_others_when_a_cohort_is_made(yolo, tmp_path):
     for split, content in (("train", b""), ("valid", b"<html>")):
         (yolo / split / "images" / f"limb 0 größe_{split}.jpg").write_bytes(content)
     source = read_yolo(yolo, labels=YOLO_LABELS)
     says = r"cannot be read \(2\): 'yolo: train/images/limb 0 größe_train.jpg': .*empty.*'yolo: valid/.*"
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=says) as error:
         consolidate([source], tmp_path / "cohort")
+    assert str(yolo) not in str(error.value)  # in a long folder, the reason would be cut off
     assert len(consolidate([source], tmp_path / "cohort", skip_unusable=True)) == 10
 
 
@@ -369,6 +383,9 @@ def test_a_class_map_may_be_a_file(made, tmp_path):
         read_yolo(made / "yolo", labels=path)
     path.write_text("[1, 2]")
     with pytest.raises(ValueError, match="holds no labels of classes"):
+        read_yolo(made / "yolo", labels=path)
+    path.write_text(json.dumps(YOLO_LABELS).replace("{", '{"humerus": 1, '))
+    with pytest.raises(ValueError, match=r"labels.json is not JSON \(named twice: 'humerus'\)"):
         read_yolo(made / "yolo", labels=path)
     path.write_text(json.dumps(YOLO_LABELS))
     assert read_yolo(made / "yolo", labels=path).classes == YOLO_LABELS
@@ -775,6 +792,13 @@ def test_the_command_joins_groups_splits_and_packs_and_leaves_what_is_done(made,
     written = {path: path.read_bytes() for path in cohort.rglob("*") if path.is_file()}
     assert command(*sources, "--long", 64, "--short", 32)[:2] == (0, said)
     assert {path: path.read_bytes() for path in cohort.rglob("*") if path.is_file()} == written
+
+
+@pytest.mark.parametrize("published", ["valid=test", "val=tset", "val"])
+def test_a_cohort_that_cannot_be_divided_is_not_begun(made, tmp_path, command, published):
+    status, _, errors = command("--fracatlas", made / "source", "--published", published)
+    assert (status, list((tmp_path / "data").glob("limbs"))) == (100, []), errors
+    assert command("--fracatlas", made / "source", "--long", 64, "--short", 32)[0] == 0
 
 
 def test_images_of_two_labels_are_left_out_and_both_are_named(fracatlas, tmp_path):

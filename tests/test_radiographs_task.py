@@ -105,11 +105,15 @@ def test_a_training_leaves_a_run_of_radiographs_that_loads_as_it_was(cohort, run
         **{"fractured": 5, "fractured_patients": 5},
     }
     assert len(history) == 3
-    with pytest.raises(ValueError, match=r"was trained on radiographs, not on sequences\. Load it with rad"):
+    with pytest.raises(
+        ValueError,
+        match=r"was trained on radiographs, not on sequences\. Name another run, or load it with rad",
+    ):
         load_run(folder)
     builtin = Path(__file__).parents[1] / "checkpoints" / "builtin"
     with pytest.raises(
-        ValueError, match=r"was trained on sequences, not on radiographs\. Load it with check"
+        ValueError,
+        match=r"was trained on sequences, not on radiographs\. Name another run, or load it with check",
     ):
         load_radiograph_run(builtin)
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -54,15 +55,25 @@ def parse_json(text: str | bytes, what: str, *, remedy: str = "Correct it.") -> 
         remedy: the error's last sentence.
 
     Raises:
-        ValueError: it is not JSON in UTF-8, or nested deeper than Python reads.
+        ValueError: it is not JSON in UTF-8, an object names something twice, or it is nested deeper than
+            Python reads.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except RecursionError:
         why = "nested too deep"
     except ValueError as error:
         why = str(error)
     raise ValueError(f"{what} is not JSON ({why}). {remedy}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, of which Python would keep the last of two values of one name, and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        raise ValueError(f"named twice: {listing(name for name, n in names.items() if n > 1)}")
+    return found
 
 
 def read_sealed(

@@ -43,6 +43,18 @@ class Region:
 Regions = dict[str, list[Region]]  # image file name → its regions, none where nothing was drawn
 
 
+class UnusableAnnotations(ValueError):
+    """Annotations with something wrong in them.
+
+    Attributes:
+        faults: kind → its places.
+    """
+
+    def __init__(self, message: str, faults: dict[str, list[str]]) -> None:
+        super().__init__(message)
+        self.faults = faults
+
+
 @dataclass
 class _Reading:
     """What was read so far, and what was found to be wrong: one sentence a kind."""
@@ -108,12 +120,14 @@ class _Reading:
         """The regions.
 
         Raises:
-            ValueError: something was wrong; a sentence for each kind, with its first ten places and their
-                number.
+            UnusableAnnotations: something was wrong; a sentence for each kind, with its first ten places and
+                their number.
         """
         if self.faults:
             kinds = " ".join(f"{kind} ({len(at):,}): {listing(at)}." for kind, at in self.faults.items())
-            raise ValueError(f"{what} refused. {kinds} Correct that, or take the original.")
+            raise UnusableAnnotations(
+                f"{what} refused. {kinds} Correct that, or take the original.", dict(self.faults)
+            )
         return self.regions
 
 

@@ -50,6 +50,7 @@ _REPORTED = """Parts of the body, views, and images with metal or of several sca
 sex, device and hospital are not known of these images, so their influence must be studied before any use on
 patients. A missed fracture and a false alarm do different harm, so both are counted, and no single score
 replaces them."""
+_NOT_OUTLINED = "Nobody outlined anything in these images, so nothing is said of the masks."
 _UNSEARCHED = "A probability is that of the presence head; the mask has no part in it."
 _OF_SUBGROUPS = {"auroc": "AUROC", "recall": "recall", "specificity": "specificity", "dice_pos": "dice_pos"}
 
@@ -83,6 +84,8 @@ def write_radiograph_card(run_folder: str | Path) -> Path:
         if cohort is None:
             return added | {"subgroups": f"No subgroup is reported, and nothing of the masks: {why}."}
         added["subgroups"] = _REPORTED
+        if (folder / MASKS).is_file() and not any(read_regions(cohort.folder).values()):
+            added["subgroups"] += f"\n\n{_NOT_OUTLINED}"
         metal: list[str] = []
         for split in run.splits:
             if split == "test" and not run.opened:
@@ -166,7 +169,9 @@ def _cases(run: RunFiles, cohort: RadiographCohort, folder: Path, split: str) ->
     rows = judged_images(run.splits[split], cohort.images, split=split)
     if not (folder / MASKS).is_file():
         return MaskCases.of(rows, truth={})
-    return MaskCases.of(rows, truth=read_regions(cohort.folder), predicted=read_masks(folder))
+    if not any((truth := read_regions(cohort.folder)).values()):
+        return MaskCases.of(rows, truth={})  # as of MURA: nobody outlined anything
+    return MaskCases.of(rows, truth=truth, predicted=read_masks(folder))
 
 
 def _results(cases: MaskCases, threshold: float | None) -> str:

@@ -28,16 +28,23 @@ from cspine_helpers.predictions import read_predictions
 from cspine_helpers.radiographs.annotations import encode_rle
 from cspine_helpers.radiographs.blend import BLEND, read_blend
 from cspine_helpers.radiographs.cohort import SPLIT, is_radiographs, read_radiograph_cohort
-from cspine_helpers.radiographs.images import Frame, read_radiograph
+from cspine_helpers.radiographs.images import Frame, read_radiograph, why_unusable
 from cspine_helpers.radiographs.masks import MASKS
 from cspine_helpers.radiographs.prediction import Answer, Predictor
+from cspine_helpers.radiographs.sources import file_ids
 from cspine_helpers.runs import recorded_cohort
 from cspine_helpers.splits import split_hash
 
 UNREADABLE, OVERLAYS = "unreadable.csv", "overlays"
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom", ".ima"))
+SUFFIXES = frozenset(
+    (
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
+        *(".jp2", ".j2k", ".pgm", ".pnm", ".dcm", ".dicom", ".ima"),
+    )
+)
 _DICOM_MARK, _PREAMBLE = b"DICM", 128  # bytes of a DICOM file, and where they are
 _OUTLINE = (233, 180, 86)  # sky blue, as figures draw what is predicted; blue, green, red
+_LONGEST = 240  # bytes of a file's name, of 255 that disks take
 _OWN = {PREDICTIONS, MASKS, UNREADABLE, OVERLAYS}  # what is written, and may be replaced
 
 
@@ -55,6 +62,7 @@ class FolderPrediction:
         threshold: probability from which an image is called.
         threshold_source: `frozen decision`, `blend.json`, `run.json` or `given`.
         warnings: what to know before believing it, a sentence each.
+        positive: what a called image is, a word: "fractured", "abnormal".
     """
 
     folder: Path
@@ -64,12 +72,13 @@ class FolderPrediction:
     threshold: float
     threshold_source: str
     warnings: tuple[str, ...]
+    positive: str = "fractured"
 
     def summary(self) -> str:
         """The answer in a few lines of text."""
         called = int(self.table["called"].sum())
         lines = [
-            f"{len(self.table):,} radiographs, {called:,} called fractured (probability at or above "
+            f"{len(self.table):,} radiographs, {called:,} called {self.positive} (probability at or above "
             f"{self.threshold:.4g}, from {self.threshold_source}): {self.folder}",
         ]
         if len(self.unreadable):
@@ -180,7 +189,7 @@ def predict_folder(
             try:
                 image = read_radiograph(path)
             except (OSError, ValueError) as error:
-                unreadable.append({"file": name, "reason": " ".join(str(error).split())})
+                unreadable.append({"file": name, "reason": why_unusable(error)})
                 continue
             answer = predictor.predict(image)
             called = answer.probability >= limit
@@ -191,7 +200,7 @@ def predict_folder(
                 size = {"height": image.shape[0], "width": image.shape[1]}
                 masks.append({"file": name, **size, "mask": encode_rle(answer.mask)})
                 if overlays and (called or answer.mask.any()):
-                    write_overlay(image, answer.mask, staging / OVERLAYS / f"{name}.png")
+                    write_overlay(image, answer.mask, staging / OVERLAYS / _picture(name))
 
         # 3. The tables.
         table = pd.DataFrame(rows, columns=_COLUMNS).astype({"trained_on": "Int64"})
@@ -202,7 +211,7 @@ def predict_folder(
         if unreadable:
             write_table(missing, staging / UNREADABLE)
     warnings = _warnings(predictor, source, table, known)
-    return FolderPrediction(out, table, missing, others, limit, source, warnings)
+    return FolderPrediction(out, table, missing, others, limit, source, warnings, _positive(predictor))
 
 
 _COLUMNS = ["file", "probability", "called", "mask_pixels", "height", "width", "trained_on"]
@@ -220,6 +229,12 @@ def _row(
         "width": image.shape[1],
         "trained_on": pd.NA if trained_on is None else int(trained_on),
     }
+
+
+def _picture(name: str) -> str:
+    """Where below `overlays/` a file's picture goes: its name and `.png`, hashed where that is too long."""
+    head, slash, end = name.rpartition("/")
+    return f"{head}{slash}{end if len(end.encode()) <= _LONGEST else file_ids([end], [name])[0]}.png"
 
 
 def write_overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], path: Path) -> None:
@@ -281,6 +296,12 @@ def _staged(out: Path, *, replace: bool) -> Iterator[Path]:
 
 
 # What calls an image, and what the run knows
+
+
+def _positive(predictor: Predictor) -> str:
+    """What label 1 meant in the training."""
+    sources = (predictor.runs[0].record.get("cohort") or {}).get("sources") or [{}]
+    return str(sources[0].get("label_1") or "fractured")
 
 
 def image_threshold(predictor: Predictor, given: float | None = None) -> tuple[float, str]:

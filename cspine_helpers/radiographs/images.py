@@ -51,6 +51,18 @@ _STORED = (  # elements that say how pixels are stored, and nothing else
 )
 
 
+class UnusableRadiograph(ValueError):
+    """A file that is no usable radiograph.
+
+    Attributes:
+        reason: why, without the file's path, for a table that names the file already.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} is no usable radiograph: {reason}. Replace it, or leave it out.")
+        self.reason = reason
+
+
 class _Unusable(ValueError):
     """Why a file is no radiograph, as the end of a sentence about it."""
 
@@ -153,7 +165,17 @@ def _about(path: Path) -> Iterator[None]:
         if getattr(error, "errno", None):  # the disk's, not the file's
             raise
         why = f"it is cut off or damaged ({type(error).__name__})"
-    raise ValueError(f"{name} is no usable radiograph: {why}. Replace it, or leave it out.")
+    raise UnusableRadiograph(name, why)
+
+
+def why_unusable(error: Exception) -> str:
+    """What `read_radiograph` has raised, in one line, and without the file's path where it can be.
+
+    Example:
+        >>> why_unusable(UnusableRadiograph("/home/me/a.png", "it is empty (0 bytes)"))
+        'it is empty (0 bytes)'
+    """
+    return " ".join((error.reason if isinstance(error, UnusableRadiograph) else str(error)).split())
 
 
 # 1. Pictures.

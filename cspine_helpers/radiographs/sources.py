@@ -11,7 +11,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -27,9 +27,16 @@ from cspine_helpers.files import paths
 from cspine_helpers.files.paths import atomic_path, listing
 from cspine_helpers.files.records import nearest, parse_json, read_sealed, write_sealed
 from cspine_helpers.files.tables import Column, checked, read_columns, utf8, write_table
-from cspine_helpers.radiographs.annotations import Regions, parse_coco, parse_vgg, parse_voc, parse_yolo
+from cspine_helpers.radiographs.annotations import (
+    Regions,
+    UnusableAnnotations,
+    parse_coco,
+    parse_vgg,
+    parse_voc,
+    parse_yolo,
+)
 from cspine_helpers.radiographs.groups import GroupConfig, Groups, group_images
-from cspine_helpers.radiographs.images import displayed_size, read_radiograph
+from cspine_helpers.radiographs.images import displayed_size, read_radiograph, why_unusable
 
 IMAGES, ANNOTATIONS, SOURCES, PAIRS = "images.csv", "annotations.json", "sources.json", "pairs.csv"
 IMAGE_COLUMNS = (
@@ -268,8 +275,9 @@ def read_yolo(
             sizes = {path.name: size or (1, 1)}  # what cannot be read, `consolidate` names
             try:
                 marks = parse_yolo({path.name: texts[path.stem]}, sizes, names)[path.name]
-            except ValueError as error:
-                bad.add("images whose label file cannot be read", [original], str(error))
+            except UnusableAnnotations as error:
+                for kind, lines in error.faults.items():
+                    bad.add(f"label files: {kind.lower()}", [original], listing(lines, quoted=False))
                 continue
             hits = [mark for mark in marks if classes[mark.label]]
             rows.append({"original": original, "label": int(bool(hits)), "split": split})
@@ -699,6 +707,7 @@ def consolidate(
     group: GroupConfig | None = None,
     skip_unusable: bool = False,
     copy: bool = False,
+    check: Callable[[pd.DataFrame], object] | None = None,
 ) -> pd.DataFrame:
     """Join sources into a cohort: every image looked at, under a name of its own in one layout.
 
@@ -712,6 +721,7 @@ def consolidate(
             are left out. None: nothing does, and each such image is a patient of its own.
         skip_unusable: leave out images that cannot be read.
         copy: copy the images; else `images/` holds links to where they lie.
+        check: is called with the image table before anything is written; what it raises refuses the cohort.
 
     Returns:
         The image table, see `read_images`.
@@ -758,6 +768,8 @@ def consolidate(
         table["file"] = "images/" + table["image"] + suffix
         where = dict(zip(table["file"], table["path"], strict=True))
         table = _checked(table, f"the image table of {folder.name}")
+        if check:
+            check(table)
 
         # 2. Everything beside its place, then into it.
         annotations = _coco(table, regions)
@@ -795,7 +807,7 @@ def _examined(table: pd.DataFrame, bad: _Bad) -> dict[str, list[Any]]:
         try:
             return *read_radiograph(path).shape, paths.sha256_of(path)
         except (OSError, ValueError) as error:
-            return str(error)
+            return why_unusable(error)
 
     seen = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
