@@ -461,10 +461,14 @@ def _settings_options(parser: ArgumentParser) -> None:
 
 
 def _settings(options: Namespace) -> int:
+    from cspine_helpers.radiographs.cohort import is_radiographs
     from cspine_helpers.radiographs.task import radiograph_guide, radiograph_preset
-    from cspine_helpers.training.settings import guide, preset
+    from cspine_helpers.training.settings import Settings, guide, preset
 
-    chosen = radiograph_preset(options.preset) if options.preset else preset(options.cohort)
+    if options.preset or is_radiographs(paths.cohort_dir(options.cohort)):
+        chosen: Settings = radiograph_preset(*([options.preset] if options.preset else []))
+    else:
+        chosen = preset(options.cohort)
     print(chosen.text() if options.json else f"{guide()}\n{radiograph_guide()}", end="")
     return 0
 

@@ -154,6 +154,11 @@ def move(folder: Path, name: str, to: str) -> None:
 
 VGG = "Annotations/VGG JSON/VGG_fracture_masks.json"
 FRACATLAS_FAULTS = {
+    "folder": (
+        lambda f: (f / "images/Fractured/more").mkdir(),
+        r"folders among the images, which are not looked into \(1\): 'images/Fractured/more'",
+        "images/Fractured/more",
+    ),
     "image without row": (
         lambda f: change(f / "dataset.csv", "IMG0000001.jpg", "IMG9.jpg"),
         r"images without a row in dataset.csv \(1\): 'IMG0000001.jpg'",
@@ -325,6 +330,10 @@ YOLO_FAULTS = {
         lambda f: (f / "train/images/notes.docx").write_text("x"),
         r"files among the images that are no image by their name \(1\): 'train/images/notes.docx'",
     ),
+    "folder": (
+        lambda f: (f / "train/images/more").mkdir(),
+        r"folders among the images, which are not looked into \(1\): 'train/images/more'",
+    ),
     "unknown class": (lambda f: write_label(f, "4 0.5 0.5 0.1 0.1\n"), "limb 0 größe_train.jpg.*4"),
     "half a class": (lambda f: write_label(f, "0.5 0.5 0.5 0.1 0.1\n"), "limb 0 größe_train.jpg"),
     "four numbers": (lambda f: write_label(f, "0 0.5 0.5 0.1\n"), "limb 0 größe_train.jpg"),
@@ -342,7 +351,7 @@ def test_what_does_not_fit_in_a_yolo_set_is_named_and_left_out_only_when_asked(y
         read_yolo(yolo, labels=YOLO_LABELS)
     source = read_yolo(yolo, labels=YOLO_LABELS, skip_unusable=True)
     assert 1 <= len(source.left_out) <= 2
-    expected = 12 if fault == "no image by its name" else 11
+    expected = 12 if fault in ("no image by its name", "folder") else 11
     assert len(source.table) == expected
     assert len(source.regions) == 6 - (12 - expected)
 

@@ -63,6 +63,7 @@ _PARTS, _VIEWS = ("hand", "leg", "hip", "shoulder"), ("frontal", "lateral", "obl
 _SPLITS = {"train": "train", "valid": "val", "test": "test"}  # FracAtlas' files of its fractured images
 _BOXES = {"PASCAL VOC": ".xml", "YOLO": ".txt"}  # folders of a file an image
 _STUDY = re.compile(r"(train|valid)/XR_([A-Z]+)/(patient\d+)/(study\d+)_(positive|negative)")
+_NESTED = "folders among the images, which are not looked into"
 _FORMAT = 1
 _REMEDY = "`python -m cspine_helpers radiographs --help` says how such a cohort is made."
 _FRACATLAS = (
@@ -145,7 +146,9 @@ def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str
     rows = checked(found, columns, what=f"{what}: dataset.csv", key=("image_id",)).set_index("image_id")
     files: dict[str, Path] = {}
     for kind in ("Fractured", "Non_fractured"):
-        for path in _files(_require(folder / "images" / kind, what, "folder images/ with all images")):
+        below = _folders(_require(folder / "images" / kind, what, "folder images/ with all images"))
+        bad.add(_NESTED, _named(Path("images", kind), below))
+        for path in _files(folder / "images" / kind):
             bad.add(
                 "images in both folders, Fractured and Non_fractured",
                 [path.name] if path.name in files else [],
@@ -249,6 +252,7 @@ def read_yolo(
             continue
         at = images.relative_to(folder) if images.is_relative_to(folder) else images
         files = _files(images)
+        bad.add(_NESTED, _named(at, _folders(images)))
         where = _labels_of(images, what)
         texts = {path.stem: path for path in where.glob("[!.]*.txt") if path.name != "classes.txt"}
         stems = Counter(path.stem for path in files)
@@ -425,6 +429,11 @@ def _require(path: Path, what: str, remedy: str) -> Path:
 def _files(folder: Path) -> list[Path]:
     """The files of a folder, but hidden ones, by name."""
     return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, but hidden ones, by name."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _named(folder: Path, files: Iterable[Path]) -> list[str]:
