@@ -854,7 +854,8 @@ _COMMANDS = {
         "  python -m cspine_helpers predict --run builtin --ct scan/ --masks mask.nii.gz\n"
         "  python -m cspine_helpers predict --ensemble one two three --run mean --tta\n"
         "  python -m cspine_helpers predict --run fracatlas --images xrays/",
-        "Whole batches are kept; the same command continues.",
+        "Of a cohort, whole batches are kept, and the same command continues; of a study or a folder of "
+        "images, nothing was written.",
         _predict_options,
         _predict,
     ),

@@ -29,6 +29,12 @@ def divide(folder: Path, split: pd.DataFrame) -> None:
     write_split(split, folder / "split.csv")
 
 
+def test_a_cohort_without_its_annotations_is_refused_in_a_sentence(own):
+    (own / "annotations.json").unlink()
+    with pytest.raises(FileNotFoundError, match="nobody said where the fractures are"):
+        read_radiograph_cohort(own)
+
+
 def test_each_image_has_the_split_and_patient_of_the_split_table(own):
     table, split = read_images(own), read_split(own / "split.csv").set_index(UID)
     split["patient"] = "group-" + split["patient"]

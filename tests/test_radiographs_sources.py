@@ -216,6 +216,15 @@ def test_what_does_not_fit_in_fracatlas_is_named_and_left_out_only_when_asked(fr
     assert Path(name).stem not in set(source.table["image"])
 
 
+def test_an_image_is_in_one_published_split(fracatlas):
+    table = pd.read_csv(fracatlas / "dataset.csv", dtype=str).drop(columns="split")
+    table.to_csv(fracatlas / "dataset.csv", index=False)
+    train, test = (fracatlas / "Utilities" / "Fracture Split" / f"{name}.csv" for name in ("train", "test"))
+    test.write_text(train.read_text())
+    with pytest.raises(ValueError, match=r"share images \(3\): 'IMG0000000.jpg', "):
+        read_fracatlas(fracatlas)
+
+
 def test_polygons_of_an_image_that_is_not_there_are_refused(fracatlas):
     change(fracatlas / VGG, '"filename": "IMG0000003.jpg"', '"filename": "IMG0000777.jpg"')
     with pytest.raises(ValueError, match=r"images that are not there \(1\): 'IMG0000777.jpg'"):

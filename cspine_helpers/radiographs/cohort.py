@@ -123,6 +123,11 @@ def read_radiograph_cohort(folder: str | Path) -> RadiographCohort:
             f"No {SPLIT} in {folder}: nobody said which images train. Divide them with "
             "groups.split_images(...); `python -m cspine_helpers radiographs` does."
         )
+    if not (folder / ANNOTATIONS).is_file():
+        raise FileNotFoundError(
+            f"No {ANNOTATIONS} in {folder}: nobody said where the fractures are. Bring it back, or make the "
+            "cohort again: `python -m cspine_helpers radiographs` does."
+        )
     split = read_split(folder / SPLIT)
     if len(unknown := split[UID][~split[UID].isin(table["image"])]):
         raise ValueError(

@@ -574,11 +574,18 @@ def _counts_that_differ(rows: pd.DataFrame, regions: Regions, folder: Path) -> l
 def _fracatlas_split(folder: Path, names: Iterable[str]) -> list[str]:
     """Each image's split by `Utilities/Fracture Split`, empty for images without one."""
     split: dict[str, str] = {}
+    twice: list[str] = []
     for file, word in _SPLITS.items():
         path = folder / "Utilities" / "Fracture Split" / f"{file}.csv"
         if path.is_file():
             found = read_columns(path, ["image_id"], what="split of FracAtlas", source="")
+            twice += [name for name in dict.fromkeys(found["image_id"]) if name in split]
             split |= dict.fromkeys(found["image_id"], word)
+    if twice:
+        raise ValueError(
+            f"FracAtlas' splits in {folder / 'Utilities'} share images ({len(twice)}): {listing(twice)}. "
+            "Leave each in one of them."
+        )
     return [split.get(name, "") for name in names]
 
 
