@@ -159,6 +159,20 @@ def test_without_its_cohort_it_says_what_is_not_shown(root, tmp_path, monkeypatc
     assert "### Masks" not in text
 
 
+def test_without_its_cohort_it_says_what_was_measured_and_kept_and_of_no_other_predictions(
+    root, tmp_path, monkeypatch
+):
+    run = shutil.copytree(root / "checkpoints" / "one", tmp_path / "checkpoints" / "one")
+    with_cohort = text_of(root / "checkpoints" / "one")
+    cases_of(root, "one").write(run / "measured" / "validation")
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    assert text_of(run) == with_cohort
+    shutil.rmtree(run / "measured")
+    cases_of(root, "mean").write(run / "measured" / "validation")
+    with pytest.raises(ValueError, match="was measured of other predictions"):
+        write_radiograph_card(run)
+
+
 def test_where_nobody_outlined_anything_nothing_is_said_of_masks(root, monkeypatch):
     regions = {name: [] for name in read_regions(root / "data" / "limbs")}
     monkeypatch.setattr(room, "read_regions", lambda folder: regions)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cspine_helpers.labels import UID
 from cspine_helpers.model_card.card import write_card
 from cspine_helpers.model_card.results import UNKNOWN, RunFiles, cell, markdown, number, share
 from cspine_helpers.radiographs.blend import BLEND, SCORES, read_blend
@@ -50,6 +51,7 @@ _REPORTED = """Parts of the body, views, and images with metal or of several sca
 sex, device and hospital are not known of these images, so their influence must be studied before any use on
 patients. A missed fracture and a false alarm do different harm, so both are counted, and no single score
 replaces them."""
+MEASURED = "measured"  # in a run's folder: what `MaskCases.write` keeps of each split
 _NOT_OUTLINED = "Nobody outlined anything in these images, so nothing is said of the masks."
 _UNSEARCHED = "A probability is that of the presence head; the mask has no part in it."
 _OF_SUBGROUPS = {"auroc": "AUROC", "recall": "recall", "specificity": "specificity", "dice_pos": "dice_pos"}
@@ -81,16 +83,16 @@ def write_radiograph_card(run_folder: str | Path) -> Path:
             "sources": "\n".join(_sources(records[0])),
             "model": "\n\n".join([*_weights(records), *_blend(folder)]),
         }
-        if cohort is None:
+        if cohort is None and not (folder / MEASURED).is_dir():
             return added | {"subgroups": f"No subgroup is reported, and nothing of the masks: {why}."}
         added["subgroups"] = _REPORTED
-        if (folder / MASKS).is_file() and not any(read_regions(cohort.folder).values()):
+        if cohort and (folder / MASKS).is_file() and not any(read_regions(cohort.folder).values()):
             added["subgroups"] += f"\n\n{_NOT_OUTLINED}"
         metal: list[str] = []
         for split in run.splits:
             if split == "test" and not run.opened:
                 continue
-            cases = _cases(run, cohort, folder, split)
+            cases = _cases(run, cohort, folder, split) if cohort else _measured(run, folder, split)
             added[split] = _results(cases, _threshold(run))
             metal += _metal(cases, split)
         return added | {"limits": "\n".join(metal)}
@@ -172,6 +174,23 @@ def _cases(run: RunFiles, cohort: RadiographCohort, folder: Path, split: str) ->
     if not any((truth := read_regions(cohort.folder)).values()):
         return MaskCases.of(rows, truth={})  # as of MURA: nobody outlined anything
     return MaskCases.of(rows, truth=truth, predicted=read_masks(folder))
+
+
+def _measured(run: RunFiles, folder: Path, split: str) -> MaskCases:
+    """The same as it was once measured and kept beside the run, without the cohort.
+
+    Raises:
+        ValueError: it was measured of other predictions.
+    """
+    cases = MaskCases.read(folder / MEASURED / split)
+    kept = dict(zip(cases.images["image"], cases.images["probability"], strict=True))
+    said = dict(zip(run.splits[split][UID], run.splits[split]["probability"], strict=True))
+    if kept != said:
+        raise ValueError(
+            f"{folder / MEASURED / split} was measured of other predictions than those beside it. Measure "
+            "them again (MaskCases.write), or move it away."
+        )
+    return cases
 
 
 def _results(cases: MaskCases, threshold: float | None) -> str:
