@@ -443,9 +443,10 @@ def load_radiograph_run(folder: str | Path) -> Run[RadiographModel, RadiographCo
             says what differs.
 
     Example:
-        >>> run = load_radiograph_run("checkpoints/fracatlas")  # doctest: +SKIP
-        >>> run.to("cuda").model.config.architecture  # doctest: +SKIP
-        'decoder'
+        >>> load_radiograph_run("nobody")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: No run at nobody: run.json is missing...
     """
     return load_task_run(folder, RADIOGRAPHS, RadiographConfig, RadiographModel, classes=CLASSES)
 
