@@ -825,7 +825,7 @@ _COMMANDS = {
     ),
     "radiographs": _Command(
         "Make a cohort of radiographs: one image table, groups of one patient, a split, packed images.",
-        "radiographs --cohort fracatlas --fracatlas ~/FracAtlas\n"
+        "radiographs --cohort fracatlas --fracatlas ~/FracAtlas --skip-unusable\n"
         "  python -m cspine_helpers radiographs --cohort limbs --yolo ~/BoneFracture --labels labels.json\n"
         "  python -m cspine_helpers radiographs --cohort mura --mura ~/MURA-v1.1 --published valid=test",
         "Images that are packed are kept; the same command continues.",
