@@ -452,7 +452,11 @@ def test_a_killed_retraining_leaves_the_earlier_run_whole_and_resumes(
 
 
 @pytest.mark.slow
-def test_an_interrupted_retraining_says_what_is_kept(cohort, standing, monkeypatch):
+def test_an_interrupted_retraining_says_what_is_kept(cohort, standing, monkeypatch, request):
+    handler = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a runner in the background ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     before, step, passed = outcome(standing), torch.optim.AdamW.step, []
 
     def stop_later(optimizer, *arguments, **options):
