@@ -19,6 +19,7 @@ from PIL import Image
 from cspine_helpers.files import paths
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.predictions import read_predictions
+from cspine_helpers.radiographs.card import MEASURED
 from cspine_helpers.radiographs.cohort import RadiographCohort, copy_images, read_radiograph_cohort
 from cspine_helpers.radiographs.evaluation import MaskCases, examples, judged_images
 from cspine_helpers.radiographs.folder import image_threshold
@@ -156,8 +157,8 @@ def main() -> None:
         measured["test"], is_turned(cohort, measured["test"].images["image"]), threshold=threshold
     )
     for split, cases in measured.items():
-        cases.write(run / "measured" / split, replace=options.replace)
-    write_table(groups_of(cohort), run / "measured" / "groups.csv", sealed=True)
+        cases.write(run / MEASURED / split, replace=options.replace)
+    write_table(groups_of(cohort), run / MEASURED / "groups.csv", sealed=True)
     if options.replace:
         shutil.rmtree(sample, ignore_errors=True)
     copy_images(cohort.folder, set(chosen["image"]), sample, note=note_of(chosen, cohort, "test"))

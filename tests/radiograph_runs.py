@@ -21,6 +21,14 @@ from cspine_helpers.runs import RADIOGRAPHS, read_record, write_record
 
 LONG, SHORT = 96, 64
 CONFIG = RadiographConfig(backbone="resnet18", pretrained=None, frozen_blocks=0, long=LONG, short=SHORT)
+TINY = RadiographConfig(
+    backbone="mobilenetv3_small_050",
+    pretrained=None,
+    frozen_blocks=0,
+    long=LONG,
+    short=SHORT,
+    decoder_channels=(12, 10, 8, 6),
+)
 
 
 class Stand(nn.Module):

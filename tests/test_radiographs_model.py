@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 import timm
 import torch
+from radiograph_runs import TINY
 from safetensors.torch import save_file
 from test_model_encoders import FAMILIES
 from test_model_forward import lived, norms
@@ -14,14 +15,6 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 from cspine_helpers.files.records import config_of
 from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel
 
-TINY = RadiographConfig(
-    backbone="mobilenetv3_small_050",
-    pretrained=None,
-    frozen_blocks=0,
-    long=96,
-    short=64,
-    decoder_channels=(12, 10, 8, 6),
-)
 NO_ENCODER = {"backbone": None, "pretrained": None, "frozen_blocks": 0}
 ARCHITECTURES = {
     "decoder": {},

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from radiograph_folders import radiograph_cohort
+from radiograph_runs import TINY
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn import functional
 
@@ -38,15 +39,7 @@ from cspine_helpers.training.config import best_epoch
 from cspine_helpers.training.run import RULE, interrupted
 from cspine_helpers.training.settings import inner_configs
 
-MODEL = RadiographConfig(
-    backbone="mobilenetv3_small_050",
-    pretrained=None,
-    frozen_blocks=0,
-    long=96,
-    short=64,
-    decoder_channels=(12, 10, 8, 6),
-    mask_cells=20,
-)
+MODEL = replace(TINY, mask_cells=20)
 CONFIG = RadiographTrainConfig(epochs=3, warmup_epochs=0.5, batch_size=4, workers=0, keep="best")
 HARD = replace(CONFIG, intact=0.8, hard_share=0.5, hard_after=1, hard_candidates=2)
 pytestmark = pytest.mark.usefixtures("one_thread")
