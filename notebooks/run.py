@@ -32,9 +32,14 @@ METADATA = {
 }
 COST = """
 import resource, sys
+from pathlib import Path
 used = resource.getrusage(resource.RUSAGE_SELF)
-unit = 1024**2 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-print(used.ru_utime + used.ru_stime, used.ru_maxrss / unit)
+status = Path("/proc/self/status")
+if status.exists():  # Linux: ru_maxrss may be that of the process that forked the kernel
+    peak = int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+else:
+    peak = used.ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)  # bytes, else kilobytes
+print(used.ru_utime + used.ru_stime, peak)
 """
 
 
