@@ -153,7 +153,37 @@ def move(folder: Path, name: str, to: str) -> None:
 
 
 VGG = "Annotations/VGG JSON/VGG_fracture_masks.json"
+
+
+def cut_a_polygon_short(folder: Path, *, without: str = "") -> None:
+    """The polygon of IMG0000003 has two points, in the VGG file or, without it, in the COCO file."""
+    if without:
+        (folder / without).unlink()
+        path = folder / "Annotations/COCO JSON/COCO_fracture_masks.json"
+        content = json.loads(path.read_text())
+        (image,) = (its["id"] for its in content["images"] if its["file_name"] == "IMG0000003.jpg")
+        annotation = next(its for its in content["annotations"] if its["image_id"] == image)
+        annotation["segmentation"] = [annotation["segmentation"][0][:4]]
+    else:
+        path = folder / VGG
+        content = json.loads(path.read_text())
+        entry = next(its for its in content.values() if its["filename"] == "IMG0000003.jpg")
+        its = next(iter(entry["regions"].values()))["shape_attributes"]
+        its["all_points_x"], its["all_points_y"] = its["all_points_x"][:2], its["all_points_y"][:2]
+    path.write_text(json.dumps(content))
+
+
+SHORT = (
+    r"images with regions that cannot be used \(1\): 'IMG0000003.jpg': "
+    "polygons of fewer than three points: IMG0000003.jpg "
+)
 FRACATLAS_FAULTS = {
+    "a polygon of two points": (cut_a_polygon_short, SHORT, "IMG0000003.jpg"),
+    "a polygon of two points in COCO": (
+        lambda f: cut_a_polygon_short(f, without=VGG),
+        SHORT,
+        "IMG0000003.jpg",
+    ),
     "folder": (
         lambda f: (f / "images/Fractured/more").mkdir(),
         r"folders among the images, which are not looked into \(1\): 'images/Fractured/more'",

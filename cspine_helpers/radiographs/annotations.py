@@ -48,11 +48,16 @@ class UnusableAnnotations(ValueError):
 
     Attributes:
         faults: kind → its places.
+        images: image file name → the first thing wrong with its regions.
+        sound: image file name → regions, of the others; None where something is wrong with no image's alone.
     """
 
-    def __init__(self, message: str, faults: dict[str, list[str]]) -> None:
+    def __init__(self, message: str, reading: "_Reading") -> None:
         super().__init__(message)
-        self.faults = faults
+        self.faults = dict(reading.faults)
+        self.images = reading.images
+        others = {name: its for name, its in reading.regions.items() if name not in self.images}
+        self.sound = None if reading.is_all_in_doubt else others
 
 
 @dataclass
@@ -63,12 +68,20 @@ class _Reading:
     left_out: Collection[str]
     regions: Regions = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    at: str | None = None  # the image whose regions are being read
+    images: dict[str, str] = field(default_factory=dict)
+    is_all_in_doubt: bool = False
 
     def fault(self, kind: str, place: str) -> None:
         self.faults[kind].append(place)
+        if self.at is None:
+            self.is_all_in_doubt = True
+        else:
+            self.images.setdefault(self.at, f"{kind[0].lower()}{kind[1:]}: {place}")
 
     def begin(self, file: str) -> str | None:
         """The image that a file's name means, None where its regions are not wanted or it is unknown."""
+        self.at = None
         known = file in self.sizes or file in self.left_out
         name = file if known else PurePosixPath(file.replace("\\", "/")).name
         if name in self.left_out:
@@ -76,6 +89,7 @@ class _Reading:
         if name not in self.sizes:
             self.fault("Regions of images that are not there", file)
             return None
+        self.at = name
         if name in self.regions:
             self.fault("Images that come twice", file)
         self.regions.setdefault(name, [])
@@ -125,9 +139,7 @@ class _Reading:
         """
         if self.faults:
             kinds = " ".join(f"{kind} ({len(at):,}): {listing(at)}." for kind, at in self.faults.items())
-            raise UnusableAnnotations(
-                f"{what} refused. {kinds} Correct that, or take the original.", dict(self.faults)
-            )
+            raise UnusableAnnotations(f"{what} refused. {kinds} Correct that, or take the original.", self)
         return self.regions
 
 
@@ -173,6 +185,7 @@ def parse_vgg(
     entries = entries.get("_via_img_metadata", entries)
     for key, entry in entries.items() if isinstance(entries, dict) else [("entries", None)]:
         if not isinstance(entry, dict):
+            reading.at = None
             reading.fault("Parts that describe no image", key)
             continue
         name, found = reading.begin(str(entry.get("filename", key))), entry.get("regions") or []
@@ -224,13 +237,16 @@ def parse_coco(path: str | Path, sizes: Sizes, *, left_out: Collection[str] = ()
         file = str(its.get("file_name"))
         name = reading.begin(file)
         if _key(its, "id") in names:
+            reading.at = None  # whose the annotations of that id are, nobody knows
             reading.fault("Images with the id of another", file)
+            reading.at = name
         names[_key(its, "id")] = name
         if name is not None:
             _check_size(reading, name, its.get("height"), its.get("width"))
     for its in annotations:
         place = f"annotation {its.get('id')}"
         image, category = _key(its, "image_id"), _key(its, "category_id")
+        reading.at = names.get(image)
         if image not in names:
             reading.fault("Annotations of no image", f"{place}: {its.get('image_id')}")
             continue

@@ -118,7 +118,8 @@ def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str
 
     Args:
         folder: with `dataset.csv`, `images/Fractured`, `images/Non_fractured`, `Annotations`.
-        skip_unusable: leave out images without row, rows without image, and what contradicts itself.
+        skip_unusable: leave out images without row, rows without image, images with a region that cannot be
+            used, and what contradicts itself.
         name: of the source.
 
     Raises:
@@ -156,9 +157,17 @@ def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str
             files[path.name] = path
     sizes = {each: size for each, path in files.items() if (size := _size(path))}
     without = [each for each in {**files, **dict.fromkeys(rows.index)} if each not in sizes]
-    regions = _fracatlas_regions(folder / "Annotations", sizes, without, what)
+    doubtful: dict[str, str] = {}
+    try:
+        regions = _fracatlas_regions(folder / "Annotations", sizes, without, what)
+    except UnusableAnnotations as error:
+        if error.sound is None:
+            raise
+        regions, doubtful = error.sound, error.images
 
     # 2. What does not fit each other.
+    for each, reason in doubtful.items():
+        bad.add("images with regions that cannot be used", [each], reason)
     folded = Counter(map(str.casefold, rows.index))
     same = [each for each in rows.index if folded[each.casefold()] > 1]
     bad.add("rows whose names differ in capitals only", same)
@@ -169,7 +178,7 @@ def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str
     bad.add("images whose folder contradicts dataset.csv", known.index[known["fractured"] != in_folder])
     counted = (known["fracture_count"] > 0).astype(int)
     bad.add("rows whose fracture_count contradicts fractured", known.index[known["fractured"] != counted])
-    seen = known[known.index.isin(sizes)]  # what cannot be read, `consolidate` names
+    seen = known[known.index.isin(sizes.keys() - doubtful)]  # what cannot be read, `consolidate` names
     marked = seen.index.map(lambda each: int(bool(regions.get(each))))
     bad.add("intact images with polygons", seen.index[marked > seen["fractured"]])
     bad.add("fractured images without a polygon", seen.index[marked < seen["fractured"]])
