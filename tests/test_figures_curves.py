@@ -247,7 +247,7 @@ def test_learning_curves_show_the_dice_of_masks_where_there_are_masks(history):
 def test_learning_curves_mark_the_best_epoch(history):
     figure = curves.learning_curves(history, best_epoch=3, title="Run")
     assert all(3 in set(axes.lines[-1].get_xdata()) for axes in figure.axes)
-    assert {axes.get_xlabel() for axes in figure.axes} == {"epoch (dashed: the best, 3)"}
+    assert {axes.get_xlabel() for axes in figure.axes} == {"epoch (dashed: kept, 3)"}
 
 
 def test_learning_curves_show_the_slice_level_pretraining_where_there_was_one(history):

@@ -287,6 +287,13 @@ def test_help_states_an_example_the_exit_statuses_and_the_defaults(tmp_path, com
         assert f"(default: {value})" in packing
 
 
+def test_an_empty_path_is_no_folder(tmp_path, command):
+    for asked in (("predict", "--images", ""), ("pack", "--masks", " "), ("radiographs", "--fracatlas", "")):
+        status, _, err = command(tmp_path, *asked)
+        assert status == 2
+        assert f"argument {asked[1]}: it is empty; name a file or a folder" in err
+
+
 @pytest.mark.slow
 def test_folds_are_trained_and_predicted_by_one_command_that_leaves_what_is_done(root, command):
     asked = ("train", "--cohort", "toy", "--run", "folds", "--settings", str(root / "settings.json"))

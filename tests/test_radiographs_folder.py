@@ -50,6 +50,7 @@ def xrays(tmp_path_factory) -> Path:
     (folder / "zero.png").write_bytes(b"")
     (folder / "torn.jpg").write_bytes((folder / "ward 3" / "left hand.JPG").read_bytes()[:900])
     (folder / "ward 3" / "words.dcm").write_text("not an image")
+    Image.fromarray(pixels[0][:20]).save(folder / "strip.png")
     (folder / "notes.txt").write_text("not an image")
     (folder / "README").write_text("not an image")
     (folder / ".hidden.png").write_bytes(b"")
@@ -93,14 +94,18 @@ def test_every_radiograph_is_answered_and_damaged_files_are_named(xrays, made, t
         np.testing.assert_array_equal(decode_rle(mask["mask"], mask["height"], mask["width"]), answer.mask)
         assert row.mask_pixels == answer.mask.sum()
     damaged = pd.read_csv(out / "unreadable.csv")
-    assert damaged["file"].tolist() == ["torn.jpg", "zero.png", "ward 3/words.dcm"]
-    assert damaged["reason"].tolist()[1] == "it is empty (0 bytes)"
+    assert damaged["file"].tolist() == ["strip.png", "torn.jpg", "zero.png", "ward 3/words.dcm"]
+    assert damaged["reason"][0] == "it has 110 × 20 pixels, and needs 32 a side"
+    assert damaged["reason"].tolist()[2] == "it is empty (0 bytes)"
     assert damaged["reason"].str.len().min() > 10
     assert not damaged["reason"].str.contains(str(xrays), regex=False).any()
     assert found.others == 2
     said = found.summary()
     assert "4 radiographs" in said
-    assert "Not readable (3), see unreadable.csv: 'torn.jpg', 'zero.png', 'ward 3/words.dcm'" in said
+    assert (
+        "Not readable (4), see unreadable.csv: 'strip.png', 'torn.jpg', 'zero.png', 'ward 3/words.dcm'"
+        in said
+    )
     assert "no all-clear" in said
     assert [path.name for path in tmp_path.iterdir()] == ["answers"]
 

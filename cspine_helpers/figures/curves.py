@@ -348,7 +348,7 @@ def learning_curves(
     slice_losses: Sequence[float] = (),
     title: str = "",
 ) -> Picture:
-    """Loss, ranking and operating point over the epochs of a run's history; a line marks the best epoch.
+    """Loss, ranking and operating point over the epochs of a run's history; a line marks the epoch kept.
 
     The fourth panel shows the learning rate, or the loss of the slice-level pretraining where there was one;
     the third the Dice of masks, too, where a history has them.
@@ -375,7 +375,7 @@ def learning_curves(
         if best_epoch is not None:
             axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle="--", zorder=0)
         axes.set_title(name)
-        axes.set_xlabel("epoch" if best_epoch is None else f"epoch (dashed: the best, {best_epoch})")
+        axes.set_xlabel("epoch" if best_epoch is None else f"epoch (dashed: kept, {best_epoch})")
     if slice_losses:
         last.plot(range(1, len(slice_losses) + 1), slice_losses, color=INTACT)
         last.axhline(np.log(2), color=GREY, linewidth=1, linestyle=":")

@@ -381,7 +381,7 @@ def froc_curves(
 def subgroup_dots(
     table: pd.DataFrame,
     *,
-    metrics: Sequence[str] = ("auroc", "recall", "dice_pos"),
+    metrics: Sequence[str] = ("auroc", "recall", "specificity", "dice_pos"),
     whole: Mapping[str, float] | None = None,
     title: str = "",
 ) -> Picture:

@@ -44,6 +44,7 @@ SUFFIXES = frozenset(
 )
 _DICOM_MARK, _PREAMBLE = b"DICM", 128  # bytes of a DICOM file, and where they are
 _OUTLINE = (233, 180, 86)  # sky blue, as figures draw what is predicted; blue, green, red
+_SMALLEST = 32  # pixels of a side: of less, nothing can be seen that a network was trained on
 _LONGEST = 240  # bytes of a file's name, of 255 that disks take
 _OWN = {PREDICTIONS, MASKS, UNREADABLE, OVERLAYS}  # what is written, and may be replaced
 
@@ -188,6 +189,7 @@ def predict_folder(
             name = printable(path.relative_to(folder).as_posix())
             try:
                 image = read_radiograph(path)
+                _check_size(image)
             except (OSError, ValueError) as error:
                 unreadable.append({"file": name, "reason": why_unusable(error)})
                 continue
@@ -247,6 +249,12 @@ def write_overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], path: Path)
     if not done:
         raise OSError(f"{path.name} cannot be written as PNG.")
     path.write_bytes(content.tobytes())  # cv2 itself would not say that a disk is full
+
+
+def _check_size(image: NDArray[np.uint8]) -> None:
+    if min(image.shape) < _SMALLEST:
+        height, width = image.shape
+        raise ValueError(f"it has {width} × {height} pixels, and needs {_SMALLEST} a side")
 
 
 # Where it goes

@@ -338,7 +338,8 @@ def _kept(table: pd.DataFrame, published: Mapping[str, str]) -> pd.Series:
     ):
         raise ValueError(
             f"Patients (groups) have images in a published split and outside it ({len(torn)}): "
-            f"{listing(torn)}. Leave those outside it out of the table."
+            f"{listing(torn)}. Name their other split, or group less: GroupConfig(gap=0) makes no series, "
+            "a higher similarity joins fewer images (on the command line, --gap 0, --similarity 0.9999)."
         )
     return place
 
