@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cspine_helpers.ct.volume import bounding_box
-from cspine_helpers.packing.crop import PackConfig, pack_vertebra, to_uint8
+from cspine_helpers.packing.crop import PackConfig, pack_vertebra, packed_voxels, to_uint8
 
 SPACING = (2.0, 1.0, 1.0)
 
@@ -151,3 +151,22 @@ def test_bad_input_is_refused_by_name():
             PackConfig(**options)
     with pytest.raises(ValueError, match="must be positive"):
         PackConfig(slices=0)
+
+
+def test_marked_voxels_are_cut_and_resized_as_the_sequence_is():
+    rng = np.random.default_rng(0)
+    label_map = np.zeros((9, 30, 30), np.uint8)
+    label_map[2:7, 0:20, 12:30] = 3  # the crop reaches out of the volume, above and at the right
+    volume, spacing = np.zeros(label_map.shape), (2.0, 1.0, 1.0)
+    voxels = rng.random(label_map.shape) < 0.1
+    side = 28  # pixels of 1 mm: nothing is resized
+    piece = pack_vertebra(volume, label_map, spacing, "C3", PackConfig(size=side))
+    assert piece.rows[0] < 0 < 30 < piece.columns[1]
+    assert piece.rows[1] - piece.rows[0] == side
+    found = packed_voxels(voxels, piece, side)
+    inside = np.pad(voxels, ((0, 0), (10, 10), (10, 10)))[piece.slice_indices]
+    rows, columns = (slice(first + 10, end + 10) for first, end in (piece.rows, piece.columns))
+    np.testing.assert_array_equal(found, inside[:, rows, columns])
+    quarters = inside[:, rows, columns].reshape(15, 14, 2, 14, 2).sum(axis=(2, 4))  # of a pixel twice as wide
+    np.testing.assert_array_equal(packed_voxels(voxels, piece, side // 2), quarters >= 1)
+    np.testing.assert_array_equal(packed_voxels(voxels, piece, side // 2, least_share=0.4), quarters >= 2)

@@ -224,3 +224,32 @@ def test_rsnas_own_rows_give_the_labels_of_phantoms_and_say_who_has_boxes(tmp_pa
     patients = phantom._patients(CohortConfig(studies=2019, seed=1, truth="rsna", like="rsna2022"))
     assert sum(patient.is_boxed for patient in patients) == 235
     assert sum(map(sum, (patient.fractured.values() for patient in patients))) == 1444
+
+
+def test_broken_bone_is_marked_where_the_sequence_shows_it(cohort, study):
+    config = phantom.read_config(cohort).pack
+    table = pd.DataFrame([(study.uid, level) for level in VERTEBRAE], columns=[UID, "vertebra"]).iloc[::-1]
+    own = phantom.fracture_truth(cohort, table, workers=1)
+    others = phantom.fracture_truth(cohort, table, workers=1, neighbour=True)
+    assert own.shape == others.shape == (7, 9, 32, 32)
+    assert set(np.unique(own)) == {0, 1}
+    for level, mine, rest in zip(table["vertebra"], own, others, strict=True):
+        piece = packing.pack_vertebra(study.volume_hu, study.label_map, study.spacing_mm, level, config)
+        assert mine.any() == bool(study.labels[level])
+        # every marked pixel lies on a broken voxel or beside one, by its middle
+        pixel = (piece.rows[1] - piece.rows[0]) / config.size  # in voxels
+        for truth, is_number in ((mine, True), (rest, False)):
+            for t, row, column in np.argwhere(truth):
+                y, x = (
+                    int(at * pixel + first)
+                    for at, first in ((row, piece.rows[0]), (column, piece.columns[0]))
+                )
+                near = study.fracture_map[
+                    piece.slice_indices[t], max(y - 1, 0) : y + 4, max(x - 1, 0) : x + 4
+                ]
+                number = VERTEBRAE.index(level) + 1
+                assert ((near == number) if is_number else (near > 0) & (near != number)).any()
+    with pytest.raises(ValueError, match="no sample whose broken bone"):
+        phantom.fracture_truth(cohort, table[:0])
+    with pytest.raises(ValueError, match=r"no phantom '1\.2'"):
+        phantom.fracture_truth(cohort, table.assign(**{UID: "1.2"}), workers=1)

@@ -130,11 +130,7 @@ def pack_vertebra(
     (row0, row1), (column0, column1) = _square(y, x, spacing_mm, config.margin_mm)
     end = volume_hu.shape[0] - 1
     array = np.empty((config.slices, config.size, config.size, 2 * config.neighbours + 2), dtype=np.uint8)
-    crop = (slice(max(row0, 0), row1), slice(max(column0, 0), column1))
-    edges = [
-        (max(-row0, 0), max(row1 - volume_hu.shape[1], 0)),
-        (max(-column0, 0), max(column1 - volume_hu.shape[2], 0)),
-    ]
+    crop, edges = _window((row0, row1), (column0, column1), volume_hu.shape)
     step = 1.0 if config.neighbour_mm is None else config.neighbour_mm / spacing_mm[0]  # in slices
     offsets = [round(k * step) for k in range(-config.neighbours, config.neighbours + 1)]
     prepared: dict[int, np.ndarray] = {}  # neighbouring positions share slices
@@ -151,6 +147,34 @@ def pack_vertebra(
     voxels = np.count_nonzero(label_map[tuple(slice(*ends) for ends in box)] == number)
     volume = int(voxels) * float(np.prod(spacing_mm))
     return PackedVertebra(array, positions, (row0, row1), (column0, column1), volume)
+
+
+def packed_voxels(
+    voxels: np.ndarray, piece: PackedVertebra, size: int, *, least_share: float = 0.25
+) -> np.ndarray:
+    """What marked voxels of a volume cover in a packed sequence of it, such as its broken bone.
+
+    Args:
+        voxels: bool (Z, Y, X), the volume's shape.
+        piece: of `pack_vertebra`.
+        size: height and width of the packed images in pixels.
+        least_share: of a pixel that has to be marked for it to count; a line of one voxel that lies across
+            two pixels marks both from a quarter on, and would be lost from more than a half on.
+
+    Returns:
+        uint8 (T, size, size) of 0 and 1, on the slices that the sequence's positions are.
+
+    Example:
+        >>> label_map = np.zeros((9, 40, 40), int)
+        >>> label_map[2:7, 10:30, 10:30] = 4
+        >>> piece = pack_vertebra(np.zeros(label_map.shape), label_map, (3.0, 1.0, 1.0), "C4", PackConfig())
+        >>> found = packed_voxels(label_map == 4, piece, 224, least_share=0.5)
+        >>> np.array_equal(found, piece.array[..., 5] > 127)
+        True
+    """
+    crop, edges = _window(piece.rows, piece.columns, voxels.shape)
+    planes = (np.pad(voxels[index][crop].astype(np.uint8) * 255, edges) for index in piece.slice_indices)
+    return np.stack([_resize(plane, size) > 255 * least_share for plane in planes]).astype(np.uint8)
 
 
 def manifest_row(
@@ -186,6 +210,18 @@ def _square(
         first = round((low + high - count) / 2)
         ranges.append((first, first + count))
     return ranges[0], ranges[1]
+
+
+def _window(
+    rows: tuple[int, int], columns: tuple[int, int], shape: tuple[int, ...]
+) -> tuple[tuple[slice, slice], list[tuple[int, int]]]:
+    """The part of a plane that a crop takes, and what has to be put around it where the crop reaches out."""
+    crop = tuple(slice(max(first, 0), end) for first, end in (rows, columns))
+    edges = [
+        (max(-first, 0), max(end - many, 0))
+        for (first, end), many in zip((rows, columns), shape[-2:], strict=True)
+    ]
+    return (crop[0], crop[1]), edges
 
 
 def _resize(image: np.ndarray, size: int) -> np.ndarray:

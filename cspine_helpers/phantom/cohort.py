@@ -29,7 +29,7 @@ from cspine_helpers import labels, packed
 from cspine_helpers.files import paths
 from cspine_helpers.files.records import parse_json
 from cspine_helpers.packed import PackedVertebra, write_manifest
-from cspine_helpers.packing.crop import PackConfig, manifest_row, pack_vertebra
+from cspine_helpers.packing.crop import PackConfig, manifest_row, pack_vertebra, packed_voxels
 from cspine_helpers.packing.slice_truth import packed_truth
 from cspine_helpers.phantom.difficulty import Hard
 from cspine_helpers.phantom.rendering import Study, generator, render_study, study_uid
@@ -316,6 +316,61 @@ def true_slice_truth(folder: Path, studies: Collection[str], *, workers: int | N
 def _true_slices_of(config: CohortConfig, patient: _Patient) -> dict[str, str]:
     study = _study(config, patient)
     return _true_slices(study, _pieces(study, config.pack))
+
+
+def fracture_truth(
+    folder: Path, samples: pd.DataFrame, *, workers: int | None = None, neighbour: bool = False
+) -> np.ndarray:
+    """Where packed sequences of a phantom cohort show broken bone, pixel by pixel: what maps are judged by.
+
+    Studies are rendered again, half a second to a second each. A pixel is broken where broken bone covers a
+    quarter of it or more on the position's own slice, which is channel 2 of the five.
+
+    Args:
+        folder: the cohort, `data/<cohort>`.
+        samples: StudyInstanceUID and vertebra of the sequences, such as the fractured ones of a split.
+        workers: processes; default one a core.
+        neighbour: mark the broken bone of other vertebrae that the crop shows, instead of the vertebra's own.
+
+    Returns:
+        uint8 (N, T, H, W) of 0 and 1, in the samples' order.
+
+    Raises:
+        FileNotFoundError, ValueError: as `study_of`; also where there are no samples.
+
+    Example:
+        >>> broken = cohort.samples["test"].query("label == 1")  # doctest: +SKIP
+        >>> fracture_truth(cohort.folder, broken).shape  # doctest: +SKIP
+        (50, 15, 64, 64)
+    """
+    import joblib
+
+    if samples.empty:
+        raise ValueError("There is no sample whose broken bone could be looked up. Give one or more.")
+    config = read_config(folder)
+    levels = {uid: [*its] for uid, its in samples.groupby(labels.UID, sort=False)["vertebra"]}
+    job = joblib.delayed(_broken_pixels)
+    jobs = [job(config, _find(folder, config, uid), its, neighbour) for uid, its in levels.items()]
+    many = min(workers or os.cpu_count() or 1, len(jobs))
+    found = zip(levels, joblib.Parallel(n_jobs=many)(jobs), strict=True)
+    by_sample = {(uid, level): truth for uid, its in found for level, truth in its.items()}
+    return np.stack(
+        [by_sample[which] for which in zip(samples[labels.UID], samples["vertebra"], strict=True)]
+    )
+
+
+def _broken_pixels(
+    config: CohortConfig, patient: _Patient, levels: list[str], neighbour: bool
+) -> dict[str, np.ndarray]:
+    """Vertebra → uint8 (T, H, W), see `fracture_truth`."""
+    study = _study(config, patient)
+    pieces, found = _pieces(study, config.pack), {}
+    for level in levels:
+        number = labels.VERTEBRAE.index(level) + 1
+        others = (study.fracture_map > 0) & (study.fracture_map != number)
+        broken = others if neighbour else study.fracture_map == number
+        found[level] = packed_voxels(broken, pieces[level], config.pack.size)
+    return found
 
 
 def _find(folder: Path, config: CohortConfig, uid: str) -> _Patient:
