@@ -1,10 +1,11 @@
 import re
 from dataclasses import asdict, replace
+from itertools import product
 
 import pytest
 import torch
 
-from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
+from cspine_helpers.model.classifier import POOLINGS, FractureClassifier, ModelConfig
 
 CONFIG = replace(ModelConfig.small(), slices=3, size=32, feature_stride=4, lstm_hidden=4)
 
@@ -20,7 +21,7 @@ def sequences(batch=2, slices=3, size=32, seed=0):
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8, 16, 32])
-@pytest.mark.parametrize("pooling", ["avg", "avgmax"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_shapes_and_gradients_at_every_stride_and_pooling(stride, pooling):
     model = build(feature_stride=stride, pooling=pooling)
     output = model(sequences())
@@ -96,6 +97,44 @@ def test_features_of_a_slice_are_its_pooled_maps_and_those_of_its_mask(pooling):
         parts = [maps.mean(2), maps.amax(2)] if pooling == "avgmax" else [maps.mean(2)]
         parts.append(model.mask_encoder((pixels[:, 5:] >= 128).float()))
         torch.testing.assert_close(model.encode(pixels), torch.cat(parts, 1), rtol=1e-4, atol=1e-5)
+
+
+def pooled_by_hand(maps, mask):
+    """Mean and maximum inside the mask of one slice, dilated by a cell: loops over cells of 4 × 4 pixels."""
+    cells, weight = range(maps.shape[1]), torch.zeros(maps.shape[1:])
+    for y, x in product(cells, cells):
+        share = mask[4 * y : 4 * y + 4, 4 * x : 4 * x + 4].mean()
+        for near_y, near_x in product((y - 1, y, y + 1), (x - 1, x, x + 1)):
+            if near_y in cells and near_x in cells:
+                weight[near_y, near_x] = max(weight[near_y, near_x], share)
+    if not weight.any():
+        weight = torch.ones_like(weight)
+    return (maps * weight).sum((1, 2)) / weight.sum(), maps[:, weight > 0].amax(1)
+
+
+@pytest.mark.parametrize("pooling", ["avgmax_mask", "avgmax_inside"])
+def test_features_are_pooled_inside_the_mask_and_over_the_whole_slice_where_it_is_empty(pooling):
+    model, pixels = build(pooling=pooling).eval(), sequences()[0]
+    pixels[:, 5] = 0
+    pixels[0, 5, 3:9, 14:21] = 255
+    pixels[1, 5, 28:, 30:] = 128  # slice 2 shows nothing of it
+    with torch.no_grad():
+        features = model.encode(pixels)
+        maps = model.backbone.forward_features(pixels[:, :5].float() / 127.5 - 1)  # (N, D, 8, 8)
+    inside = [pooled_by_hand(*each) for each in zip(maps, (pixels[:, 5] > 127).float(), strict=True)]
+    expected = torch.cat([torch.stack(each) for each in zip(*inside, strict=True)], 1)
+    whole = maps.shape[1] * (2 if pooling == "avgmax_mask" else 0)
+    torch.testing.assert_close(features[:, whole : whole + expected.shape[1]], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_lies_outside_the_mask_is_not_pooled_inside_it():
+    model, pixels = build(pooling="avgmax_inside", backbone="resnet10t").eval(), sequences()[0]
+    pixels[:, 5] = 0
+    pixels[:, 5, :4, :4] = 255
+    far = pixels.clone()
+    far[:, :5, 24:, 24:] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode(far), model.encode(pixels))
 
 
 def inputs_of(module, run):

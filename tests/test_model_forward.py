@@ -41,6 +41,7 @@ def lived(model):
     [
         {},
         {"feature_stride": 32, "pooling": "avg", "lstm_layers": 2},
+        {"pooling": "avgmax_mask"},
         *({"backbone": name, "feature_stride": 8} for name in FAMILIES),
         *({"backbone": name, "feature_stride": 32} for name in ("resnet10t", "mobilenetv3_small_050")),
         {"backbone": "repvgg_a0", "feature_stride": 4},  # two first layers side by side

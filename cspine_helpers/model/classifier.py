@@ -7,6 +7,7 @@ from typing import NamedTuple, Self
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
 
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.records import TRUE_OR_FALSE, Check, check_settings, one_of, setting, whole, within
@@ -22,6 +23,7 @@ from cspine_helpers.model.encoders import (
 from cspine_helpers.model.pretrained import SOURCE, pretrained_weights, without_package
 from cspine_helpers.packed import CHANNELS
 
+POOLINGS = {"avg": 1, "avgmax": 2, "avgmax_mask": 4, "avgmax_inside": 2}  # with values of each feature
 _MOST, _MOST_LAYERS = 4096, 16  # features, pixels or slices, and layers: more is a damaged record or a slip
 
 
@@ -39,7 +41,9 @@ class ModelConfig:
         feature_stride: pixels to one cell of the features that are pooled, one that the backbone has. 32 is
             the whole backbone; at a smaller stride the deeper blocks are not built, and thin lines survive in
             small images.
-        pooling: features of a slice: "avg" their mean over the slice, "avgmax" their mean and maximum.
+        pooling: features of a slice: "avg" their mean over the slice, "avgmax" their mean and maximum;
+            "avgmax_mask" these, and beside them the same inside the vertebra's mask dilated by a cell of the
+            maps; "avgmax_inside" the latter alone. Over the whole slice where it shows nothing of the mask.
         mask_features: features of the mask encoder.
         lstm_hidden: features of the LSTM in each direction.
         lstm_layers: layers of the LSTM.
@@ -57,7 +61,7 @@ class ModelConfig:
     slices: int = setting(15, whole(1, _MOST))
     size: int = setting(224, whole(32, _MOST))
     feature_stride: int = setting(32, one_of(*STRIDES))
-    pooling: str = setting("avg", one_of("avg", "avgmax"))
+    pooling: str = setting("avg", one_of(*POOLINGS))
     mask_features: int = setting(64, whole(1, _MOST))
     lstm_hidden: int = setting(256, whole(1, _MOST))
     lstm_layers: int = setting(2, whole(1, _MOST_LAYERS))
@@ -168,7 +172,7 @@ class FractureClassifier(nn.Module):
         self.backbone, features = backbone(config.backbone, config.feature_stride, weights)
         self.set_channels(INTENSITIES)
         self.mask_encoder = mask_encoder(config.mask_features)
-        features = features * (2 if config.pooling == "avgmax" else 1) + config.mask_features
+        features = features * POOLINGS[config.pooling] + config.mask_features
         self.slice_head = nn.Linear(features, 1)
         self.vertebra = None
         if config.vertebra_embedding:
@@ -249,11 +253,8 @@ class FractureClassifier(nn.Module):
         image = pixels[:, :channels].to(torch.float32, memory_format=torch.channels_last)
         torch.addcmul(self.shift, image, self.scale, out=image)
         maps = self.backbone.forward_features(image)  # (N, D, H / stride, W / stride)
-        pooled = [maps.mean((2, 3))]
-        if self.config.pooling == "avgmax":
-            pooled.append(maps.amax((2, 3)))
         mask = (pixels[:, INTENSITIES:] > 127).float()  # (N, 1, H, W)
-        return torch.cat([*pooled, self.mask_encoder(mask)], dim=1)
+        return torch.cat([*_pooled(maps, mask, self.config.pooling), self.mask_encoder(mask)], dim=1)
 
     def _check(self, sequences: Tensor, vertebrae: Tensor | None) -> None:
         config = self.config
@@ -270,3 +271,22 @@ class FractureClassifier(nn.Module):
                 f"This model has a vertebra embedding and needs vertebrae of shape ({len(sequences)},), "
                 f"0 for C1 to 6 for C7; found {found}. Pass them with the sequences."
             )
+
+
+def _pooled(maps: Tensor, mask: Tensor, pooling: str) -> list[Tensor]:
+    """Values `(N, D)` of feature maps `(N, D, h, w)`, as `ModelConfig.pooling` says.
+
+    Args:
+        maps: of N slices.
+        mask: `(N, 1, H, W)`, 0 or 1.
+        pooling: one of `POOLINGS`.
+    """
+    whole = [maps.mean((2, 3))] if pooling != "avgmax_inside" else []
+    whole += [maps.amax((2, 3))] if pooling in ("avgmax", "avgmax_mask") else []
+    if pooling in ("avg", "avgmax"):
+        return whole
+    covered = adaptive_avg_pool2d(mask, maps.shape[2:])  # share of each cell
+    weight = max_pool2d(covered, 3, stride=1, padding=1)  # dilated by one cell
+    weight = torch.where(weight.amax((2, 3), keepdim=True) > 0, weight, 1.0)
+    inside = (maps * weight).sum((2, 3)) / weight.sum((2, 3))
+    return [*whole, inside, maps.masked_fill(weight == 0, -torch.inf).amax((2, 3))]
