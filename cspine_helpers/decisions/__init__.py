@@ -21,3 +21,9 @@ from cspine_helpers.decisions.thresholds import (
     choose_per_vertebra,
     choose_threshold,
 )
+from cspine_helpers.decisions.triage import (
+    Triage,
+    compare_triage,
+    evaluate_triage,
+    patient_answers,
+)

@@ -11,4 +11,11 @@ from cspine_helpers.evaluation.clinical_utility import (
 )
 from cspine_helpers.evaluation.intervals import bootstrap, compare, per_vertebra
 from cspine_helpers.evaluation.reliability import calibration_scores, written_scores
+from cspine_helpers.evaluation.selective import (
+    compare_selective,
+    difference_at_coverage,
+    risk_bands,
+    risk_coverage,
+    selective_scores,
+)
 from cspine_helpers.metrics import RSNA_COSTS

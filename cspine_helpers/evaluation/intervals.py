@@ -23,8 +23,7 @@ from cspine_helpers.evaluation.resampling import (
     Estimates,
     Floats,
     Ranking,
-    combined,
-    correlation,
+    difference_limits,
     estimates,
     mean_interval,
     patient_weights,
@@ -314,14 +313,11 @@ def _limits(
 ) -> tuple[Floats, Floats]:
     """Limits of the differences, (metrics,) both; NaN where one of the two is undefined."""
     difference, drawn = values[1] - values[0], draws[1] - draws[0]
-    (low, high), (other_low, other_high) = (
+    limits = [
         part.limits(value, draw, confidence) for part, value, draw in zip(pair, values, draws, strict=True)
-    )
-    together = np.array([correlation(a, b) for a, b in zip(*draws, strict=True)])
-    below = combined(values[1] - other_low, high - values[0], together)
-    above = combined(other_high - values[1], values[0] - low, together)
+    ]
     freedom = max(pair[0].ranked - 1, 1)
-    found = np.stack([difference - below, difference + above])
+    found = np.stack(difference_limits(values, limits, draws))
     for place, name in enumerate(pair[0].names):
         some = drawn[place][~np.isnan(drawn[place])]
         if np.isnan(difference[place]) or not len(some):

@@ -7,7 +7,7 @@ Source: effective number of cases, Korn and Graubard, Survey Methodology 24 (199
 Zapf, Statistics in Medicine 33 (2014).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -237,6 +237,38 @@ def correlation(first: Floats, second: Floats) -> float:
 def combined(first: Floats, second: Floats, together: Floats) -> Floats:
     """Half-width of a difference from those of its parts and the correlation of the two."""
     return np.sqrt(np.maximum(first**2 + second**2 - 2 * together * first * second, 0))
+
+
+def share_limits(
+    value: Floats, draws: Floats, rows: Floats, patients: ArrayLike, confidence: float
+) -> tuple[Floats, Floats]:
+    """Limits of shares (M,) of so many rows of so many patients, from their draws (M, R); NaN if undefined.
+
+    Those of `score_interval` with as many cases as `effective_cases` says.
+    """
+    found = np.full((2, len(value)), np.nan)
+    for place, (one, drawn, many, held) in enumerate(
+        zip(value, draws, rows, np.broadcast_to(patients, len(value)), strict=True)
+    ):
+        some = drawn[~np.isnan(drawn)]
+        if not np.isnan(one) and len(some):
+            cases = effective_cases(float(one), some, float(many), float(held))
+            found[:, place] = score_interval(one, cases, confidence)
+    return found[0], found[1]
+
+
+def difference_limits(
+    values: Sequence[Floats], limits: Sequence[tuple[Floats, Floats]], draws: Sequence[Floats]
+) -> tuple[Floats, Floats]:
+    """Limits of second − first, (M,) each, from those of the two and how they vary together, draws (M, R).
+
+    Source: Zou and Donner, Statistics in Medicine 27 (2008).
+    """
+    together = np.array([correlation(a, b) for a, b in zip(*draws, strict=True)])
+    (low, high), (other_low, other_high) = limits
+    difference = values[1] - values[0]
+    below = combined(values[1] - other_low, high - values[0], together)
+    return difference - below, difference + combined(other_high - values[1], values[0] - low, together)
 
 
 @dataclass(frozen=True)
