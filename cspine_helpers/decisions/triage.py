@@ -291,7 +291,8 @@ def compare_triage(
 ) -> pd.DataFrame:
     """Differences between two sets of answers to the same cases, with intervals.
 
-    Options as in `evaluate_triage`. Both are measured on the same resamples; an interval is made of those of the two and their correlation.
+    Both are measured on the same resamples; an interval is made of those of the two and their correlation.
+    Options as in `evaluate_triage`.
 
     Returns:
         Columns `metric, value, other, difference, low, high, undefined, why`; difference is other − value.
@@ -373,6 +374,7 @@ class _Measured:
             ill, well = slice(many, many + more), slice(many + more, many + 2 * more)
             of = [np.tile(each, (more, 1)) for each in (_ILL, 1 - _ILL)]
             limits_ill, limits_well = limits(many, ill.stop, of[0]), limits(ill.stop, well.stop, of[1])
+            limits_well[:, [*PER_1000].index("missed_per_1000")] = 0  # no intact case can be missed
             parts = 1000 * prevalence, 1000 * (1 - prevalence)
             together = np.array([correlation(*pair) for pair in zip(draws[ill], draws[well], strict=True)])
             restated = parts[0] * value[ill] + parts[1] * value[well]
