@@ -6,3 +6,4 @@ from cspine_helpers.explain.attention import (
     sequence_scores,
     without_attention,
 )
+from cspine_helpers.explain.maps import map_sequences

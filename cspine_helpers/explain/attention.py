@@ -67,7 +67,7 @@ def attention_table(
         for name in ("probability", "attention")
     )
     if predictions is not None:
-        probability = _stored(predictions, samples, probability)
+        probability = stored_probability(predictions, samples, probability)
     each = samples[[UID, "vertebra", "label"]].assign(probability=probability)
     table = each.loc[each.index.repeat(slices)].reset_index(drop=True)
     table["slice"] = np.tile(np.arange(slices), len(samples))
@@ -76,7 +76,7 @@ def attention_table(
     return table[list(COLUMNS)]
 
 
-def _stored(
+def stored_probability(
     predictions: pd.DataFrame, samples: pd.DataFrame, computed: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Probabilities of the samples in a table, once they are those computed, up to rounding."""

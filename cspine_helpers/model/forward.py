@@ -40,10 +40,11 @@ def forward_pass(
 
 
 @contextmanager
-def as_on_a_cpu(device: torch.device) -> Iterator[None]:
-    """Compute without gradients and in float32, whatever a network was trained in."""
+def as_on_a_cpu(device: torch.device, *, gradients: bool = False) -> Iterator[None]:
+    """Compute in float32, whatever a network was trained in, and without gradients unless they are wanted."""
     with (
-        torch.inference_mode(),
+        torch.inference_mode(not gradients),
+        torch.set_grad_enabled(gradients),
         torch.autocast(device.type, enabled=False),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):

@@ -1,0 +1,463 @@
+"""Which cells of an image a network's fracture logit comes from: class activation maps, gradients, occlusion.
+
+Every method explains the fracture logit, also of a vertebra that is called intact, and gives raw, signed
+values: more is more evidence of a fracture. Class activation maps lie on the grid of a layer's feature maps,
+the others on the image's own. Shapes: B samples, N images that a layer sees (B radiographs, or the B · T
+slices of B sequences), h × w cells.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cspine_helpers.checkpoints import Run
+from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
+from cspine_helpers.explain.attention import stored_probability
+from cspine_helpers.files.paths import listing
+from cspine_helpers.model.classifier import FractureClassifier
+from cspine_helpers.model.forward import as_on_a_cpu, folded
+from cspine_helpers.packed import CHANNELS
+
+Method = Literal[
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "hires_cam",
+    "layer_cam",
+    "eigen_cam",
+    "gradient_input",
+    "integrated_gradients",
+    "occlusion",
+]
+METHODS: tuple[Method, ...] = get_args(Method)
+ON_PIXELS: tuple[Method, ...] = ("gradient_input", "integrated_gradients", "occlusion")  # no layer's cells
+Target = Callable[[Any], Tensor]  # a network's output → the fracture logit, (B,)
+
+
+# ------------------------------------------------------------------------------------------------ layers
+
+
+def layers(network: nn.Module, *example: Tensor) -> pd.DataFrame:
+    """The layers of a network that give feature maps, in the order in which they compute them.
+
+    Args:
+        network: any; in eval mode.
+        example: what it is called with.
+
+    Returns:
+        name, features, height, width. A container that hands on its last layer's maps is one row, by the
+        container's name; each of its parts can be named, too.
+
+    Raises:
+        ValueError: it gives no feature maps.
+
+    Example:
+        >>> found = layers(run.model, torch.zeros(1, 5, 6, 32, 32, dtype=torch.uint8))
+        >>> found.loc[found["name"] == "backbone.blocks", ["features", "height"]].values.tolist()
+        [[32, 8]]
+    """
+    rows: dict[int, tuple[str, int, int, int]] = {}
+    kept: list[Tensor] = []  # so that no two maps have one id
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, given: Any, result: Any) -> None:
+            if _is_map(result) and not isinstance(module, nn.Identity):
+                kept.append(result)
+                rows[id(result)] = (name, *result.shape[1:])
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in network.named_modules() if name]
+    try:
+        with torch.no_grad():
+            network(*example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not rows:
+        raise ValueError(
+            f"{type(network).__name__} has no layer that gives feature maps (images, features, height, "
+            "width), so that nothing can be mapped. Choose a CNN."
+        )
+    return pd.DataFrame(list(rows.values()), columns=["name", "features", "height", "width"])
+
+
+def default_layer(network: nn.Module, *example: Tensor) -> str:
+    """The deepest layer that gives feature maps: of its backbone, where a network has one.
+
+    Args:
+        network: any; in eval mode.
+        example: what it is called with; may be left out for a `FractureClassifier`.
+
+    Raises:
+        ValueError: it gives no feature maps.
+
+    Example:
+        >>> default_layer(run.model)
+        'backbone.blocks'
+    """
+    if not example and isinstance(network, FractureClassifier):
+        config = network.config
+        blank = torch.zeros(1, config.slices, CHANNELS, config.size, config.size, dtype=torch.uint8)
+        example = (blank.to(next(network.parameters()).device), blank.new_zeros(1, dtype=torch.int64))
+    names = layers(network, *example)["name"]
+    deepest = names[names.str.startswith("backbone.")]
+    return str((deepest if len(deepest) else names).iloc[-1])
+
+
+def _is_map(result: object) -> bool:
+    return isinstance(result, Tensor) and result.ndim == 4 and min(result.shape[2:]) > 1
+
+
+class Watched:
+    """What a layer gave in the last forward pass.
+
+    Attributes:
+        activation: (N, features, h, w), where the graph of gradients begins.
+    """
+
+    activation: Tensor
+
+    def gradient(self, logit: Tensor) -> Tensor:
+        """Gradient of logits (B,) with respect to the activation, of the same shape."""
+        return torch.autograd.grad(logit.sum(), self.activation)[0]
+
+
+@contextmanager
+def watched(
+    network: nn.Module, layer: str | None, *, change: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[Watched]:
+    """Watch a layer's feature maps while the network runs; its hooks are gone afterwards, whatever happens.
+
+    Args:
+        network: stays as it is.
+        layer: name of a module; None: what the first convolution is given, the normalised image.
+        change: what the layer gave → what the network sees instead.
+
+    Raises:
+        ValueError: there is no such layer; names those most alike.
+
+    Example:
+        >>> with watched(run.model, "backbone.conv_stem") as seen:
+        ...     output = run.model(torch.zeros(1, 5, 6, 32, 32, dtype=torch.uint8))
+        >>> seen.activation.shape
+        torch.Size([5, 32, 16, 16])
+    """
+    seen = Watched()
+
+    def keep(result: Tensor) -> Tensor:
+        given = result.detach() if change is None else change(result.detach())
+        seen.activation = given.requires_grad_(torch.is_grad_enabled())
+        return seen.activation.clone()  # what follows may work in place
+
+    def after(module: nn.Module, given: Any, result: Any) -> Any:
+        return keep(result) if _is_map(result) else None
+
+    def before(module: nn.Module, given: tuple[Tensor, ...]) -> Any:
+        nonlocal first
+        first = first or module
+        return (keep(given[0]), *given[1:]) if module is first else None
+
+    first: nn.Module | None = None
+    if layer is None:
+        hooks = [
+            each.register_forward_pre_hook(before)
+            for each in network.modules()
+            if isinstance(each, nn.Conv2d)
+        ]
+    else:
+        hooks = [_module(network, layer).register_forward_hook(after)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _module(network: nn.Module, name: str) -> nn.Module:
+    known = dict(network.named_modules())
+    if not name or name not in known:
+        near = difflib.get_close_matches(name, [each for each in known if each], n=5, cutoff=0.3)
+        hint = f" Names most alike: {listing(near)}." if near else ""
+        raise ValueError(
+            f"{type(network).__name__} has no layer {name!r}.{hint} maps.layers(network, example) lists all "
+            "that give feature maps."
+        )
+    return known[name]
+
+
+# ------------------------------------------------------------------------------------------------ methods
+
+
+def compute_maps(
+    network: nn.Module,
+    inputs: Tensor | Sequence[Tensor],
+    target: Target,
+    *,
+    method: Method = "grad_cam",
+    layer: str | None = None,
+) -> Tensor:
+    """Maps of the evidence that a network sees in each image.
+
+    Args:
+        network: in eval mode; stays as it is.
+        inputs: what it is called with.
+        target: its output → the fracture logit, (B,); samples do not mix in it.
+        method: of `METHODS`.
+        layer: name of the layer whose cells are mapped; None: the `default_layer`. Methods `ON_PIXELS` map
+            the image that the first convolution is given, and take none.
+
+    Returns:
+        float32 (N, h, w), raw and signed.
+
+    Raises:
+        ValueError: the method or the layer is unknown, gives no feature maps, or half precision is asked for
+            on a CPU.
+
+    Source:
+        Grad-CAM: Selvaraju et al., ICCV 2017, eq. 1 and 2 without the ReLU.
+
+    Example:
+        >>> sequences = torch.zeros(2, 5, 6, 32, 32, dtype=torch.uint8)
+        >>> compute_maps(run.model, sequences, lambda output: output.logit).shape
+        torch.Size([10, 8, 8])
+    """
+    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    _check(network, given[0].device, method, layer)
+    if method not in ON_PIXELS and layer is None:
+        layer = default_layer(network, *given)
+    with as_on_a_cpu(given[0].device, gradients=method not in _WITHOUT_GRADIENTS), _recurrent(network):
+        if method in _WHOLE:
+            return _WHOLE[method](network, given, target).float()
+        with watched(network, layer) as seen:
+            logit = target(network(*given))
+            if not hasattr(seen, "activation"):
+                raise ValueError(
+                    f"{type(network).__name__} gives no feature maps (images, features, height, width) at "
+                    f"{layer or 'its input'!r}. maps.layers(network, example) lists the layers that do."
+                )
+            activation = seen.activation.detach()
+            return _MAPS[method](activation, lambda: seen.gradient(logit)).float()
+
+
+def _check(network: nn.Module, device: torch.device, method: str, layer: str | None) -> None:
+    if method not in METHODS:
+        raise ValueError(f"There is no method {method!r} to map with. Choose one of {listing(METHODS)}.")
+    if layer is not None and method in ON_PIXELS:
+        raise ValueError(
+            f"{method} maps the image's pixels and takes no layer; found {layer!r}. Leave it out."
+        )
+    if network.training:
+        raise ValueError(
+            "The network is in training mode, where dropout changes every map. Call eval() first."
+        )
+    halves = (torch.float16, torch.bfloat16)
+    if device.type == "cpu" and any(each.dtype in halves for each in network.parameters()):
+        raise ValueError(
+            "Maps in half precision are not computed on a CPU; the network's weights are float16 or "
+            "bfloat16. Make them float32 with network.float(), or move the network to a GPU."
+        )
+
+
+@contextmanager
+def _recurrent(network: nn.Module) -> Iterator[None]:
+    """Let cuDNN keep what the gradients of an LSTM need: it does so in training mode only."""
+    found = [(each, each.dropout) for each in network.modules() if isinstance(each, nn.RNNBase)]
+    for module, _ in found:
+        module.training, module.dropout = True, 0.0
+    try:
+        yield
+    finally:
+        for module, dropout in found:
+            module.training, module.dropout = False, dropout
+
+
+# Of a layer: its maps (N, features, h, w), and what computes the gradients.
+
+
+def _weighed(activation: Tensor, weights: Tensor) -> Tensor:
+    return (weights * activation).sum(1)
+
+
+def _grad_cam(activation: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
+    return _weighed(activation, gradient().mean((2, 3), keepdim=True))
+
+
+def _grad_cam_plus_plus(activation: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
+    slope = gradient()
+    below = 2 * slope**2 + (activation * slope**3).sum((2, 3), keepdim=True)
+    alpha = torch.where(below != 0, slope**2 / below, 0.0)
+    return _weighed(activation, (alpha * slope.relu()).sum((2, 3), keepdim=True))
+
+
+def _hires_cam(activation: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
+    return _weighed(activation, gradient())
+
+
+def _layer_cam(activation: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
+    return _weighed(activation, gradient().relu())
+
+
+def _eigen_cam(activation: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
+    cells = activation.flatten(2).transpose(1, 2)  # (N, h · w, features)
+    _, vectors = torch.linalg.eigh(cells.transpose(1, 2) @ cells)  # ascending
+    found = cells @ vectors[:, :, -1:]
+    sign = torch.where(found.sum(1, keepdim=True) < 0, -1.0, 1.0)
+    return (sign * found).squeeze(2).unflatten(1, activation.shape[2:])
+
+
+def _gradient_input(image: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
+    return (gradient() * image).abs().sum(1)
+
+
+# Of the whole network, which runs many times on changed images.
+
+
+def _integrated_gradients(
+    network: nn.Module, given: Sequence[Tensor], target: Target, *, steps: int = 16
+) -> Tensor:
+    places, weights = np.polynomial.legendre.leggauss(steps)  # on -1 … 1
+    image = _image(network, given)
+    total = torch.zeros_like(image)
+    for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
+        with watched(network, None, change=partial(torch.mul, other=place)) as seen:
+            total += seen.gradient(target(network(*given))) * weight
+    return (image * total).sum(1)
+
+
+def _occlusion(
+    network: nn.Module, given: Sequence[Tensor], target: Target, *, patch: int = 8, stride: int = 4
+) -> Tensor:
+    whole, image = target(network(*given)), _image(network, given)
+    images, _, height, width = image.shape
+    each = images // len(whole)  # images of a sample, occluded one by one
+    total, times = (torch.zeros(images, height, width, device=image.device) for _ in range(2))
+    for number in range(each):
+        for top in range(0, max(height - patch, 0) + 1, stride):
+            for left in range(0, max(width - patch, 0) + 1, stride):
+                window = slice(number, None, each), slice(top, top + patch), slice(left, left + patch)
+                hidden = image.clone()
+                hidden[window[0], :, *window[1:]] = 0
+                with watched(network, None, change=lambda _, hidden=hidden: hidden):  # type: ignore[misc]
+                    drop = whole - target(network(*given))
+                total[window] += drop[:, None, None]
+                times[window] += 1
+    return total / times.clamp(min=1)
+
+
+def _image(network: nn.Module, given: Sequence[Tensor]) -> Tensor:
+    """What the first convolution is given, (N, channels, H, W)."""
+    with torch.no_grad(), watched(network, None) as seen:
+        network(*given)
+    return seen.activation
+
+
+_MAPS: dict[str, Callable[[Tensor, Callable[[], Tensor]], Tensor]] = {
+    "grad_cam": _grad_cam,
+    "grad_cam_plus_plus": _grad_cam_plus_plus,
+    "hires_cam": _hires_cam,
+    "layer_cam": _layer_cam,
+    "eigen_cam": _eigen_cam,
+    "gradient_input": _gradient_input,
+}
+_WHOLE: dict[str, Callable[[nn.Module, Sequence[Tensor], Target], Tensor]] = {
+    "integrated_gradients": _integrated_gradients,
+    "occlusion": _occlusion,
+}
+_WITHOUT_GRADIENTS = ("eigen_cam", "occlusion")
+
+
+# ---------------------------------------------------------------------------------------------- sequences
+
+
+@dataclass(frozen=True)
+class Maps:
+    """One map of each slice of N samples.
+
+    Attributes:
+        values: float32 (N, T, h, w), raw and signed, on the map's own grid.
+        method: of `METHODS`.
+        layer: whose cells they are; None: of the image.
+        size: (H, W) of a slice, pixels.
+        probability: (N,), of a fracture.
+        attention: (N, T), share of each slice in its sequence's features.
+    """
+
+    values: NDArray[np.float32]
+    method: str
+    layer: str | None
+    size: tuple[int, int]
+    probability: NDArray[np.float64]
+    attention: NDArray[np.float64]
+
+    def pixels(self) -> NDArray[np.float32]:
+        """The maps on the slices' pixels, float32 (N, T, H, W), interpolated linearly."""
+        cells = torch.from_numpy(self.values)
+        if cells.shape[2:] == self.size:
+            return self.values
+        return functional.interpolate(cells, self.size, mode="bilinear", align_corners=False).numpy()
+
+
+def map_sequences(
+    run: Run,
+    samples: pd.DataFrame,
+    packed_dir: str | Path,
+    *,
+    method: Method = "grad_cam",
+    layer: str | None = None,
+    weigh_by_attention: bool = True,
+    batch_size: int = 8,
+    predictions: pd.DataFrame | None = None,
+) -> Maps:
+    """One map of each slice of some samples, by the network that predicts: folded, in float32.
+
+    Args:
+        run: of `checkpoints.load_run`.
+        samples: StudyInstanceUID, vertebra and label, as `labels.expand` makes them.
+        packed_dir: the cohort's `packed` folder.
+        method: of `METHODS`.
+        layer: whose cells are mapped; None: the backbone's deepest. See `compute_maps`.
+        weigh_by_attention: a slice's map counts as much as the network attends to the slice.
+        batch_size: sequences at a time.
+        predictions: the run's table, to show its probabilities; see `attention_table`.
+
+    Raises:
+        ValueError: as in `compute_maps`; the predictions lack samples, or are not this run's.
+
+    Example:
+        >>> maps = map_sequences(run, cohort.samples["test"], cohort.packed, method="gradient_input")
+        >>> maps.values.shape[1:]
+        (5, 32, 32)
+    """
+    config, network = run.config, folded(run.model)
+    device = next(network.parameters()).device
+    dataset = SequenceDataset(samples, packed_dir, slices=config.slices, size=config.size)
+    if layer is None and method not in ON_PIXELS:
+        layer = default_layer(network)
+    values, outputs = [], []
+    for batch in make_loader(dataset, batch_size=batch_size):
+        given = [batch[name].to(device) for name in ("sequence", "vertebra")]
+        with as_on_a_cpu(device):
+            outputs.append(network(*given))
+        maps = compute_maps(network, given, lambda output: output.logit, method=method, layer=layer)
+        values.append(maps.unflatten(0, (-1, config.slices)).cpu())
+    probability, attention = (
+        torch.cat([getattr(output, name) for output in outputs]).double().cpu().numpy()
+        for name in ("probability", "attention")
+    )
+    found = torch.cat(values).numpy()
+    if weigh_by_attention:
+        found = found * attention[:, :, None, None].astype(np.float32)
+    if predictions is not None:
+        probability = stored_probability(predictions, samples, probability)
+    return Maps(found, method, layer, (config.size, config.size), probability, attention)
