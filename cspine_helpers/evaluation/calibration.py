@@ -271,14 +271,7 @@ def cross_fitted(cases: Cases, *, kind: Kind, folds: int = 5, seed: int = 0) -> 
         True
     """
     fit_calibrator(cases, kind=kind)
-    if folds < 2:
-        raise ValueError(f"Cross-fitting needs 2 folds or more, as somebody has to be left; found {folds}.")
-    present = cases.sums() > 0
-    fractured = cases.sums(cases.label)[present] > 0
-    order = np.lexsort((np.random.default_rng(seed).random(len(fractured)), fractured))
-    fold = np.empty(len(present), dtype=np.intp)
-    fold[present] = np.argsort(order) % folds  # by place in that order
-    held_out, found = fold[cases.number], cases.probability.copy()
+    held_out, found = patient_folds(cases, folds, seed), cases.probability.copy()
     for each in range(folds):
         try:
             calibrator = fit_calibrator(cases.where(held_out != each), kind=kind)
@@ -286,3 +279,19 @@ def cross_fitted(cases: Cases, *, kind: Kind, folds: int = 5, seed: int = 0) -> 
             raise ValueError(f"With 1 of {folds} parts of the patients held out: {error}") from error
         found[held_out == each] = calibrated(calibrator, cases.probability[held_out == each])
     return cases.with_probability(found)
+
+
+def patient_folds(cases: Cases, folds: int, seed: int) -> NDArray[np.intp]:
+    """The fold of each case, (n,): patients dealt at random, those with a fracture and those without evenly.
+
+    Raises:
+        ValueError: fewer than 2 folds.
+    """
+    if folds < 2:
+        raise ValueError(f"Cross-fitting needs 2 folds or more, as somebody has to be left; found {folds}.")
+    present = cases.sums() > 0
+    fractured = cases.sums(cases.label)[present] > 0
+    order = np.lexsort((np.random.default_rng(seed).random(len(fractured)), fractured))
+    fold = np.empty(len(present), dtype=np.intp)
+    fold[present] = np.argsort(order) % folds  # by place in that order
+    return fold[cases.number]
