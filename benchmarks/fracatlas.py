@@ -26,9 +26,10 @@ from cspine_helpers.files import paths
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.labels import UID
 from cspine_helpers.radiographs.cohort import RadiographCohort, read_radiograph_cohort
-from cspine_helpers.radiographs.evaluation import MaskCases, ablation, compare, evaluate
+from cspine_helpers.radiographs.evaluation import ablation, compare, evaluate
 from cspine_helpers.radiographs.groups import leakage
 from cspine_helpers.radiographs.images import read_radiograph
+from cspine_helpers.radiographs.mask_cases import MaskCases
 from cspine_helpers.radiographs.prediction import Predictor
 from cspine_helpers.radiographs.sources import read_images, read_pairs, read_regions
 from cspine_helpers.radiographs.task import radiograph_preset, train_radiographs

@@ -12,7 +12,7 @@ from benchmarks import fracatlas_sample
 from benchmarks.__main__ import PARTS, render
 from benchmarks.fracatlas import leak_design
 from benchmarks.measure import Row, interleaved, ratio, spread
-from cspine_helpers.radiographs.evaluation import MaskCases
+from cspine_helpers.radiographs.mask_cases import MaskCases
 
 
 @pytest.mark.parametrize("part", PARTS)

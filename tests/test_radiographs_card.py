@@ -14,13 +14,8 @@ from cspine_helpers.radiographs import card as room
 from cspine_helpers.radiographs.blend import read_blend
 from cspine_helpers.radiographs.card import write_radiograph_card
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
-from cspine_helpers.radiographs.evaluation import (
-    MaskCases,
-    evaluate,
-    hardware_shortcut,
-    judged_images,
-    subgroups,
-)
+from cspine_helpers.radiographs.evaluation import evaluate, hardware_shortcut, subgroups
+from cspine_helpers.radiographs.mask_cases import MaskCases, judged_images
 from cspine_helpers.radiographs.masks import read_masks
 from cspine_helpers.radiographs.prediction import predict_radiographs
 from cspine_helpers.radiographs.sources import read_regions

@@ -17,20 +17,22 @@ from cspine_helpers.predictions import validate_predictions
 from cspine_helpers.radiographs import evaluation
 from cspine_helpers.radiographs.annotations import rasterise
 from cspine_helpers.radiographs.evaluation import (
-    MaskCases,
     ablation,
     compare,
-    dice,
-    dice_pos,
     evaluate,
     examples,
     froc,
     hardware_shortcut,
-    judged_images,
-    resized,
     study_metrics,
     study_scores,
     subgroups,
+)
+from cspine_helpers.radiographs.mask_cases import (
+    MaskCases,
+    dice,
+    dice_pos,
+    judged_images,
+    resized,
 )
 from cspine_helpers.radiographs.sources import read_images, read_regions
 

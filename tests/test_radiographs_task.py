@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from cspine_helpers.checkpoints import load_run
 from cspine_helpers.labels import UID
-from cspine_helpers.radiographs import evaluation, task
+from cspine_helpers.radiographs import mask_cases, task
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
 from cspine_helpers.radiographs.dataset import ImagePackConfig, RadiographDataset, image_loader, pack_images
 from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel
@@ -131,7 +131,7 @@ def test_the_history_is_what_the_kept_network_says_of_validation(cohort, run):
     )
     order = sorted(masks)
     dice = [
-        evaluation.dice_pos([truths[n] for n in order], [masks[n] for n in order], threshold=threshold)
+        mask_cases.dice_pos([truths[n] for n in order], [masks[n] for n in order], threshold=threshold)
         for threshold in MASK_THRESHOLDS
     ]
     assert row["validation_dice_pos"] == pytest.approx(max(dice), abs=2e-3)  # pixels at the threshold

@@ -1,18 +1,17 @@
 """Radiographs of any bone: sources into one image table, groups, a network with a mask, and its evidence."""
 
 from cspine_helpers.radiographs.evaluation import (
-    MaskCases,
     ablation,
     evaluate,
     examples,
     froc,
     hardware_shortcut,
-    judged_images,
     study_metrics,
     study_scores,
     subgroups,
 )
 from cspine_helpers.radiographs.groups import group_images, leakage, split_images
+from cspine_helpers.radiographs.mask_cases import MaskCases, judged_images
 from cspine_helpers.radiographs.sources import (
     consolidate,
     read_fracatlas,

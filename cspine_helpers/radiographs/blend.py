@@ -36,7 +36,7 @@ from cspine_helpers.files.records import (
     within,
     write_sealed,
 )
-from cspine_helpers.radiographs.evaluation import EPSILON
+from cspine_helpers.radiographs.mask_cases import EPSILON
 
 BLEND = "blend.json"
 SCORES = ("auroc", "average_precision", "dice_pos")

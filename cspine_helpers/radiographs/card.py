@@ -21,14 +21,12 @@ from cspine_helpers.radiographs.cohort import (
     is_radiographs,
     read_radiograph_cohort,
 )
-from cspine_helpers.radiographs.evaluation import (
+from cspine_helpers.radiographs.evaluation import evaluate, hardware_shortcut, subgroups
+from cspine_helpers.radiographs.mask_cases import (
     FRAME,
     SUBGROUPS,
     MaskCases,
-    evaluate,
-    hardware_shortcut,
     judged_images,
-    subgroups,
 )
 from cspine_helpers.radiographs.masks import MASKS, read_masks
 from cspine_helpers.radiographs.sources import read_regions
