@@ -344,7 +344,7 @@ def test_a_lost_record_can_be_started_again_but_what_was_lost_still_counts(opene
 
 def test_a_stop_between_the_opening_and_its_memory_blocks_nothing(tmp_path, monkeypatch, clock):
     freeze(tmp_path, BOTH, WHOLE)
-    monkeypatch.setattr(room, "_remember_openings", lambda _: 1 / 0)
+    monkeypatch.setattr(room, "remember_openings", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate_on_test(tmp_path, WHOLE)
     monkeypatch.undo()

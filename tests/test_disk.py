@@ -14,7 +14,7 @@ import torch
 from toy_cohort import make_toy_cohort, tiny_model, toy_sequence
 
 from cspine_helpers import checkpoints, labels, packed, predictions, runs, splits
-from cspine_helpers.decisions.test_split import _record_opening
+from cspine_helpers.decisions.test_split import record_opening
 from cspine_helpers.figures import cohorts as figures_cohorts
 from cspine_helpers.figures import style as plots
 from cspine_helpers.files import paths
@@ -149,7 +149,7 @@ def all_writers(writers, tmp_path) -> dict[str, tuple[Path, Callable[[], object]
         ),
         "lock": (run / ".lock", locked),
         "decision": (run / "decision.json", lambda: write_sealed(run / "decision.json", {"format": 1})),
-        "openings": (run / "test_openings.csv", lambda: _record_opening(run, **opening)),
+        "openings": (run / "test_openings.csv", lambda: record_opening(run, **opening)),
         "packed boxes": (made / "boxes.csv", lambda: write_packed_boxes(box, made / "boxes.csv")),
         "report": (made / "report.csv", lambda: studies.write_report(report, made)),
         "slice": (

@@ -274,7 +274,7 @@ def test_setting_aside_keeps_every_earlier_run(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("predictions.csv", "decision.json", "test_openings.csv", "calibrated.csv"),
+        *("predictions.csv", "decision.json", "triage.json", "test_openings.csv", "calibrated.csv"),
         *("masks.csv", "blend.json"),
     ],
 )

@@ -1,5 +1,6 @@
 """From probabilities to calls: thresholds, their guarantees, and the test split, opened once."""
 
+from cspine_helpers.decisions.frozen_triage import freeze_triage, read_triage, triage_on_test
 from cspine_helpers.decisions.guarantees import (
     RecallTarget,
     guarantee_on_validation,

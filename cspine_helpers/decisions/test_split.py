@@ -176,7 +176,7 @@ def freeze(
         "split_sha256": _split_sha256(folder, predictions),
         "predictions_sha256": predictions_sha256(predictions),
     }
-    opened = len(read_openings(folder, whatever_is_left=replace)) + _memory(folder)["lost"]
+    opened = times_opened(folder, whatever_is_left=replace)
     old = _readable(folder, replace) if path.is_file() else None
     same = old is not None and all(old.record[name] == value for name, value in of.items())
     if old is not None and not replace:
@@ -192,7 +192,7 @@ def freeze(
                 parts[kind][level] = part | created
     if old is not None and same and all(parts[kind] == old.record[kind] for kind in parts):
         if replace:
-            _remember_openings(old)
+            remember_openings(old)
         return read_decision(folder)
     if not parts["decisions"]:
         raise ValueError("No decision is handed in, and none is frozen there. Choose one at each level.")
@@ -282,6 +282,22 @@ def check_belongs(frozen: Frozen, predictions: pd.DataFrame) -> None:
     _check_covered(frozen.decisions, checked_guarantees(frozen.guarantees, predictions))
 
 
+def check_levels(frozen: Frozen, predictions: pd.DataFrame) -> None:
+    """Refuse to open the test split while a level at which validation can choose has no frozen decision.
+
+    Raises:
+        ValueError: names the level, and how a decision is frozen there.
+    """
+    validation = Cases.of(predictions, split="validation")
+    for level, cases in {each.level: each for each in (validation, validation.patients())}.items():
+        if level not in frozen.decisions and len(set(cases.label)) == 2:  # validation can choose there
+            raise ValueError(
+                f"No decision at {level} level is frozen in {frozen.folder}: a threshold for one level says "
+                "nothing about the other, and both are chosen before the test split is opened. Choose with "
+                f"choose_decision(predictions, Rule(level={level!r}, …)), and freeze that as well."
+            )
+
+
 def evaluate_on_test(run_folder: str | Path, predictions: pd.DataFrame) -> pd.DataFrame:
     """What the frozen decisions reach on the test split; the opening is on record before that is said.
 
@@ -310,24 +326,18 @@ def evaluate_on_test(run_folder: str | Path, predictions: pd.DataFrame) -> pd.Da
     """
     frozen = read_decision(run_folder)
     check_belongs(frozen, predictions)
-    test, validation = (Cases.of(predictions, split=name) for name in ("test", "validation"))
-    for level, cases in {each.level: each for each in (validation, validation.patients())}.items():
-        if level not in frozen.decisions and len(set(cases.label)) == 2:  # validation can choose there
-            raise ValueError(
-                f"No decision at {level} level is frozen in {frozen.folder}: a threshold for one level says "
-                "nothing about the other, and both are chosen before the test split is opened. Choose with "
-                f"choose_decision(predictions, Rule(level={level!r}, …)), and freeze that as well."
-            )
+    check_levels(frozen, predictions)
+    test = Cases.of(predictions, split="test")
     decisions = [frozen.decisions[level] for level in get_args(Level) if level in frozen.decisions]
     results = pd.concat([_results(each, test) for each in decisions], ignore_index=True)
-    _record_opening(
+    record_opening(
         frozen.folder,
         decision_sha256=frozen.sha256,
         predictions_sha256=frozen.record["predictions_sha256"],
         level=" and ".join(each.rule.level for each in decisions),
         objective=" and ".join(each.rule.objective for each in decisions),
     )
-    _remember_openings(frozen)
+    remember_openings(frozen)
     return results
 
 
@@ -355,6 +365,12 @@ def read_openings(run_folder: str | Path, *, whatever_is_left: bool = False) -> 
             f"good, freeze(..., replace=True) starts another, and {DECISION} says how many were lost."
         )
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=str)
+
+
+def times_opened(run_folder: str | Path, *, whatever_is_left: bool = False) -> int:
+    """How often the test split was opened, openings whose record was lost among them; see `read_openings`."""
+    rows = read_openings(run_folder, whatever_is_left=whatever_is_left)
+    return len(rows) + _memory(Path(run_folder))["lost"]
 
 
 def now_utc() -> str:
@@ -537,7 +553,7 @@ def _results(decision: Decision, test: Cases) -> pd.DataFrame:
     return pd.concat([head, found], axis=1).assign(undefined=found.isna().sum(axis=1))
 
 
-def _record_opening(folder: Path, **row: str) -> None:
+def record_opening(folder: Path, **row: str) -> None:
     """Add a row of `COLUMNS`, dated now, unless this decision and these predictions have one."""
     known, path = read_openings(folder), folder / OPENINGS
     identity = ["decision_sha256", "predictions_sha256"]
@@ -549,7 +565,7 @@ def _record_opening(folder: Path, **row: str) -> None:
     seal_of(path).unlink(missing_ok=True)  # of the format before, which had its hash in a second file
 
 
-def _remember_openings(frozen: Frozen) -> None:
+def remember_openings(frozen: Frozen) -> None:
     """Write to `decision.json` which openings of the test split are on record, so that none can be lost."""
     found = _memory(frozen.folder)
     if frozen.record[MEMORY] != found:

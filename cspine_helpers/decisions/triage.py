@@ -8,7 +8,9 @@ inconclusive where it is not. A confidence of -∞, as that of a zero or constan
 A patient answered by vertebrae is positive where one is, else inconclusive where one is, else negative.
 """
 
-from dataclasses import KW_ONLY, dataclass, field, replace
+import re
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Self
 
@@ -31,6 +33,7 @@ from cspine_helpers.files.paths import listing
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import check_scores
 
+_NAME = re.compile(r"\w[\w -]*")  # it is written into the record of openings
 ANSWERS = ("negative", "positive", "inconclusive")
 CELLS = tuple((answer, label) for answer in ANSWERS for label in (0, 1))  # what a case can be
 _TN, _FN, _FP, _TP, _INTACT, _FRACTURED = np.eye(len(CELLS))  # the last two: deferred
@@ -98,6 +101,10 @@ class Triage:
                 f"A confidence and its cut belong together; found {self.confidence!r} and {self.cut}. Give "
                 "both, or none to defer nothing."
             )
+        if self.confidence is not None and not _NAME.fullmatch(self.confidence):
+            raise ValueError(
+                f"A confidence is named by letters, digits, '_', '-' and spaces; found {self.confidence!r}."
+            )
         if self.cut is not None and not np.isfinite(self.cut):
             raise ValueError(
                 f"A cut is a finite number; found {self.cut}. To defer nothing, leave the confidence out."
@@ -153,6 +160,24 @@ class Triage:
             sure = checked_confidences(confidence, len(cases)) >= self.cut
         above = np.where(sure, "positive", "inconclusive")
         return np.where(cases.probability < self.p_low, "negative", above)
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {
+            "guarantee": self.guarantee.record()
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The triage of a `record`.
+
+        Raises:
+            ValueError: it is no such record.
+        """
+        names = {each.name for each in fields(cls)}
+        if not isinstance(record, Mapping) or set(record) != names:
+            raise ValueError(f"a triage has {listing(sorted(names))}.")
+        return cls(**{**record, "guarantee": Guarantee.from_record(record["guarantee"])})
 
     def _check(self, cases: Cases) -> None:
         if cases.level != self.answered:

@@ -351,7 +351,7 @@ def difference_at_coverage(
         _limits(cases, sure, at, value, drawn, interval)
         for (sure, _), value, drawn in zip(pair, values, draws, strict=True)
     ]
-    low, high = difference_limits(values, limits, draws)
+    low, high = (np.where(at == 1, 0, each) for each in difference_limits(values, limits, draws))  # all cases
     columns = {"coverage": at, "risk": values[0], "other": values[1], "difference": values[1] - values[0]}
     return pd.DataFrame(columns | {"low": low, "high": high})
 

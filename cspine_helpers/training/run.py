@@ -38,8 +38,8 @@ _PREDICTIONS = "predictions.csv"
 LOG = "train.log"  # what happened, for people
 RULE = Rule(precision_floor=0.5)  # unless the settings name another
 _LATER = (  # made with a run or with runs, or brought
-    *(_PREDICTIONS, "decision.json", "test_openings.csv", "calibrated.csv", "masks.csv", "blend.json"),
-    *(ENSEMBLE, FOLDS),
+    *(_PREDICTIONS, "decision.json", "triage.json", "test_openings.csv", "calibrated.csv", "masks.csv"),
+    *("blend.json", ENSEMBLE, FOLDS),
 )
 
 
