@@ -28,8 +28,7 @@ def all_pictures(table):
     bars = cohorts.prevalence_bars(labels.prevalence(table), title="Its title")
     yield bars, {style.GREY, style.INTACT}
     yield cohorts.imbalance_bars(table, samples, title="Its title"), {style.FRACTURED, style.INTACT}
-    darkest = {"#08306B"}
-    yield cohorts.cooccurrence_heatmap(labels.cooccurrence(table), title="Its title"), darkest
+    yield cohorts.cooccurrence_heatmap(labels.cooccurrence(table), len(table), title="Its title"), {"#FFFFFF"}
     yield cohorts.fractures_per_patient(table, title="Its title"), {style.FRACTURED, style.INTACT}
     by_split = splits.split_prevalence(table, split)
     yield cohorts.split_comparison(by_split, title="Its title"), {*style.SPLIT_COLOURS.values()}
@@ -56,8 +55,8 @@ def test_pictures_of_a_cohort_without_fractures_say_so(table):
     assert texts(bars.axes[0]) == ["0.0%  (0)"] * 8
     shares = cohorts.imbalance_bars(table, samples)
     assert {"0 fractured patients", "120 intact: 120.0 for each fractured"} <= set(texts(shares.axes[0]))
-    heat = cohorts.cooccurrence_heatmap(labels.cooccurrence(table))
-    assert texts(heat.axes[0]).count("0%\n0") == 42
+    heat = cohorts.cooccurrence_heatmap(labels.cooccurrence(table), len(table))
+    assert texts(heat.axes[0]).count("–") == 21
     numbers = cohorts.fractures_per_patient(table)
     assert texts(numbers.axes[0]) == ["120\n100.0%"] + ["0"] * 7
     for figure in (bars, shares, heat, numbers):
@@ -103,13 +102,13 @@ def test_imbalance_counts_patients_and_vertebrae(table):
     assert "840 vertebrae" in shown
 
 
-def test_cells_of_the_heat_map_are_shares_of_the_row():
+def test_cells_of_the_heat_map_are_observed_over_expected():
     counts = pd.DataFrame(np.diag([10] * 7), index=list(VERTEBRAE), columns=list(VERTEBRAE))
     counts.loc["C1", "C2"] = counts.loc["C2", "C1"] = 4
-    shown = texts(cohorts.cooccurrence_heatmap(counts).axes[0])
+    shown = texts(cohorts.cooccurrence_heatmap(counts, 50).axes[0])  # 10 · 10 / 50 = 2 are expected
     assert shown.count("10") == 7
-    assert shown.count("40%\n4") == 2
-    assert shown.count("0%\n0") == 40
+    assert shown.count("× 2.0\n4") == 1
+    assert shown.count("× 0.0\n0") == 20
 
 
 def test_patients_are_counted_by_their_fractures(table):

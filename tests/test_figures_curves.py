@@ -12,7 +12,6 @@ from cspine_helpers import metrics
 from cspine_helpers.evaluation.cases import Cases, cleared_by_vertebrae
 from cspine_helpers.evaluation.intervals import curve_bands
 from cspine_helpers.figures import curves, style
-from cspine_helpers.figures.style import VERTEBRA_COLOURS
 from cspine_helpers.labels import UID, VERTEBRAE
 
 
@@ -30,40 +29,43 @@ def test_pr_curves_are_those_of_metrics_and_carry_the_operating_point(table):
     assert pooled.lines[1].get_ydata()[0] == table["label"].mean()
     assert "threshold 0.300" in texts(pooled)
     assert "threshold 0.500" in texts(patients)
-    assert [text.get_text()[:2] for text in single.get_legend().get_texts()] == list(VERTEBRAE)
+    assert [label.get_text()[:2] for label in single.get_yticklabels()] == list(VERTEBRAE)
 
 
 def test_every_panel_shows_the_curve_and_the_area_of_its_rows(table):
     pooled, single, patients = curves.pr_curves(Cases.of(table), threshold=0.3, patient_threshold=0.5).axes
     rows = {name: table[table["vertebra"] == name] for name in VERTEBRAE}
     rows |= {"patients": Cases.of(table, level="patient").table(), "all": table}
-    drawn = dict(zip(VERTEBRAE, single.lines[::2], strict=True))  # and a point between each two
-    drawn |= {"patients": patients.lines[0], "all": pooled.lines[0]}
+    drawn = {"patients": patients.lines[0], "all": pooled.lines[0]}
     for name, drawn_line in drawn.items():
         expected = metrics.pr_curve(rows[name]["label"], rows[name]["probability"])
         np.testing.assert_array_equal(drawn_line.get_xdata(), expected["recall"])
         np.testing.assert_array_equal(drawn_line.get_ydata(), expected["precision"])
         assert drawn_line.get_drawstyle() == "steps-post"
     areas = {name: metrics.average_precision(its["label"], its["probability"]) for name, its in rows.items()}
-    listed = [text.get_text() for text in single.get_legend().get_texts()]
-    assert listed == [f"{name}  {areas[name]:.2f}" for name in VERTEBRAE]
-    assert [drawn[name].get_color() for name in VERTEBRAE] == list(VERTEBRA_COLOURS.values())
+    dots = {round(line.get_ydata()[0]): line for line in single.lines if line.get_marker() == "o"}
+    assert [dots[row].get_xdata()[0] for row in range(7)] == pytest.approx([areas[n] for n in VERTEBRAE])
+    bars = {round(line.get_ydata()[0]): line for line in single.lines if len(line.get_xdata()) == 2}
+    for row, name in enumerate(VERTEBRAE):
+        many = rows[name]["label"].sum() >= style.FEW_FRACTURES
+        assert (row in bars) == (dots[row].get_markerfacecolor() != "white") == many
+        if many:
+            low, high = bars[row].get_xdata()
+            assert low < areas[name] <= high
+    chance = [line.get_xdata()[0] for line in single.lines if line.get_marker() == "|"]
+    assert chance == [rows[name]["label"].mean() for name in VERTEBRAE]
     assert pooled.get_title(loc="left") == f"All vertebrae: AP {areas['all']:.2f}"
     assert patients.get_title(loc="left") == f"Patients by max: AP {areas['patients']:.2f}"
     for axes, name in ((pooled, "all"), (patients, "patients")):
         prevalence = rows[name]["label"].mean()
         assert set(axes.lines[1].get_ydata()) == {prevalence}
         assert f"chance {prevalence:.2f}" in texts(axes)
-    assert {axes.get_xlabel() + axes.get_ylabel() for axes in (pooled, single, patients)} == {
-        "recallprecision"
-    }
+    assert {axes.get_xlabel() + axes.get_ylabel() for axes in (pooled, patients)} == {"recallprecision"}
 
 
 def test_operating_points_are_at_the_rates_of_their_own_level_and_threshold(table):
     pooled, single, patients = curves.pr_curves(Cases.of(table), threshold=0.3, patient_threshold=0.5).axes
-    rows = [table[table["vertebra"] == name] for name in VERTEBRAE]
-    points = zip([*single.lines[1::2], pooled.lines[2], patients.lines[2]], [*rows, table, None], strict=True)
-    for point, its in points:
+    for point, its in ((pooled.lines[2], table), (patients.lines[2], None)):
         its, at = (Cases.of(table, level="patient").table(), 0.5) if its is None else (its, 0.3)
         called = its["probability"] >= at
         hits = (called & (its["label"] == 1)).sum()
@@ -71,7 +73,7 @@ def test_operating_points_are_at_the_rates_of_their_own_level_and_threshold(tabl
         assert point.get_xydata()[0] == pytest.approx([hits / its["label"].sum(), hits / called.sum()])
     assert "threshold" not in texts(single)
     plain = curves.pr_curves(Cases.of(table)).axes
-    assert [len(axes.lines) for axes in plain] == [2, 7, 2]
+    assert [len(axes.lines) for axes in (plain[0], plain[2])] == [2, 2]
     assert "threshold" not in texts(plain[0]) + texts(plain[2])
 
 
@@ -98,7 +100,8 @@ def test_words_of_an_operating_point_lie_on_the_empty_side(labels, probabilities
 def test_pr_curves_leave_out_vertebrae_with_one_class(table):
     table.loc[table["vertebra"] == "C3", "label"] = 0
     single = curves.pr_curves(Cases.of(table)).axes[1]
-    assert "C3" not in [text.get_text()[:2] for text in single.get_legend().get_texts()]
+    shown = [label.get_text()[:2] for label in single.get_yticklabels()]
+    assert shown == [name for name in VERTEBRAE if name != "C3"]
 
 
 def test_pr_curves_say_where_patients_are_all_alike(table):
@@ -168,6 +171,13 @@ def test_pictures_leave_global_settings_alone(table):
     curves.pr_curves(Cases.of(table))
     curves.roc_curves(Cases.of(table))
     assert settings() == before
+
+
+def test_thresholds_are_lines_through_the_histograms_of_their_level(table):
+    vertebrae, patients = curves.score_histograms(Cases.of(table), threshold=0.3, patient_threshold=0.5).axes
+    assert [axes.lines[0].get_xdata()[0] for axes in (vertebrae, patients)] == [0.3, 0.5]
+    assert "threshold 0.5000" in [text.get_text() for text in patients.get_legend().get_texts()]
+    assert not any(axes.lines for axes in curves.score_histograms(Cases.of(table)).axes)
 
 
 def test_histograms_scale_each_class_to_one(table):

@@ -129,6 +129,15 @@ def test_levels_show_the_mean_attention_of_fractured_and_intact(known):
         assert len(axes.collections) == known
 
 
+def test_the_line_of_few_fractures_is_dotted():
+    table = attention(True)
+    one = table[(table["StudyInstanceUID"] == "1.1") | (table["label"] == 0)]
+    many = pd.concat([table.assign(StudyInstanceUID=table["StudyInstanceUID"] + f".{n}") for n in range(3)])
+    for given, styles in ((one, {":"}), (many, {"-"})):
+        panels = [axes for axes in montages.attention_by_level(given).axes if axes.lines]
+        assert {axes.lines[0].get_linestyle() for axes in panels} == styles
+
+
 def test_levels_without_fractures_draw_the_intact():
     table = attention(True)
     figure = montages.attention_by_level(table[table["label"] == 0])

@@ -122,7 +122,7 @@ def decision_curves(
     highest = "high" if banded else "net_benefit"
     top = max(first["treat_all"].max(), *(curve[highest].max() for curve in found.values()))
     axes.set(ylim=(-0.25 * top, 1.05 * top), xlim=(0, first["threshold"].max()))
-    axes.set(xlabel="threshold probability", ylabel="net benefit per case")
+    axes.set(xlabel="threshold probability", ylabel=f"net benefit per {next(iter(cases.values())).level}")
     style.grid_behind(axes)
     style.legend_beside(axes)
     where = "" if prevalence is None else f" at a prevalence of {prevalence:.1%}"

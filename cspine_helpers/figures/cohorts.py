@@ -73,31 +73,43 @@ def imbalance_bars(table: pd.DataFrame, samples: pd.DataFrame, *, title: str = "
 
 
 @in_style
-def cooccurrence_heatmap(counts: pd.DataFrame, *, title: str = "") -> Picture:
-    """Of the studies with the row's vertebra fractured, the share in which the column's is fractured, too.
+def cooccurrence_heatmap(counts: pd.DataFrame, studies: int, *, title: str = "") -> Picture:
+    """How often two vertebrae are fractured together: observed over expected if they broke independently.
+
+    Args:
+        counts: of `labels.cooccurrence`.
+        studies: of how many studies.
+        title: above it.
 
     Example:
         >>> from cspine_helpers.labels import cooccurrence
-        >>> figure = cooccurrence_heatmap(cooccurrence(labels))
+        >>> figure = cooccurrence_heatmap(cooccurrence(labels), len(labels))
     """
     import seaborn  # here alone, so that a second of importing is spent only where it is drawn
 
     figure, axes = canvas(6.6, 5.6)
-    values = counts.to_numpy()
-    share = values / np.maximum(np.diag(values), 1)[:, None]
-    itself = np.eye(len(values), dtype=bool)
-    written = [
-        [f"{s:.0%}\n{n:,}" for s, n in zip(*row, strict=True)] for row in zip(share, values, strict=True)
-    ]
-    shades = {"cmap": "Blues", "vmin": 0, "vmax": max(share[~itself].max(), 0.01), "cbar": False}
-    seaborn.heatmap(share, mask=itself, annot=np.array(written), fmt="", square=True, ax=axes, **shades)
+    values, alone = counts.to_numpy(), np.diag(counts.to_numpy())
+    expected = np.outer(alone, alone) / max(studies, 1)
+    ratio = np.divide(values, expected, out=np.full(values.shape, np.nan), where=expected > 0)
+    once = np.triu(np.ones(values.shape, dtype=bool))  # the other half would say the same
+    written = np.array(
+        [
+            [f"× {r:.1f}\n{n:,}" if np.isfinite(r) else "–" for r, n in zip(*row, strict=True)]
+            for row in zip(ratio, values, strict=True)
+        ]
+    )
+    doubled = np.log2((values + 1) / (expected + 1))  # one patient more or less does not make a cell dark
+    shades = {"cmap": "PuOr_r", "vmin": -3, "vmax": 3, "cbar": False}
+    seaborn.heatmap(doubled, mask=once, annot=written, fmt="", square=True, ax=axes, **shades)
     for i, n in enumerate(np.diag(values)):
         axes.text(i + 0.5, i + 0.5, f"{n:,}", ha="center", va="center", color=GREY, fontsize=9)
     axes.set_xticklabels(counts.columns)
     axes.set_yticklabels([f"{name} fractured" for name in counts.index], rotation=0)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    axes.set(title=title, xlabel="of the row's patients: share and number also fractured here (grey: all)")
+    axes.set(
+        title=title, xlabel="patients with both: times as many as if independent, number (grey: all of one)"
+    )
     return figure
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from cspine_helpers import metrics
 from cspine_helpers.decisions.simulation import METHODS, TARGETS
 from cspine_helpers.evaluation.cases import PLURALS, Cases, cleared_by_vertebrae, defined_levels
-from cspine_helpers.evaluation.intervals import curve_bands
+from cspine_helpers.evaluation.intervals import bootstrap, curve_bands
 from cspine_helpers.figures import style
 from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style
 from cspine_helpers.files.paths import listing
@@ -89,11 +89,11 @@ def _panel(axes: Axes, cases: Cases, kind: Literal["pr", "roc"]) -> None:
 def pr_curves(
     cases: Cases, *, threshold: float | None = None, patient_threshold: float | None = None
 ) -> Picture:
-    """Precision–recall curves of all vertebrae, of each vertebra, and of patients, with operating points.
+    """Precision–recall curves of all vertebrae and of patients, and the area under that of each vertebra.
 
-    Of images there is one curve. Bands are pointwise 95 % bootstrap intervals, resampling patients; those of
-    single vertebrae would hide each other, and are omitted. Operating points are those of a threshold for
-    vertebrae (or images), and of one for patients.
+    Of images there is one curve. Bands are pointwise 95 % bootstrap intervals, resampling patients; so are
+    the intervals of single vertebrae. Operating points are those of a threshold for vertebrae (or images),
+    and of one for patients.
 
     Raises:
         ValueError: there is one class only.
@@ -109,19 +109,32 @@ def pr_curves(
     figure, (pooled, single, patients) = canvas(13.6, 4.3, 1, 3)
     _panel(pooled, cases, "pr")
     levels = defined_levels(cases)
-    for name in [level for level in VERTEBRAE if level in levels]:
-        rows, colour = cases.of_unit(name), style.VERTEBRA_COLOURS[name]
-        area = _steps(single, rows, "pr", color=colour, linewidth=1.4)
-        single.lines[-1].set_label(f"{name}  {area:.2f}")
-        _operating_point(single, rows, threshold, colour=colour)
-    style.unit_square(single, "recall", "precision")
-    style.legend_beside(single, title="average\nprecision (AP)", fontsize=9, title_fontsize=9)
-    single.set_title("One vertebra at a time")
+    _areas(single, {name: cases.of_unit(name) for name in VERTEBRAE if name in levels})
     _panel(patients, cases.patients(), "pr")
     for axes, level, mark in ((pooled, "all", threshold), (patients, "patient", patient_threshold)):
         if level in levels:
             _operating_point(axes, cases.of_unit(level), mark, named=True)
     return figure
+
+
+def _areas(axes: Axes, by_vertebra: Mapping[str, Cases]) -> None:
+    """Average precision of each vertebra with its interval; hollow where its fractures are too few."""
+    for row, cases in enumerate(by_vertebra.values()):
+        found = bootstrap(cases, threshold=None, keep_undefined=True).set_index("metric")
+        value, low, high = found.loc["average_precision", ["value", "low", "high"]]
+        if int(cases.label.sum()) < style.FEW_FRACTURES:
+            axes.plot(value, row, "o", mfc="white", mec=INTACT, mew=1.4)
+        else:
+            axes.plot([low, high], [row, row], color=INTACT, linewidth=2, solid_capstyle="butt")
+            axes.plot(value, row, "o", color=INTACT)
+        axes.plot(cases.prevalence, row, "|", color=GREY, ms=12, mew=1.5)
+    names = [f"{name}\n{its.label.sum():,} of {len(its):,}" for name, its in by_vertebra.items()]
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(names) - 0.5, -0.5))
+    axes.set_xlabel(f"average precision (hollow: below {style.FEW_FRACTURES} fractures; grey: chance)")
+    axes.grid(True, axis="x")
+    axes.set_title("One vertebra at a time: AP, fractures")
 
 
 @in_style
@@ -232,17 +245,19 @@ def confusions(counts: Mapping[str, pd.DataFrame]) -> Picture:
 
 
 @in_style
-def score_histograms(cases: Cases) -> Picture:
+def score_histograms(
+    cases: Cases, *, threshold: float | None = None, patient_threshold: float | None = None
+) -> Picture:
     """Probabilities of fractured and intact vertebrae, and of patients, each class scaled to its own size.
 
-    Of images there is one panel.
+    Of images there is one panel. A threshold of either level is a line through its panel.
 
     Example:
         >>> figure = score_histograms(Cases.of(predictions, split="validation"))
     """
     shown = _levels(cases)
     figure, panels = canvas(5.5 * len(shown), 3.9, 1, len(shown), squeeze=False)
-    for axes, each in zip(panels.flat, shown, strict=True):
+    for axes, each, mark in zip(panels.flat, shown, (threshold, patient_threshold), strict=False):
         for truth, (name, colour) in enumerate({"intact": INTACT, "fractured": FRACTURED}.items()):
             scores = each.probability[each.label == truth]
             share = np.full(len(scores), 1 / max(len(scores), 1))
@@ -250,7 +265,9 @@ def score_histograms(cases: Cases) -> Picture:
             axes.hist(scores, np.linspace(0, 1, 26), weights=share, color=colour, alpha=0.55, label=label)
         axes.set(xlim=(0, 1), xlabel="probability", ylabel="share of the class")
         axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
-        axes.legend(loc="upper right", ncols=2, fontsize=9)
+        if mark is not None:
+            style.reference(axes, mark, "x", label=f"threshold {mark:.4f}")
+        axes.legend(loc="upper right", ncols=2 + (mark is not None), fontsize=9, columnspacing=1.2)
         axes.set_title(level_title(each))
     return figure
 

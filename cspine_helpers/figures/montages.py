@@ -128,7 +128,10 @@ def attention_by_level(table: pd.DataFrame, *, title: str = "") -> Picture:
             axes.fill_between(truth.index, truth / max(truth.sum(), 1e-9), color=style.PALE, step="mid")
         for label, (_, colour) in names.items():
             mean = rows[rows["label"] == label].groupby("slice")["attention"].mean()
-            axes.plot(mean.index, mean, color=colour)
+            few = counts.get(label, 0) < style.FEW_FRACTURES  # no firm line rests on them
+            axes.plot(
+                mean.index, mean, color=colour, linewidth=1.2 if few else 2, linestyle=":" if few else "-"
+            )
         style.reference(axes, 1 / (table["slice"].max() + 1), "y")
         axes.set_title(vertebra, pad=4)
         axes.text(1, 1, f"{counts.get(1, 0)} fractured, {counts.get(0, 0)} intact", transform=axes.transAxes,
@@ -140,6 +143,7 @@ def attention_by_level(table: pd.DataFrame, *, title: str = "") -> Picture:
     for axes in grid[:, 0]:
         axes.set_ylabel("mean attention")
     handles: list = [Line2D([], [], color=colour, label=name) for name, colour in names.values()]
+    handles.append(Line2D([], [], color=FRACTURED, lw=1.2, ls=":", label=f"fewer than {style.FEW_FRACTURES}"))
     handles.append(Line2D([], [], color=INK, linewidth=1, linestyle="--", label="uniform"))
     if table["fractured"].notna().any():
         handles.append(Patch(color=style.PALE, label="where the fractures are"))

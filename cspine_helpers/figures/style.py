@@ -21,6 +21,8 @@ FRACTURED, INTACT = VERMILION, BLUE
 VERTEBRA_COLOURS = dict(zip(VERTEBRAE, (INK, AMBER, SKY, GREEN, BLUE, VERMILION, PINK), strict=True))
 SPLIT_COLOURS = dict(zip(SPLITS, (BLUE, AMBER, GREEN), strict=True))
 
+FEW_FRACTURES = 5  # of one vertebra; a mean or an area of fewer is drawn as no more than a hint
+
 UNDER = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}  # behind words over curves
 # Settings for the length of one drawing, `@in_style`; never set for the whole session.
 STYLE: dict = {
