@@ -357,3 +357,12 @@ class PackedVertebra:
     rows: tuple[int, int]
     columns: tuple[int, int]
     mask_volume_mm3: float
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Where in the volume a packed sequence came from, without it; fields as of `PackedVertebra`."""
+
+    slice_indices: np.ndarray
+    rows: tuple[int, int]
+    columns: tuple[int, int]

@@ -14,6 +14,7 @@ from nibabel.testing import data_path
 from scans import ORIENTATIONS, affine_of, excerpt, refusal, rotation, save_nifti, turned, write_nifti
 
 from cspine_helpers.ct.nifti import Grid, read_nifti
+from cspine_helpers.ct.nifti import write_nifti as ours
 
 SPACING = (1.25, 0.75, 0.5)
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS and back
@@ -364,3 +365,65 @@ def test_lengths_in_another_unit_are_refused(path, unit):
 
 def test_the_header_of_a_pair_of_files_is_refused(path):
     refusal(lambda: read_nifti(header_of(path, magic=b"ni1")), path.name, ".img")
+
+
+# What we write.
+
+
+def oblique() -> tuple[np.ndarray, np.ndarray]:
+    """Values that differ everywhere, and steps (3, 3) turned about all axes, in LPS."""
+    array = np.random.default_rng(3).normal(size=(5, 6, 7)).astype(np.float32)
+    return array, rotation(9, -12, 5) @ scans.FRAME * SPACING
+
+
+@pytest.mark.parametrize("orientation", ["IPL", "RAS", "PSL", "ALI"])
+@pytest.mark.parametrize("name", ["map.nii", "map.nii.gz"])
+def test_each_value_is_written_where_it_was_whatever_the_order_and_sign_of_the_axes(
+    tmp_path, name, orientation
+):
+    array, steps = oblique()
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = steps, scans.ORIGIN
+    turned_array, turned_affine = turned(array, affine, orientation)
+    path = ours(tmp_path / name, turned_array, Grid(turned_affine[:3, :3], turned_affine[:3, 3]))
+    image, theirs = nibabel.load(path), SimpleITK.ReadImage(str(path))
+    assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
+    np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-4)
+    assert image.header.get_xyzt_units()[0] == "mm"
+    for place in np.ndindex(array.shape):
+        expected = scans.positions(affine, np.array(place))
+        index = theirs.TransformPhysicalPointToIndex(expected.tolist())
+        assert theirs[index] == array[place]
+        np.testing.assert_allclose(theirs.TransformIndexToPhysicalPoint(index), expected, atol=1e-4)
+        assert np.asanyarray(image.dataobj)[index] == array[place]
+    back, grid = read_nifti(path)
+    first = np.rint(np.linalg.solve(grid.steps_mm, scans.ORIGIN - grid.origin_mm)).astype(int)
+    assert back[tuple(first)] == array[0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["u1", "i2", "u2", "i4", "f4", "f8"])
+def test_types_are_kept_and_the_same_values_give_the_same_bytes(tmp_path, kind):
+    array, steps = oblique()
+    array = np.abs(array * 50).astype(kind)
+    paths = [
+        ours(tmp_path / name, array, Grid(steps, np.zeros(3)), description="a map")
+        for name in ("a.nii.gz", "b.nii.gz")
+    ]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    image = nibabel.load(paths[0])
+    assert (image.get_data_dtype(), image.header["descrip"].item()) == (np.dtype(kind), b"a map")
+    np.testing.assert_array_equal(np.sort(read_nifti(paths[0])[0], axis=None), np.sort(array, axis=None))
+
+
+def test_what_nifti_cannot_hold_is_refused_and_nothing_written(tmp_path):
+    array, steps = oblique()
+    grid, path = Grid(steps, np.zeros(3)), tmp_path / "map.nii.gz"
+    refusal(lambda: ours(tmp_path / "map.npy", array, grid), "map.npy", ".nii")
+    refusal(lambda: ours(path, array[0], grid), "3-D", "(6, 7)")
+    refusal(lambda: ours(path, array > 0, grid), "bool", "uint8")
+    refusal(lambda: ours(path, array, grid, description="x" * 80), "79 bytes", "80")
+    refusal(lambda: ours(path, array, Grid(steps * [1, 0, 1], np.zeros(3))), "steps that are 0")
+    refusal(lambda: ours(path, array, Grid(steps, np.array([0, np.nan, 0]))), "no numbers")
+    sheared = steps + np.outer(steps[:, 1], [0.5, 0, 0])
+    refusal(lambda: ours(path, array, Grid(sheared, np.zeros(3))), "right angles")
+    assert not list(tmp_path.iterdir())

@@ -14,10 +14,13 @@ from typing import IO, Any, NamedTuple, cast
 import numpy as np
 
 from cspine_helpers.ct.volume import corners, optional
+from cspine_helpers.files.paths import atomic_path
 
 NIFTI = (".nii", ".nii.gz")
 _GZIP, _INFLATED = b"\x1f\x8b", 1032  # what its files begin with; bytes that one byte of them becomes at most
 _CHUNK, _PADDING = 1 << 22, 512  # bytes
+_STORED = ("uint8", "int16", "uint16", "int32", "float32", "float64")  # what every reader of NIfTI-1 knows
+_SCANNER, _FILE_TIME = 1, 0  # nifti1.h: NIFTI_XFORM_SCANNER_ANAT; the same content gives the same bytes
 _APART = 0.5  # of a voxel: what two orientations, or a shear, may move any point of the volume
 _NO_NUMBERS = "its header holds no numbers where it says how the patient lies ({}). Mend its header"
 
@@ -63,6 +66,68 @@ def read_nifti(path: Path, *, not_finite: float = 0.0) -> tuple[np.ndarray, Grid
         for plane in array:
             plane[~np.isfinite(plane)] = not_finite
     return array, grid
+
+
+def write_nifti(path: Path, array: np.ndarray, grid: Grid, *, description: str = "") -> Path:
+    """Write values as NIfTI-1 in one step, each at its place of the patient.
+
+    No value is resampled or scaled. The file's axes are those of the array that run nearest to the patient's
+    right, front and head (RAS+), whatever their order and direction in the array; sform and qform agree. The
+    same values give the same bytes.
+
+    Args:
+        path: ends in .nii or .nii.gz, the second packed; its folder is made where it is missing.
+        array: 3-D, of a type that NIfTI-1 has: uint8, int16, uint16, int32, float32 or float64.
+        grid: where its voxels lie, as `read_nifti` returns it.
+        description: of the header, at most 79 bytes; says what the values are.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: nibabel is not installed.
+        OSError: the file cannot be written.
+        ValueError: the file's name, the array's shape or type, the grid or the description do not fit.
+
+    Example:
+        >>> grid = Grid(np.fliplr(np.diag([0.5, 0.5, -3.0])), np.zeros(3))  # head to feet, front to back
+        >>> array, there = read_nifti(write_nifti(Path("map.nii.gz"), np.ones((4, 9, 9), np.uint8), grid))
+        >>> array.shape, np.abs(there.steps_mm).max(axis=0).tolist()
+        ((4, 9, 9), [3.0, 0.5, 0.5])
+    """
+    # 1. What NIfTI can hold.
+    path, array = Path(path), np.asarray(array)
+    if not path.name.endswith(NIFTI):
+        raise ValueError(f"A NIfTI file ends in {' or '.join(NIFTI)}; found {path.name!r}. Rename it.")
+    if array.ndim != 3 or not array.size or array.dtype.name not in _STORED:
+        raise ValueError(
+            f"{path.name}: one 3-D array of {', '.join(_STORED)} is written; found shape {array.shape} of "
+            f"{array.dtype}. Convert it."
+        )
+    if len(text := description.encode()) > 79:
+        raise ValueError(f"{path.name}: a description has at most 79 bytes; found {len(text)}. Shorten it.")
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = grid.steps_mm[:, ::-1], grid.origin_mm
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # LPS to RAS
+    if not np.isfinite(affine).all() or not np.linalg.norm(affine[:3, :3], axis=0).all():
+        raise ValueError(f"{path.name}: its grid has steps that are 0 or no numbers: {grid}. Correct it.")
+    try:
+        affine = _straight(affine, array.shape[::-1])
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}.") from None
+    # 2. The axes nearest to the patient's, and both forms alike.
+    nibabel = optional("nibabel")
+    image = nibabel.as_closest_canonical(nibabel.Nifti1Image(array.T, affine))
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = text
+    image.set_sform(image.affine, code=_SCANNER)
+    image.set_qform(image.affine, code=_SCANNER)
+    # 3. In one step.
+    content = image.to_bytes()
+    with atomic_path(path) as temporary:
+        is_packed = path.name.endswith(NIFTI[1])
+        temporary.write_bytes(gzip.compress(content, 6, mtime=_FILE_TIME) if is_packed else content)
+    return path
 
 
 def _opened(path: Path) -> IO[bytes]:

@@ -117,15 +117,18 @@ class Volume:
         spacing = " × ".join(f"{length:.2f}" for length in self.spacing_mm)
         return f"Volume{self.hu.shape}, {spacing} mm (z, y, x)"
 
+    @property
+    def steps_mm(self) -> np.ndarray:
+        """(3, 3); its columns are the steps along Z, Y and X in patient coordinates."""
+        return self.direction * np.array(self.spacing_mm)
+
     def points(self, indices: ArrayLike) -> np.ndarray:
         """Patient coordinates (N, 3) in mm of voxel indices (N, 3) as (z, y, x), fractions allowed."""
-        steps = self.direction * np.array(self.spacing_mm)
-        return self.origin_mm + np.asarray(indices, dtype=float) @ steps.T
+        return self.origin_mm + np.asarray(indices, dtype=float) @ self.steps_mm.T
 
     def indices(self, points: ArrayLike) -> np.ndarray:
         """Voxel indices (N, 3) as (z, y, x), with fractions, of patient coordinates (N, 3) in mm."""
-        steps = self.direction * np.array(self.spacing_mm)
-        return (np.asarray(points, dtype=float) - self.origin_mm) @ np.linalg.inv(steps).T
+        return (np.asarray(points, dtype=float) - self.origin_mm) @ np.linalg.inv(self.steps_mm).T
 
 
 def in_frame(array: np.ndarray, steps_mm: np.ndarray, origin_mm: np.ndarray) -> Volume:

@@ -8,28 +8,31 @@ is the same, and the sequences are as they were written, the study is not packed
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cspine_helpers.ct.masks import OFF_BONE, WHOSE_MASK, Mask, find_vertebrae, place, read_mask
 from cspine_helpers.ct.nifti import NIFTI
 from cspine_helpers.ct.reading import read_ct
+from cspine_helpers.ct.volume import Volume
 from cspine_helpers.figures.scans import contact_sheet
 from cspine_helpers.figures.style import write_figure
 from cspine_helpers.files import paths
 from cspine_helpers.files.records import read_sealed, write_sealed
 from cspine_helpers.labels import BOX_COLUMNS, VERTEBRAE
-from cspine_helpers.packed import PROVENANCE_COLUMNS, write_manifest, write_sequence
+from cspine_helpers.packed import PROVENANCE_COLUMNS, Crop, PackedVertebra, write_manifest, write_sequence
 from cspine_helpers.packing.crop import PackConfig, manifest_row, pack_vertebra
 from cspine_helpers.packing.slice_truth import packed_truth
 
 FORMAT = 1
 ASIDE = "aside"
+_ROUNDING = 1e-3  # mm, or of a direction, by which the same headers may be read otherwise
 PACKING_VERSION = 1  # raised by hand when the same study would be packed to other arrays
 
 
@@ -163,6 +166,70 @@ def read_study(packed: Path, uid: str) -> dict[str, Any]:
         )
     except (FileNotFoundError, ValueError):
         return {}
+
+
+Located = tuple[Volume, Mapping[str, Crop | PackedVertebra]]  # a CT, and where in it each sequence was cut
+
+
+def locate(
+    folder: Path,
+    uid: str,
+    *,
+    render: Callable[[Path, str], Located] | None = None,
+    series: str | None = None,
+) -> Located:
+    """The CT of a packed study, and where in it each sequence was cut: the way from a slice to the patient.
+
+    Args:
+        folder: `data/<cohort>`.
+        uid: StudyInstanceUID.
+        render: what makes the CT of a phantom again, `phantom.located`: such a cohort keeps none.
+        series: SeriesInstanceUID, where the study's folder holds several.
+
+    Raises:
+        FileNotFoundError: there is no CT of that study.
+        ValueError: it cannot be read, or the study was packed from another one; says why.
+
+    Example:
+        >>> locate(cohort_dir("builtin"), uid, render=located)  # doctest: +SKIP
+        (Volume(236, 262, 274), 1.00 × 0.52 × 0.52 mm (z, y, x), {'C1': ...
+    """
+    paths.check_uids([uid])
+    images = folder / "train_images"
+    found = [images / f"{uid}{end}" for end in ("", *NIFTI) if (images / f"{uid}{end}").exists()]
+    if not found and render is not None and (folder / "cohort.json").is_file():
+        return render(folder, uid)
+    if not found:
+        raise FileNotFoundError(f"No CT of {uid} in {images}. {paths.cohort_remedy(folder)}")
+    volume = read_ct(found[0], series=series)
+    return volume, crops_in(volume, read_study(folder / "packed", uid))
+
+
+def crops_in(volume: Volume, record: Mapping[str, Any]) -> dict[str, Crop]:
+    """Vertebra → where in a CT its sequence was cut, by the study's record.
+
+    Args:
+        volume: the CT as it is read now.
+        record: of `read_study`.
+
+    Raises:
+        ValueError: the record does not say where, or the study was packed from a CT on another grid.
+    """
+    if not (record.get("crops") and record.get("grid")):
+        raise ValueError(
+            "Nothing says where in the CT the study's sequences were cut. Pack it again from its CT."
+        )
+    names = ("spacing_mm", "origin_mm", "direction")
+    apart = {name: np.abs(np.subtract(record["grid"][name], getattr(volume, name))).max() for name in names}
+    if off := [name for name, by in apart.items() if by > _ROUNDING]:
+        raise ValueError(
+            f"The study was packed from a CT on another grid: {paths.listing(off, quoted=False)} differ from "
+            "this one's. Name the CT that it was packed from, or pack it again."
+        )
+    return {
+        name: Crop(np.array(its["slices"]), tuple(its["rows"]), tuple(its["columns"]))
+        for name, its in record["crops"].items()
+    }
 
 
 def forget(packed: Path, uid: str) -> None:

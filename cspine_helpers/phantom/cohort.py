@@ -281,6 +281,19 @@ def study_of(folder: Path, uid: str) -> Study:
     return _study(config, _find(folder, config, uid))
 
 
+def pieces_of(folder: Path, study: Study) -> dict[str, PackedVertebra]:
+    """Vertebra → its sequence as the cohort has it packed, and where in the study's CT that was cut.
+
+    Args:
+        folder: the cohort, `data/<cohort>`.
+        study: of `study_of`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_config`.
+    """
+    return _pieces(study, read_config(folder).pack)
+
+
 def true_slice_truth(folder: Path, studies: Collection[str], *, workers: int | None = None) -> pd.DataFrame:
     """Which slices of a phantom cohort's sequences show fractured bone, whatever the cohort knows.
 

@@ -19,10 +19,11 @@ from tqdm.auto import tqdm
 
 from cspine_helpers import labels
 from cspine_helpers.ct.nifti import NIFTI
-from cspine_helpers.ct.volume import optional, reason, simpleitk
+from cspine_helpers.ct.volume import FRAME, Volume, optional, reason, simpleitk
 from cspine_helpers.files import paths
 from cspine_helpers.labels import UID
-from cspine_helpers.phantom.cohort import study_of
+from cspine_helpers.packed import PackedVertebra
+from cspine_helpers.phantom.cohort import pieces_of, study_of
 from cspine_helpers.phantom.rendering import Study
 
 IMAGES, SEGMENTATIONS = "train_images", "segmentations"
@@ -129,6 +130,25 @@ def write_label_map(path: Path, label_map: np.ndarray, spacing_mm: Sequence[floa
         writer.Execute(image)
     except RuntimeError as error:
         raise _not_written(path, reason(error)) from error
+
+
+def located(folder: Path, uid: str) -> tuple[Volume, dict[str, PackedVertebra]]:
+    """A phantom's CT, where `write_series` puts it (its middle at 0), and where its sequences were cut.
+
+    Args:
+        folder: the cohort, `data/<cohort>`.
+        uid: StudyInstanceUID.
+
+    Raises:
+        FileNotFoundError, ValueError: as `study_of`.
+
+    Example:
+        >>> volume, pieces = located(cohort_dir("builtin"), uid)  # doctest: +SKIP
+    """
+    study = study_of(folder, uid)
+    hu, spacing = study.volume_hu, study.spacing_mm
+    volume = Volume(hu, spacing, np.array(_origin_mm(hu.shape, spacing)), FRAME)
+    return volume, pieces_of(folder, study)
 
 
 def export_cohort(cohort: Path, folder: Path, studies: Sequence[str], *, header: str = "full") -> None:
