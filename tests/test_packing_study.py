@@ -18,7 +18,16 @@ from cspine_helpers.files.paths import sha256_of
 from cspine_helpers.labels import BOX_COLUMNS, VERTEBRAE
 from cspine_helpers.packed import open_sequence, sequence_path, write_sequence
 from cspine_helpers.packing import study as packer
-from cspine_helpers.packing.study import StudyFiles, forget, hash_of, pack_study, read_study, sentence
+from cspine_helpers.packing.study import (
+    StudyFiles,
+    crops_in,
+    forget,
+    hash_of,
+    locate,
+    pack_study,
+    read_study,
+    sentence,
+)
 from cspine_helpers.phantom import scanner as export
 
 NO_BOXES = pd.DataFrame(columns=list(BOX_COLUMNS))
@@ -115,6 +124,28 @@ def test_the_grid_of_the_record_leads_from_a_voxel_to_the_patient(written):
     for ds in map(pydicom.dcmread, sorted(files_of(written).ct.iterdir())):
         voxel = [ds.InstanceNumber - 1, 0, 0]
         np.testing.assert_allclose(grid["origin_mm"] + steps @ voxel, ds.ImagePositionPatient, atol=1e-6)
+
+
+def test_the_ct_is_read_again_with_the_place_of_each_sequence_in_it(written):
+    volume, crops = locate(written, STUDY)
+    pieces = in_memory(scanned(0))
+    assert crops.keys() == pieces.keys()
+    for name, piece in pieces.items():
+        np.testing.assert_array_equal(crops[name].slice_indices, piece.slice_indices)
+        assert (crops[name].rows, crops[name].columns) == (piece.rows, piece.columns)
+    np.testing.assert_array_equal(volume.hu, scanned(0).volume_hu)
+
+
+def test_no_place_is_told_in_a_ct_that_is_not_there_or_not_the_packed_one(folder):
+    record = read_study(folder / "packed", STUDY)
+    volume = ct_reading.read_ct(folder / "train_images" / STUDY)
+    other = replace(volume, origin_mm=volume.origin_mm + 1, spacing_mm=(3.0, 1.0, 1.0))
+    scans.refusal(lambda: crops_in(other, record), "another grid", "spacing_mm, origin_mm")
+    record_of(folder).unlink()
+    scans.refusal(lambda: locate(folder, STUDY), "Nothing says where", "Pack it again")
+    shutil.rmtree(folder / "train_images")
+    scans.refusal(lambda: locate(folder, STUDY), "No CT of", error=FileNotFoundError)
+    scans.refusal(lambda: locate(folder, "../2"), "file names")
 
 
 def test_rows_say_where_sequences_come_from(written):

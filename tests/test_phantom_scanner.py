@@ -15,6 +15,7 @@ import pytest
 import scans
 
 from cspine_helpers import labels
+from cspine_helpers.ct.reading import read_ct
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.packing import crop as packing
 from cspine_helpers.phantom import cohort as phantom
@@ -162,6 +163,21 @@ def test_the_first_voxel_is_the_most_cranial_foremost_and_rightmost_in_both_file
         np.testing.assert_allclose(points[values == value], [expected], atol=1e-6)
         index = np.argwhere(hu_of(slices) == value)
         np.testing.assert_allclose(places_of(slices, index), [expected], atol=1e-9)
+
+
+def test_a_phantom_is_located_where_its_exported_series_is_read(study, written, tmp_path):
+    config = CohortConfig(studies=INTACT + 1, seed=SEED, pack=packing.PackConfig(slices=3, size=16))
+    (tmp_path / "cohort.json").write_text(json.dumps(phantom._record(config)))
+    volume, pieces = export.locate_phantom(tmp_path, study.uid)
+    theirs = read_ct(written / "series")
+    for name in ("spacing_mm", "origin_mm", "direction"):
+        np.testing.assert_allclose(getattr(volume, name), getattr(theirs, name), atol=1e-6)
+    np.testing.assert_array_equal(np.rint(volume.hu), theirs.hu)
+    assert (*pieces,) == VERTEBRAE
+    assert pieces["C7"].array.shape == (3, 16, 16, 6)
+    middle = np.argwhere(study.label_map == 7).mean(axis=0)
+    for place, (low, high) in zip(middle[1:], (pieces["C7"].rows, pieces["C7"].columns), strict=True):
+        assert low < place < high
 
 
 def test_labels_lie_on_the_voxels_of_the_series(study, written, slices):

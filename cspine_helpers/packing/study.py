@@ -183,7 +183,7 @@ def locate(
     Args:
         folder: `data/<cohort>`.
         uid: StudyInstanceUID.
-        render: what makes the CT of a phantom again, `phantom.located`: such a cohort keeps none.
+        render: what makes the CT of a phantom again, `phantom.locate_phantom`: such a cohort keeps none.
         series: SeriesInstanceUID, where the study's folder holds several.
 
     Raises:
@@ -191,7 +191,7 @@ def locate(
         ValueError: it cannot be read, or the study was packed from another one; says why.
 
     Example:
-        >>> locate(cohort_dir("builtin"), uid, render=located)  # doctest: +SKIP
+        >>> locate(cohort_dir("builtin"), uid, render=locate_phantom)  # doctest: +SKIP
         (Volume(236, 262, 274), 1.00 × 0.52 × 0.52 mm (z, y, x), {'C1': ...
     """
     paths.check_uids([uid])

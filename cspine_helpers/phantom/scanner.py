@@ -132,7 +132,7 @@ def write_label_map(path: Path, label_map: np.ndarray, spacing_mm: Sequence[floa
         raise _not_written(path, reason(error)) from error
 
 
-def located(folder: Path, uid: str) -> tuple[Volume, dict[str, PackedVertebra]]:
+def locate_phantom(folder: Path, uid: str) -> tuple[Volume, dict[str, PackedVertebra]]:
     """A phantom's CT, where `write_series` puts it (its middle at 0), and where its sequences were cut.
 
     Args:
@@ -143,7 +143,7 @@ def located(folder: Path, uid: str) -> tuple[Volume, dict[str, PackedVertebra]]:
         FileNotFoundError, ValueError: as `study_of`.
 
     Example:
-        >>> volume, pieces = located(cohort_dir("builtin"), uid)  # doctest: +SKIP
+        >>> volume, pieces = locate_phantom(cohort_dir("builtin"), uid)  # doctest: +SKIP
     """
     study = study_of(folder, uid)
     hu, spacing = study.volume_hu, study.spacing_mm
