@@ -266,7 +266,8 @@ def score_histograms(
         axes.set(xlim=(0, 1), xlabel="probability", ylabel="share of the class")
         axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
         if mark is not None:
-            style.reference(axes, mark, "x", label=f"threshold {mark:.4f}")
+            line = {"color": INK, "linewidth": 1, "linestyle": "--", "label": f"threshold {mark:.4f}"}
+            axes.axvline(mark, 0, 0.84, **line)  # up to the legend
         axes.legend(loc="upper right", ncols=2 + (mark is not None), fontsize=9, columnspacing=1.2)
         axes.set_title(level_title(each))
     return figure

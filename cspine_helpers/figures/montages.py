@@ -143,7 +143,9 @@ def attention_by_level(table: pd.DataFrame, *, title: str = "") -> Picture:
     for axes in grid[:, 0]:
         axes.set_ylabel("mean attention")
     handles: list = [Line2D([], [], color=colour, label=name) for name, colour in names.values()]
-    handles.append(Line2D([], [], color=FRACTURED, lw=1.2, ls=":", label=f"fewer than {style.FEW_FRACTURES}"))
+    handles.append(
+        Line2D([], [], color=FRACTURED, lw=1.2, ls=":", label=f"of fewer than {style.FEW_FRACTURES}")
+    )
     handles.append(Line2D([], [], color=INK, linewidth=1, linestyle="--", label="uniform"))
     if table["fractured"].notna().any():
         handles.append(Patch(color=style.PALE, label="where the fractures are"))
