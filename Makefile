@@ -39,8 +39,8 @@ report: cohort  ## one patient's page: figures/<cohort>/patient_<uid>.png and .p
 pack: setup  ## pack a cohort's CT into sequences (COHORT=rsna2022): data/<cohort>/packed, contact sheets (ARGS="--only 1")
 	$(BIN)/python -m cspine_helpers pack --cohort $(COHORT) $(ARGS)
 
-lab: cohort  ## open JupyterLab on notebooks/
-	$(BIN)/jupyter lab notebooks
+lab: cohort  ## open JupyterLab on the first notebook
+	$(BIN)/jupyter lab notebooks/00_pack_ct.ipynb
 
 test: check-code  ## format, lint, types, layers, and every test but the browser's, the whole series included
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -178,6 +178,20 @@ def test_continuous_integration_runs_the_test_command_of_the_readme():
     assert re.search(r"^make test\b", (ROOT / "README.md").read_text(), re.MULTILINE)
 
 
+def test_the_hosts_workflow_checks_on_three_systems_what_make_check_does():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text())["jobs"]
+    steps = {name: [step.get("run", "") for step in job["steps"]] for name, job in jobs.items()}
+    assert "make check" in steps["unix"]
+    systems = [*jobs["unix"]["strategy"]["matrix"]["os"], jobs["windows"]["runs-on"]]
+    assert [name.split("-")[0] for name in systems] == ["ubuntu", "macos", "windows"]
+    (tests,) = re.findall(r"^check: .*\n\t\$\(BIN\)/python -m (pytest .*)", MAKEFILE, re.MULTILINE)
+    assert steps["windows"][-1] == f"python -m {tests}"
+    (install,) = (step for step in steps["windows"] if " -e " in step)
+    extras, group = re.search(r'"\.\[(.*)\]" --group (\w+)', install).groups()
+    assert set(extras.split(",")) == set(PYPROJECT["project"]["optional-dependencies"])
+    assert group in PYPROJECT["dependency-groups"]
+
+
 def test_file_tree_in_the_readme_names_every_wing_and_room_of_the_ground_floor():
     tree = (ROOT / "README.md").read_text().partition("## What is where")[2].partition("\n```\n")[2]
     tree = tree.partition("```")[0]
