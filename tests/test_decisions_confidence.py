@@ -36,7 +36,8 @@ def features(table):
     maps = rng.gamma(0.3 + table["label"].to_numpy()[:, None, None], size=(len(table), 4, 4))
     maps[5] = 0
     found = pd.concat([table[[UID, "vertebra"]], map_features(maps)], axis=1)
-    return found.assign(disagreement=rng.random(len(table)) / 10)
+    masks = map_features(rng.gamma(0.2, size=(len(table), 5, 5))).add_prefix("mask_")
+    return pd.concat([found, masks], axis=1).assign(disagreement=rng.random(len(table)) / 10)
 
 
 # ---------------------------------------------------------------------------------------------- features
@@ -157,7 +158,7 @@ def test_the_combination_is_the_logistic_model_of_scikit_learn(cases, features):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    columns = ["entropy", "area_0.4", "disagreement"]
+    columns = ["entropy", "area_0.4", "mask_entropy", "mask_area_0.4", "disagreement"]
     kept = features["flat"].to_numpy() == 0
     logit = np.log(cases.probability / (1 - cases.probability))
     x = np.column_stack([logit, features[columns]])
@@ -257,12 +258,12 @@ def test_each_class_is_covered_when_patients_are_the_units():
     assert (shares > 1 - error - 0.02).all()
 
 
-@pytest.mark.parametrize("name", ["map_entropy", "map_area", "disagreement", "combination"])
+@pytest.mark.parametrize("name", ["map_entropy", "map_area", "mask_area", "disagreement", "combination"])
 def test_missing_features_are_named(name, cases, features):
     with pytest.raises(ValueError, match=r"needs (the )?feature.*found none"):
         fit_confidence(name, cases, p_low=P_LOW)
     holes = features.astype({"entropy": float}).copy()
-    holes.loc[3, ["entropy", "area_0.4", "disagreement"]] = np.nan
+    holes.loc[3, ["entropy", "area_0.4", "mask_area_0.4", "disagreement"]] = np.nan
     with pytest.raises(ValueError, match=f"Cases without finite features .* \\(1\\): '{cases.study[3]} C4'"):
         fit_confidence(name, cases, holes, p_low=P_LOW).of(cases, holes)
     known, twice = fit_confidence(name, cases, features, p_low=P_LOW), pd.concat([features, features.head(1)])

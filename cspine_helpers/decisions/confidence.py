@@ -9,6 +9,7 @@ is right, or how little speaks against it:
 - `disagreement`: minus the standard deviation of the probability among several runs.
 - `map_entropy`: minus the entropy of the map, 0 where it marks one cell, −1 where all cells weigh alike.
 - `map_area`: minus the share of the map's cells above α times its highest.
+- `mask_entropy` and `mask_area`: the same of the mask that a network gives beside its probability.
 - `conformal`: 1 minus the conformal p-value of the other answer, class by class, patients as units: at least
   1 − ε just where the set at error ε leaves the other answer out.
 - `combination`: probability that the answer is right, by a logistic model of logit, entropy, area and
@@ -44,6 +45,8 @@ CONFIDENCES = (
     "disagreement",
     "map_entropy",
     "map_area",
+    "mask_entropy",
+    "mask_area",
     "conformal",
     "combination",
 )
@@ -54,6 +57,8 @@ FITTED = (
 )  # on validation; judged there by `cross_fitted_confidence`
 ALPHAS = (0.2, 0.4, 0.6, 0.8)  # of the highest cell of a map
 ALPHA = 0.4
+MASK = "mask_"  # before the names of features that are of a mask
+_WITH_ALPHA = ("map_area", "mask_area", "combination")
 _CONSTANT = 1e-6  # of the largest absolute value: what a map may vary by rounding alone
 _CLASSES = ("intact", "fractured")
 
@@ -178,7 +183,7 @@ class Confidence:
     Attributes:
         name: one of `CONFIDENCES`.
         p_low: at or above it the answer is "fractured", below "intact".
-        alpha: of `map_area` and `combination`: share of the highest cell; None at others.
+        alpha: of `map_area`, `mask_area` and `combination`: share of the highest cell; None at others.
         settings: what was fitted on validation; empty where nothing is.
 
     Example:
@@ -198,9 +203,9 @@ class Confidence:
     def __post_init__(self) -> None:
         check_choice("confidence", self.name, CONFIDENCES)
         check_threshold(self.p_low)
-        if (self.alpha is not None) != (self.name in ("map_area", "combination")):
+        if (self.alpha is not None) != (self.name in _WITH_ALPHA):
             raise ValueError(
-                f"map_area and combination take an α, and only they do; found {self.name}, α {self.alpha}. "
+                f"{', '.join(_WITH_ALPHA)} take an α, and only they do; found {self.name}, α {self.alpha}. "
                 "Make it with fit_confidence(...)."
             )
 
@@ -208,7 +213,7 @@ class Confidence:
     def title(self) -> str:
         """In words: map area (α 0.4)."""
         words = self.name.replace("_", " ")
-        return f"{words} (α {self.alpha:g})" if self.name == "map_area" else words
+        return f"{words} (α {self.alpha:g})" if self.name.endswith("area") else words
 
     def of(self, cases: Cases, features: pd.DataFrame | None = None) -> Floats:
         """The confidence of each case, (n,); −∞ where a map says nothing.
@@ -237,7 +242,7 @@ class Confidence:
             sure = np.where(suspected, q, 1 - q)
         else:
             sure = -found[columns[0]].to_numpy(dtype=np.float64)
-        return np.where(found["flat"] == 1, -np.inf, sure)
+        return np.where(_flat(found), -np.inf, sure)
 
     def record(self) -> dict[str, Any]:
         """All of it, as JSON holds it; `Confidence.from_record` is the way back."""
@@ -274,10 +279,10 @@ def fit_confidence(
     Args:
         name: one of `CONFIDENCES`.
         cases: of the validation split.
-        features: by `StudyInstanceUID` and `vertebra`: `disagreement`, and columns of `map_features`. Of
-            `combination` those that are there are used.
+        features: by `StudyInstanceUID` and `vertebra`: `disagreement`, and columns of `map_features`; of a
+            mask the same with `mask_` before their names. Of `combination` those that are there are used.
         p_low: at or above it the answer is "fractured".
-        alpha: of `map_area` and `combination`.
+        alpha: of `map_area`, `mask_area` and `combination`.
 
     Example:
         >>> cases = Cases.of(predictions, split="validation")
@@ -289,7 +294,7 @@ def fit_confidence(
     """
     cases.require("validation")
     check_choice("confidence", name, CONFIDENCES)
-    takes = alpha if name in ("map_area", "combination") else None
+    takes = alpha if name in _WITH_ALPHA else None
     settings: Mapping[str, Any] = {}
     if name == "calibrated":
         settings = fit_calibrator(cases, kind="platt").record()
@@ -335,6 +340,30 @@ def cross_fitted_confidence(
     return found
 
 
+def needs_alpha(name: str) -> bool:
+    """Whether a confidence takes an α."""
+    return name in _WITH_ALPHA
+
+
+def usable(features: pd.DataFrame | None) -> list[str]:
+    """The confidences that a table of features allows, the plainest first.
+
+    Args:
+        features: as `fit_confidence` takes them.
+    """
+    there: set[str] = set() if features is None else set(map(str, features.columns))
+    needs = {
+        "disagreement": {"disagreement"},
+        "map_entropy": {"entropy"},
+        "map_area": {area_column(ALPHA)},
+        "mask_entropy": {f"{MASK}entropy"},
+        "mask_area": {f"{MASK}{area_column(ALPHA)}"},
+    }
+    found = [name for name in CONFIDENCES if needs.get(name, set()) <= there]
+    some = there & set.union(*needs.values())
+    return found if some else [name for name in found if name != "combination"]
+
+
 def p_values(settings: Mapping[str, Any], probability: ArrayLike) -> Floats:
     """Conformal p-values (n, 2) of "intact" and "fractured": how odd each label would be.
 
@@ -377,7 +406,7 @@ def _combination(cases: Cases, features: pd.DataFrame | None, alpha: float) -> d
 
     columns = _columns("combination", alpha, features)
     found = _aligned(cases, features, columns)
-    speaks = found["flat"].to_numpy() == 0
+    speaks = ~_flat(found)
     cases, found = cases.where(speaks), found[speaks]
     _require_both(cases, "A combination")
     table = _design(cases, found[columns])
@@ -425,15 +454,18 @@ def _columns(name: str, alpha: float | None, features: pd.DataFrame | None) -> l
     """
     there = [] if features is None else list(features.columns)
     area = "" if alpha is None else area_column(alpha)
+    of_maps = ["entropy", area, f"{MASK}entropy", f"{MASK}{area}"]
     if name == "combination":
-        found = [column for column in ("entropy", area, "disagreement") if column in there]
+        found = [column for column in (*of_maps, "disagreement") if column in there]
         if not found:
             raise ValueError(
                 f"A combination needs features beside the logit: entropy, {area} or disagreement; found "
                 f"{listing(there) or 'none'}. Make them with map_features(...) or disagreement(...)."
             )
         return found
-    needed = {"disagreement": ["disagreement"], "map_entropy": ["entropy"], "map_area": [area]}.get(name, [])
+    kind, _, of = name.rpartition("_")
+    needed = {"entropy": ["entropy"], "area": [area], "disagreement": ["disagreement"]}.get(of, [])
+    needed = [f"{MASK}{column}" if kind == "mask" else column for column in needed]
     if lacking := [column for column in needed if column not in there]:
         raise ValueError(
             f"The confidence {name} needs the feature {listing(lacking)}; found {listing(there) or 'none'}. "
@@ -442,14 +474,21 @@ def _columns(name: str, alpha: float | None, features: pd.DataFrame | None) -> l
     return needed
 
 
+def _flat(found: pd.DataFrame) -> NDArray[np.bool_]:
+    """Where a map or a mask among the features says nothing, (n,)."""
+    marks = [column for column in found.columns if column.endswith("flat")]
+    return (found[marks] == 1).any(axis=1).to_numpy()
+
+
 def _aligned(cases: Cases, features: pd.DataFrame | None, columns: list[str]) -> pd.DataFrame:
-    """The features' row of each case, with `columns` and `flat`, which is 0 where no map is among them.
+    """The features' row of each case: `columns`, and which maps (`flat`) or masks (`mask_flat`) are flat.
 
     Raises:
         ValueError: cases without a row, with two, or with a value that is not finite; names them.
     """
     assert features is not None, "_columns refuses no features"
-    wanted = columns if columns == ["disagreement"] else [*columns, "flat"]
+    of = {MASK if column.startswith(MASK) else "" for column in columns if column != "disagreement"}
+    wanted = [*columns, *(f"{prefix}flat" for prefix in sorted(of))]
     require_columns(features, [UID, "vertebra", *wanted], what="The table of features")
     keys = pd.MultiIndex.from_arrays([cases.study, cases.unit], names=[UID, "vertebra"])
     table = features.set_index([UID, "vertebra"])[wanted]
@@ -464,4 +503,4 @@ def _aligned(cases: Cases, features: pd.DataFrame | None, columns: list[str]) ->
             f"Cases without finite features {listing(wanted)} ({bad.sum()}): {named}. Compute the maps and "
             "predictions of all of them."
         )
-    return found.assign(flat=found.get("flat", 0)).reset_index(drop=True)
+    return found.reset_index(drop=True)
