@@ -169,7 +169,7 @@ def test_a_model_that_always_looks_at_one_place_beats_uniform_weights_and_not_th
     for row in ("AUROC, mean of sequences", "weight on fractured slices"):
         assert scores.loc[row, "attention"] > scores.loc[row, "uniform"] + 0.2
         assert scores.loc[row, "low"] < 0 < scores.loc[row, "high"]
-    assert scores.loc["AUROC, all slices together", ["low", "high"]].isna().all()
+    assert scores.loc["AUROC, all slices together", "low"] < scores.loc["AUROC, all slices together", "high"]
 
 
 def test_a_level_without_intact_vertebrae_has_the_profile_of_all_and_none_intact_no_null():
@@ -193,6 +193,45 @@ def test_scores_equal_scikit_learns():
     np.testing.assert_allclose(each["auroc"], wanted)
     pooled = roc_auc_score(table["fractured"], table["attention"])
     np.testing.assert_allclose(explain.attention_scores(table)["attention"].iloc[1], pooled)
+
+
+@pytest.mark.slow
+def test_intervals_of_all_slices_together_are_those_of_resampled_patients():
+    rng = np.random.default_rng(5)
+    tables = []
+    for uid in range(40):
+        for vertebra in ("C2", "C5"):
+            truth = np.arange(8) < rng.integers(2, 6)
+            skill = uid / 40  # a patient's sequences are alike
+            weight = rng.dirichlet(np.ones(8)) + 0.2 * skill * truth
+            tables.append(of_level(slices(f"1.{uid}", weight / weight.sum(), truth), vertebra))
+        tables.append(slices(f"1.{uid}", rng.dirichlet(np.ones(8)), [0] * 8, label=0).assign(vertebra="C7"))
+    table = pd.concat(tables, ignore_index=True)
+    found = explain.attention_scores(table).set_index("score").loc["AUROC, all slices together"]
+    broken = table.assign(profile=explain.intact_profile(table)).query("label == 1")
+    by_patient = [part for _, part in broken.groupby(UID)]
+    draws = []
+    for _ in range(150):
+        drawn = pd.concat([by_patient[n] for n in rng.integers(40, size=40)])
+        own, null = (roc_auc_score(drawn["fractured"], drawn[name]) for name in ("attention", "profile"))
+        draws.append((own, own - null))
+    wanted = np.quantile(draws, [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(
+        found[["attention_low", "attention_high"]].astype(float), wanted[:, 0], atol=0.015
+    )
+    np.testing.assert_allclose(found[["low", "high"]].astype(float), wanted[:, 1], atol=0.03)
+
+
+def test_every_row_has_the_interval_of_its_value_and_one_patient_shows_none():
+    tables = [slices(str(n), [0.1, 0.5 + n / 50, 0.2, 0.2 - n / 50], [0, 1, 0, n % 2]) for n in range(10)]
+    tables.append(slices("20", [0.1, 0.2, 0.3, 0.4], [0] * 4, label=0))
+    scores = explain.attention_scores(pd.concat(tables))
+    assert (scores["attention_low"] < scores["attention"]).all()
+    assert (scores["attention"] <= scores["attention_high"]).all()
+    assert ((scores["low"] <= scores["difference"]) & (scores["difference"] <= scores["high"])).all()
+    alone = explain.attention_scores(pd.concat([tables[0], tables[-1]]))
+    assert alone[["attention_low", "attention_high", "low", "high"]].isna().all(axis=None)
+    assert alone[["attention", "difference"]].notna().all(axis=None)
 
 
 def test_uniform_attention_scores_what_uniform_says():

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from cspine_helpers.checkpoints import Run
 from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
-from cspine_helpers.evaluation.resampling import mean_interval, shares_of
+from cspine_helpers.evaluation.cases import Cases
+from cspine_helpers.evaluation.intervals import bootstrap, compare
+from cspine_helpers.explain.localisation import mean_of_cases
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.tables import require_columns
 from cspine_helpers.labels import UID
@@ -21,6 +23,11 @@ from cspine_helpers.packed import read_manifest
 
 COLUMNS = (UID, "vertebra", "label", "probability", "slice", "attention", "fractured")
 _ROUNDING = 1e-4  # of a probability, between machines and batches; measured: 1e-7
+SUMMARY = (
+    "score", "attention", "attention_low", "attention_high",
+    "profile", "uniform", "difference", "low", "high",
+)  # fmt: skip
+_UNKNOWN = (np.nan,) * 3
 SCORES = (
     UID, "vertebra", "probability",
     "auroc", "share", "top1", "profile_auroc", "profile_share", "profile_top1", "uniform_share",
@@ -158,10 +165,11 @@ def attention_scores(table: pd.DataFrame, *, confidence: float = 0.95) -> pd.Dat
         confidence: of the intervals.
 
     Returns:
-        Four rows: the AUROC's mean over sequences; the AUROC of all their slices together, without interval;
-        the share of weight on fractured slices; how often the slice of most weight is fractured. Columns
-        `score`, `attention`, `profile`, `uniform`, `difference` (attention − profile), `low` and `high` (its
-        interval, resampling patients), `sequences`. NaN without intact vertebrae.
+        Four rows: the AUROC's mean over sequences; the AUROC of all their slices together; the share of
+        weight on fractured slices; how often the slice of most weight is fractured. Columns `score`,
+        `attention`, `attention_low` and `attention_high` (its interval), `profile`, `uniform`, `difference`
+        (attention − profile), `low` and `high` (that one's interval), `sequences`. Intervals resample
+        patients; NaN of fewer than two patients, and of profile and difference without intact vertebrae.
 
     Raises:
         ValueError: no sequence can be scored.
@@ -179,23 +187,43 @@ def attention_scores(table: pd.DataFrame, *, confidence: float = 0.95) -> pd.Dat
         )
     weighed = table.assign(profile=intact_profile(table)).merge(each[[UID, "vertebra"]], on=[UID, "vertebra"])
     known = each["profile_auroc"].notna().all()
-    uniform_share = each["uniform_share"].mean()
-    rows = []
+    patients, uniform_share = each[UID].to_numpy(), each["uniform_share"].mean()
+    rows: list[tuple[float | str, ...]] = []
     for title, name, uniform in (
         ("AUROC, mean of sequences", "auroc", 0.5),
         ("weight on fractured slices", "share", uniform_share),
         ("top slice is fractured", "top1", uniform_share),
     ):
-        more = (each[name] - each[f"profile_{name}"]).groupby(each[UID])
-        above, below = (np.asarray(part, dtype=np.float64) for part in (more.sum(), more.size()))
-        limits = mean_interval(shares_of((above, below)), confidence) if known else (np.nan, np.nan)
-        mean, null = float(each[name].mean()), float(each[f"profile_{name}"].mean()) if known else np.nan
-        rows.append((title, mean, null, uniform, mean - null, *limits))
-    pooled = auroc(weighed["fractured"], weighed["attention"])
-    null = auroc(weighed["fractured"], weighed["profile"]) if known else np.nan
-    rows.insert(1, ("AUROC, all slices together", pooled, null, 0.5, pooled - null, np.nan, np.nan))
-    columns = ["score", "attention", "profile", "uniform", "difference", "low", "high"]
-    return pd.DataFrame(rows, columns=columns).assign(sequences=len(each))
+        value, null = (each[column].to_numpy(np.float64) for column in (name, f"profile_{name}"))
+        own = mean_of_cases(value, patients, confidence, is_hit=name == "top1")
+        more = mean_of_cases(value - null, patients, confidence) if known else _UNKNOWN
+        rows.append((title, *own, float(null.mean()) if known else np.nan, uniform, *more))
+    rows.insert(1, ("AUROC, all slices together", *_pooled(weighed, confidence, is_known=known)))
+    return pd.DataFrame(rows, columns=list(SUMMARY)).assign(sequences=len(each))
+
+
+def _pooled(weighed: pd.DataFrame, confidence: float, *, is_known: bool) -> tuple[float, ...]:
+    """AUROC of all slices together, as the other rows of `attention_scores` have theirs."""
+    own = auroc(weighed["fractured"], weighed["attention"])
+    null = auroc(weighed["fractured"], weighed["profile"]) if is_known else np.nan
+    limits, over = (np.nan, np.nan), (np.nan, np.nan)
+    if len(weighed[UID].unique()) > 1:
+        rows = pd.DataFrame({UID: [f"slice.{n}" for n in range(len(weighed))], "vertebra": "image"})
+        rows = rows.assign(
+            split="all", patient=weighed[UID].to_numpy(), label=weighed["fractured"].to_numpy(int)
+        )
+        cases = Cases.of(rows.assign(probability=weighed["attention"].clip(0, 1).to_numpy()))
+        limits = _limits(bootstrap(cases, threshold=None, confidence=confidence))
+        if is_known:
+            profile = cases.with_probability(weighed["profile"].clip(0, 1))
+            over = _limits(compare(profile, cases, threshold=None, confidence=confidence))
+    return own, *limits, null, 0.5, own - null, *over
+
+
+def _limits(found: pd.DataFrame) -> tuple[float, float]:
+    """Of the AUROC, in a table of `evaluation.intervals`."""
+    low, high = found.loc[found["metric"] == "auroc", ["low", "high"]].to_numpy()[0]
+    return float(low), float(high)
 
 
 def without_attention(run: Run) -> Run:

@@ -349,63 +349,43 @@ def localisation_table(
     for name, its in scores.items():
         for measure in MEASURES:
             value = its[measure].to_numpy(dtype=np.float64)
-            if (known := ~np.isnan(value)).any():
-                ratio = _sums(value[known], whose[known])
-                mean = float(value[known].mean())
-                row = {"method": name, "measure": measure, "mean": mean}
-                is_share = measure == "pointing"
-                limits = (
-                    _share_interval(mean, ratio, confidence, seed)
-                    if is_share
-                    else mean_interval(shares_of(ratio), confidence)
+            if not (known := ~np.isnan(value)).any():
+                continue
+            is_hit = measure == "pointing"
+            mean, low, high = mean_of_cases(value[known], whose[known], confidence, is_hit=is_hit, seed=seed)
+            row = {"method": name, "measure": measure, "mean": mean, "low": low, "high": high}
+            row |= {"cases": int(known.sum()), "patients": len(np.unique(whose[known]))}
+            for other in against:
+                more = value - scores[other][measure].to_numpy(dtype=np.float64)
+                both, over = ~np.isnan(more), (np.nan,) * 3
+                if both.any() and other != name:
+                    over = mean_of_cases(more[both], whose[both], confidence)
+                row |= dict(
+                    zip((f"over_{other}", f"over_{other}_low", f"over_{other}_high"), over, strict=True)
                 )
-                low, high = np.clip(limits, 0, 1)
-                row |= {
-                    "low": low,
-                    "high": high,
-                    "cases": int(known.sum()),
-                    "patients": int((ratio[1] > 0).sum()),
-                }
-                for other in against:
-                    row |= _over(
-                        value, scores[other][measure], whose, other, confidence, is_same=other == name
-                    )
-                rows.append(row)
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _sums(value: NDArray[np.float64], whose: NDArray[np.intp]) -> tuple[NDArray, NDArray]:
-    """Sum and number of each patient's cases."""
-    return np.bincount(whose, value), np.bincount(whose).astype(np.float64)
-
-
-def _share_interval(
-    mean: float, ratio: tuple[NDArray, NDArray], confidence: float, seed: int
-) -> tuple[float, float]:
-    """Of a share of cases, by Wilson's formula with as many cases as patients make them worth."""
-    sums = np.stack([part[ratio[1] > 0] for part in ratio], axis=1)
-    drawn = resampled(sums, _RESAMPLES, seed)
-    cases = effective_cases(mean, drawn[:, 0] / drawn[:, 1], sums[:, 1].sum(), len(sums))
-    low, high = score_interval(mean, cases, confidence)
-    return float(low), float(high)
-
-
-def _over(
+def mean_of_cases(
     value: NDArray[np.float64],
-    other: pd.Series,
-    whose: NDArray[np.intp],
-    name: str,
+    patients: NDArray,
     confidence: float,
     *,
-    is_same: bool,
-) -> dict[str, float]:
-    """The mean difference from another method's scores of the same cases, with its interval."""
-    more = value - other.to_numpy(dtype=np.float64)
-    known = ~np.isnan(more)
-    found = (np.nan,) * 3
-    if known.any() and not is_same:
-        found = (
-            float(more[known].mean()),
-            *mean_interval(shares_of(_sums(more[known], whose[known])), confidence),
-        )
-    return dict(zip((f"over_{name}", f"over_{name}_low", f"over_{name}_high"), found, strict=True))
+    is_hit: bool = False,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Mean over cases (n,), with its limits, resampling patients (n,); NaN limits of fewer than two.
+
+    `is_hit`: the values are 0 or 1, or ties between them; the limits are Wilson's, of as many cases as the
+    patients make them worth. Else they are those of `mean_interval`, and may be of differences.
+    """
+    whose = pd.factorize(patients)[0]
+    above, below = np.bincount(whose, value), np.bincount(whose).astype(np.float64)
+    mean = float(value.mean())
+    if not is_hit or len(below) < 2:
+        return mean, *mean_interval(shares_of((above, below)), confidence)
+    drawn = resampled(np.stack([above, below], axis=1), _RESAMPLES, seed)
+    cases = effective_cases(mean, drawn[:, 0] / drawn[:, 1], len(value), len(below))
+    low, high = score_interval(mean, cases, confidence)
+    return mean, float(low), float(high)
