@@ -1,6 +1,7 @@
 """Tables to draw, and what a picture of them says and shows."""
 
 import io
+from itertools import combinations
 
 import matplotlib
 import numpy as np
@@ -55,3 +56,21 @@ def colours(pixels: np.ndarray) -> set[str]:
     """Every colour that covers more than 30 pixels."""
     found, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
     return {matplotlib.colors.to_hex(one / 255).upper() for one in found[counts > 30]}
+
+
+def legible(figure, name: str) -> None:
+    """At most 1,210 pixels wide, no text below 8 points, none cut off, none over another."""
+    assert figure.get_size_inches()[0] * 110 <= 1210, name
+    picture(figure)
+    beyond = set()  # ticks outside of what the axes show
+    for axes in (axes for axes in figure.axes if axes.axison):
+        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, sorted(axes.get_ylim()))):
+            beyond |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+    every = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    shown = [text for text in every if text not in beyond and (text.axes is None or text.axes.axison)]
+    assert min(text.get_fontsize() for text in shown) >= 8, name
+    boxes = [(text.get_text(), text.get_window_extent()) for text in shown]
+    over = [
+        (a, b) for (a, one), (b, other) in combinations(boxes, 2) if one.padded(-1).overlaps(other.padded(-1))
+    ]
+    assert over == [], name

@@ -1,10 +1,7 @@
-from itertools import combinations
-
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import colours, picture
-from matplotlib.text import Text
+from drawn import colours, legible, picture
 
 from cspine_helpers.figures import radiographs
 from cspine_helpers.figures.radiographs import Overlay
@@ -100,23 +97,7 @@ def drawings():
 @pytest.mark.slow
 def test_every_picture_is_legible_at_1200_pixels_and_no_two_labels_overlap():
     for name, figure in drawings().items():
-        assert figure.get_size_inches()[0] * 110 <= 1210, name
-        picture(figure)
-        beyond = set()  # ticks outside of what the axes show
-        for axes in (axes for axes in figure.axes if axes.axison):
-            low, high = axes.get_xlim()
-            ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
-            beyond |= {label for at, label in ticks if not low <= at <= high}
-        every = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
-        shown = [text for text in every if text not in beyond and (text.axes is None or text.axes.axison)]
-        assert min(text.get_fontsize() for text in shown) >= 8, name
-        boxes = [(text.get_text(), text.get_window_extent()) for text in shown]
-        over = [
-            (a, b)
-            for (a, one), (b, other) in combinations(boxes, 2)
-            if one.padded(-1).overlaps(other.padded(-1))
-        ]
-        assert over == [], name
+        legible(figure, name)
 
 
 def test_a_call_is_named_and_wrong_ones_are_framed():

@@ -23,6 +23,17 @@ from cspine_helpers.figures.curves import (
     threshold_sweep,
     vertebra_against_patient,
 )
+from cspine_helpers.figures.explanations import (
+    Explained,
+    agreement_heatmap,
+    difference_dots,
+    localisation_dots,
+    maps_sheet,
+    mask_ablation_dots,
+    neighbour_dots,
+    perturbation_curves,
+    sanity_curves,
+)
 from cspine_helpers.figures.montages import (
     attention_by_level,
     attention_montage,
@@ -45,3 +56,12 @@ from cspine_helpers.figures.radiographs import (
 )
 from cspine_helpers.figures.scans import contact_sheet, heights, study_views
 from cspine_helpers.figures.style import save_figure
+from cspine_helpers.figures.triage import (
+    confidence_dots,
+    deferral_scatter,
+    gain_curves,
+    recall_at_coverage,
+    risk_coverage_curves,
+    violation_dots,
+    workload_bars,
+)

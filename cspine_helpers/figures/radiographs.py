@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from cspine_helpers.figures import style
-from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style
+from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style, whole_inches
 from cspine_helpers.files.paths import listing
 
 TRUTH, PREDICTED = style.AMBER, style.SKY
@@ -92,7 +92,7 @@ def overlay_sheet(overlays: Sequence[Overlay], *, columns: int = 4, title: str =
     tallest = max(each.image.shape[0] / each.image.shape[1] for each in overlays)
     width = 2.65
     height = rows * (width * min(tallest, 1.35) + 0.45) + 0.75
-    figure, grid = canvas(_whole(width * columns), _whole(height), rows, columns, squeeze=False)
+    figure, grid = canvas(whole_inches(width * columns), whole_inches(height), rows, columns, squeeze=False)
     for axes, each in zip(grid.flat, overlays, strict=False):
         _draw(axes, each)
     for axes in grid.flat[len(overlays) :]:
@@ -123,12 +123,12 @@ def outlined(
     if not panels:
         raise ValueError("There is no radiograph to draw. Pass one or more.")
     tallest = max(image.shape[0] / image.shape[1] for image, _ in panels.values())
-    figure, grid = canvas(_whole(3.6 * len(panels)), _whole(3.6 * min(tallest, 1.4) + 0.8), 1, len(panels),
-                          squeeze=False)  # fmt: skip
+    shape = whole_inches(3.6 * len(panels)), whole_inches(3.6 * min(tallest, 1.4) + 0.8)
+    figure, grid = canvas(*shape, 1, len(panels), squeeze=False)
     for axes, (name, (image, outlines)) in zip(grid.flat, panels.items(), strict=True):
         each = Overlay(image, 1, 1.0, True, truth=[np.asarray(outline) for outline in outlines])
-        _image(axes, each)
-        _marks(axes, each)
+        draw_image(axes, each)
+        draw_marks(axes, each)
         axes.set_title(name, fontsize=10, pad=5)
     figure.colours = 256
     figure.head(title)
@@ -150,18 +150,18 @@ def close_ups(overlays: Sequence[Overlay], *, title: str = "") -> Picture:
     """
     if not overlays:
         raise ValueError("There is no radiograph to draw. Pass one Overlay or more.")
-    figure, grid = canvas(8.4, _whole(2.9 * len(overlays) + 0.8), len(overlays), 3, squeeze=False)
+    figure, grid = canvas(8.4, whole_inches(2.9 * len(overlays) + 0.8), len(overlays), 3, squeeze=False)
     for (whole, plain, marked), each in zip(grid, overlays, strict=True):
         left, right, top, bottom = _place(each)
-        _image(whole, each)
-        _name(whole, each)
+        draw_image(whole, each)
+        write_call(whole, each)
         frame = (left - 0.5, top - 0.5), right - left, bottom - top
         whole.add_patch(Rectangle(*frame, fill=False, edgecolor="white", linewidth=1.2, linestyle="--"))
         for axes, words in ((plain, "enlarged"), (marked, "true and predicted")):
-            _image(axes, each)
+            draw_image(axes, each)
             axes.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
             axes.annotate(words, (0, 1), (0, 4), "axes fraction", "offset points", color=GREY, fontsize=8)
-        _marks(marked, each)
+        draw_marks(marked, each)
     _legend(figure)
     figure.head(title)
     return figure
@@ -207,19 +207,15 @@ def _legend(figure: Picture) -> None:
     figure.colours = 256  # a smaller file
 
 
-def _whole(inches: float) -> float:
-    """Inches that make whole pixels."""
-    return round(inches, 1)
-
-
 def _draw(axes: Axes, each: Overlay) -> None:
     """One panel of a sheet."""
-    _image(axes, each)
-    _marks(axes, each)
-    _name(axes, each)
+    draw_image(axes, each)
+    draw_marks(axes, each)
+    write_call(axes, each)
 
 
-def _image(axes: Axes, each: Overlay) -> None:
+def draw_image(axes: Axes, each: Overlay) -> None:
+    """The image alone, whole, without ticks and frame."""
     height, width = each.image.shape
     axes.imshow(each.image, cmap="gray", vmin=0, vmax=255)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
@@ -227,7 +223,7 @@ def _image(axes: Axes, each: Overlay) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _marks(axes: Axes, each: Overlay) -> None:
+def draw_marks(axes: Axes, each: Overlay) -> None:
     """The predicted mask, shaded, and the truth's outlines; the panel's view stays."""
     view = axes.get_xlim(), axes.get_ylim()
     if each.predicted is not None and np.any(each.predicted):
@@ -245,7 +241,7 @@ def _marks(axes: Axes, each: Overlay) -> None:
     axes.set(xlim=view[0], ylim=view[1])
 
 
-def _name(axes: Axes, each: Overlay) -> None:
+def write_call(axes: Axes, each: Overlay) -> None:
     """The call and probability, the caption below them, and a frame where the call is wrong."""
     wrong = each.call in _WRONG
     axes.spines[:].set(visible=wrong, color=FRACTURED, linewidth=3)
@@ -296,7 +292,7 @@ def cohort_sheet(
     if not sum(most):
         raise ValueError("No part has an image to draw. Pass one or more.")
     columns, size = sum(most), min(1.55, 10.2 / sum(most))
-    shape = _whole(size * columns + 0.7), _whole(size * len(samples) + 0.9)
+    shape = whole_inches(size * columns + 0.7), whole_inches(size * len(samples) + 0.9)
     figure, grid = canvas(*shape, len(samples), columns, squeeze=False)
     for row, (part, pair) in zip(grid, samples.items(), strict=True):
         for label, images in enumerate(pair):
@@ -405,14 +401,14 @@ def subgroup_dots(
         raise ValueError(f"The table of subgroups has no row of {listing(missing)}. Choose other metrics.")
     rows = table.drop_duplicates(["by", "subgroup"])
     place = {key: at for at, key in enumerate(zip(rows["by"], rows["subgroup"], strict=True))}
-    shape = _whole(min(11, 2.9 + 2.7 * len(metrics))), _whole(0.42 * len(rows) + 1.5)
+    shape = whole_inches(min(11, 2.9 + 2.7 * len(metrics))), whole_inches(0.42 * len(rows) + 1.5)
     figure, panels = canvas(*shape, 1, len(metrics), sharey=True, squeeze=False)
     for axes, metric in zip(panels.flat, metrics, strict=True):
         for found in table[table["metric"] == metric].to_dict("records"):
-            _dot(axes, found, place[found["by"], found["subgroup"]])
+            style.interval_dot(axes, found, place[found["by"], found["subgroup"]])
         if whole and metric in whole:
             style.reference(axes, whole[metric], "x", colour=GREY)
-        _value_axis(axes, METRICS.get(metric, metric))
+        style.value_axis(axes, METRICS.get(metric, metric))
         for edge in np.flatnonzero(rows["by"].to_numpy()[1:] != rows["by"].to_numpy()[:-1]):
             axes.axhline(edge + 0.5, color=GREY, linewidth=0.8)
     names = [f"{row.subgroup}\n{row.fractured:,} fractured of {row.images:,}" for row in rows.itertuples()]
@@ -429,28 +425,6 @@ def subgroup_dots(
     return figure
 
 
-def _dot(axes: Axes, found: Mapping[Any, Any], row: int, colour: str = INTACT) -> None:
-    """A value with its interval, hollow where it has none; a dash where it is undefined."""
-    value, low, high = (float(found[name]) for name in ("value", "low", "high"))
-    if np.isnan(value):
-        axes.text(0.02, row, "not defined", transform=axes.get_yaxis_transform(), color=GREY, va="center",
-                  fontsize=8)  # fmt: skip
-    elif np.isnan(low):
-        axes.plot(value, row, "o", mfc="white", mec=colour, mew=1.4, ms=6)
-    else:
-        axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot(value, row, "o", color=colour, ms=6)
-
-
-def _value_axis(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10, pad=6)
-    axes.grid(True, axis="x")
-    axes.set_axisbelow(True)
-    axes.tick_params(axis="y", length=0)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-
-
 @in_style
 def shortcut_dots(table: pd.DataFrame, *, title: str = "") -> Picture:
     """AUROC of all images, of those without hardware and of hardware alone: `hardware_shortcut`.
@@ -465,7 +439,7 @@ def shortcut_dots(table: pd.DataFrame, *, title: str = "") -> Picture:
     change = table["what"] == "without − all"
     for axes, part in ((left, table[~change]), (right, table[change])):
         for row, found in enumerate(part.to_dict("records")):
-            _dot(axes, found, row, FRACTURED if found["what"] == "hardware alone" else INTACT)
+            style.interval_dot(axes, found, row, FRACTURED if found["what"] == "hardware alone" else INTACT)
             text = f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})".replace("-", "−")
             axes.annotate(text, (found["value"], row), (0, 7), textcoords="offset points", ha="center",
                           fontsize=8.5, bbox=style.UNDER)  # fmt: skip
@@ -474,8 +448,8 @@ def shortcut_dots(table: pd.DataFrame, *, title: str = "") -> Picture:
         axes.set_yticks(range(len(part)), [
             f"{row.what}\n{row.fractured:,} fractured of {row.images:,}" for row in part.itertuples()
         ], fontsize=8.5)  # fmt: skip
-    _value_axis(left, "AUROC (dashed: chance)")
-    _value_axis(right, "Change where metal is left out")
+    style.value_axis(left, "AUROC (dashed: chance)")
+    style.value_axis(right, "Change where metal is left out")
     left.set_xticks(np.arange(4, 11) / 10)
     left.set_xlim(min(0.45, left.get_xlim()[0]), 1.06)
     right.xaxis.set_major_locator(MaxNLocator(3))
@@ -517,7 +491,7 @@ def ablation_dots(
         raise ValueError(
             f"The table of runs has no {listing(missing or [reference])}. Choose another metric or reference."
         )
-    shape = _whole(min(11, 2.2 + 2.9 * len(metrics))), _whole(0.5 * len(runs) + 1.3)
+    shape = whole_inches(min(11, 2.2 + 2.9 * len(metrics))), whole_inches(0.5 * len(runs) + 1.3)
     figure, panels = canvas(*shape, 1, len(metrics), sharey=True, squeeze=False)
     for axes, metric in zip(panels.flat, metrics, strict=True):
         rows = table[table["metric"] == metric].set_index("run")
@@ -532,11 +506,11 @@ def ablation_dots(
             if name == reference:
                 axes.plot(0, row, "D", color=INK, ms=6, zorder=4)
             else:
-                _dot(axes, change, row)
+                style.interval_dot(axes, change, row)
             axes.annotate(f"{found['value']:.3f}", (1, row), (4, 0), ("axes fraction", "data"),
                           "offset points", va="center", fontsize=9, annotation_clip=False)  # fmt: skip
         style.reference(axes, 0, "x", colour=GREY)
-        _value_axis(axes, METRICS.get(metric, metric))
+        style.value_axis(axes, METRICS.get(metric, metric))
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.margins(x=0.15)
     panels[0, 0].set_yticks(range(len(runs)), runs)
@@ -582,7 +556,7 @@ def split_leaks(
     shown = torn.index[:groups] if len(torn) else by_group.index[:groups]
     drawn = named[named["patient"].isin(shown)].sort_values(published, kind="stable")
     longest = min(int(drawn["patient"].value_counts().max()), _CELLS)
-    figure, panels = canvas(9.5, _whole(0.21 * len(shown) + 1.9), 1, 2)
+    figure, panels = canvas(9.5, whole_inches(0.21 * len(shown) + 1.9), 1, 2)
     names = ("Published split", "Split by group")
     for axes, column, name in zip(panels, (published, grouped), names, strict=True):
         rows = named[named[column].notna()]

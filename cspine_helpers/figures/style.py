@@ -1,12 +1,15 @@
 """One style for every picture: what colours mean, axes and legends that recur, and how files are written."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cspine_helpers.files.paths import atomic_path, checked_name, figures_dir
 from cspine_helpers.labels import SPLITS, VERTEBRAE
@@ -18,6 +21,7 @@ VERMILION, BLUE, GREEN = "#D55E00", "#0072B2", "#009E73"
 AMBER, SKY, PINK = "#E69F00", "#56B4E9", "#CC79A7"
 # What they mean in every picture; change them here.
 FRACTURED, INTACT = VERMILION, BLUE
+INCONCLUSIVE = PINK  # neither: a reader decides
 VERTEBRA_COLOURS = dict(zip(VERTEBRAE, (INK, AMBER, SKY, GREEN, BLUE, VERMILION, PINK), strict=True))
 SPLIT_COLOURS = dict(zip(SPLITS, (BLUE, AMBER, GREEN), strict=True))
 
@@ -102,6 +106,36 @@ def reference(axes: Axes, at: float, along: Literal["x", "y"], *, colour: str = 
     line(at, color=colour, linewidth=1, linestyle="--", label=label or None)
 
 
+def whole_inches(inches: float) -> float:
+    """Inches that make whole pixels."""
+    return round(inches, 1)
+
+
+def interval_dot(
+    axes: Axes, found: Mapping[Any, Any], row: float, colour: str = BLUE, *, marker: str = "o"
+) -> None:
+    """A row's `value` with `low` and `high`, hollow where it has no interval; in words where undefined."""
+    value, low, high = (float(found[name]) for name in ("value", "low", "high"))
+    if np.isnan(value):
+        axes.text(0.02, row, "not defined", transform=axes.get_yaxis_transform(), color=GREY, va="center",
+                  fontsize=8)  # fmt: skip
+    elif np.isnan(low):
+        axes.plot(value, row, marker, mfc="white", mec=colour, mew=1.4, ms=6)
+    else:
+        axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
+        axes.plot(value, row, marker, color=colour, ms=6)
+
+
+def value_axis(axes: Axes, title: str) -> None:
+    """A panel of dots: its title, a light grid along x, few ticks with a true minus."""
+    axes.set_title(title, fontsize=10, pad=6)
+    axes.grid(True, axis="x")
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+
+
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     # A figure without a layout engine would be given one when it has been saved: whoever draws it decides.
@@ -121,7 +155,6 @@ def _pdf(figure: Figure) -> bytes:
 
 def _with_palette(png: io.BytesIO, colours: int) -> bytes:
     """The same picture with a palette: half of it greys, half colours, so that rare colours stay."""
-    import numpy as np
     from PIL import Image
 
     pixels, half = np.asarray(Image.open(png).convert("RGB")), colours // 2
