@@ -41,6 +41,7 @@ Method = Literal[
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
 ON_PIXELS: tuple[Method, ...] = ("gradient_input", "integrated_gradients", "occlusion")  # no layer's cells
+OCCLUDED = 4  # patches to an image's longer side
 Target = Callable[[Any], Tensor]  # a network's output → the fracture logit, (B,)
 
 
@@ -164,11 +165,10 @@ def watched(
         return keep(result) if _is_map(result) else None
 
     def before(module: nn.Module, given: tuple[Tensor, ...]) -> Any:
-        nonlocal first
-        first = first or module
-        return (keep(given[0]), *given[1:]) if module is first else None
+        first.append(module)
+        return (keep(given[0]), *given[1:]) if module is first[0] else None
 
-    first: nn.Module | None = None
+    first: list[nn.Module] = []
     if layer is None:
         hooks = [
             each.register_forward_pre_hook(before)
@@ -241,11 +241,7 @@ def compute_maps(
             return _WHOLE[method](network, given, target).float()
         with watched(network, layer) as seen:
             logit = target(network(*given))
-            if not hasattr(seen, "activation"):
-                raise ValueError(
-                    f"{type(network).__name__} gives no feature maps (images, features, height, width) at "
-                    f"{layer or 'its input'!r}. maps.layers(network, example) lists the layers that do."
-                )
+            _has_seen(seen, network, layer)
             activation = seen.activation.detach()
             return _MAPS[method](activation, lambda: seen.gradient(logit)).float()
 
@@ -267,6 +263,18 @@ def _check(network: nn.Module, device: torch.device, method: str, layer: str | N
             "Maps in half precision are not computed on a CPU; the network's weights are float16 or "
             "bfloat16. Make them float32 with network.float(), or move the network to a GPU."
         )
+
+
+def _has_seen(seen: Watched, network: nn.Module, layer: str | None) -> None:
+    if hasattr(seen, "activation"):
+        return
+    its = type(network).__name__
+    if layer is None:
+        raise ValueError(f"{its} has no convolution that is given an image, to map its pixels. Choose a CNN.")
+    raise ValueError(
+        f"{its} gives no feature maps (images, features, height, width) at {layer!r}. maps.layers(network, "
+        "example) lists the layers that do."
+    )
 
 
 @contextmanager
@@ -335,30 +343,69 @@ def _integrated_gradients(
     return (image * total).sum(1)
 
 
-def _occlusion(
-    network: nn.Module, given: Sequence[Tensor], target: Target, *, patch: int = 8, stride: int = 4
-) -> Tensor:
-    whole, image = target(network(*given)), _image(network, given)
-    images, _, height, width = image.shape
-    each = images // len(whole)  # images of a sample, occluded one by one
-    total, times = (torch.zeros(images, height, width, device=image.device) for _ in range(2))
-    for number in range(each):
-        for top in range(0, max(height - patch, 0) + 1, stride):
-            for left in range(0, max(width - patch, 0) + 1, stride):
-                window = slice(number, None, each), slice(top, top + patch), slice(left, left + patch)
-                hidden = image.clone()
-                hidden[window[0], :, *window[1:]] = 0
-                with watched(network, None, change=lambda _, hidden=hidden: hidden):  # type: ignore[misc]
-                    drop = whole - target(network(*given))
-                total[window] += drop[:, None, None]
-                times[window] += 1
-    return total / times.clamp(min=1)
+def _occlusion(network: nn.Module, given: Sequence[Tensor], target: Target) -> Tensor:
+    image, whole = _image(network, given), target(network(*given))
+    _, _, height, width = image.shape
+    patch = max(2, max(height, width) // OCCLUDED)
+    logits_of = _one_changed(network, given, target, image, len(whole))
+    whole = whole.repeat_interleave(len(image) // len(whole))
+    total, times = (torch.zeros(len(image), height, width, device=image.device) for _ in range(2))
+    for top in _starts(height, patch):
+        for left in _starts(width, patch):
+            rows, columns = slice(top, top + patch), slice(left, left + patch)
+            hidden = image.clone()
+            hidden[:, :, rows, columns] = 0
+            total[:, rows, columns] += (whole - logits_of(hidden))[:, None, None]
+            times[:, rows, columns] += 1
+    return total / times
+
+
+def _starts(size: int, patch: int) -> list[int]:
+    """Where patches begin along a side, half a patch apart, the last one at its end."""
+    return sorted({*range(0, max(size - patch, 0), max(1, patch // 2)), max(size - patch, 0)})
+
+
+def _one_changed(
+    network: nn.Module, given: Sequence[Tensor], target: Target, image: Tensor, samples: int
+) -> Callable[[Tensor], Tensor]:
+    """What gives logits (N,): of each image changed, the others of its sample as they were."""
+    each = len(image) // samples
+    if isinstance(network, FractureClassifier):  # a changed slice is encoded once
+        sequences, *vertebrae = given
+        vertebrae = [numbers.repeat_interleave(each) for numbers in vertebrae]
+        plain = _encoded(network, sequences, image).unflatten(0, (samples, each)).repeat_interleave(each, 0)
+        own = torch.arange(len(image), device=image.device)
+
+        def of_slices(changed: Tensor) -> Tensor:
+            rows = plain.clone()  # (N, T, D)
+            rows[own, own % each] = _encoded(network, sequences, changed)
+            return target(network.score(rows, *vertebrae))
+
+        return of_slices
+
+    def of_images(changed: Tensor) -> Tensor:
+        logits = []
+        for number in range(each):
+            one = image.clone()
+            one[number::each] = changed[number::each]
+            with watched(network, None, change=lambda _, one=one: one):  # type: ignore[misc]
+                logits.append(target(network(*given)))
+        return torch.stack(logits, dim=1).flatten()
+
+    return of_images
+
+
+def _encoded(network: FractureClassifier, sequences: Tensor, image: Tensor) -> Tensor:
+    """Features (N, D) of slices that the backbone sees as `image`."""
+    with watched(network, None, change=lambda _: image):
+        return network.encode(sequences.flatten(0, 1))
 
 
 def _image(network: nn.Module, given: Sequence[Tensor]) -> Tensor:
     """What the first convolution is given, (N, channels, H, W)."""
     with torch.no_grad(), watched(network, None) as seen:
         network(*given)
+    _has_seen(seen, network, None)
     return seen.activation
 
 

@@ -204,10 +204,19 @@ class FractureClassifier(nn.Module):
         """
         self._check(sequences, vertebrae)
         batch, slices = sequences.shape[:2]
-        encoded = self.encode(sequences.flatten(0, 1)).unflatten(0, (batch, slices))  # (B, T, D)
+        encoded = self.encode(sequences.flatten(0, 1)).unflatten(0, (batch, slices))
+        return self.score(encoded, vertebrae)
+
+    def score(self, encoded: Tensor, vertebrae: Tensor | None = None) -> ClassifierOutput:
+        """Score B sequences by the features of their slices.
+
+        Args:
+            encoded: `(B, T, D)`, of `encode`.
+            vertebrae: as in `forward`.
+        """
         features = encoded
         if self.vertebra is not None:
-            embedded = self.vertebra(vertebrae).unsqueeze(1).expand(-1, slices, -1)
+            embedded = self.vertebra(vertebrae).unsqueeze(1).expand(-1, encoded.shape[1], -1)
             features = torch.cat([encoded, embedded], dim=2)
         with torch.autocast(features.device.type, enabled=False):  # on a GPU it would run in float16
             states, _ = self.lstm(self.dropout(features).float())  # (B, T, 2 · hidden)

@@ -1,0 +1,272 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, LayerGradientXActivation, Occlusion
+from torch import nn
+from toy_cohort import make_toy_cohort, tiny_model
+
+from cspine_helpers.checkpoints import Run
+from cspine_helpers.cohort import read_cohort
+from cspine_helpers.explain.maps import (
+    METHODS,
+    ON_PIXELS,
+    Maps,
+    compute_maps,
+    default_layer,
+    layers,
+    map_sequences,
+    watched,
+)
+from cspine_helpers.inference.prediction import predict
+from cspine_helpers.model.classifier import FractureClassifier
+
+
+class SmallCNN(nn.Module):
+    """Two convolutions, their maps' mean, one logit; in-place activations, as timm's networks have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 6, 3, padding=1, stride=2)
+        self.act = nn.SiLU(inplace=True)
+        self.second = nn.Conv2d(6, 4, 3, padding=1)
+        self.last = nn.ReLU(inplace=True)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, images):
+        maps = self.last(self.second(self.act(self.first(images))))
+        return self.head(maps.mean((2, 3)) + maps.amax((2, 3))).squeeze(1)
+
+
+@pytest.fixture(scope="module")
+def cnn():
+    torch.manual_seed(0)
+    return SmallCNN().eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(3, 2, 16, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    torch.manual_seed(0)
+    model = FractureClassifier(tiny_model()).eval()
+    return Run(tmp_path_factory.mktemp("run"), model, model.config, 0.5, {})
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return read_cohort(make_toy_cohort(tmp_path_factory.mktemp("cohort"), studies=10))
+
+
+def logit(output):
+    return output
+
+
+ORACLES = {  # captum's attributions, summed over features
+    "grad_cam": lambda cnn, images: LayerGradCam(cnn, cnn.last).attribute(images),
+    "hires_cam": lambda cnn, images: LayerGradientXActivation(cnn, cnn.last).attribute(images),
+    "gradient_input": lambda cnn, images: InputXGradient(cnn).attribute(images).abs(),
+    "integrated_gradients": lambda cnn, images: IntegratedGradients(cnn).attribute(
+        images, n_steps=16, method="gausslegendre"
+    ),
+    "occlusion": lambda cnn, images: Occlusion(cnn).attribute(images, (2, 4, 4), strides=(2, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("method", ORACLES)
+def test_maps_are_captums(cnn, images, method):
+    expected = ORACLES[method](cnn, images.clone().requires_grad_())
+    # captum's occlusion has one value for both channels of a window, and would count it twice
+    expected = expected[:, 0] if method == "occlusion" else expected.sum(1)
+    layer = None if method in ON_PIXELS else "last"
+    found = compute_maps(cnn, images, logit, method=method, layer=layer)
+    torch.testing.assert_close(found, expected.detach().float(), rtol=1e-4, atol=1e-6)
+
+
+def test_mean_and_linear_have_the_closed_form(images):
+    """Of convolution → mean → linear the gradient at cell (i, j) is w / (h · w), wherever the cell is."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 1)
+    ).eval()
+    with torch.no_grad():
+        cells, weights = network[:2](images), network[4].weight[0]
+    expected = torch.einsum("nkij,k->nij", cells, weights) / cells[0, 0].numel()
+    for method in ("grad_cam", "hires_cam"):
+        found = compute_maps(network, images, lambda output: output[:, 0], method=method, layer="1")
+        torch.testing.assert_close(found, expected)
+        bias = network[4].bias.item()  # nothing is lost: cells sum to the logit without its bias
+        torch.testing.assert_close(found.sum((1, 2)), network(images)[:, 0].detach() - bias)
+    positive = torch.einsum("nkij,k->nij", cells, weights.relu()) / cells[0, 0].numel()
+    found = compute_maps(network, images, lambda output: output[:, 0], method="layer_cam", layer="1")
+    torch.testing.assert_close(found, positive)
+
+
+def test_grad_cam_plus_plus_is_the_papers_formula(cnn, images):
+    """Alpha from the second and third derivatives of exp(logit), taken by autograd, not by a shortcut."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2 * 16 * 12, 1))
+    torch.manual_seed(0)
+    nn.init.normal_(network[1].weight)
+    both = nn.Sequential(nn.Conv2d(2, 2, 1), network[0], network[1]).eval()
+    found = compute_maps(both, images, lambda out: out[:, 0], method="grad_cam_plus_plus", layer="0")
+    cells = both[0](images).detach().double()
+    weight = network[1].weight.detach().double().reshape(2, 16, 12)
+    expected = torch.zeros(3, 16, 12, dtype=torch.float64)
+    for n in range(3):
+        # the logit is linear in the cells, so that the k-th derivative of exp(logit) is exp(logit) w^k
+        for k in range(2):
+            first, second, third = weight[k], weight[k] ** 2, weight[k] ** 3
+            alpha = second / (2 * second + (cells[n, k] * third).sum())
+            expected[n] += (alpha * first.relu()).sum() * cells[n, k]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_eigen_cam_is_the_first_principal_component(cnn, images):
+    found = compute_maps(cnn, images, logit, method="eigen_cam", layer="first").numpy()
+    cells = cnn.first(images).detach().numpy()
+    for own, its in zip(found, cells, strict=True):
+        table = its.reshape(len(its), -1).T
+        _, _, vectors = np.linalg.svd(table, full_matrices=False)
+        np.testing.assert_allclose(np.abs(own.ravel()), np.abs(table @ vectors[0]), rtol=1e-3, atol=1e-5)
+        assert own.sum() >= 0
+
+
+def test_integrated_gradients_sum_to_what_the_image_adds(cnn, images):
+    found = compute_maps(cnn, images, logit, method="integrated_gradients")
+    with torch.no_grad():
+        expected = cnn(images) - cnn(torch.zeros_like(images))
+    torch.testing.assert_close(found.sum((1, 2)), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_slices_are_occluded_one_at_a_time(run, cohort):
+    """The classifier encodes a slice once; that gives what occluding it in its whole sequence gives."""
+    rng = np.random.default_rng(0)
+    sequences = torch.from_numpy(rng.integers(0, 256, (2, 5, 6, 32, 32), dtype=np.uint8))
+
+    class Plain(nn.Module):  # not known as a classifier, and so without the shortcut
+        def __init__(self):
+            super().__init__()
+            self.inner = run.model
+
+        def forward(self, given):
+            return self.inner(given)
+
+    own = compute_maps(run.model, sequences, lambda output: output.logit, method="occlusion")
+    slow = compute_maps(Plain().eval(), sequences, lambda output: output.logit, method="occlusion")
+    torch.testing.assert_close(own, slow, rtol=1e-3, atol=1e-5)
+    assert own.abs().max() > 1e-4
+
+
+def test_each_slice_gets_the_gradient_of_its_own_sequence(run, cohort):
+    """Whatever else is in the batch; and the gradient runs through the LSTM and attention."""
+    samples = cohort.samples["test"]
+    both = map_sequences(run, samples.head(3), cohort.packed, batch_size=3)
+    alone = map_sequences(run, samples.iloc[[1]], cohort.packed)
+    np.testing.assert_allclose(both.values[1], alone.values[0], rtol=1e-3, atol=1e-7)
+    # by finite differences: a cell's feature moved a little moves the logit by its gradient
+    network = run.model
+    sequence = torch.randint(0, 256, (1, 5, 6, 32, 32), dtype=torch.uint8)
+    with watched(network, "backbone.blocks") as seen:
+        gradient = seen.gradient(network(sequence).logit)
+    place, step, logits = (3, 7, 4, 2), 0.05, []
+    for sign in (1, -1):
+
+        def moved(cells, sign=sign):
+            cells = cells.clone()
+            cells[place] += sign * step
+            return cells
+
+        with torch.no_grad(), watched(network, "backbone.blocks", change=moved):
+            logits.append(network(sequence).logit.item())
+    assert gradient[place].item() == pytest.approx((logits[0] - logits[1]) / (2 * step), rel=0.02, abs=1e-6)
+
+
+def test_maps_come_with_the_tables_probability_and_are_weighed_by_attention(run, cohort):
+    samples = cohort.samples["test"].head(9)
+    maps = map_sequences(run, samples, cohort.packed)
+    table = predict(run, samples, cohort.packed, split="test")
+    np.testing.assert_allclose(maps.probability, table["probability"], rtol=0, atol=1e-6)
+    assert map_sequences(run, samples, cohort.packed, predictions=table).probability.tolist() == (
+        table["probability"].tolist()
+    )
+    with pytest.raises(ValueError, match="predictions are not this run's"):
+        map_sequences(run, samples, cohort.packed, predictions=table.assign(probability=0.123))
+    plain = map_sequences(run, samples, cohort.packed, weigh_by_attention=False)
+    np.testing.assert_allclose(maps.values, plain.values * maps.attention[:, :, None, None], rtol=1e-5)
+    assert (maps.layer, maps.size, maps.values.shape) == ("backbone.blocks", (32, 32), (9, 5, 8, 8))
+    assert maps.pixels().shape == (9, 5, 32, 32)
+    assert maps.values.min() < 0 < maps.values.max()  # signed
+    np.testing.assert_allclose(maps.attention.sum(1), 1, rtol=1e-6)
+
+
+def test_cells_lie_on_the_pixels_they_cover():
+    values = np.zeros((1, 1, 4, 4), np.float32)
+    values[0, 0, 1, 2] = 1.0
+    pixels = Maps(values, "grad_cam", "x", (16, 16), np.zeros(1), np.ones((1, 1))).pixels()[0, 0]
+    rows, columns = np.nonzero(pixels == pixels.max())
+    assert (rows.mean(), columns.mean()) == (5.5, 9.5)
+
+
+def test_every_method_maps_a_frozen_network_and_leaves_no_hook(run, cohort):
+    network = copy.deepcopy(run.model).requires_grad_(False)
+    sequences = torch.zeros(2, 5, 6, 32, 32, dtype=torch.uint8)
+    for method in METHODS:
+        maps = compute_maps(network, sequences, lambda output: output.logit, method=method)
+        side = 32 if method in ON_PIXELS else 8
+        assert maps.shape == (10, side, side)
+        assert maps.isfinite().all()
+    assert not network.lstm.training
+    with pytest.raises(ZeroDivisionError), watched(network, "backbone.blocks"):
+        raise ZeroDivisionError
+    hooks = [
+        each
+        for module in network.modules()
+        for each in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+    assert hooks == []
+
+
+def test_layers_are_listed_in_order_with_their_maps(cnn, images, run):
+    assert layers(cnn, images).to_numpy().tolist() == [
+        ["act", 6, 8, 6],  # in place: the first convolution's maps, activated
+        ["last", 4, 8, 6],
+    ]
+    assert default_layer(cnn, images) == "last"
+    assert default_layer(run.model) == "backbone.blocks"
+
+
+def test_a_layer_that_is_not_there_names_those_most_alike(run):
+    sequences = torch.zeros(1, 5, 6, 32, 32, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"no layer 'backbone.block'\. Names most alike: 'backbone.blocks'"):
+        compute_maps(run.model, sequences, lambda output: output.logit, layer="backbone.block")
+
+
+@pytest.mark.parametrize(
+    ("layer", "method"), [("head", "grad_cam"), ("lstm", "hires_cam"), ("vertebra", "layer_cam")]
+)
+def test_a_layer_without_maps_is_refused(run, layer, method):
+    sequences = torch.zeros(1, 5, 6, 32, 32, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"no feature maps|no layer"):
+        compute_maps(run.model, sequences, lambda output: output.logit, layer=layer, method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_without_feature_maps_is_refused(method):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 1)).eval()
+    with pytest.raises(ValueError, match=r"no layer that gives feature maps|no convolution"):
+        compute_maps(network, torch.zeros(2, 3, 4, 4), lambda output: output[:, 0], method=method)
+
+
+def test_unusable_calls_are_refused(cnn, images):
+    with pytest.raises(ValueError, match=r"no method 'gradcam'.*'grad_cam'"):
+        compute_maps(cnn, images, logit, method="gradcam")
+    with pytest.raises(ValueError, match="half precision"):
+        compute_maps(copy.deepcopy(cnn).half(), images.half(), logit)
+    with pytest.raises(ValueError, match="takes no layer; found 'last'"):
+        compute_maps(cnn, images, logit, method="gradient_input", layer="last")
+    with pytest.raises(ValueError, match="training mode"):
+        compute_maps(copy.deepcopy(cnn).train(), images, logit)
