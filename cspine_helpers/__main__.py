@@ -775,6 +775,75 @@ def _report(options: Namespace) -> int:
     return 0
 
 
+def _explain_options(parser: ArgumentParser) -> None:
+    from cspine_helpers.explain.maps import METHODS
+
+    parser.add_argument("--run", default="builtin", help="folder of checkpoints/ (default: builtin)")
+    parser.add_argument("--cohort", help="folder of data/ (default: the one the run was trained on)")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--study", metavar="UID", help="a study of the cohort that is packed, and whose CT is there"
+    )
+    which.add_argument("--ct", type=Path, help="a CT that is packed for it, a DICOM folder or a NIfTI file")
+    parser.add_argument("--masks", type=Path, help="with --ct: its mask, a NIfTI file or a folder of them")
+    _scheme_options(parser)
+    parser.add_argument("--series", metavar="UID", help="which series, where the study's CT holds several")
+    parser.add_argument(
+        "--method", default="grad_cam", choices=METHODS, help="how maps are computed (default: grad_cam)"
+    )
+    parser.add_argument("--layer", help="whose cells are mapped (default: the backbone's deepest)")
+    parser.add_argument("--vertebrae", nargs="+", metavar="C1", help="which (default: all that are packed)")
+    parser.add_argument(
+        "--with-ct",
+        action="store_true",
+        help="write the CT, too, on the map's grid, for viewers that want one",
+    )
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: checkpoints/<run>/maps/<UID>")
+
+
+def _explain(options: Namespace) -> int:
+    from cspine_helpers.checkpoints import load_run
+    from cspine_helpers.ct.reading import read_ct
+    from cspine_helpers.explain.scanner_map import peaks, scanner_map, study_maps, write_scanner_map
+    from cspine_helpers.packing.study import crops_in, locate, read_study
+    from cspine_helpers.phantom.scanner import locate_phantom
+
+    if options.study:
+        _refuse(options, ("masks", "labels"), "--study, which is packed already")
+        paths.check_uids([options.study])
+    elif not options.masks:
+        raise ValueError("--ct needs --masks, the file or folder that says where its vertebrae are.")
+    run = load_run(_run_dir(options))
+    run.to(_device(options.device))
+    its = {name: getattr(options, name) for name in ("vertebrae", "method", "layer")}
+    with TemporaryDirectory(prefix="cspine-") as folder:
+        if options.ct:
+            packed = Path(folder)
+            uid = _pack_one(run, packed, options)
+            volume = read_ct(options.ct, series=options.series)
+            pieces = crops_in(volume, read_study(packed, uid))
+        else:
+            cohort, uid = _cohort_dir(run, options), options.study
+            packed = cohort / "packed"
+            volume, pieces = locate(cohort, uid, render=locate_phantom, series=options.series)
+        maps, probability = study_maps(run, packed, uid, **its)
+    table = peaks(maps, pieces, volume)
+    table.insert(1, "probability", table["vertebra"].map(probability))
+    print(table.to_string(index=False, float_format="{:.3g}".format))
+    written = write_scanner_map(
+        options.out or run.folder / "maps" / uid,
+        uid,
+        scanner_map(maps, pieces, volume),
+        volume,
+        method=options.method,
+        run=run.folder.name,
+        with_ct=options.with_ct,
+    )
+    print(*written, sep="\n")
+    return 0
+
+
 def _card_options(parser: ArgumentParser) -> None:
     parser.add_argument("--run", default="builtin", help="folder of checkpoints/ (default: builtin)")
 
@@ -890,6 +959,14 @@ _COMMANDS = {
         "The page that was there is unchanged.",
         _report_options,
         _report,
+    ),
+    "explain": _Command(
+        "Map where in a CT the fracture logits of its vertebrae come from, as NIfTI that lies over the CT.",
+        "explain --run builtin --study UID --with-ct\n"
+        "  python -m cspine_helpers explain --run mine --ct scan/ --masks mask.nii.gz --method hires_cam",
+        "Files that were there are unchanged; the same command begins again.",
+        _explain_options,
+        _explain,
     ),
     "card": _Command(
         "Write checkpoints/<run>/MODEL_CARD.md from what that folder holds.",

@@ -1,19 +1,32 @@
 """Maps of sequences, back in the patient; nibabel and SimpleITK say where the written ones lie."""
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 import scans
 import SimpleITK
 import torch
+from ct_cohort import CONFIG, scanned, write_study
 from scans import FRAME, refusal, rotation, write_dicom
 from torch.nn import functional
+from toy_cohort import tiny_model, toy_sequence
 
+from cspine_helpers import checkpoints
+from cspine_helpers.__main__ import main
+from cspine_helpers.checkpoints import Run
 from cspine_helpers.ct.reading import read_ct
 from cspine_helpers.ct.volume import Volume
-from cspine_helpers.explain.scanner_map import peaks, scanner_map, write_scanner_map
-from cspine_helpers.packed import Crop
+from cspine_helpers.explain.scanner_map import peaks, scanner_map, study_maps, write_scanner_map
+from cspine_helpers.labels import BOX_COLUMNS
+from cspine_helpers.model.classifier import FractureClassifier
+from cspine_helpers.packed import Crop, write_sequence
 from cspine_helpers.packing.crop import PackConfig, pack_vertebra
+from cspine_helpers.packing.study import StudyFiles, pack_study
 
 SPACING = (2.0, 1.0, 0.5)
 
@@ -161,3 +174,95 @@ def test_maps_that_are_not_of_this_ct_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="file names"):
         write_scanner_map(tmp_path, "../1", np.zeros(volume.hu.shape), volume, method="x")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def explained(tmp_path, monkeypatch, capsys):
+    """The command line with an untrained run of the toy cohort's shape, whose CT were packed as `CONFIG`."""
+    torch.manual_seed(0)
+    model, packing = (
+        FractureClassifier(tiny_model()).eval(),
+        {"config": json.loads(json.dumps(asdict(CONFIG)))},
+    )
+    record = {"data": {"cohort": "ct"}, "cohort": {"packing": packing}}
+    run = Run(tmp_path / "checkpoints" / "toy", model, model.config, 0.5, record)
+    monkeypatch.setenv("CSPINE_ROOT", str(tmp_path))
+    monkeypatch.setattr(checkpoints, "load_run", lambda _: run)
+
+    def explain(*arguments: str) -> tuple[int, str, str]:
+        return main(["explain", "--run", "toy", "--device", "cpu", *arguments]), *capsys.readouterr()
+
+    return explain
+
+
+@pytest.mark.slow
+def test_the_command_explains_a_packed_study_and_a_ct_alike(explained, tmp_path):
+    study = scanned(0)
+    write_study(tmp_path / "data" / "ct", study)
+    ct = tmp_path / "data" / "ct" / "train_images" / study.uid
+    mask = tmp_path / "data" / "ct" / "segmentations" / f"{study.uid}.nii.gz"
+    none = pd.DataFrame(columns=list(BOX_COLUMNS))
+    pack_study(
+        StudyFiles(study.uid, ct, mask, "rsna", None, None, none), tmp_path / "data" / "ct" / "packed", CONFIG
+    )
+
+    code, out, _ = explained("--study", study.uid, "--with-ct", "--vertebrae", "C5", "C2")
+    *table, map_path, ct_path = out.splitlines()
+    assert (code, len(table)) == (0, 3)
+    assert [row.split()[0] for row in table[1:]] == ["C2", "C5"]
+    assert (
+        Path(map_path)
+        == tmp_path / "checkpoints" / "toy" / "maps" / study.uid / f"{study.uid}_grad_cam.nii.gz"
+    )
+    values, volume = (SimpleITK.ReadImage(path) for path in (map_path, ct_path))
+    theirs = read_ct(ct)
+    places = np.argwhere(study.label_map == 5)[::500]
+    for place in places:
+        index = volume.TransformPhysicalPointToIndex(theirs.points([place])[0].tolist())
+        assert volume[index] == study.volume_hu[tuple(place)]
+    assert any(
+        values[values.TransformPhysicalPointToIndex(theirs.points([place])[0].tolist())] for place in places
+    )
+
+    arguments = (
+        "--ct",
+        str(ct),
+        "--masks",
+        str(mask),
+        "--vertebrae",
+        "C2",
+        "C5",
+        "--out",
+        str(tmp_path / "mine"),
+    )
+    assert explained(*arguments)[0] == 0
+    assert (tmp_path / "mine" / Path(map_path).name).read_bytes() == Path(map_path).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--ct scan", "--ct needs --masks"),
+        ("--study 1.2 --masks mask.nii", "--masks cannot be used with --study"),
+        ("--study ../2", "cannot be file names"),
+        ("--study 1.2.826.0", "No CT of 1.2.826.0 in"),
+    ],
+)
+def test_what_cannot_be_explained_is_one_sentence(explained, tmp_path, arguments, sentence):
+    code, out, err = explained(*arguments.split())
+    assert (code, out, sentence in err) == (100, "", True), err
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_vertebrae_and_layers_that_are_not_there_are_named(tmp_path):
+    torch.manual_seed(0)
+    model = FractureClassifier(tiny_model()).eval()
+    run = Run(tmp_path, model, model.config, 0.5, {})
+    refusal(lambda: study_maps(run, tmp_path, "1.2"), "1.2", "no packed", error=FileNotFoundError)
+    sequence, _ = toy_sequence(np.random.default_rng(0), fractured=True)
+    write_sequence(tmp_path, "1.2", "C3", sequence)
+    refusal(lambda: study_maps(run, tmp_path, "1.2", vertebrae=["C3", "C9"]), "no packed C9", "found C3")
+    refusal(lambda: study_maps(run, tmp_path, "1.2", layer="backbone.block"), "no layer", "backbone.blocks")
+    maps, probability = study_maps(run, tmp_path, "1.2", method="layer_cam")
+    assert maps["C3"].shape == (5, 8, 8)
+    assert 0 < probability["C3"] < 1

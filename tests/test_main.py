@@ -248,6 +248,7 @@ def test_ctrl_c_ends_a_command_with_what_is_kept(tmp_path, command, monkeypatch,
         "link": ("--cohort", "toy", "elsewhere"),
         "weights": ("--package", "mine"),
         "report": ("--study", "1.2.3"),
+        "explain": ("--study", "1.2.3"),
         "radiographs": ("--cohort", "toy"),
     }
     arguments = needed.get(name, ())

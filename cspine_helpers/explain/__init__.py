@@ -7,4 +7,4 @@ from cspine_helpers.explain.attention import (
     without_attention,
 )
 from cspine_helpers.explain.maps import map_sequences
-from cspine_helpers.explain.scanner_map import peaks, scanner_map, write_scanner_map
+from cspine_helpers.explain.scanner_map import peaks, scanner_map, study_maps, write_scanner_map

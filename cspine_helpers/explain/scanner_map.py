@@ -4,23 +4,75 @@ Each map covers the square crop of its vertebra, and the native slices that were
 it is interpolated along Z, within a slice as the network's picture was cut; outside it is 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
+from cspine_helpers.checkpoints import Run
 from cspine_helpers.ct.nifti import Grid, write_nifti
 from cspine_helpers.ct.volume import Volume
+from cspine_helpers.explain.maps import Method, map_sequences
 from cspine_helpers.files.paths import check_uids, listing
-from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.packed import Crop, PackedVertebra
+from cspine_helpers.labels import UID, VERTEBRAE
+from cspine_helpers.packed import Crop, PackedVertebra, sequence_path
 
 MAP, CT = "{uid}_{method}.nii.gz", "{uid}_ct.nii.gz"
 
 
 Piece = Crop | PackedVertebra  # where in the CT a sequence was cut
+
+
+def study_maps(
+    run: Run,
+    packed_dir: str | Path,
+    uid: str,
+    *,
+    vertebrae: Collection[str] | None = None,
+    method: Method = "grad_cam",
+    layer: str | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Maps of one study's vertebrae, with progress; no label is known or used.
+
+    Args:
+        run: of `checkpoints.load_run`.
+        packed_dir: folder of the packed sequences.
+        uid: StudyInstanceUID.
+        vertebrae: which; None: all that are packed.
+        method: of `maps.METHODS`.
+        layer: whose cells are mapped; None: see `maps.map_sequences`.
+
+    Returns:
+        Vertebra → its map (T, h, w), weighed by attention, and vertebra → its probability; cranial first.
+
+    Raises:
+        FileNotFoundError: none of the study's vertebrae is packed.
+        ValueError: one that is asked for is not; method or layer are unknown; a sequence cannot be used.
+
+    Example:
+        >>> uid = cohort.samples["test"]["StudyInstanceUID"][0]
+        >>> maps, probability = study_maps(run, cohort.packed, uid, vertebrae=["C2"])
+        >>> maps["C2"].shape, [*probability]
+        ((5, 8, 8), ['C2'])
+    """
+    there = [name for name in VERTEBRAE if sequence_path(packed_dir, uid, name).is_file()]
+    if not there:
+        raise FileNotFoundError(f"Study {uid!r} has no packed sequence in {packed_dir}. Pack it first.")
+    if gone := [name for name in vertebrae or () if name not in there]:
+        raise ValueError(
+            f"Study {uid!r} has no packed {listing(gone, quoted=False)}; found "
+            f"{listing(there, quoted=False)}. Choose of these."
+        )
+    maps, probability = {}, {}
+    chosen = [name for name in there if vertebrae is None or name in vertebrae]
+    for name in tqdm(chosen, desc=f"{method} of {uid}", unit="vertebra"):
+        sample = pd.DataFrame({UID: [uid], "vertebra": [name], "label": [0]})
+        found = map_sequences(run, sample, packed_dir, method=method, layer=layer)
+        maps[name], probability[name] = found.values[0], float(found.probability[0])  # noqa: PD011
+    return maps, probability
 
 
 def scanner_map(maps: Mapping[str, np.ndarray], pieces: Mapping[str, Piece], volume: Volume) -> np.ndarray:
