@@ -307,6 +307,7 @@ def localisation_table(
     *,
     patients: Sequence[object] | pd.Series,
     reference: Sequence[str] = TRIVIAL,
+    measures: Sequence[str] = MEASURES,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -317,6 +318,7 @@ def localisation_table(
         patients: of each case, (N,).
         reference: methods that the others are compared with, pair by pair; those not in `scores` are left
             out.
+        measures: columns of the tables.
         confidence: of the intervals.
         seed: of the resampling.
 
@@ -347,7 +349,7 @@ def localisation_table(
     against = [name for name in reference if name in scores]
     rows = []
     for name, its in scores.items():
-        for measure in MEASURES:
+        for measure in measures:
             value = its[measure].to_numpy(dtype=np.float64)
             if not (known := ~np.isnan(value)).any():
                 continue
