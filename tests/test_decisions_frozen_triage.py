@@ -17,7 +17,7 @@ from cspine_helpers.files.records import write_sealed
 from cspine_helpers.labels import PATIENT, UID
 from cspine_helpers.predictions import predictions_sha256
 
-WHOLE = pd.concat([toy(150), toy(80, seed=7, split="test")], ignore_index=True)
+WHOLE = pd.concat([toy(60), toy(30, seed=7, split="test")], ignore_index=True)
 MAX = Aggregation("max")
 DECISIONS = [choose_decision(WHOLE, Rule("max_f1", level=level)) for level in ("vertebra", "patient")]
 PROMISE = guarantee_on_validation(WHOLE, RecallTarget(0.8, level="patient", delta=0.1))
@@ -91,12 +91,12 @@ def test_patients_are_answered_by_confidences_of_their_own(run):
     promise = guarantee_on_validation(WHOLE, RecallTarget(0.8, level="patient", aggregation=MAX, delta=0.1))
     uids = WHOLE[UID].unique()
     sure = pd.DataFrame({UID: uids, "vertebra": PATIENT, "confidence": np.arange(len(uids), dtype=float)})
-    freeze_triage(run, Triage(promise, "order", 200.0), WHOLE, sure)
+    freeze_triage(run, Triage(promise, "order", 75.0), WHOLE, sure)
     found = triage_on_test(run, WHOLE, sure, **FEW)
     assert found["level"].unique().tolist() == ["patient"]
     patients = Cases.of(WHOLE, split="test").patients()
     above = patients.probability >= promise.require()
-    expected = (above & (np.arange(150, 230) < 200)).mean()
+    expected = (above & (np.arange(60, 90) < 75)).mean()
     assert found.set_index("metric")["value"]["inconclusive_rate"] == pytest.approx(expected)
 
 
@@ -141,7 +141,7 @@ def edited(table, row, value):
     [
         (None, r"needs confidences; found none"),
         (SURE.drop(columns="confidence"), "confidence"),
-        (SURE.drop(index=[3, 1300]), "1 cases that are answered have no confidence: '1.0.0 C4'"),
+        (SURE.drop(index=[3, 600]), "1 cases that are answered have no confidence: '1.0.0 C4'"),
         (edited(SURE, 3, np.nan), r"1 confidences are missing \(NaN\)"),
         (pd.concat([SURE, SURE.head(2)]), "2 cases occur twice: '1.0.0 C1', '1.0.0 C2'"),
     ],
@@ -158,15 +158,13 @@ def test_the_test_split_stays_closed_for_what_was_not_frozen(run):
     other = WHOLE.assign(probability=WHOLE["probability"] ** 2)
     acts = {
         "frozen with other predictions": (other, SURE),
-        "frozen with other confidences": (WHOLE, edited(SURE, 1200, 0.5)),  # of a test case
+        "frozen with other confidences": (WHOLE, edited(SURE, 500, 0.5)),  # of a test case
         "needs confidences; found none": (WHOLE, None),
     }
     for message, given in acts.items():
         with pytest.raises(ValueError, match=message):
             triage_on_test(run, *given, **FEW)
-    nearly = SURE.assign(confidence=SURE["confidence"] * (1 + 1e-15))  # as a file may read a number
     assert read_openings(run).empty
-    assert not triage_on_test(run, WHOLE, nearly, **FEW).empty
     with pytest.raises(ValueError, match="guarantee is for the predictions it was made on"):
         freeze_triage(run, Triage(guarantee_on_validation(other, PROMISE.target)), WHOLE, replace=True)
     with pytest.raises(ValueError, match="takes no confidences; found a table"):

@@ -80,7 +80,8 @@ def freeze_triage(
         triage: chosen on the validation split.
         predictions: the whole predictions table that the decision was frozen with.
         confidences: `StudyInstanceUID, vertebra, confidence` of each case that is answered, of the validation
-            and the test split; a patient's vertebra is `patient_overall`. None where nothing is deferred.
+            and the test split; a patient's vertebra is `patient_overall`. They count to the last bit: hand in
+            the table as a file gives it, so that it reads the same later. None where nothing is deferred.
         replace: put it in the place of another.
 
     Raises:
@@ -105,19 +106,20 @@ def freeze_triage(
     folder, frozen = path.parent, read_decision(run_folder)
     check_belongs(frozen, predictions)
     checked_guarantees(triage.guarantee, predictions)
-    cases = _answered(triage, predictions, "validation")
+    answered = _answered(triage, predictions)
+    cases = answered["validation"]
     reached = triage_rates(cases.label, triage.answers(cases, _confidence(triage, cases, confidences)))
     content = {
         "triage": triage.record(),
         "decision_sha256": frozen.sha256,
         "predictions_sha256": frozen.record["predictions_sha256"],
         "split_sha256": frozen.record["split_sha256"],
-        "confidences_sha256": _confidences_sha256(triage, predictions, confidences),
+        "confidences_sha256": _confidences_sha256(triage, answered, confidences),
     }
 
     # 2. What is frozen already stays, or gives way.
     name, opened = content_sha256(content), times_opened(folder)
-    old = _record(folder, whatever_is_left=replace) if path.is_file() else None
+    old = _readable(folder, replace)
     if old is not None and old["frozen_sha256"] == name:
         return read_triage(folder)
     if old is not None and not replace:
@@ -214,13 +216,13 @@ def triage_on_test(
     check_belongs(decision, predictions)
     check_levels(decision, predictions)
     checked_guarantees(triage.guarantee, predictions)
-    stored = frozen.record["confidences_sha256"]
-    if (found := _confidences_sha256(triage, predictions, confidences)) != stored:
+    answered, stored = _answered(triage, predictions), frozen.record["confidences_sha256"]
+    if (found := _confidences_sha256(triage, answered, confidences)) != stored:
         raise ValueError(
             f"{frozen.folder / TRIAGE} was frozen with other confidences: their SHA-256 is {stored}, that of "
             f"these is {found}. Pass the table that it was frozen with, or {_AGAIN}"
         )
-    cases = _answered(triage, predictions, "test")
+    cases = answered["test"]
     answers = triage.answers(cases, _confidence(triage, cases, confidences))
     parts = {cases.level: (cases, answers)}
     if cases.level == "vertebra":
@@ -229,10 +231,11 @@ def triage_on_test(
     tables = []
     for level, (judged, of_these) in parts.items():
         at = None if level == "vertebra" else prevalence
-        options = {"resamples": resamples, "seed": seed, "interval": interval}
-        found_here = evaluate_triage(judged, of_these, prevalence=at, **options)
-        found_here.insert(0, "level", level)
-        tables.append(found_here)
+        table = evaluate_triage(
+            judged, of_these, prevalence=at, resamples=resamples, seed=seed, interval=interval
+        )
+        table.insert(0, "level", level)
+        tables.append(table)
     record_opening(
         frozen.folder,
         decision_sha256=frozen.sha256,
@@ -244,27 +247,34 @@ def triage_on_test(
     return pd.concat(tables, ignore_index=True)
 
 
-def _record(folder: Path, *, whatever_is_left: bool = False) -> dict[str, Any] | None:
-    """The record as it was written; None where it is damaged and may be replaced."""
+def _record(folder: Path) -> dict[str, Any]:
+    """The record as it was written."""
+    return read_sealed(
+        folder / TRIAGE,
+        version=FORMAT,
+        missing=f"No frozen triage at {folder}: {TRIAGE} is missing. Choose one on the validation split and "
+        "freeze it with freeze_triage(...).",
+        again="choose and freeze a triage again",
+        writer="freeze_triage(..., replace=True)",
+    )
+
+
+def _readable(folder: Path, replace: bool) -> dict[str, Any] | None:
+    """What is frozen there; None where nothing is, or it is damaged and may be replaced."""
     try:
-        return read_sealed(
-            folder / TRIAGE,
-            version=FORMAT,
-            missing=f"No frozen triage at {folder}: {TRIAGE} is missing. Choose one on the validation split "
-            "and freeze it with freeze_triage(...).",
-            again="choose and freeze a triage again",
-            writer="freeze_triage(..., replace=True)",
-        )
+        return _record(folder) if (folder / TRIAGE).is_file() else None
     except ValueError:
-        if not whatever_is_left:
+        if not replace:
             raise
         return None
 
 
-def _answered(triage: Triage, predictions: pd.DataFrame, split: str) -> Cases:
-    """The cases of a split that are answered."""
-    cases = Cases.of(predictions, split=split)
-    return cases.patients(triage.aggregation) if triage.answered == "patient" else cases
+def _answered(triage: Triage, predictions: pd.DataFrame) -> dict[str, Cases]:
+    """The cases that are answered, of each of `SPLITS`."""
+    found = {split: Cases.of(predictions, split=split) for split in SPLITS}
+    if triage.answered != "patient":
+        return found
+    return {split: cases.patients(triage.aggregation) for split, cases in found.items()}
 
 
 def _confidence(triage: Triage, cases: Cases, confidences: pd.DataFrame | None) -> Floats | None:
@@ -281,8 +291,8 @@ def _confidence(triage: Triage, cases: Cases, confidences: pd.DataFrame | None) 
         named = _named(confidences[twice])
         raise ValueError(f"Confidences of {twice.sum()} cases occur twice: {named}. Drop one of each.")
     units = np.where(cases.unit == "patient", PATIENT, cases.unit)
-    wanted = pd.MultiIndex.from_arrays([cases.study, units], names=keys)
-    place = pd.MultiIndex.from_frame(confidences[keys].astype(str)).get_indexer(wanted)
+    answered = pd.MultiIndex.from_arrays([cases.study, units], names=keys)
+    place = pd.MultiIndex.from_frame(confidences[keys].astype(str)).get_indexer(answered)
     if (absent := place < 0).any():
         lacking = pd.DataFrame({UID: cases.study[absent], "vertebra": units[absent]})
         raise ValueError(
@@ -297,18 +307,14 @@ def _named(rows: pd.DataFrame) -> str:
 
 
 def _confidences_sha256(
-    triage: Triage, predictions: pd.DataFrame, confidences: pd.DataFrame | None
+    triage: Triage, cases: dict[str, Cases], confidences: pd.DataFrame | None
 ) -> str | None:
-    """SHA-256 of the confidences of validation and test to twelve digits, in the order of the predictions.
-
-    Twelve, as a file may give the last bit of a number otherwise than it was computed.
-    """
+    """SHA-256 of the confidences, to the last bit, in the order of the predictions; None without any."""
     digest = hashlib.sha256()
-    for split in SPLITS:
-        cases = _answered(triage, predictions, split)
-        found = _confidence(triage, cases, confidences)
+    for each in cases.values():
+        found = _confidence(triage, each, confidences)
         if found is None:
             return None
-        for uid, unit, value in zip(cases.study, cases.unit, found, strict=True):
-            digest.update(f"{uid},{unit},{value:.12g}\n".encode())
+        for uid, unit, value in zip(each.study, each.unit, found.tolist(), strict=True):
+            digest.update(f"{uid},{unit},{value!r}\n".encode())
     return digest.hexdigest()
