@@ -84,6 +84,25 @@ def scattered(n=120):
     return {"distance": np.abs(probability - 0.2), **confidences}, probability, label
 
 
+def searched(winner="map_area"):
+    rows = []
+    for recall, p_low in ((0.8, 0.31), (0.9, 0.18)):
+        base = {"recall": recall, "p_low": p_low}
+        plain = {"kind": "no deferral", "confidence": "none", "alpha": np.nan, "deferred": 0.0}
+        rows.append(base | plain | {"held_out_value": -0.2})
+        of = [(name, np.nan) for name in CONFIDENCES if name != "map_area"]
+        for place, (name, alpha) in enumerate(
+            [*of, *(("map_area", alpha) for alpha in (0.2, 0.4, 0.6, 0.8))]
+        ):
+            for deferred in np.arange(1, 10) / 10:
+                setting = {"kind": "setting", "confidence": name, "alpha": alpha, "deferred": deferred}
+                rows.append(base | setting | {"held_out_value": -0.25 + 0.007 * place - 0.05 * deferred**2})
+    rows.append({"kind": "search", "held_out_value": -0.21})
+    table = pd.DataFrame(rows)
+    named = table["confidence"] == winner
+    return table.assign(winner=table.index == table["held_out_value"].where(named).idxmax())
+
+
 def drawings():
     confidences, probability, label = scattered()
     few = {"distance": cuts(), "map_entropy": cuts(), "combination": cuts(), "map_area": cuts()}
@@ -99,6 +118,7 @@ def drawings():
         "scatter": triage.deferral_scatter(
             confidences, probability, label, p_low=0.2, cuts={"distance": 0.3, "map_area": 0.2}, title="Whom"
         ),
+        "search": triage.search_heatmap(searched(), objective="cost, turned around", title="What was tried"),
         "workload": triage.workload_bars(bars, prevalence=0.05, title="A reader's 1,000 patients"),
         "violations": triage.violation_dots(violations(), delta=0.1),
     }
@@ -130,7 +150,7 @@ def test_a_confidence_is_called_worse_or_better_only_where_the_interval_excludes
     figure = triage.confidence_dots(areas(), changes())
     left, right = figure.axes
     verdicts = [text.get_text() for text in right.texts]
-    assert verdicts == ["better", "better", "not told apart", "worse", "worse", "worse"]
+    assert verdicts == ["better", *["not told apart"] * 2, *["worse"] * 3]
     assert left.get_yticklabels()[0].get_text() == "plain probability"
     with pytest.raises(ValueError, match="no row of 'augrc'; it has 'aurc'"):
         triage.confidence_dots(areas(), changes(), metric="augrc")
@@ -160,6 +180,31 @@ def test_the_shade_holds_exactly_the_cases_that_a_cut_defers():
     assert (heights < edge).sum() == (confidences["map_area"][above] < 0.5).sum()
     with pytest.raises(ValueError, match="No case lies at or above p_low, 1"):
         triage.deferral_scatter(chosen, probability, label, p_low=1.0)
+
+
+@pytest.mark.parametrize("winner", ["map_area", "none"])
+def test_the_winner_of_the_search_has_the_star_also_where_not_deferring_won(winner):
+    table = searched(winner)
+    figure = triage.search_heatmap(table)
+    stars = [
+        (number, *line.get_xydata()[0])
+        for number, axes in enumerate(figure.axes[:2])
+        for line in axes.lines
+        if line.get_marker() == "*"
+    ]
+    won = table[table["winner"]].iloc[0]
+    panel = [0.8, 0.9].index(won["recall"])
+    if winner == "none":
+        assert stars == [(panel, 8, 0)]
+    else:
+        assert [star[:2] for star in stars] == [(panel, round(won["deferred"] * 10) - 1)]
+        names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert names[int(stars[0][2])] == f"map area, α {won['alpha']:g}"
+    better = (table["held_out_value"] > -0.2) & (table["kind"] == "setting") & ~table["winner"]
+    dots = [line for axes in figure.axes[:2] for line in axes.lines if line.get_marker() == "o"]
+    assert len(dots) == better.sum()
+    with pytest.raises(ValueError, match="found 0 and 2 rows"):
+        triage.search_heatmap(table[table["kind"] == "no deferral"])
 
 
 def test_answers_of_1000_patients_add_up_and_are_written_in_their_bars():

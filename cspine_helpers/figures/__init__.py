@@ -62,6 +62,7 @@ from cspine_helpers.figures.triage import (
     gain_curves,
     recall_at_coverage,
     risk_coverage_curves,
+    search_heatmap,
     violation_dots,
     workload_bars,
 )

@@ -431,9 +431,7 @@ def mask_ablation_dots(
         axes.set_axisbelow(True)
         for edge in range(len(places) - 1):
             axes.axvline(edge + 0.5, color=style.PALE, linewidth=0.8, zorder=0)
-        axes.yaxis.set_major_formatter(
-            lambda value, _: f"{value:+.2g}".replace("-", "−") if abs(value) > 1e-9 else "0"
-        )
+        axes.yaxis.set_major_formatter(style.signed)
     panels[-1, 0].set_xticks(range(len(places)), places)
     panels[-1, 0].set_xlim(-0.5, len(places) - 0.5)
     style.legend_beside(panels[0, 0], fontsize=9, title="mask", alignment="left")

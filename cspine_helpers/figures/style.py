@@ -136,6 +136,11 @@ def value_axis(axes: Axes, title: str) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
 
 
+def signed(value: float, _: object = None) -> str:
+    """A change as a tick writes it: +0.02, −0.02, 0."""
+    return "0" if abs(value) < 1e-9 else f"{value:+.2g}".replace("-", "−")
+
+
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     # A figure without a layout engine would be given one when it has been saved: whoever draws it decides.

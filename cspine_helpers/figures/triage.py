@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
@@ -312,6 +313,81 @@ def deferral_scatter(
         axes.set(ylim=(-0.02, 1.04))
     _legend_of(figure, panels[0])
     return figure
+
+
+@in_style
+def search_heatmap(table: pd.DataFrame, *, objective: str = "value", title: str = "") -> Picture:
+    """Every setting of a search on patients it has not seen, against no deferral: a panel for each p_low.
+
+    White is as good as no deferral, green better, purple worse. A star is the winner, on the topmost row
+    where not deferring won; dots are settings that beat no deferral without winning.
+
+    Args:
+        table: of `decisions.search_triage`.
+        objective: what its value is, in words.
+        title: above all.
+
+    Raises:
+        ValueError: the table has no row without deferral, or no setting.
+
+    Example:
+        >>> rows = {"kind": ["no deferral", "setting"], "confidence": ["none", "distance"]}
+        >>> table = pd.DataFrame(rows).assign(recall=0.9, p_low=0.2, alpha=np.nan, deferred=[0.0, 0.2])
+        >>> table = table.assign(held_out_value=[-0.08, -0.09], winner=[True, False])
+        >>> figure = search_heatmap(table, objective="expected cost, turned around")
+    """
+    tried, plain = (table[table["kind"] == kind] for kind in ("setting", "no deferral"))
+    if tried.empty or plain.empty:
+        raise ValueError(
+            f"A grid holds settings and no deferral beside them; found {len(tried)} and {len(plain)} rows. "
+            "Pass the whole table of search_triage(...)."
+        )
+    points = list(dict.fromkeys(zip(plain["recall"], plain["p_low"], strict=True)))
+    pairs = zip(tried["confidence"], tried["alpha"], strict=True)
+    of = [confidence_name(name) + _alpha(alpha) for name, alpha in pairs]
+    tried = tried.assign(row=of)
+    rows, shares = list(dict.fromkeys(of)), sorted(tried["deferred"].unique())
+    gain = tried["held_out_value"] - tried["p_low"].map(plain.set_index("p_low")["held_out_value"])
+    most = max(float(gain.abs().max()), 1e-9)
+    shape = whole_inches(min(11, 2.6 + 4.1 * len(points))), whole_inches(0.3 * len(rows) + 2.2)
+    figure, panels = canvas(*shape, 1, len(points), sharey=True, squeeze=False)
+    for axes, (recall, p_low) in zip(panels.flat, points, strict=True):
+        cells = np.full((len(rows) + 1, len(shares)), np.nan)
+        cells[0] = 0
+        for each, value in zip(tried.to_dict("records"), gain, strict=True):
+            if each["p_low"] != p_low:
+                continue
+            y, x = rows.index(each["row"]) + 1, shares.index(each["deferred"])
+            cells[y, x] = value
+            if each["winner"] or value > 1e-12:
+                mark = {"marker": "*", "ms": 13} if each["winner"] else {"marker": "o", "ms": 3}
+                axes.plot(x, y, color=INK, mec="white" if each["winner"] else INK, **mark)
+        shown = axes.imshow(cells, cmap="PRGn", vmin=-most, vmax=most, aspect="auto")
+        its = plain[plain["p_low"] == p_low].iloc[0]
+        axes.text((len(shares) - 1) / 2, 0, f"{its['held_out_value']:.3f}".replace("-", "−"), ha="center",
+                  va="center", fontsize=9)  # fmt: skip
+        if its["winner"]:
+            axes.plot(len(shares) - 1, 0, "*", color=INK, mec="white", ms=13)
+        axes.axhline(0.5, color=INK, linewidth=1)
+        axes.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares], fontsize=8.5)
+        axes.set_xlabel("share of the suspected that is deferred")
+        axes.set_title(f"recall ≥ {recall:g}: p_low {p_low:.3f}", fontsize=10, pad=5)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    panels[0, 0].set_yticks(range(len(rows) + 1), ["no deferral", *rows], fontsize=9)
+    bar = figure.colorbar(shown, ax=panels[0, -1], fraction=0.05, pad=0.03)
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.set_major_formatter(style.signed)
+    bar.set_label(f"{objective}:\nheld out, minus no deferral", fontsize=9)
+    star = Line2D([], [], color=INK, marker="*", ms=11, mec="white", linestyle="", label="the winner")
+    dot = Line2D([], [], color=INK, marker="o", ms=3, linestyle="", label="better than no deferral")
+    figure.legend(handles=[star, dot], loc="outside lower center", ncols=2, fontsize=9)
+    figure.head(title)
+    return figure
+
+
+def _alpha(alpha: float | None) -> str:
+    return "" if alpha is None or np.isnan(alpha) else f", α {alpha:g}"
 
 
 @in_style
