@@ -8,11 +8,12 @@ from sklearn.metrics import jaccard_score, roc_auc_score
 from torch.nn import functional
 
 from cspine_helpers.explain.localisation import (
-    MEASURES,
+    METRICS,
     TRIVIAL,
     at_pixels,
     attention_maps,
     best_iou_quantile,
+    differences,
     localisation_table,
     localise,
     trivial_maps,
@@ -154,11 +155,11 @@ def test_trivial_maps_know_the_picture_and_no_fracture(cases):
 def test_the_table_has_means_of_cases_and_intervals_of_patients():
     rng = np.random.default_rng(0)
     patients = np.repeat(np.arange(20), 2)
-    base = pd.DataFrame(rng.random((40, 5)), columns=[*MEASURES])
+    base = pd.DataFrame(rng.random((40, 5)), columns=[*METRICS])
     base["pointing"] = rng.integers(0, 2, 40)
     better = base.assign(auroc=base["auroc"] + 0.1 + rng.normal(0, 0.01, 40), auroc_inside=np.nan)
     table = localisation_table({"cam": better, "edges": base}, patients=patients)
-    rows = table.set_index(["method", "measure"])
+    rows = table.set_index(["method", "metric"])
     assert ("cam", "auroc_inside") not in rows.index
     assert "over_uniform" not in table
     cam = rows.loc[("cam", "auroc")]
@@ -172,11 +173,17 @@ def test_the_table_has_means_of_cases_and_intervals_of_patients():
     assert cam["cases"] == 40
     assert cam["patients"] == 20
     point = rows.loc[("edges", "pointing")]
-    assert point["mean"] == base["pointing"].mean()
-    assert 0 < point["low"] < point["mean"] < point["high"] < 1
+    assert point["value"] == base["pointing"].mean()
+    assert 0 < point["low"] < point["value"] < point["high"] < 1
     assert np.isnan(point["over_edges"])
+    over = differences(table).set_index("metric").loc["auroc"]
+    assert over[["method", "reference", "value"]].tolist() == ["cam", "edges", cam["over_edges"]]
+    pd.testing.assert_frame_equal(differences(table), differences(table, reference="edges"))
+    for reference in ("uniform", "cam"):
+        with pytest.raises(ValueError, match=f"compares methods with 'edges'; found '{reference}'"):
+            differences(table, reference=reference)
     sure = localisation_table({"cam": base.assign(pointing=1.0)}, patients=patients)
-    assert sure.set_index("measure").loc["pointing", "low"] < 0.9  # 20 patients cannot show certainty
+    assert sure.set_index("metric").loc["pointing", "low"] < 0.9  # 20 patients cannot show certainty
 
 
 def test_what_cannot_be_judged_is_refused(cases):

@@ -11,6 +11,7 @@ from cspine_helpers.explain.localisation import localisation_table
 from cspine_helpers.explain.perturbation import (
     CURVES,
     blurred,
+    mean_curves,
     perturb_sequences,
     perturbation_areas,
     perturbation_curves,
@@ -94,8 +95,13 @@ def test_a_runs_curves_begin_at_its_probability_and_leave_the_mask_alone(tmp_pat
         np.testing.assert_allclose(ends.loc[1, "insertion"], sharp, atol=1e-6)
         np.testing.assert_allclose(ends.loc[0, "insertion"], ends.loc[1, "deletion"], atol=1e-6)
     scores = {name: perturbation_areas(its) for name, its in curves.groupby("method")}
-    found = localisation_table(scores, patients=samples["StudyInstanceUID"], measures=CURVES)
-    assert found["measure"].tolist() == [*CURVES, *CURVES]
+    found = localisation_table(scores, patients=samples["StudyInstanceUID"], metrics=CURVES)
+    assert found["metric"].tolist() == [*CURVES, *CURVES]
+    drawn = mean_curves(curves).set_index(["method", "curve", "share"])
+    at = curves[(curves["method"] == "noise") & (curves["share"] == 0.3)]
+    assert drawn.loc[("noise", "insertion", 0.3), "probability"] == pytest.approx(at["insertion"].mean())
+    limits = drawn.dropna()
+    assert (limits["low"] <= limits["high"]).all()
 
 
 def test_what_has_no_order_is_refused(images):

@@ -26,7 +26,7 @@ from cspine_helpers.evaluation.resampling import (
 from cspine_helpers.files.paths import listing
 
 TRIVIAL = ("uniform", "centre", "edges", "mask")  # maps that know nothing of the fracture
-MEASURES = ("pointing", "energy", "auroc", "auroc_inside", "iou")
+METRICS = ("pointing", "energy", "auroc", "auroc_inside", "iou")
 TOLERANCE = 3.0  # pixels of a packed sequence: half the diagonal of a cell at stride 4
 QUANTILES = (0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.975, 0.98, 0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999)
 _CENTRE = 0.25  # standard deviation of the centre prior, as a share of each side
@@ -173,7 +173,7 @@ def localise(
         iou = np.nan if iou_quantile is None else float(order.ious(np.array([iou_quantile]))[0])
         pointing = _pointing(values[n], true[n], tolerance)
         rows.append((pointing, energy, order.auroc(), of_bone, iou, chance))
-    return pd.DataFrame(rows, columns=[*MEASURES, "chance"])
+    return pd.DataFrame(rows, columns=[*METRICS, "chance"])
 
 
 def best_iou_quantile(maps: ArrayLike, truth: ArrayLike, *, quantiles: Sequence[float] = QUANTILES) -> float:
@@ -307,7 +307,7 @@ def localisation_table(
     *,
     patients: Sequence[object] | pd.Series,
     reference: Sequence[str] = TRIVIAL,
-    measures: Sequence[str] = MEASURES,
+    metrics: Sequence[str] = METRICS,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -318,14 +318,14 @@ def localisation_table(
         patients: of each case, (N,).
         reference: methods that the others are compared with, pair by pair; those not in `scores` are left
             out.
-        measures: columns of the tables.
+        metrics: columns of the tables.
         confidence: of the intervals.
         seed: of the resampling.
 
     Returns:
-        One row a method and measure: `method`, `measure`, `mean`, `low`, `high`, `cases` and `patients` where
-        it is defined, and for each reference r `over_r` (the mean difference, this method − r), `over_r_low`
-        and `over_r_high`; NaN for r itself. Measures that no case has are left out.
+        One row a method and metric: `method`, `metric`, `value` (the mean), `low`, `high`, `cases` and
+        `patients` where it is defined, and for each reference r `over_r` (the mean difference, this method −
+        r), `over_r_low` and `over_r_high`; NaN for r itself. Metrics that no case has are left out.
 
     Raises:
         ValueError: tables of different cases, none at all, or patients that are not theirs.
@@ -334,7 +334,7 @@ def localisation_table(
         >>> truth = np.zeros((2, 1, 8, 8), int)
         >>> truth[:, 0, 2, 2] = 1
         >>> scores = {"oracle": localise(truth.astype(float), truth), "uniform": localise(truth * 0.0, truth)}
-        >>> table = localisation_table(scores, patients=["1", "2"]).set_index(["method", "measure"])
+        >>> table = localisation_table(scores, patients=["1", "2"]).set_index(["method", "metric"])
         >>> float(table.loc[("oracle", "auroc"), "over_uniform"])
         0.5
     """
@@ -349,16 +349,16 @@ def localisation_table(
     against = [name for name in reference if name in scores]
     rows = []
     for name, its in scores.items():
-        for measure in measures:
-            value = its[measure].to_numpy(dtype=np.float64)
+        for metric in metrics:
+            value = its[metric].to_numpy(dtype=np.float64)
             if not (known := ~np.isnan(value)).any():
                 continue
-            is_hit = measure == "pointing"
+            is_hit = metric == "pointing"
             mean, low, high = mean_of_cases(value[known], whose[known], confidence, is_hit=is_hit, seed=seed)
-            row = {"method": name, "measure": measure, "mean": mean, "low": low, "high": high}
+            row = {"method": name, "metric": metric, "value": mean, "low": low, "high": high}
             row |= {"cases": int(known.sum()), "patients": len(np.unique(whose[known]))}
             for other in against:
-                more = value - scores[other][measure].to_numpy(dtype=np.float64)
+                more = value - scores[other][metric].to_numpy(dtype=np.float64)
                 both, over = ~np.isnan(more), (np.nan,) * 3
                 if both.any() and other != name:
                     over = mean_of_cases(more[both], whose[both], confidence)
@@ -367,6 +367,48 @@ def localisation_table(
                 )
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def differences(table: pd.DataFrame, *, reference: str = "strongest") -> pd.DataFrame:
+    """How far each method is above a trivial map, pair by pair.
+
+    Args:
+        table: of `localisation_table`.
+        reference: a trivial map of the table, or "strongest": of each metric the one with the highest mean on
+            these cases.
+
+    Returns:
+        `method, metric, value` (the mean difference), `low, high, reference`, without the trivial maps.
+
+    Raises:
+        ValueError: the table compares nothing with this reference.
+
+    Example:
+        >>> truth = np.zeros((2, 1, 8, 8), int)
+        >>> truth[:, 0, 2, 2] = 1
+        >>> scores = {"oracle": localise(truth * 1.0, truth), "uniform": localise(truth * 0.0, truth)}
+        >>> found = differences(localisation_table(scores, patients=["1", "2"]))
+        >>> found[["metric", "value", "reference"]].values.tolist()[-1]
+        ['auroc', 0.5, 'uniform']
+    """
+    known = [name for name in TRIVIAL if f"over_{name}" in table.columns]
+    if not known or reference not in ("strongest", *known):
+        raise ValueError(
+            f"The table compares methods with {listing(known) or 'nothing'}; found {reference!r}. "
+            "Score that map, too."
+        )
+    parts = []
+    for _, rows in table.groupby("metric", sort=False):
+        name = reference
+        if name == "strongest":
+            trivial = rows[rows["method"].isin(known)].set_index("method")["value"]
+            name = str(trivial.idxmax()) if len(trivial) else known[0]
+        over = [f"over_{name}", f"over_{name}_low", f"over_{name}_high"]
+        part = rows[~rows["method"].isin(known)][["method", "metric", *over]]
+        parts.append(
+            part.set_axis(["method", "metric", "value", "low", "high"], axis=1).assign(reference=name)
+        )
+    return pd.concat(parts, ignore_index=True)
 
 
 def mean_of_cases(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cspine_helpers.checkpoints import Run
 from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
-from cspine_helpers.explain.localisation import at_pixels
+from cspine_helpers.explain.localisation import at_pixels, mean_of_cases
 from cspine_helpers.files.tables import require_columns
 from cspine_helpers.labels import UID
 from cspine_helpers.model.forward import as_on_a_cpu, folded
@@ -150,7 +150,7 @@ def perturbation_areas(curves: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row a case, in order: `deletion` and `insertion`, 0 to 1, by trapezoids; for
-        `localisation_table(..., measures=CURVES)`.
+        `localisation_table(..., metrics=CURVES)`.
 
     Raises:
         ValueError: columns are missing.
@@ -165,6 +165,38 @@ def perturbation_areas(curves: pd.DataFrame) -> pd.DataFrame:
     wide = curves.pivot_table(index="case", columns="share", values=list(CURVES), sort=True)
     areas = {name: np.trapezoid(wide[name], wide[name].columns.to_numpy(float), axis=1) for name in CURVES}
     return pd.DataFrame(areas)
+
+
+def mean_curves(
+    curves: pd.DataFrame, *, patients: Sequence[object] | pd.Series | None = None, confidence: float = 0.95
+) -> pd.DataFrame:
+    """Mean curves of each method with intervals, resampling patients: what a figure draws.
+
+    Args:
+        curves: of `perturb_sequences`, or of `perturbation_curves` with a column `method`.
+        patients: of each row; None: its StudyInstanceUID.
+        confidence: of the intervals.
+
+    Returns:
+        `method`, `curve` ("deletion", "insertion"), `share`, `probability`, `low`, `high`.
+
+    Raises:
+        ValueError: columns are missing.
+
+    Example:
+        >>> ends = {"method": "uniform", "share": [0.0, 1.0], "deletion": [1.0, 0.0], "insertion": [0.0, 1.0]}
+        >>> mean_curves(pd.DataFrame(ends), patients=["1", "1"])["probability"].tolist()
+        [1.0, 0.0, 0.0, 1.0]
+    """
+    require_columns(curves, ("method", "share", *CURVES), what="The table of curves")
+    whose = pd.Series(curves[UID] if patients is None else patients).to_numpy()
+    rows = []
+    for method, its in curves.assign(_patient=whose).groupby("method", sort=False):
+        for curve in CURVES:
+            for share, part in its.groupby("share"):
+                found = mean_of_cases(part[curve].to_numpy(), part["_patient"].to_numpy(), confidence)
+                rows.append((method, curve, share, *found))
+    return pd.DataFrame(rows, columns=["method", "curve", "share", "probability", "low", "high"])
 
 
 def perturb_sequences(
