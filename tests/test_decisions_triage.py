@@ -9,13 +9,16 @@ from simulated import image_table
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 from test_evaluation_cases import toy
 
+from cspine_helpers.decisions import triage as room
 from cspine_helpers.decisions.guarantees import Guarantee, RecallTarget, guarantee_on_validation
 from cspine_helpers.decisions.triage import (
     ANSWERS,
     PER_1000,
     RATES,
     Triage,
+    compare_deferral,
     compare_triage,
+    deferral_curve,
     evaluate_triage,
     patient_answers,
     triage_rates,
@@ -173,6 +176,86 @@ def test_differences_are_paired():
     one = evaluate_triage(CASES, answers, prevalence=0.07, **FEW).set_index("metric")
     wide = one["high"]["precision"] - one["low"]["precision"]
     assert found["high"]["precision"] - found["low"]["precision"] < wide
+
+
+PROMISE = guarantee(0.2, "patient", MAX)
+SURE = np.random.default_rng(5).permutation(len(PATIENTS)).astype(float)
+SUSPECTED = PATIENTS.probability >= 0.2
+
+
+def test_a_deferral_curve_is_that_of_the_cuts():
+    cuts = np.sort(SURE[SUSPECTED])[:: SUSPECTED.sum() // 4]
+    shares = [(SURE[SUSPECTED] < cut).mean() for cut in cuts]
+    curve = deferral_curve(PROMISE, PATIENTS, SURE, deferred=shares, **FEW)
+    for (_, row), cut in zip(curve.iterrows(), cuts, strict=True):
+        answers = Triage(PROMISE, "order", cut).answers(PATIENTS, SURE)
+        assert row[[*RATES]].to_dict() == pytest.approx(triage_rates(PATIENTS.label, answers), nan_ok=True)
+        at_this = evaluate_triage(PATIENTS, answers, **FEW).set_index(
+            "metric"
+        )  # of the cut, not of the share
+        assert row["recall_deferred_found_low"] == pytest.approx(at_this["low"]["recall_deferred_found"])
+    for name in RATES:
+        defined = curve[curve[name].notna()]
+        assert ((defined[f"{name}_low"] <= defined[name]) & (defined[name] <= defined[f"{name}_high"])).all()
+
+
+def test_a_resample_defers_the_same_share_of_its_own_suspected_cases(monkeypatch):
+    weights = np.random.default_rng(7).integers(0, 3, (len(PATIENTS), 2)).astype(float)
+    monkeypatch.setattr("cspine_helpers.evaluation.selective.patient_weights", lambda *_, **__: [weights])
+    curve, draws = room._Curve(PROMISE, PATIENTS, SURE, [0.25]), []
+    _, (draws,) = room.resample([curve.rates], PATIENTS, 2, 0, 0.95)
+    times = weights[PATIENTS.number, 1].astype(int)
+    y, sure, suspected = (np.repeat(each, times) for each in (PATIENTS.label, SURE, SUSPECTED))
+    accepted = np.argsort(-sure[suspected], kind="stable")[: round(0.75 * suspected.sum())]
+    kept = ~suspected
+    kept[np.flatnonzero(suspected)[accepted]] = True
+    found = dict(zip(RATES, draws[:, 1], strict=True))
+    assert found["coverage"] == pytest.approx(kept.mean(), abs=1 / len(y))
+    lost = (kept & suspected)[y == 1].mean()
+    assert found["recall_deferred_lost"] == pytest.approx(lost, abs=1 / y.sum())
+
+
+def test_minus_infinity_is_deferred_at_any_share_and_ties_in_proportion():
+    unsure = np.where(np.arange(len(PATIENTS)) % 2, -np.inf, 1.0)
+    curve = deferral_curve(PROMISE, PATIENTS, unsure, deferred=[0, 0.1, 1], **FEW)
+    share = (unsure[SUSPECTED] == -np.inf).mean()
+    expected = [1 - SUSPECTED.mean() * share] * 2 + [1 - SUSPECTED.mean()]
+    assert curve["coverage"].tolist() == pytest.approx(expected)
+    tied = deferral_curve(PROMISE, PATIENTS, np.ones(len(PATIENTS)), deferred=[0, 0.3], **FEW)
+    assert tied["precision"][1] == pytest.approx(tied["precision"][0])
+    assert tied["recall_deferred_lost"][1] == pytest.approx(0.7 * tied["recall_deferred_lost"][0])
+
+
+def test_confidences_are_compared_at_equal_coverage():
+    wrong = PATIENTS.label == 0  # of the suspected
+    useful = SURE - 1000 * wrong
+    found = compare_deferral(PROMISE, PATIENTS, useful, -useful, deferred=[0.2, 0.4], **FEW)
+    assert found["metric"].tolist() == [*RATES] * 2
+    found = found.set_index(["deferred", "metric"])
+    assert (found.loc[[(0.2, "coverage"), (0.4, "recall_deferred_found")]][["low", "high"]] == 0).all(
+        axis=None
+    )
+    assert found["high"][0.2, "precision"] < 0
+    assert found["high"][0.2, "recall_deferred_lost"] < 0
+    assert found["low"][0.2, "fractures_among_deferred"] > 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (partial(deferral_curve, PROMISE, PATIENTS, SURE, deferred=[2]), r"in \[0, 1\]; found 2.0"),
+        (partial(deferral_curve, PROMISE, CASES, np.ones(len(CASES))), "answers at patient level"),
+        (
+            partial(deferral_curve, guarantee(1.0, "patient", MAX), PATIENTS, SURE),
+            "No case lies at or above p_low, 1, so that none can be deferred",
+        ),
+        (partial(deferral_curve, PROMISE, PATIENTS, SURE * np.nan), "120 confidences are missing"),
+        (partial(compare_deferral, PROMISE, PATIENTS, SURE, SURE, deferred=[0]), "Leave the share 0 out"),
+    ],
+)
+def test_a_curve_of_what_cannot_be_deferred_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 @pytest.mark.slow

@@ -24,7 +24,9 @@ from cspine_helpers.decisions.thresholds import (
 )
 from cspine_helpers.decisions.triage import (
     Triage,
+    compare_deferral,
     compare_triage,
+    deferral_curve,
     evaluate_triage,
     patient_answers,
 )

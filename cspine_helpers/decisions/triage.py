@@ -28,7 +28,7 @@ from cspine_helpers.evaluation.resampling import (
     difference_limits,
     share_limits,
 )
-from cspine_helpers.evaluation.selective import checked_confidences, resample
+from cspine_helpers.evaluation.selective import Accepted, checked_confidences, resample
 from cspine_helpers.files.paths import listing
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import check_scores
@@ -51,6 +51,7 @@ RATES = {  # numerator and denominator, and why the rate may be undefined
     "fractures_deferred": (_FRACTURED, _ILL, "No case is fractured."),
     "fractures_among_deferred": (_FRACTURED, _DEFERRED, "No case is deferred."),
 }
+SHARES = np.arange(20) / 20  # of the suspected cases, that a curve defers
 PER_1000 = {  # of the cells of either class
     "negative_per_1000": _TN + _FN,
     "positive_per_1000": _FP + _TP,
@@ -345,6 +346,158 @@ def compare_triage(
     columns |= {"difference": two.value - one.value, "low": low, "high": high}
     undefined = np.isnan(one.draws + two.draws).sum(axis=1)
     return pd.DataFrame(columns | {"undefined": undefined, "why": np.where(one.why == "", two.why, one.why)})
+
+
+def deferral_curve(
+    guarantee: Guarantee,
+    cases: Cases,
+    confidence: ArrayLike,
+    *,
+    deferred: ArrayLike = SHARES,
+    resamples: int = 1000,
+    seed: int = 0,
+    interval: float = 0.95,
+) -> pd.DataFrame:
+    """The rates of triage as more and more of the suspected cases are deferred, the least sure first.
+
+    Where a share cuts a tie, the tied are deferred in proportion. Cases whose confidence is -∞ are deferred
+    at any share.
+
+    Args:
+        guarantee: whose threshold is p_low.
+        cases: at its level, patients by its aggregation, n of them.
+        confidence: (n,) higher is surer.
+        deferred: shares of the suspected cases, those at or above p_low.
+        resamples: of the patients.
+        seed: of the resamples.
+        interval: confidence of each interval by itself.
+
+    Returns:
+        One row a share: `deferred`, and of each of `RATES` its value, `<rate>_low` and `<rate>_high`; NaN
+        where a rate is undefined.
+
+    Raises:
+        ValueError: see `Triage.answers` and `evaluate_triage`; no case is suspected; a share outside [0, 1].
+
+    Example:
+        >>> from cspine_helpers.decisions import RecallTarget, guarantee_on_validation
+        >>> guarantee = guarantee_on_validation(predictions, RecallTarget(0.7, level="patient"))
+        >>> cases = Cases.of(predictions, split="validation", level="patient")
+        >>> found = deferral_curve(guarantee, cases, cases.probability, deferred=[0, 0.5], resamples=50)
+        >>> bool(found["coverage"][0] > found["coverage"][1])
+        True
+    """
+    curve = _Curve(guarantee, cases, confidence, deferred)
+    (value,), (draws,) = resample([curve.rates], cases, resamples, seed, interval)
+    low, high = curve.limits(value, draws, interval)
+    table = {"deferred": curve.shares}
+    for place, name in enumerate(RATES):
+        of = slice(place, None, len(RATES))
+        table |= {name: value[of], f"{name}_low": low[of], f"{name}_high": high[of]}
+    return pd.DataFrame(table)
+
+
+def compare_deferral(
+    guarantee: Guarantee,
+    cases: Cases,
+    confidence: ArrayLike,
+    other: ArrayLike,
+    *,
+    deferred: ArrayLike = (0.1, 0.2, 0.3, 0.5),
+    resamples: int = 1000,
+    seed: int = 0,
+    interval: float = 0.95,
+) -> pd.DataFrame:
+    """Differences between two confidences that defer the same share of the suspected: at equal coverage.
+
+    Both are measured on the same resamples. Arguments as in `deferral_curve`.
+
+    Returns:
+        Columns `deferred, metric, value, other, difference, low, high`; difference is other − value.
+
+    Raises:
+        ValueError: see `deferral_curve`; a share of 0, which defers nobody by either.
+
+    Source: Zou and Donner, Statistics in Medicine 27 (2008).
+
+    Example:
+        >>> from cspine_helpers.decisions import RecallTarget, guarantee_on_validation
+        >>> guarantee = guarantee_on_validation(predictions, RecallTarget(0.7, level="patient"))
+        >>> cases = Cases.of(predictions, split="validation", level="patient")
+        >>> sure, unsure = cases.probability, -cases.probability
+        >>> found = compare_deferral(guarantee, cases, sure, unsure, deferred=[0.2], resamples=50)
+        >>> bool(found.set_index("metric")["difference"]["precision"] < 0)
+        True
+    """
+    pair = [_Curve(guarantee, cases, each, deferred) for each in (confidence, other)]
+    if (pair[0].shares == 0).any():
+        raise ValueError(
+            "Where nobody is deferred, no confidence differs from another. Leave the share 0 out."
+        )
+    values, draws = resample([curve.rates for curve in pair], cases, resamples, seed, interval)
+    limits = [
+        curve.limits(value, drawn, interval) for curve, value, drawn in zip(pair, values, draws, strict=True)
+    ]
+    same = (draws[0] == draws[1]).all(axis=1)  # such as coverage: by either, as many are deferred
+    low, high = (np.where(same, 0, each) for each in difference_limits(values, limits, draws))
+    columns = {"deferred": np.repeat(pair[0].shares, len(RATES)), "metric": [*RATES] * len(pair[0].shares)}
+    columns |= {"value": values[0], "other": values[1], "difference": values[1] - values[0]}
+    return pd.DataFrame(columns | {"low": low, "high": high})
+
+
+class _Curve:
+    """Rates at several shares of deferred cases, share by share, each in the order of `RATES`."""
+
+    def __init__(
+        self, guarantee: Guarantee, cases: Cases, confidence: ArrayLike, deferred: ArrayLike
+    ) -> None:
+        triage = Triage(guarantee)
+        self.cases, self.alone = cases, triage.answers(cases)  # without deferral
+        self.shares = np.atleast_1d(np.asarray(deferred, dtype=np.float64))
+        if not len(self.shares) or not ((self.shares >= 0) & (self.shares <= 1)).all():
+            raise ValueError(
+                f"Shares that are deferred are in [0, 1]; found {listing(self.shares.tolist())}."
+            )
+        self.suspected = self.alone == "positive"
+        if not self.suspected.any():
+            raise ValueError(
+                f"No case lies at or above p_low, {triage.p_low:.4g}, so that none can be deferred. Use more "
+                "cases, or a guarantee of more recall."
+            )
+        self.sure = checked_confidences(confidence, len(cases))
+        judged = cases.where(self.suspected)
+        sure = self.sure[self.suspected]
+        self.accepted = Accepted(judged, sure, np.stack([judged.label == 0, judged.label == 1], axis=1))
+        self.possible = cases.sums(self.suspected & (self.sure > -np.inf))
+        self.cells = _cells(cases, self.alone)
+
+    def rates(self, weights: Floats) -> Floats:
+        """Under patient weights (P, R), (shares · RATES, R)."""
+        totals = self.cells @ weights  # without deferral
+        false_alarms, hits = totals[[int(each.argmax()) for each in (_FP, _TP)]]
+        most = self.possible @ weights
+        count = np.minimum((1 - self.shares[:, None]) * (false_alarms + hits), most)
+        kept = self.accepted.first(count, weights)
+        found = np.empty((len(self.shares), len(RATES), weights.shape[1]))
+        for place, (intact, fractured) in enumerate(zip(*kept, strict=True)):
+            moved = np.outer(_INTACT - _FP, false_alarms - intact) + np.outer(
+                _FRACTURED - _TP, hits - fractured
+            )
+            found[place] = _rates((totals + moved).clip(0))
+        return found.reshape(-1, weights.shape[1])
+
+    def limits(self, value: Floats, draws: Floats, interval: float) -> tuple[Floats, Floats]:
+        """Limits of those, (shares · RATES,) each."""
+        order = np.flatnonzero(self.suspected)[np.argsort(-self.sure[self.suspected], kind="stable")]
+        rows, patients = [], []
+        for share in self.shares:
+            answers = self.alone.astype("<U12")
+            answers[order[int((1 - share) * len(order) + 0.5) :]] = "inconclusive"
+            cells = _cells(self.cases, answers)
+            below = (_DENOMINATORS > 0).astype(np.float64)
+            rows.append(below @ cells.sum(axis=1))
+            patients.append(((below @ (cells > 0)) > 0).sum(axis=1))
+        return share_limits(value, draws, np.concatenate(rows), np.concatenate(patients), interval)
 
 
 def _cells(cases: Cases, answers: ArrayLike) -> Floats:

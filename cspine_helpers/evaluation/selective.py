@@ -154,14 +154,18 @@ class Accepted:
         return many, np.stack(sums)
 
     def at(self, coverage: Floats, weights: Floats) -> Floats:
-        """Sums over the accepted at coverages (C,), (K, C, R); in proportion where a coverage cuts a tie."""
+        """Sums over the accepted at coverages (C,), (K, C, R)."""
+        return self.first(coverage[:, None] * (self._parts[0] @ weights).sum(axis=0), weights)
+
+    def first(self, count: Floats, weights: Floats) -> Floats:
+        """Sums over so many of the surest, (C, R), under weights, (K, C, R); in proportion within a tie."""
         many, sums = self.groups(weights)
         accepted = np.pad(np.cumsum(many, axis=0), ((1, 0), (0, 0)))
         summed = np.pad(np.cumsum(sums, axis=1), ((0, 0), (1, 0), (0, 0)))
-        found = np.empty((len(sums), len(coverage), weights.shape[1]))
-        for j, total in enumerate(accepted[-1]):
+        found = np.empty((len(sums), *count.shape))
+        for j in range(count.shape[1]):
             for k, each in enumerate(summed):
-                found[k, :, j] = np.interp(coverage * total, accepted[:, j], each[:, j])
+                found[k, :, j] = np.interp(count[:, j], accepted[:, j], each[:, j])
         return found
 
 
