@@ -124,14 +124,31 @@ class Watched:
     """What a layer gave in the last forward pass.
 
     Attributes:
+        name: of the layer.
         activation: (N, features, h, w), where the graph of gradients begins.
+        calls: of the layer in all passes.
     """
 
     activation: Tensor
 
+    def __init__(self, name: str) -> None:
+        self.name, self.calls = name, 0
+
     def gradient(self, logit: Tensor) -> Tensor:
-        """Gradient of logits (B,) with respect to the activation, of the same shape."""
-        return torch.autograd.grad(logit.sum(), self.activation)[0]
+        """Gradient of logits (B,) with respect to the activation, of the same shape; 0 where it has no say.
+
+        Raises:
+            ValueError: the layer runs where no gradients are kept.
+        """
+        if not self.activation.requires_grad:
+            raise ValueError(
+                f"No gradient reaches {self.name}: the network runs that part without. Name a deeper layer, "
+                "or let it run with gradients (radiographs: RadiographModel.folded(gradients=True))."
+            )
+        if not logit.requires_grad:
+            return torch.zeros_like(self.activation)
+        total = logit.sum()
+        return torch.autograd.grad(total, self.activation, allow_unused=True, materialize_grads=True)[0]
 
 
 @contextmanager
@@ -154,11 +171,12 @@ def watched(
         >>> seen.activation.shape
         torch.Size([5, 32, 16, 16])
     """
-    seen = Watched()
+    seen = Watched("the image" if layer is None else layer)
 
     def keep(result: Tensor) -> Tensor:
         given = result.detach() if change is None else change(result.detach())
         seen.activation = given.requires_grad_(torch.is_grad_enabled())
+        seen.calls += 1
         return seen.activation.clone()  # what follows may work in place
 
     def after(module: nn.Module, given: Any, result: Any) -> Any:
@@ -266,9 +284,15 @@ def _check(network: nn.Module, device: torch.device, method: str, layer: str | N
 
 
 def _has_seen(seen: Watched, network: nn.Module, layer: str | None) -> None:
-    if hasattr(seen, "activation"):
-        return
+    """Refuse what gave no maps, or several in one pass."""
     its = type(network).__name__
+    if seen.calls > 1:
+        raise ValueError(
+            f"{its} runs {seen.name} {seen.calls} times in a forward pass, so that no map is all of it. "
+            "Give one image at a time, or name another layer."
+        )
+    if seen.calls:
+        return
     if layer is None:
         raise ValueError(f"{its} has no convolution that is given an image, to map its pixels. Choose a CNN.")
     raise ValueError(

@@ -247,11 +247,16 @@ class RadiographModel(nn.Module):
 
     @torch.inference_mode(False)  # gradients show which layer follows which
     @torch.no_grad()
-    def folded(self) -> "RadiographModel":
-        """A copy for inference, the same up to rounding: norms are folded into the convolutions before."""
+    def folded(self, *, gradients: bool = False) -> "RadiographModel":
+        """A copy for inference, the same up to rounding: norms are folded into the convolutions before.
+
+        Args:
+            gradients: whether they reach the image, also through what was frozen in training.
+        """
         twin = copy.deepcopy(self).eval()
         vars(twin).pop("forward", None)  # where Accelerate trains it: a wrapper for mixed precision
         fold_norms(twin, (twin._joined, torch.zeros(1, self.scale.shape[1], PROBE, PROBE)))
+        twin._frozen = 0 if gradients else twin._frozen
         return twin.requires_grad_(False)
 
     def _check(self, images: Tensor) -> None:
