@@ -249,7 +249,7 @@ def test_broken_bone_is_marked_where_the_sequence_shows_it(cohort, study):
                 ]
                 number = VERTEBRAE.index(level) + 1
                 assert ((near == number) if is_number else (near > 0) & (near != number)).any()
-    with pytest.raises(ValueError, match="no sample whose broken bone"):
+    with pytest.raises(ValueError, match="no sample whose voxels"):
         phantom.fracture_truth(cohort, table[:0])
     with pytest.raises(ValueError, match=r"no phantom '1\.2'"):
         phantom.fracture_truth(cohort, table.assign(**{UID: "1.2"}), workers=1)

@@ -206,6 +206,27 @@ def shares_of(ratio: Ratio) -> Floats:
     return value + (above - value * below) / below.mean()
 
 
+def mean_by_patient(
+    values: ArrayLike, patients: ArrayLike, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean of values (n,) over cases, and its limits, whole patients being the unit; NaN is left out.
+
+    All three are NaN where no value is there, the limits where fewer than two patients have one.
+
+    Example:
+        >>> mean, low, high = mean_by_patient([0.8, 0.9, 0.4, 0.7], ["a", "a", "b", "c"])
+        >>> round(mean, 2), bool(low < mean < high)
+        (0.7, True)
+    """
+    check_confidence(confidence)
+    table = pd.DataFrame({"value": np.asarray(values, dtype=np.float64), "patient": np.asarray(patients)})
+    each = table.dropna(subset="value").groupby("patient")["value"]
+    if not len(each):
+        return np.nan, np.nan, np.nan
+    above, below = (np.asarray(part, dtype=np.float64) for part in (each.sum(), each.size()))
+    return float(above.sum() / below.sum()), *mean_interval(shares_of((above, below)), confidence)
+
+
 def quantiles(draws: Floats, confidence: float) -> tuple[Floats, Floats]:
     """Percentile limits of draws (…, R)."""
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)

@@ -356,33 +356,63 @@ def fracture_truth(
         >>> fracture_truth(cohort.folder, broken).shape  # doctest: +SKIP
         (50, 15, 64, 64)
     """
+    which = "fractures of others" if neighbour else "own fracture"
+    return _in_packed_frame(folder, samples, which, least_share=0.25, workers=workers)
+
+
+def neighbour_masks(folder: Path, samples: pd.DataFrame, *, workers: int | None = None) -> np.ndarray:
+    """Where packed sequences of a phantom cohort show other vertebrae than their own.
+
+    Args:
+        folder: the cohort, `data/<cohort>`.
+        samples: StudyInstanceUID and vertebra of the sequences.
+        workers: processes; default one a core.
+
+    Returns:
+        uint8 (N, T, H, W) of 0 and 1, in the samples' order.
+
+    Raises:
+        FileNotFoundError, ValueError: as `fracture_truth`.
+    """
+    return _in_packed_frame(folder, samples, "other vertebrae", least_share=0.5, workers=workers)
+
+
+_VOXELS = {  # study and number of a vertebra → which voxels, (Z, Y, X)
+    "own fracture": lambda study, number: study.fracture_map == number,
+    "fractures of others": lambda study, number: (study.fracture_map > 0) & (study.fracture_map != number),
+    "other vertebrae": lambda study, number: (study.label_map > 0) & (study.label_map != number),
+}
+
+
+def _in_packed_frame(
+    folder: Path, samples: pd.DataFrame, which: str, *, least_share: float, workers: int | None
+) -> np.ndarray:
+    """One of `_VOXELS` as the packed sequences show it, uint8 (N, T, H, W)."""
     import joblib
 
     if samples.empty:
-        raise ValueError("There is no sample whose broken bone could be looked up. Give one or more.")
+        raise ValueError("There is no sample whose voxels could be looked up. Give one or more.")
     config = read_config(folder)
     levels = {uid: [*its] for uid, its in samples.groupby(labels.UID, sort=False)["vertebra"]}
-    job = joblib.delayed(_broken_pixels)
-    jobs = [job(config, _find(folder, config, uid), its, neighbour) for uid, its in levels.items()]
+    job = joblib.delayed(_packed_pixels)
+    jobs = [job(config, _find(folder, config, uid), its, which, least_share) for uid, its in levels.items()]
     many = min(workers or os.cpu_count() or 1, len(jobs))
     found = zip(levels, joblib.Parallel(n_jobs=many)(jobs), strict=True)
-    by_sample = {(uid, level): truth for uid, its in found for level, truth in its.items()}
+    by_sample = {(uid, level): pixels for uid, its in found for level, pixels in its.items()}
     return np.stack(
-        [by_sample[which] for which in zip(samples[labels.UID], samples["vertebra"], strict=True)]
+        [by_sample[sample] for sample in zip(samples[labels.UID], samples["vertebra"], strict=True)]
     )
 
 
-def _broken_pixels(
-    config: CohortConfig, patient: _Patient, levels: list[str], neighbour: bool
+def _packed_pixels(
+    config: CohortConfig, patient: _Patient, levels: list[str], which: str, least_share: float
 ) -> dict[str, np.ndarray]:
-    """Vertebra → uint8 (T, H, W), see `fracture_truth`."""
+    """Vertebra → uint8 (T, H, W), see `_in_packed_frame`."""
     study = _study(config, patient)
     pieces, found = _pieces(study, config.pack), {}
     for level in levels:
-        number = labels.VERTEBRAE.index(level) + 1
-        others = (study.fracture_map > 0) & (study.fracture_map != number)
-        broken = others if neighbour else study.fracture_map == number
-        found[level] = packed_voxels(broken, pieces[level], config.pack.size)
+        voxels = _VOXELS[which](study, labels.VERTEBRAE.index(level) + 1)
+        found[level] = packed_voxels(voxels, pieces[level], config.pack.size, least_share=least_share)
     return found
 
 
