@@ -1,47 +1,75 @@
 """What explanations of the built-in run are worth: short trainings to compare with, and what was measured.
 
-    python benchmarks/explanations.py train reference seed_1    about six minutes each on two cores
-    python benchmarks/explanations.py train                     all five, one after another
+    python benchmarks/explanations.py train reference mask_pooling    about ten minutes each on one core
+    python benchmarks/explanations.py train                           all of them, one after another
 
-The short trainings have the recipe of the built-in run with fewer epochs, and keep the last. They differ in
-one thing each: the seed, the labels (those of other patients), or the pooling of features.
+The short trainings have the recipe of the built-in run with fewer epochs, and keep the last. `seed_1` and
+`random_labels` (those of other patients) begin with random weights. `reference`, `mask_pooling` and
+`mask_inside` begin with the encoders of the built-in run, the rest random, and differ in the pooling alone.
 """
 
 import argparse
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from accelerate import Accelerator
 
+from cspine_helpers.checkpoints import load_run
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.files import paths
 from cspine_helpers.labels import UID, write_labels
 from cspine_helpers.packed import read_manifest, write_manifest
 from cspine_helpers.splits import studies_of
-from cspine_helpers.training.run import train
+from cspine_helpers.training.config import TrainConfig
+from cspine_helpers.training.run import check_vacant, train, train_task
+from cspine_helpers.training.sequence_task import SequenceTask
 from cspine_helpers.training.settings import Settings, preset
 
-COHORT = "builtin"
-SHORT = ("reference", "seed_1", "seed_2", "random_labels", "mask_pooling")
-SLICE_EPOCHS, EPOCHS = 30, 1  # of 80 and 8
+COHORT = RUN = "builtin"
+EPOCHS = {  # of slices and of sequences; the built-in run has 80 and 8
+    "reference": (0, 2),
+    "mask_pooling": (0, 2),
+    "mask_inside": (0, 2),
+    "seed_1": (60, 2),
+    "random_labels": (30, 1),
+}
+POOLING = {"mask_pooling": "avgmax_mask", "mask_inside": "avgmax_inside"}
+BEGUN = ("reference", *POOLING)  # with the built-in run's encoders
 PERMUTATION_SEED = 14
 
 
 def settings_of(name: str) -> Settings:
     """The recipe cut short, and what is different in a run of this name."""
-    its = preset(COHORT)
-    model = its.model
-    train_config = replace(
-        its.train, epochs=EPOCHS, slice_epochs=SLICE_EPOCHS, warmup_epochs=0.25, keep="last"
-    )
-    if name.startswith("seed_"):
-        train_config = replace(train_config, seed=int(name.removeprefix("seed_")))
-    elif name == "mask_pooling":
-        model = replace(model, pooling="avgmax_mask")
-    return replace(its, model=model, train=train_config)
+    its, (slice_epochs, epochs) = preset(COHORT), EPOCHS[name]
+    model = replace(its.model, pooling=POOLING.get(name, its.model.pooling))
+    seed = 1 if name == "seed_1" else its.train.seed
+    few = {"epochs": epochs, "slice_epochs": slice_epochs, "warmup_epochs": 0.25}
+    return replace(its, model=model, train=replace(its.train, **few, seed=seed, keep="last"))
+
+
+def train_short(name: str, folder: Path) -> None:
+    """Train what has this name, or resume it."""
+    its, cohort = settings_of(name), read_cohort(cohort_of(name))
+    if name not in BEGUN:
+        train(cohort, folder, model=its.model, config=its.train, rule=its.rule, resume=True)
+        return
+    shipped = load_run(paths.run_dir(RUN))
+
+    def begun(config: TrainConfig, accelerator: Accelerator) -> SequenceTask:
+        task = SequenceTask(cohort, its.model, config, its.rule, accelerator)
+        for part in ("backbone", "mask_encoder"):
+            its_own, theirs = (getattr(model, part) for model in (task.model, shipped.model))
+            its_own.load_state_dict(theirs.state_dict())
+        return task
+
+    setting = {"model": asdict(its.model), "rule": asdict(its.rule), "data": cohort.fingerprint()}
+    setting |= {"left_out": {}, "encoders_of": shipped.record["weights_sha256"]}
+    check_vacant(folder, resume=True)
+    train_task(folder, its.train, begun, setting=setting, fit=lambda accelerator, earlier: its.train)
 
 
 def cohort_of(name: str) -> Path:
@@ -76,23 +104,15 @@ def permuted(split: pd.DataFrame) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=("train",))
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to train: {', '.join(SHORT)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to train: {', '.join(EPOCHS)}")
     parser.add_argument(
         "--folder", type=Path, default=paths.run_dir("explain"), help="where the short trainings are"
     )
     options = parser.parse_args()
-    if unknown := set(options.names) - set(SHORT):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(SHORT)}")
-    for name in options.names or SHORT:
-        its = settings_of(name)
-        train(
-            cohort_of(name),
-            options.folder / name,
-            model=its.model,
-            config=its.train,
-            rule=its.rule,
-            resume=True,
-        )
+    if unknown := set(options.names) - set(EPOCHS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(EPOCHS)}")
+    for name in options.names or EPOCHS:
+        train_short(name, options.folder / name)
 
 
 if __name__ == "__main__":

@@ -231,10 +231,10 @@ def _areas(
     if own["label"].nunique() < 2:
         return np.nan, np.nan, np.nan, np.nan, len(own)
     first, second = (Cases.of(each.assign(split="test")) for each in (own, other))
-    options = {"confidence": confidence, "seed": seed}
-    table = compare(first, second, threshold=None, keep_undefined=True, **options)  # type: ignore[arg-type]
-    row = table.set_index("metric").loc["auroc"]
-    return (*(float(row[name]) for name in ("difference", "low", "high", "value")), len(own))  # type: ignore[return-value]
+    table = compare(first, second, threshold=None, keep_undefined=True, confidence=confidence, seed=seed)
+    row = table[table["metric"] == "auroc"].iloc[0]
+    difference, low, high, value = row[["difference", "low", "high", "value"]].tolist()
+    return difference, low, high, value, len(own)
 
 
 # ----------------------------------------------------------------------------------------- the neighbours

@@ -264,7 +264,7 @@ def agreement(maps: Mapping[str, ArrayLike], *, top: float = TOP) -> pd.DataFram
             f"Two maps or more of the same cases and slices are compared; found {shapes}. Make them of the "
             "same samples."
         )
-    grid = min((shape[-2:] for shape in shapes.values()), key=np.prod)
+    grid = min(((shape[-2], shape[-1]) for shape in shapes.values()), key=np.prod)
     if any(n % m for shape in shapes.values() for n, m in zip(shape[-2:], grid, strict=True)):
         raise ValueError(
             f"The cells of one map do not divide those of another: {shapes}. Compare maps of one layer, or "
@@ -328,7 +328,7 @@ def rank_correlation(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]
     return np.divide((x * y).sum(axis=1), scale, out=np.zeros(len(a)), where=scale > 0)
 
 
-def _averaged(values: NDArray[np.float32], grid: tuple[int, ...]) -> NDArray[np.float32]:
+def _averaged(values: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.float32]:
     if values.shape[-2:] == grid:
         return values
     cells: Tensor = torch.from_numpy(np.ascontiguousarray(values)).flatten(0, -3)[:, None]

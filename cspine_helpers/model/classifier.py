@@ -294,7 +294,7 @@ def _pooled(maps: Tensor, mask: Tensor, pooling: str) -> list[Tensor]:
     whole += [maps.amax((2, 3))] if pooling in ("avgmax", "avgmax_mask") else []
     if pooling in ("avg", "avgmax"):
         return whole
-    covered = adaptive_avg_pool2d(mask, maps.shape[2:])  # share of each cell
+    covered = adaptive_avg_pool2d(mask, (maps.shape[2], maps.shape[3]))  # share of each cell
     weight = max_pool2d(covered, 3, stride=1, padding=1)  # dilated by one cell
     weight = torch.where(weight.amax((2, 3), keepdim=True) > 0, weight, 1.0)
     inside = (maps * weight).sum((2, 3)) / weight.sum((2, 3))

@@ -393,7 +393,7 @@ def _in_packed_frame(
     if samples.empty:
         raise ValueError("There is no sample whose voxels could be looked up. Give one or more.")
     config = read_config(folder)
-    levels = {uid: [*its] for uid, its in samples.groupby(labels.UID, sort=False)["vertebra"]}
+    levels = {str(uid): [*its] for uid, its in samples.groupby(labels.UID, sort=False)["vertebra"]}
     job = joblib.delayed(_packed_pixels)
     jobs = [job(config, _find(folder, config, uid), its, which, least_share) for uid, its in levels.items()]
     many = min(workers or os.cpu_count() or 1, len(jobs))
