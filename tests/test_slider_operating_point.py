@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from test_slider_widget import made_table
 
+from cspine_helpers.decisions.triage import evaluate_triage, patient_answers
 from cspine_helpers.evaluation.cases import LEVELS, Aggregation, Cases
 from cspine_helpers.evaluation.clinical_utility import predictive_curve, predictive_values
 from cspine_helpers.evaluation.intervals import bootstrap
@@ -10,6 +11,7 @@ from cspine_helpers.evaluation.resampling import score_interval
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.slider.operating_point import OperatingPoints, weigh
+from cspine_helpers.slider.picture import triage_rates
 
 
 def operating(table, level="all", aggregation=None):
@@ -202,3 +204,70 @@ def test_a_prevalence_needs_both_kinds_of_patient_and_lies_between_0_and_1():
     table = table[table.groupby(UID)["label"].transform("max") == 1]
     with pytest.raises(ValueError, match="Another prevalence needs patients with and without a fracture"):
         operating(table).at(0.3, 0.07)
+
+
+def answered(cases, low, high):
+    at_least = cases.probability[:, None] >= np.array([low, high])
+    return np.array(["negative", "inconclusive", "positive"])[at_least.sum(axis=1)]
+
+
+@pytest.mark.parametrize(
+    ("level", "low", "high"), [("all", 0.2, 0.4), ("C2", 0.2, 0.4), ("patient", 0.37, 0.5)]
+)
+def test_two_thresholds_reach_what_evaluate_triage_says_of_their_answers(level, low, high):
+    table = made_table(studies=120)
+    table["probability"] = table["probability"].round(2)  # cases at both thresholds
+    cases, point = Cases.of(table).of_unit(level), operating(table, level).triage(low, high)
+    answers = answered(cases, low, high)
+    expected = evaluate_triage(cases, answers).set_index("metric")[["value", "low", "high"]]
+    for name, found in triage_rates(point).items():
+        if name != "npv":  # of one threshold alone
+            assert found == pytest.approx(expected.loc[name].tolist(), abs=1e-6)
+    for name, count in point.counts.items():
+        label, answer = name.split("_")
+        assert count == ((answers == answer) & (cases.label == (label == "fractured"))).sum() > 0
+
+
+@pytest.mark.parametrize("level", ["all", "patient"])
+def test_patients_a_reader_decides_about_are_those_of_evaluate_triage_at_the_stated_prevalence(level):
+    table = made_table(studies=120)
+    cases, explored = Cases.of(table), operating(table, level)
+    patients = cases.patients(Aggregation("max"))
+    whole = patient_answers(cases, answered(cases, 0.3, 0.4))
+    assert (whole == answered(patients, 0.3, 0.4)).all()
+    point = explored.triage(0.3, 0.4, 0.07)
+    expected = evaluate_triage(patients, whole, prevalence=0.07).set_index("metric")
+    for name, found in (("inconclusive", point.workload), ("missed", point.low.missed)):
+        value, *limits = expected.loc[f"{name}_per_1000", ["value", "low", "high"]]
+        assert found.value == pytest.approx(value)
+        assert found[1:] == pytest.approx(limits, rel=0.1)  # there a score interval of resampled patients
+    observed = explored.triage(0.3, 0.4).workload
+    assert observed.value == pytest.approx(1000 * (whole == "inconclusive").mean())
+    if level == "patient":
+        assert point.inconclusive_rate.value == pytest.approx(point.workload.value / 1000)
+
+
+def test_coverage_at_another_prevalence_is_as_if_there_were_more_patients_of_one_kind():
+    table = made_table(studies=80)
+    more = copied(table, 0, 3)
+    prevalence = more.groupby(UID)["label"].max().mean()
+    for level in ("all", "C2"):
+        restated = operating(table, level).triage(0.2, 0.4, prevalence)
+        counted = operating(more, level).triage(0.2, 0.4)
+        assert restated.coverage.value == pytest.approx(counted.coverage.value)
+        assert restated.workload.value == pytest.approx(counted.workload.value)
+        low, high = restated.coverage[1:]
+        assert low < restated.coverage.value < high
+        assert restated.inconclusive_rate == pytest.approx((1 - restated.coverage.value, 1 - high, 1 - low))
+
+
+def test_equal_thresholds_defer_nothing_and_crossed_ones_are_refused():
+    explored = operating(made_table())
+    point, one = explored.triage(0.3, 0.3), explored.at(0.3)
+    assert point.coverage.value == 1
+    assert point.workload.value == point.counts["fractured_inconclusive"] == 0
+    assert (point.low, point.high) == (one, one)
+    with pytest.raises(
+        ValueError, match=r"Positive from 0\.2000, negative below 0\.3000: a case would be both"
+    ):
+        explored.triage(0.3, 0.2)

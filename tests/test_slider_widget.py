@@ -268,11 +268,11 @@ def test_patients_called_back_stand_beside_the_missed_with_an_interval():
 
 def test_the_curve_is_labelled_as_observed_also_where_the_point_is_restated():
     explorer = ThresholdExplorer(made_table(studies=100), threshold=0.2)
-    panels = explorer._panels["all"]
-    assert panels._title.get_text() == "All vertebrae"
+    title = explorer._panels["all"]._curve._title
+    assert title.get_text() == "All vertebrae"
     explorer.prevalence = 0.02
-    assert panels._title.get_text() == "All vertebrae; hollow: restated"
-    axes = panels._title.axes
+    assert title.get_text() == "All vertebrae; hollow: restated"
+    axes = title.axes
     assert axes.get_xlabel() == "recall (curve, band and chance as observed)"
 
 
@@ -352,9 +352,10 @@ def drawn_whole(picture):
     return np.array(picture._canvas.buffer_rgba())[..., :3]
 
 
+@pytest.mark.parametrize("defer", [None, 0.5])
 @pytest.mark.parametrize("prevalence", [None, 0.07])
-def test_the_quick_redraw_equals_a_whole_drawing(prevalence):
-    explorer = ThresholdExplorer(made_table(), threshold=0.2)
+def test_the_quick_redraw_equals_a_whole_drawing(prevalence, defer):
+    explorer = ThresholdExplorer(made_table(), threshold=0.2, defer=defer)
     explorer.threshold, explorer.prevalence = 0.35, prevalence
     quick = Image.open(io.BytesIO(shown(explorer))).convert("RGB")
     whole = Image.fromarray(drawn_whole(explorer._panels["all"].picture))
@@ -362,6 +363,89 @@ def test_the_quick_redraw_equals_a_whole_drawing(prevalence):
     assert (
         np.abs(soft[0] - soft[1]).max() < 40
     )  # texts may lie a pixel apart; what is missing gives 60 or more
+
+
+def handles(explorer):
+    """Where the slider shows its handles, and what the boxes say."""
+    return explorer._slider.value, tuple(box.value for box in explorer._boxes)
+
+
+def test_a_second_handle_defers_what_lies_between(undrawn):
+    table = made_table(studies=100)
+    explorer = ThresholdExplorer(table, threshold=0.2, defer=0.4)
+    assert handles(explorer) == ((0.2, 0.4), (0.2, 0.4))
+    explorer._slider.value = (0.15000000000000002, 0.4)  # as a browser sends it
+    explorer._boxes[1].value = 0.51234
+    assert (explorer.threshold, explorer.defer) == (0.15, 0.51234)
+    assert handles(explorer) == ((0.15, 0.512), (0.15, 0.51234))
+    explorer._slider.value = (0.15, 0.5120000000000001)  # its own step, as it is first shown, moves nothing
+    assert explorer.defer == 0.51234
+    summary, p, y = explorer.summary(), table["probability"], table["label"] == 1
+    between = (p >= 0.15) & (p < 0.51234)
+    assert summary["fractured_inconclusive"] == (y & between).sum()
+    assert summary["inconclusive_rate"] == pytest.approx(between.mean())
+    assert summary["recall_deferred_found"] == pytest.approx((p[y] >= 0.15).mean())
+    assert summary["recall_deferred_lost"] == pytest.approx((p[y] >= 0.51234).mean())
+    c2 = p[y & (table["vertebra"] == "C2")]
+    assert summary["recall_C2"] == pytest.approx((c2 >= 0.15).mean())
+    assert summary["recall_lost_C2"] == pytest.approx((c2 >= 0.51234).mean())
+
+
+def test_the_words_name_all_three_answers_and_what_the_reader_has_to_decide():
+    explorer = ThresholdExplorer(made_table(studies=100), threshold=0.2, defer=0.4)
+    point = explorer._point()
+    assert said(explorer).startswith(
+        "All vertebrae negative below 0.2000, positive from 0.4000, inconclusive between: fractured positive "
+        f"{point.counts['fractured_positive']}, fractured inconclusive "
+    )
+    for words in (
+        f"inconclusive {written(point.inconclusive_rate)}, ",
+        f"recall, deferred found {written(point.low.rates['recall'])}, ",
+        f"recall, deferred lost {written(point.high.rates['recall'])}, ",
+        f"of 1,000 patients inconclusive {written(point.workload, 1)}, missed {written(point.low.missed, 1)}",
+    ):
+        assert words in said(explorer)
+    drawn = [text.get_text() for text in explorer._panels["all"].picture._texts]
+    assert written(point.workload, 1) in drawn
+    assert "inconclusive 0.2000 – 0.4000" in drawn
+    assert pixels(shown(explorer)).shape[2] == 3
+
+
+def test_handles_never_cross(undrawn):
+    explorer = ThresholdExplorer(made_table(), threshold=0.2, defer=0.4)
+    explorer.threshold = 0.6
+    assert handles(explorer) == ((0.6, 0.6), (0.6, 0.6))
+    assert explorer.summary()["coverage"] == 1
+    for _ in range(2):  # also where it changes nothing but the number typed
+        explorer._boxes[1].value = 0.3
+        assert handles(explorer) == ((0.6, 0.6), (0.6, 0.6))
+    explorer.threshold = 0.1
+    assert explorer.defer == 0.6
+    with pytest.raises(
+        ValueError, match=r"from the threshold, 0\.1000, up to defer; found 0\.0500, which lies"
+    ):
+        explorer.defer = 0.05
+    with pytest.raises(ValueError, match=r"from the threshold, 0\.2000, up to defer; found 0\.1000"):
+        ThresholdExplorer(made_table(), threshold=0.2, defer=0.1)
+    with pytest.raises(ValueError, match="must be in"):
+        explorer.defer = float("nan")
+    assert explorer.defer == 0.6
+
+
+def test_one_handle_has_no_second_one_to_move(standing):
+    assert standing.defer is None
+    assert len(standing._boxes) == 1
+    with pytest.raises(ValueError, match="This slider has one handle"):
+        standing.defer = 0.5
+
+
+def test_freezing_leaves_the_second_handle_out(tmp_path, undrawn):
+    table = made_table(studies=100)
+    write_predictions(table, tmp_path / "predictions.csv")
+    explorer = ThresholdExplorer(table, threshold=0.2, defer=0.4, freeze=tmp_path)
+    assert "What is inconclusive above it is not frozen with it." in asked_and_confirmed(explorer)
+    assert read_decision(tmp_path).decisions == {"vertebra": explorer.decision}
+    assert explorer.decision.threshold == 0.2
 
 
 def test_what_a_notebook_stores_shows_without_a_kernel(standing):
@@ -409,7 +493,8 @@ def asked_and_confirmed(explorer):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Explorers without a picture, for what is frozen and what is said."""
-    monkeypatch.setattr(widget, "Panels", lambda *_: SimpleNamespace(png=lambda *_, **__: b""))
+    for name in ("Panels", "TriagePanels"):
+        monkeypatch.setattr(widget, name, lambda *_: SimpleNamespace(png=lambda *_, **__: b""))
 
 
 @pytest.fixture

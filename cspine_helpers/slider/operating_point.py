@@ -31,6 +31,7 @@ from cspine_helpers.evaluation.resampling import (
     RATES,
     Estimates,
     confusion_sums,
+    effective_cases,
     patient_weights,
     score_interval,
 )
@@ -227,6 +228,39 @@ class OperatingPoint:
     called_back: Estimate
 
 
+@dataclass(frozen=True)
+class TriagePoint:
+    """What two thresholds do at one level: negative below both, positive from both, inconclusive between.
+
+    Attributes:
+        low: of the lower threshold: its recall counts deferred fractures as found by the reader.
+        high: of the upper threshold: its recall counts them as lost.
+        coverage: share of the cases that are answered, at the prevalence asked for.
+        inconclusive_rate: share of the others.
+        workload: of 1,000 patients, those whom a reader has to decide about: one inconclusive vertebra makes
+            the patient inconclusive unless another is positive.
+    """
+
+    low: OperatingPoint
+    high: OperatingPoint
+    coverage: Estimate
+    inconclusive_rate: Estimate
+    workload: Estimate
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Cases by their label and answer, in these data."""
+        low, high = self.low.counts, self.high.counts
+        return {
+            "fractured_positive": high["tp"],
+            "fractured_inconclusive": low["tp"] - high["tp"],
+            "fractured_negative": low["fn"],
+            "intact_positive": high["fp"],
+            "intact_inconclusive": low["fp"] - high["fp"],
+            "intact_negative": low["tn"],
+        }
+
+
 def weigh(cases: Cases, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float32]:
     """How often each patient counts, (P, 1 + R): once in the first column, as drawn in all others."""
     patients = len(cases.population)
@@ -255,6 +289,7 @@ class OperatingPoints:
         patients = cases.studies.groupby("patient", sort=False)  # in the order of `population`
         fractured = patients["label"].max().to_numpy() == 1
 
+        self._ends: dict[tuple[float, float | None], OperatingPoint] = {}
         # Cases from the highest score down, in three kinds: fractured, intact of a fractured patient, others.
         order = np.argsort(-cases.probability, kind="stable")
         self._falling, self._patient = -cases.probability[order], cases.number[order]
@@ -276,7 +311,10 @@ class OperatingPoints:
         np.maximum.at(highest, cases.number, cases.probability)
         ill = cases.sums(cases.label) > 0 if self.level in VERTEBRAE else fractured
         self._ill = np.sort(highest[ill])
-        self._well = [np.sort(highest[present & ~ill & kind]) for kind in (fractured, ~fractured)]
+        kinds = fractured, ~fractured
+        self._well, self._highest = (
+            [np.sort(highest[present & among & kind]) for kind in kinds] for among in (~ill, ill | ~ill)
+        )
         broken = vertebrae.where(vertebrae.label == 1)
         scores = highest[broken.number] if self.level == "patient" else broken.probability
         units = VERTEBRAE if vertebrae.level == "vertebra" else ()
@@ -302,9 +340,7 @@ class OperatingPoints:
         Raises:
             ValueError: a prevalence outside (0, 1), or one is given where all patients here are alike.
         """
-        many = int(np.searchsorted(self._falling, -threshold, side="right"))  # called rows
-        rest = slice(many // _BLOCK * _BLOCK, many)
-        called = self._sums[:, many // _BLOCK] + self._kinds[:, rest] @ self._weights[self._patient[rest]]
+        called = self._called(threshold)
         tp, *alarms = called
         fn, *quiet = (rows := self._sums[:, -1]) - called
         cells = np.stack([tp, sum(alarms), fn, sum(quiet)], axis=1).astype(np.float64)  # (1 + R, 4)
@@ -317,8 +353,7 @@ class OperatingPoints:
         found = pd.DataFrame({"value": value, "low": limits[0], "high": limits[1]}, index=list(RATES))
         restated = found
         if prevalence is not None:
-            up, down = self._scales(prevalence)
-            restated = restated_rates(called, rows, self._holders, np.stack([up, up, down]), CONFIDENCE)
+            restated = self._restated(called, prevalence)
             # What one group alone decides is the same everywhere.
             alone = ["recall", "specificity"] if not rows[1, 0] else ["recall"]
             restated.loc[alone] = found.loc[alone]
@@ -329,8 +364,57 @@ class OperatingPoints:
             {name: Estimate(*three) for name, *three in restated.itertuples()},
             self._recalls(threshold),
             self._missed(threshold, prevalence),
-            self._called_back(threshold, prevalence),
+            self._of_1000(self._well, threshold, np.inf, prevalence),
         )
+
+    def triage(self, low: float, high: float, prevalence: float | None = None) -> TriagePoint:
+        """What two thresholds do: negative below the lower, positive from the upper, inconclusive between.
+
+        Args:
+            low: a case is negative where probability < low.
+            high: a case is positive where probability ≥ high, which is not below `low`.
+            prevalence: see `at`.
+
+        Raises:
+            ValueError: `high` is below `low`; see `at`.
+        """
+        if high < low:
+            raise ValueError(
+                f"Positive from {digits(high)}, negative below {digits(low)}: a case would be both. Give an "
+                "upper threshold that is not below the lower."
+            )
+        ends = {(each, prevalence) for each in (low, high)}  # one of them stands still while the other moves
+        self._ends = {end: self._ends.get(end) or self.at(*end) for end in ends}
+        deferred, rows = self._called(low) - self._called(high), self._sums[:, -1]
+        if prevalence is None:
+            with np.errstate(invalid="ignore"):  # a resample without a case of this level
+                value, *draws = (deferred.sum(axis=0, dtype=np.float64) / rows.sum(axis=0)).tolist()
+            drawn = np.array(draws)[~np.isnan(draws)]
+            cases = effective_cases(value, drawn, float(rows[:, 0].sum()), float(self._patients[:, 0].sum()))
+            rate = Estimate(value, *map(float, score_interval(value, cases, CONFIDENCE)))
+        else:
+            # Were it right to defer the fractured and to answer the intact, accuracy would be this rate.
+            called = np.concatenate([deferred[:1], rows[1:] - deferred[1:]])
+            rate = Estimate(*map(float, self._restated(called, prevalence).loc["accuracy"]))
+        return TriagePoint(
+            self._ends[low, prevalence],
+            self._ends[high, prevalence],
+            Estimate(1 - rate.value, 1 - rate.high, 1 - rate.low),
+            rate,
+            self._of_1000(self._highest, low, high, prevalence),
+        )
+
+    def _called(self, threshold: float) -> NDArray[np.float32]:
+        """Cases at or above the threshold, by kind, as they are and in each resample, (3, 1 + R)."""
+        many = int(np.searchsorted(self._falling, -threshold, side="right"))
+        rest = slice(many // _BLOCK * _BLOCK, many)
+        return self._sums[:, many // _BLOCK] + self._kinds[:, rest] @ self._weights[self._patient[rest]]
+
+    def _restated(self, called: NDArray[np.float32], prevalence: float) -> pd.DataFrame:
+        """`restated_rates` of the cases called, by kind."""
+        up, down = self._scales(prevalence)
+        weights = np.stack([up, up, down])
+        return restated_rates(called, self._sums[:, -1], self._holders, weights, CONFIDENCE)
 
     def _scales(self, prevalence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What fractured and what intact patients count, in each resample, (1 + R,)."""
@@ -355,16 +439,22 @@ class OperatingPoints:
         of, share = (fractured + intact, 1.0) if prevalence is None else (fractured, prevalence)
         return Estimate(*(1000 * share * number for number in _shares([missed], [of])[0]))
 
-    def _called_back(self, threshold: float, prevalence: float | None) -> Estimate:
-        """Patients with a fracture elsewhere only, and without any: two shares, one interval."""
-        called = [int((scores >= threshold).sum()) for scores in self._well]
+    def _of_1000(
+        self, kinds: list[NDArray[np.float64]], low: float, high: float, prevalence: float | None
+    ) -> Estimate:
+        """Of 1,000 patients, those whose highest score lies in [low, high).
+
+        Of the highest scores, sorted, of some fractured patients and of some intact ones: two shares, one
+        interval.
+        """
+        some = [int(np.diff(np.searchsorted(scores, [low, high])).item()) for scores in kinds]
         of = self._patients[:, 0]
         if prevalence is None:
-            return Estimate(*(1000 * number for number in _shares([sum(called)], [of.sum()])[0]))
+            return Estimate(*(1000 * number for number in _shares([sum(some)], [of.sum()])[0]))
         # Without a patient of the first kind its share is 0 for certain, not 0 of some.
-        kept = [len(scores) > 0 for scores in self._well]
+        kept = [len(scores) > 0 for scores in kinds]
         weights = np.array([prevalence, 1 - prevalence])[kept]
-        shares = np.array(_shares(called, of))[kept]  # (kinds, 3)
+        shares = np.array(_shares(some, of))[kept]  # (kinds, 3)
         value = weights @ shares[:, 0]
         below, above = np.sqrt(((weights[:, None] * (shares[:, 1:] - shares[:, :1])) ** 2).sum(axis=0))
         return Estimate(*(1000 * np.array([value, value - below, value + above])).tolist())

@@ -7,14 +7,14 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import Collection, LineCollection, PolyCollection
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
@@ -25,17 +25,36 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cspine_helpers.figures.curves import RATE_NAMES, RATE_STYLES, draw_pr, ink_over, level_name
-from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, PALE, STYLE
-from cspine_helpers.slider.operating_point import Estimate, OperatingPoint, OperatingPoints, digits
+from cspine_helpers.figures.style import AMBER, FRACTURED, GREY, INK, INTACT, PALE, PINK, STYLE
+from cspine_helpers.metrics import pr_curve
+from cspine_helpers.slider.operating_point import (
+    Estimate,
+    OperatingPoint,
+    OperatingPoints,
+    TriagePoint,
+    digits,
+)
 
 BARS = {  # rate → how it is called, and its colour
     "recall": (RATE_NAMES["recall"], FRACTURED),
     "precision": (RATE_NAMES["precision"], INTACT),
     "specificity": (RATE_NAMES["specificity"], RATE_STYLES["specificity"]["color"]),
-    "npv": ("negative predictive value", "#CC79A7"),
+    "npv": ("negative predictive value", PINK),
     "f1": (RATE_NAMES["f1"], GREY),
 }
-CELLS = {"tp": (0, 1), "fn": (1, 1), "fp": (0, 0), "tn": (1, 0)}  # column and row (from below) of each count
+TRIAGE_BARS = {  # the same, of cases some of which are inconclusive
+    "coverage": ("coverage", GREY),
+    "inconclusive_rate": ("inconclusive", AMBER),
+    "recall_deferred_found": ("recall, deferred found", FRACTURED),
+    "recall_deferred_lost": ("recall, deferred lost", FRACTURED),
+    "precision": (RATE_NAMES["precision"], INTACT),
+    "npv": (BARS["npv"]),
+}
+_CALLED = {"predicted\nfractured": ("tp", "fp"), "predicted\nintact": ("fn", "tn")}
+_ANSWERED = {
+    answer: (f"fractured_{answer}", f"intact_{answer}") for answer in ("positive", "inconclusive", "negative")
+}
+_POINTS = 300  # of the piece of the curve between two thresholds
 _BLUES = matplotlib.colormaps["Blues"]
 _MARKERS = ("D", "^", "s")
 _ANCHORS = {"left": "ls", "center": "ms", "right": "rs"}  # of text that stands on its baseline
@@ -59,31 +78,17 @@ class Panels:
     """
 
     def __init__(self, operating: OperatingPoints, marks: Mapping[str, float]) -> None:
-        several = bool(operating.positives)  # vertebrae, each with a recall
         with matplotlib.rc_context(STYLE):
-            figure = Figure(figsize=(8.8, 5.8), dpi=100)  # as wide as most notebooks
-            panels = figure.subplot_mosaic(
-                [["curve", "rates"], ["matrix", "recalls" if several else "rates"]], height_ratios=[1.2, 1]
-            )
-            self._point, self._elsewhere, self._cross = _curve(panels["curve"], operating, marks)
-            self._level, self._title = level_name(operating.cases), panels["curve"].set_title(" ", y=1)
+            panels, figure = _mosaic(operating, 5.8, 1.2)
+            self._curve = _Curve(panels["curve"], operating, marks)
             self._threshold = panels["matrix"].set_title(" ", y=1)
-            self._cells, self._counts = _matrix(panels["matrix"], operating)
+            self._matrix = _Matrix(panels["matrix"], operating, _CALLED)
             self._place = panels["rates"].set_title(" ", y=1)
-            self._bars, self._rates, self._spread = _rates(panels["rates"])
-            self._missed, self._called_back = _patients(panels["rates"], operating)
-            shapes = [
-                self._cross, self._elsewhere, self._point, self._cells, self._bars, self._spread,
-            ]  # fmt: skip
-            self._recalls: dict[str, Text] = {}
-            if several:
-                self._towers, self._recalls, self._recall_spread = _recalls(panels["recalls"], operating)
-                shapes += [self._towers, self._recall_spread]
-            texts = (
-                self._threshold, self._place, self._missed, self._called_back, self._title,
-                *self._counts.values(), *self._rates.values(), *self._recalls.values(),
-            )  # fmt: skip
-            self.picture = _MovingPicture(figure, shapes, texts)
+            self._bars = _Bars(panels["rates"], BARS, _patients(operating))
+            self._towers = _Towers(panels["recalls"], operating) if operating.positives else None
+            parts: list[_Part] = [self._curve, self._matrix, self._bars]
+            parts += [self._towers] if self._towers else []
+            self.picture = _MovingPicture(figure, parts, (self._threshold, self._place))
 
     def png(self, point: OperatingPoint, place: str, *, restated: bool = False) -> bytes:
         """The picture of one point.
@@ -95,40 +100,68 @@ class Panels:
         """
         self._threshold.set_text(f"threshold {digits(point.threshold)}")
         self._place.set_text(place)
-        self._missed.set_text(written(point.missed, 1))
-        self._called_back.set_text(written(point.called_back, 1))
-        self._title.set_text(f"{self._level}; hollow: restated" if restated else self._level)
-
-        self._point.set_data([point.found["recall"]], [point.found["precision"]])
-        (x, left, right), (y, low, high) = point.rates["recall"], point.rates["precision"]
-        self._elsewhere.set_data([x] if restated else [], [y] if restated else [])
-        self._cross.set_segments(_defined([[(left, y), (right, y)], [(x, low), (x, high)]]))
-
-        counts = point.counts
-        totals = {"tp": counts["tp"] + counts["fn"], "fp": counts["fp"] + counts["tn"]}
-        totals |= {"fn": totals["tp"], "tn": totals["fp"]}
-        shares = {name: counts[name] / totals[name] for name in CELLS}
-        self._cells.set_facecolor([_BLUES(share / 1.2) for share in shares.values()])
-        for name, share in shares.items():
-            self._counts[name].set(text=f"{counts[name]:,}", color=ink_over(share))
-            self._counts[f"share of {name}"].set(text=f"{share:.1%}", color=ink_over(share))
-
-        rates = np.array([point.rates[name] for name in BARS])  # (5, 3): value, low, high
-        places = np.arange(len(rates))
-        self._bars.set_verts(_boxes(0, places, rates[:, 0], 0.34))
-        self._spread.set_segments(_defined(np.stack([rates[:, 1:], _twice(places + 0.17)], axis=2)))
-        for name, text in self._rates.items():
-            text.set_text(written(point.rates[name]))
-
-        if self._recalls:
-            recalls = np.array(list(point.recalls.values()))  # (7, 3)
-            places = np.arange(len(recalls))
-            self._towers.set_verts(_boxes(places - 0.32, 0, 0.64, recalls[:, 0]))
-            self._recall_spread.set_segments(_defined(np.stack([_twice(places), recalls[:, 1:]], axis=2)))
-        for name, text in self._recalls.items():
-            value = point.recalls[name].value
-            text.set_text("–" if np.isnan(value) else f"{value:.2f}")
+        self._curve.fill([point], restated=restated)
+        self._matrix.fill(point.counts)
+        self._bars.fill(point.rates, (point.missed, point.called_back))
+        if self._towers:
+            self._towers.fill(point.recalls)
         return self.picture.png()
+
+
+class TriagePanels:
+    """The picture of one level where cases between two thresholds are inconclusive; as `Panels`."""
+
+    def __init__(self, operating: OperatingPoints, marks: Mapping[str, float]) -> None:
+        with matplotlib.rc_context(STYLE):
+            panels, figure = _mosaic(operating, 6.4, 1.4)
+            self._curve = _Curve(panels["curve"], operating, marks, triage=True)
+            self._thresholds = panels["matrix"].set_title(" ", y=1)
+            self._matrix = _Matrix(panels["matrix"], operating, _ANSWERED)
+            self._place = panels["rates"].set_title(" ", y=1)
+            lines = {"inconclusive": "a reader decides about"} | _patients(operating, triage=True)
+            self._bars = _Bars(panels["rates"], TRIAGE_BARS | _keyed(TRIAGE_BARS), lines)
+            colours = (AMBER, FRACTURED)
+            self._towers = _Towers(panels["recalls"], operating, colours) if operating.positives else None
+            parts: list[_Part] = [self._curve, self._matrix, self._bars]
+            parts += [self._towers] if self._towers else []
+            self.picture = _MovingPicture(figure, parts, (self._thresholds, self._place))
+
+    def png(self, point: TriagePoint, place: str, *, restated: bool = False) -> bytes:
+        """The picture of two thresholds; options as `Panels.png`."""
+        low, high = point.low, point.high
+        self._thresholds.set_text(f"inconclusive {digits(low.threshold)} – {digits(high.threshold)}")
+        self._place.set_text(place)
+        self._curve.fill([low, high], restated=restated)
+        self._matrix.fill(point.counts)
+        self._bars.fill(triage_rates(point), (point.workload, low.missed, high.called_back))
+        if self._towers:
+            self._towers.fill(low.recalls, high.recalls)
+        return self.picture.png()
+
+
+def triage_rates(point: TriagePoint) -> dict[str, Estimate]:
+    """The rates of `TRIAGE_BARS`."""
+    return {
+        "coverage": point.coverage,
+        "inconclusive_rate": point.inconclusive_rate,
+        "recall_deferred_found": point.low.rates["recall"],
+        "recall_deferred_lost": point.high.rates["recall"],
+        "precision": point.high.rates["precision"],
+        "npv": point.low.rates["npv"],
+    }
+
+
+def _keyed(bars: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """The bars of the two recalls with the signs of their points on the curve."""
+    signs = {"recall_deferred_found": "●", "recall_deferred_lost": "■"}
+    return {name: (f"{sign} {bars[name][0]}", bars[name][1]) for name, sign in signs.items()}
+
+
+def _mosaic(operating: OperatingPoints, height: float, upper: float) -> tuple[dict[str, Axes], Figure]:
+    """Four panels (without vertebrae three) of a figure so many inches high, the upper so much higher."""
+    figure = Figure(figsize=(8.8, height), dpi=100)  # as wide as most notebooks
+    last = "recalls" if operating.positives else "rates"
+    return figure.subplot_mosaic([["curve", "rates"], ["matrix", last]], height_ratios=[upper, 1]), figure
 
 
 def _defined(segments: ArrayLike) -> list[NDArray[np.float64]]:
@@ -148,100 +181,229 @@ def _boxes(x: ArrayLike, y: ArrayLike, width: ArrayLike, height: ArrayLike) -> l
     return list(np.stack([across, np.stack([y, y, y + height, y + height], axis=1)], axis=2))
 
 
-def _curve(
-    axes: Axes, operating: OperatingPoints, marks: Mapping[str, float]
-) -> tuple[Line2D, Line2D, LineCollection]:
-    """The precision–recall curve in its band, with the marks; the two points and the cross to be moved."""
-    band = operating.band
-    if band is None:
-        axes.text(0.5, 0.5, "too few patients for a band", color=GREY, ha="center", fontsize=9)
-    else:
-        axes.fill_between(band["recall"], band["low"], band["high"], color=INTACT, alpha=0.15, linewidth=0)
-    draw_pr(axes, operating.cases)
-    for marker, (name, threshold) in zip(_MARKERS, marks.items(), strict=False):
-        found = operating.at(threshold).found
-        style: dict[str, Any] = {"ms": 9, "mfc": "none", "mec": INK, "linestyle": "none"}
-        label = f"{name} {digits(threshold)}"
-        axes.plot([found["recall"]], [found["precision"]], marker, label=label, **style)
-    if marks:  # off the curve
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, fontsize=9)
-    axes.set_xlabel("recall (curve, band and chance as observed)")
-    axes.add_collection(cross := LineCollection([], color=INK, linewidth=1.2, zorder=4), autolim=False)
-    (elsewhere,) = axes.plot([], [], "o", mfc="white", mec=INK, ms=9, zorder=5)
-    (point,) = axes.plot([], [], "o", color=INK, ms=10, mec="white", zorder=6)
-    return point, elsewhere, cross
+class _Curve:
+    """The precision–recall curve in its band, with marks; a point that moves, or two and the piece between.
+
+    Args:
+        axes: that it fills.
+        operating: of the level.
+        marks: name → threshold.
+        triage: whether there are two points.
+    """
+
+    def __init__(
+        self, axes: Axes, operating: OperatingPoints, marks: Mapping[str, float], *, triage: bool = False
+    ) -> None:
+        band, self._level = operating.band, level_name(operating.cases)
+        if band is None:
+            axes.text(0.5, 0.5, "too few patients for a band", color=GREY, ha="center", fontsize=9)
+        else:
+            axes.fill_between(
+                band["recall"], band["low"], band["high"], color=INTACT, alpha=0.15, linewidth=0
+            )
+        draw_pr(axes, operating.cases)
+        for marker, (name, threshold) in zip(_MARKERS, marks.items(), strict=False):
+            found = operating.at(threshold).found
+            style: dict[str, Any] = {"ms": 9, "mfc": "none", "mec": INK, "linestyle": "none"}
+            label = f"{name} {digits(threshold)}"
+            axes.plot([found["recall"]], [found["precision"]], marker, label=label, **style)
+        if marks:  # off the curve
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, fontsize=9)
+        axes.set_xlabel("recall (curve, band and chance as observed)")
+        axes.add_collection(cross := LineCollection([], color=INK, linewidth=1.2, zorder=4), autolim=False)
+        (elsewhere,) = axes.plot([], [], "o", mfc="white", mec=INK, ms=9, zorder=5)
+        points = [axes.plot([], [], "o", color=INK, ms=10, mec="white", zorder=6)[0]]
+        self._between: list[Line2D] = []
+        if triage:
+            points += axes.plot([], [], "s", color=INK, ms=9, mec="white", zorder=6)
+            (between,) = axes.step([], [], where="post", color=AMBER, linewidth=4, solid_capstyle="butt")
+            self._between = [between]
+            self._falling = pr_curve(operating.cases.label, operating.cases.probability)
+        self._cross, self._elsewhere, self._points = cross, elsewhere, points
+        self._title = axes.set_title(" ", y=1)
+        self.shapes, self.texts = [*self._between, cross, elsewhere, *points], [self._title]
+
+    def fill(self, points: Sequence[OperatingPoint], *, restated: bool) -> None:
+        """Show these points."""
+        self._title.set_text(f"{self._level}; hollow: restated" if restated else self._level)
+        lines, hollow = [], []
+        for point, shown in zip(points, self._points, strict=True):
+            shown.set_data([point.found["recall"]], [point.found["precision"]])
+            (x, left, right), (y, low, high) = point.rates["recall"], point.rates["precision"]
+            lines += [[(left, y), (right, y)], [(x, low), (x, high)]]
+            hollow += [(x, y)] if restated else []
+        self._elsewhere.set_data([x for x, _ in hollow], [y for _, y in hollow])
+        self._cross.set_segments(_defined(lines))
+        for line in self._between:
+            first, last = np.searchsorted(self._falling["threshold"], [each.threshold for each in points])
+            kept = np.unique(np.linspace(first, last, _POINTS).astype(int))
+            line.set_data(self._falling["recall"].iloc[kept], self._falling["precision"].iloc[kept])
 
 
-def _matrix(axes: Axes, operating: OperatingPoints) -> tuple[PolyCollection, dict[str, Text]]:
-    """Cells of the confusion matrix, to be filled; observed in rows, predicted in columns."""
-    counts = operating.at(0).counts
-    axes.set(xlim=(0, 2), ylim=(0, 2))
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_xticks([0.5, 1.5], ["predicted\nfractured", "predicted\nintact"])
-    fractured, intact = counts["tp"] + counts["fn"], counts["fp"] + counts["tn"]
-    axes.set_yticks([0.5, 1.5], [f"intact\n{intact:,}", f"fractured\n{fractured:,}"])
-    x, y = np.array(list(CELLS.values())).T
-    axes.add_collection(cells := PolyCollection(_boxes(x, y, 1, 1), edgecolor="white", linewidth=2))
-    texts = {}
-    for name, (x, y) in CELLS.items():
-        texts[name] = axes.text(x + 0.5, y + 0.56, "", ha="center", fontsize=12)
-        texts[f"share of {name}"] = axes.text(x + 0.5, y + 0.3, "", ha="center", fontsize=12)
-    return cells, texts
+class _Matrix:
+    """Shares of the observed rows, fractured above intact; columns are what was predicted.
+
+    Args:
+        axes: that it fills.
+        operating: whose cases are counted.
+        columns: in words → the counts in it, of the fractured and of the intact.
+    """
+
+    def __init__(
+        self, axes: Axes, operating: OperatingPoints, columns: Mapping[str, tuple[str, str]]
+    ) -> None:
+        all_called = operating.at(0).counts
+        self._of = all_called["tp"], all_called["fp"]  # fractured, intact
+        axes.set(xlim=(0, len(columns)), ylim=(0, 2))
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_xticks(np.arange(len(columns)) + 0.5, list(columns))
+        axes.set_yticks([0.5, 1.5], [f"intact\n{self._of[1]:,}", f"fractured\n{self._of[0]:,}"])
+        places = {
+            name: (x, 1 - row) for x, names in enumerate(columns.values()) for row, name in enumerate(names)
+        }
+        x, y = np.array(list(places.values())).T
+        axes.add_collection(cells := PolyCollection(_boxes(x, y, 1, 1), edgecolor="white", linewidth=2))
+        self.shapes, self._texts = (cells,), {}
+        for name, (x, y) in places.items():
+            self._texts[name] = [
+                axes.text(x + 0.5, y + height, "", ha="center", fontsize=12) for height in (0.56, 0.3)
+            ]
+        self._rows = {name: 1 - y for name, (_, y) in places.items()}
+
+    @property
+    def texts(self) -> list[Text]:
+        """What is written."""
+        return [text for pair in self._texts.values() for text in pair]
+
+    def fill(self, counts: Mapping[str, int]) -> None:
+        """Show these numbers."""
+        shares = {name: counts[name] / self._of[row] for name, row in self._rows.items()}
+        self.shapes[0].set_facecolor([_BLUES(share / 1.2) for share in shares.values()])
+        for name, share in shares.items():
+            for text, words in zip(self._texts[name], (f"{counts[name]:,}", f"{share:.1%}"), strict=True):
+                text.set(text=words, color=ink_over(share))
 
 
-def _rates(axes: Axes) -> tuple[PolyCollection, dict[str, Text], LineCollection]:
-    """Bars of the rates, to be filled, each over a pale track from 0 to 1; and their whiskers."""
-    axes.set(xlim=(0, 1), ylim=(6.85, -0.55), xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    places, texts = np.arange(len(BARS)), {}
-    axes.add_collection(PolyCollection(_boxes(0, places, 1, 0.34), color=PALE, linewidth=0))
-    for y, (name, (label, _)) in enumerate(BARS.items()):
-        axes.text(0, y - 0.13, label)
-        texts[name] = axes.text(1, y - 0.13, "", ha="right", weight="bold")
-    colours = [colour for _, colour in BARS.values()]
-    axes.add_collection(bars := PolyCollection(_boxes(0, places, 0, 0.34), facecolor=colours, linewidth=0))
-    axes.add_collection(whiskers := LineCollection([], color=INK, linewidth=1.6), autolim=False)
-    return bars, texts, whiskers
+class _Bars:
+    """Bars of rates from 0 to 1, each over a pale track, with whiskers; and lines of patients below.
+
+    Args:
+        axes: that they fill.
+        bars: rate → how it is called, and its colour.
+        patients: what is counted of 1,000 patients → who they are.
+    """
+
+    def __init__(self, axes: Axes, bars: Mapping[str, tuple[str, str]], patients: Mapping[str, str]) -> None:
+        axes.set(xlim=(0, 1), ylim=(len(bars) - 0.35 + 1.1 * len(patients), -0.55), xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        self._places = np.arange(len(bars))
+        axes.add_collection(PolyCollection(_boxes(0, self._places, 1, 0.34), color=PALE, linewidth=0))
+        self._texts = {}
+        for y, (name, (label, _)) in enumerate(bars.items()):
+            axes.text(0, y - 0.13, label)
+            self._texts[name] = axes.text(1, y - 0.13, "", ha="right", weight="bold")
+        colours, nothing = [colour for _, colour in bars.values()], _boxes(0, self._places, 0, 0.34)
+        axes.add_collection(bodies := PolyCollection(nothing, facecolor=colours, linewidth=0))
+        axes.add_collection(whiskers := LineCollection([], color=INK, linewidth=1.6), autolim=False)
+        self.shapes, self._patients = (bodies, whiskers), []
+        heights = len(bars) + 0.25 + 1.1 * np.arange(len(patients))
+        for y, (name, line) in zip(heights, patients.items(), strict=True):
+            axes.text(0, y, f"{name} per 1,000")
+            axes.text(0, y + 0.45, f"patients {line}", color=GREY, fontsize=9)
+            self._patients.append(axes.text(1, y, "", ha="right", weight="bold"))
+
+    @property
+    def texts(self) -> list[Text]:
+        """What is written, rates first."""
+        return [*self._texts.values(), *self._patients]
+
+    def fill(self, rates: Mapping[str, Estimate], patients: Sequence[Estimate]) -> None:
+        """Show these numbers."""
+        found, (bodies, whiskers) = np.array([rates[name] for name in self._texts]), self.shapes  # (n, 3)
+        bodies.set_verts(_boxes(0, self._places, found[:, 0], 0.34))
+        whiskers.set_segments(_defined(np.stack([found[:, 1:], _twice(self._places + 0.17)], axis=2)))
+        for name, text in self._texts.items():
+            text.set_text(written(rates[name]))
+        for text, number in zip(self._patients, patients, strict=True):
+            text.set_text(written(number, 1))
 
 
-def _patients(axes: Axes, operating: OperatingPoints) -> tuple[Text, Text]:
-    """The two lines below the rates, to be filled."""
+def _patients(operating: OperatingPoints, *, triage: bool = False) -> dict[str, str]:
+    """What is counted of 1,000 patients → who they are; of triage those who are answered wrongly."""
     level, unit = operating.level, operating.cases.level
-    whose = {
-        "all": (f"fractured, no {unit} flagged", f"intact, {'an' if unit == 'image' else 'a'} {unit} flagged")
-    }
-    whose |= {"patient": ("fractured, not flagged", "intact, flagged")}
-    lines = whose.get(level, (f"with {level} fractured, not flagged", f"with {level} intact, flagged"))
-    texts = []
-    for y, name, line in zip((5.25, 6.35), ("missed", "called back"), lines, strict=True):
-        axes.text(0, y, f"{name} per 1,000")
-        axes.text(0, y + 0.45, f"patients {line}", color=GREY, fontsize=9)
-        texts.append(axes.text(1, y, "", ha="right", weight="bold"))
-    return texts[0], texts[1]
+    none, some = (f"every {unit} negative", "positive") if triage else (f"no {unit} flagged", "flagged")
+    alone = "negative" if triage else "not flagged"
+    whose = {"all": (f"fractured, {none}", f"intact, {'an' if unit == 'image' else 'a'} {unit} {some}")}
+    whose |= {"patient": (f"fractured, {alone}", f"intact, {some}")}
+    lines = whose.get(level, (f"with {level} fractured, {alone}", f"with {level} intact, {some}"))
+    return dict(zip(("missed", "called back"), lines, strict=True))
 
 
-def _recalls(
-    axes: Axes, operating: OperatingPoints
-) -> tuple[PolyCollection, dict[str, Text], LineCollection]:
-    """Bars of the recall of each vertebra, to be filled; and their whiskers."""
-    level, names, texts = operating.level, list(operating.positives), {}
-    places = np.arange(len(names))
-    axes.set(xlim=(-0.5, 6.5), ylim=(0, 1.14), yticks=[0, 0.5, 1])
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
-    axes.set_xticks(places, [f"{name}\n{count:,}" for name, count in operating.positives.items()])
-    axes.set_title("recall of patients, by fracture" if level == "patient" else "recall of each vertebra")
-    chosen = [level in (name, "all", "patient") for name in names]
-    for x, name in enumerate(names):
-        weight = "bold" if chosen[x] else "normal"
-        texts[name] = axes.text(x, 1.06, "", ha="center", weight=weight)
-    colours = [to_rgba(FRACTURED, 1 if here else 0.35) for here in chosen]
-    axes.add_collection(towers := PolyCollection(_boxes(places, 0, 0, 0), facecolor=colours, linewidth=0))
-    axes.add_collection(whiskers := LineCollection([], color=INK, linewidth=1.6), autolim=False)
-    return towers, texts, whiskers
+class _Towers:
+    """The recall of each vertebra as bars with whiskers; those of the level bold and in full colour.
+
+    Args:
+        axes: that they fill.
+        operating: of the level; their numbers of fractures stand below.
+        colours: of the bars; of two, those behind take what is inconclusive as found, in front as lost.
+    """
+
+    def __init__(self, axes: Axes, operating: OperatingPoints, colours: Sequence[str] = (FRACTURED,)) -> None:
+        level, names = operating.level, list(operating.positives)
+        self._places = np.arange(len(names))
+        axes.set(xlim=(-0.5, 6.5), ylim=(0, 1.02 + 0.12 * len(colours)), yticks=[0, 0.5, 1])
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.set_xticks(self._places, [f"{name}\n{count:,}" for name, count in operating.positives.items()])
+        axes.set_title("recall of patients, by fracture" if level == "patient" else "recall of each vertebra")
+        chosen = [level in (name, "all", "patient") for name in names]
+        weights = ["bold" if here else "normal" for here in chosen]
+        self.texts: list[Text] = []
+        self._bodies, self._whiskers = [], []
+        for place, colour in enumerate(colours):
+            faded = [to_rgba(colour, 1 if here else 0.35) for here in chosen]
+            height = 1.06 + 0.12 * (len(colours) - 1 - place)
+            if len(colours) > 1:
+                word = "lost" if place else "found"
+                axes.text(-0.6, height, word, ha="right", color=GREY, fontsize=9)
+            self.texts += [
+                axes.text(x, height, "", ha="center", weight=weight) for x, weight in enumerate(weights)
+            ]
+            nothing = _boxes(self._places, 0, 0, 0)
+            self._bodies.append(PolyCollection(nothing, facecolor=faded, linewidth=0))
+            self._whiskers.append(LineCollection([], color=INK, linewidth=1.6))
+        for moving in self.shapes:
+            axes.add_collection(moving, autolim=False)
+
+    @property
+    def shapes(self) -> list[Collection]:
+        """What is drawn, in this order."""
+        return [*self._bodies, *self._whiskers]
+
+    def fill(self, *recalls: Mapping[str, Estimate]) -> None:
+        """Show these numbers, of each colour."""
+        texts = iter(self.texts)
+        for place, found in enumerate(recalls):
+            numbers = np.array(list(found.values()))  # (7, 3)
+            aside = 0.2 * (place - (len(recalls) - 1) / 2)  # whiskers beside one another
+            self._bodies[place].set_verts(_boxes(self._places - 0.32, 0, 0.64, numbers[:, 0]))
+            ends = np.stack([_twice(self._places + aside), numbers[:, 1:]], axis=2)
+            self._whiskers[place].set_segments(_defined(ends))
+            for value in numbers[:, 0]:
+                next(texts).set_text("–" if np.isnan(value) else f"{value:.2f}")
+
+
+class _Part(Protocol):
+    """What of a panel moves."""
+
+    @property
+    def shapes(self) -> Sequence[Artist]: ...
+
+    @property
+    def texts(self) -> Sequence[Text]: ...
 
 
 class _MovingPicture:
@@ -249,18 +411,20 @@ class _MovingPicture:
 
     Args:
         figure: drawn once, without these artists; its layout is settled then.
-        shapes: what moves, in the order of drawing.
-        texts: what moves, on one line each and without markup; they keep their places.
+        parts: whose shapes move, in the order of drawing, and texts, on one line each and without markup;
+            they keep their places.
+        texts: others that do.
     """
 
-    def __init__(self, figure: Figure, shapes: Sequence[Artist], texts: Sequence[Text]) -> None:
-        self._shapes, self._texts = shapes, texts
+    def __init__(self, figure: Figure, parts: Sequence[_Part], texts: Sequence[Text]) -> None:
+        self._shapes = [shape for part in parts for shape in part.shapes]
+        self._texts = [*texts, *(text for part in parts for text in part.texts)]
         self._canvas = FigureCanvasAgg(figure)
-        for artist in (*shapes, *texts):
+        for artist in (*self._shapes, *self._texts):
             artist.set_animated(True)  # left out of the still background
         self._canvas.draw()
         figure.set_layout_engine("none")  # nothing may shift from here on
-        for text in texts:  # onto whole pixels, where Pillow's text is matplotlib's
+        for text in self._texts:  # onto whole pixels, where Pillow's text is matplotlib's
             x, y = text.get_transform().transform(text.get_position())
             text.set(transform=IdentityTransform(), position=(round(x), round(y)))
         self._background = self._canvas.copy_from_bbox(figure.bbox)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import pandas as pd
 
 from cspine_helpers.decisions.guarantees import Guarantee
@@ -28,10 +29,18 @@ from cspine_helpers.slider.operating_point import (
     OperatingPoint,
     OperatingPoints,
     Presets,
+    TriagePoint,
     digits,
     weigh,
 )
-from cspine_helpers.slider.picture import BARS, Panels, written
+from cspine_helpers.slider.picture import (
+    BARS,
+    TRIAGE_BARS,
+    Panels,
+    TriagePanels,
+    triage_rates,
+    written,
+)
 
 STEP = 0.001  # of one press of an arrow key; Page Up and Down move five
 BUILTIN, PRACTICE = "builtin", "practice"  # the run that comes with the project, and its copy to freeze in
@@ -51,6 +60,11 @@ class ThresholdExplorer:
     called back without a fracture, and whether the threshold is a guaranteed one. Rates and patients can be
     restated for another prevalence. Where no kernel runs, the notebook shows the picture it was saved with.
 
+    With `defer` the slider has a second handle, and cases three answers: negative below the threshold,
+    positive from the upper handle on, inconclusive between the two, where a reader decides. It then shows
+    coverage, the recall with inconclusive fractures counted as found by the reader and as lost, and how many
+    of 1,000 patients the reader has to decide about (see `decisions.triage`).
+
     Args:
         predictions: predictions table, of one split as a rule.
         decision: where the slider starts, at its level, marked as chosen there.
@@ -58,15 +72,17 @@ class ThresholdExplorer:
         guarantees: of `guarantee_on_validation`, or of a frozen decision; marked at their levels.
         freeze: run folder in which a button freezes what the slider shows (of the built-in run in a copy),
             with a second one to undo it; or what the button calls instead, with the guarantee that covers it,
-            if one does: `freeze(decision, guarantees=...)`.
+            if one does: `freeze(decision, guarantees=...)`. Only the threshold is frozen.
+        defer: where the second handle starts; None: there is none.
 
     Example:
-        >>> explorer = ThresholdExplorer(predictions, threshold=0.3)
-        >>> explorer.threshold, explorer.level
-        (0.3, 'all')
+        >>> explorer = ThresholdExplorer(predictions, threshold=0.3, defer=0.6)
+        >>> explorer.threshold, explorer.defer, explorer.level
+        (0.3, 0.6, 'all')
 
     Raises:
-        ValueError: the table breaks its schema, or holds one class only; see `Presets`.
+        ValueError: the table breaks its schema, or holds one class only; see `Presets`; `defer` lies below
+            the threshold to start at.
     """
 
     def __init__(
@@ -77,16 +93,18 @@ class ThresholdExplorer:
         threshold: float | None = None,
         guarantees: Guarantee | Iterable[Guarantee] = (),
         freeze: str | Path | Callable[..., object] | None = None,
+        defer: float | None = None,
     ) -> None:
         self._freeze, self._presets = freeze, Presets(predictions, decision, threshold, guarantees)
         self._threshold = self._presets.start
+        self._upper = None if defer is None else self._above(defer)
         self._weights = weigh(self._presets.cases)
         self._operating: dict[str, OperatingPoints] = {}
         self._undo: Callable[[], None] = lambda: None
-        self._panels: dict[str, Panels] = {}
+        self._panels: dict[str, Any] = {}
         self._make_controls()
         share = ipywidgets.Label("% of patients fractured")
-        rows = [[self._slider, self._box, self._levels], [self._other, self._percent, share]]
+        rows = [[self._slider, *self._boxes, self._levels], [self._other, self._percent, share]]
         rows[1] += self._jumps.values()
         rows += [[self._freezer.widget]] if freeze is not None else []
         controls = [ipywidgets.HBox(row, layout=_WRAP) for row in rows]
@@ -97,14 +115,20 @@ class ThresholdExplorer:
 
     def _make_controls(self) -> None:
         style = {"description_width": "auto"}
-        self._slider = ipywidgets.FloatSlider(
-            value=_nearest_step(self._threshold), min=0, max=1, step=STEP, readout=False,
-            description="Threshold", layout={"flex": "1 1 360px"},
+        one = self._upper is None
+        self._slider = (ipywidgets.FloatSlider if one else ipywidgets.FloatRangeSlider)(
+            value=self._steps(), min=0, max=1, step=STEP, readout=False,
+            description="Threshold" if one else "Inconclusive", layout={"flex": "1 1 360px"},
         )  # fmt: skip
-        self._box = ipywidgets.BoundedFloatText(
-            value=self._threshold, min=0, max=1, step=10**-DECIMALS,
-            description="exactly", style=style, layout={"width": "190px"},
-        )  # fmt: skip
+        names = {"exactly": "190px"} if one else {"negative below": "210px", "positive from": "210px"}
+        self._boxes = [
+            ipywidgets.BoundedFloatText(
+                value=value, min=0, max=1, step=10**-DECIMALS,
+                description=name, style=style, layout={"width": width},
+            )
+            for value, (name, width) in zip(self._handles(), names.items(), strict=True)
+        ]  # fmt: skip
+        self._box = self._boxes[0]
         self._levels = ipywidgets.Dropdown(
             options=[(level_name(self._presets.at_level(level)), level) for level in self._presets.levels],
             value=self._presets.level, description="Level", style=style, layout={"width": "200px"},
@@ -124,23 +148,55 @@ class ThresholdExplorer:
         self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
         self._numbers = ipywidgets.HTML()
         parts = {"threshold": self._box, "level": self._levels, "other": self._other}
+        parts |= {"defer": self._boxes[-1]} if not one else {}
         for name, part in (parts | {"numbers": self._numbers}).items():
             part.add_class(f"cspine-{name}")  # by which it is found on the page
         self._slider.observe(lambda change: self._slide(change["new"]), names="value")
-        self._box.observe(lambda change: self._move(change["new"]), names="value")
+        self._box.observe(lambda change: self._move(change["new"], self._upper), names="value")
+        if not one:
+            self._boxes[1].observe(lambda change: self._move(self._threshold, change["new"]), names="value")
         for control in (self._levels, self._other, self._percent):
             control.observe(lambda _: self._redraw(), names="value")
         for name, button in self._jumps.items():
-            button.on_click(lambda _, name=name: self._move(self._presets.at(self.level)[name]))
+            button.on_click(lambda _, name=name: self._move(self._presets.at(self.level)[name], self._upper))
 
     @property
     def threshold(self) -> float:
-        """Where the slider is; set it to move it (to the fewest decimals that change no call)."""
+        """Where the slider is; set it to move it (to the fewest decimals that change no call).
+
+        Beyond the second handle it takes that one along.
+        """
         return self._threshold
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        self._move(self._presets.readable(value))
+        self._move(self._presets.readable(value), self._upper)
+
+    @property
+    def defer(self) -> float | None:
+        """Where the second handle is, up to which cases are inconclusive; None: there is none. Can be set."""
+        return self._upper
+
+    @defer.setter
+    def defer(self, value: float) -> None:
+        if self._upper is None:
+            raise ValueError(
+                "This slider has one handle. Make one with two: ThresholdExplorer(…, defer=0.6)."
+            )
+        self._move(self._threshold, self._above(value))
+
+    def _above(self, value: float) -> float:
+        """A place for the second handle in the fewest decimals.
+
+        Raises:
+            ValueError: it lies below the threshold, or is none.
+        """
+        if (upper := self._presets.readable(value)) < self._threshold:
+            raise ValueError(
+                f"Cases are inconclusive from the threshold, {digits(self._threshold)}, up to defer; found "
+                f"{digits(upper)}, which lies below it. Give one that does not, or lower the threshold."
+            )
+        return upper
 
     @property
     def level(self) -> str:
@@ -175,29 +231,53 @@ class ThresholdExplorer:
 
         Level, threshold, prevalence (None: as observed), counts, and each rate, `missed_per_1000`,
         `called_back_per_1000` and the recall of each vertebra (`recall_C1` …) with `_low` and `_high`.
+
+        With a second handle also `defer`, `inconclusive_per_1000`, and `recall_lost_C1` … beside `recall_C1`
+        …, which takes inconclusive fractures as found; the rates are those of `evaluate_triage`, and the
+        predictive value of negative answers, `npv`.
         """
         point = self._point()
         shown: dict[str, Any] = {"level": self.level, "threshold": self.threshold}
+        if isinstance(point, TriagePoint):
+            low, high, rates = point.low, point.high, triage_rates(point)
+            shown |= {"defer": self.defer}
+            patients = {"inconclusive_per_1000": point.workload}
+            lost = {f"recall_lost_{name}": found for name, found in high.recalls.items()}
+        else:
+            low, high, rates, patients, lost = point, point, point.rates, {}, {}
         shown |= {"prevalence": self.prevalence, **point.counts}
-        recalls = {f"recall_{name}": found for name, found in point.recalls.items()}
-        patients = {"missed_per_1000": point.missed, "called_back_per_1000": point.called_back}
-        for name, (value, low, high) in (point.rates | patients | recalls).items():
-            shown |= {name: value, f"{name}_low": low, f"{name}_high": high}
+        recalls = {f"recall_{name}": found for name, found in low.recalls.items()} | lost
+        patients |= {"missed_per_1000": low.missed, "called_back_per_1000": high.called_back}
+        for name, (value, lower, upper) in (rates | patients | recalls).items():
+            shown |= {name: value, f"{name}_low": lower, f"{name}_high": upper}
         return shown
 
-    def _slide(self, value: float) -> None:
-        """Follow the slider, which knows its steps only, and reports one when it is first shown."""
-        if _nearest_step(value) != _nearest_step(self._threshold):
-            self._move(_nearest_step(value))
+    def _handles(self) -> list[float]:
+        return [self._threshold] if self._upper is None else [self._threshold, self._upper]
 
-    def _move(self, threshold: float) -> None:
-        if threshold == self._threshold:
-            return
-        self._threshold = threshold
-        if _nearest_step(self._slider.value) != _nearest_step(threshold):  # else it would tug at the hand
-            self._slider.value = _nearest_step(threshold)
-        self._box.value = threshold
-        self._redraw()
+    def _steps(self) -> Any:
+        """The handles' places, as the slider takes them: it knows its steps only."""
+        steps = tuple(map(_nearest_step, self._handles()))
+        return steps if len(steps) > 1 else steps[0]
+
+    def _slide(self, value: float | tuple[float, float]) -> None:
+        """Follow the slider, which reports its steps also when it is first shown: those move nothing."""
+        steps = [_nearest_step(each) for each in np.atleast_1d(value)]
+        places = zip(steps, self._handles(), strict=True)
+        self._move(*(step if step != _nearest_step(place) else place for step, place in places))
+
+    def _move(self, threshold: float, upper: float | None = None) -> None:
+        """Place the handles, the upper at least as high as the lower."""
+        places = threshold, None if upper is None else max(threshold, upper)
+        moved = places != (self._threshold, self._upper)
+        self._threshold, self._upper = places
+        steps = np.atleast_1d(self._slider.value).tolist()
+        if [_nearest_step(each) for each in steps] != np.atleast_1d(self._steps()).tolist():
+            self._slider.value = self._steps()  # else it would tug at the hand
+        for box, place in zip(self._boxes, self._handles(), strict=True):
+            box.value = place
+        if moved:
+            self._redraw()
 
     def _at_level(self) -> OperatingPoints:
         if self.level not in self._operating:
@@ -208,8 +288,10 @@ class ThresholdExplorer:
     def _both_kinds(self) -> bool:
         return 0 < self._at_level().prevalence < 1
 
-    def _point(self) -> OperatingPoint:
-        return self._at_level().at(self.threshold, self.prevalence)
+    def _point(self) -> OperatingPoint | TriagePoint:
+        if self._upper is None:
+            return self._at_level().at(self.threshold, self.prevalence)
+        return self._at_level().triage(self.threshold, self._upper, self.prevalence)
 
     def _place(self) -> str:
         if self.prevalence is None:
@@ -219,7 +301,8 @@ class ThresholdExplorer:
     def _redraw(self) -> None:
         level, marks = self.level, self._presets.at(self.level)
         if level not in self._panels:
-            self._panels[level] = Panels(self._at_level(), marks)
+            panels = Panels if self._upper is None else TriagePanels
+            self._panels[level] = panels(self._at_level(), marks)
         self._other.disabled = not self._both_kinds()
         for name, button in self._jumps.items():
             button.layout.display = None if name in marks else "none"
@@ -229,16 +312,27 @@ class ThresholdExplorer:
         self._numbers.value = _paragraph(self._words(point), role="status")
         self._freezer.withdraw()
 
-    def _words(self, point: OperatingPoint) -> str:
+    def _words(self, point: OperatingPoint | TriagePoint) -> str:
         """The picture in words."""
         made = self._at_level().cases.aggregation
         by = f", by {made.phrase}," if made else ""
-        counts = ", ".join(f"{name} {count:,}" for name, count in point.counts.items())
-        rates = ", ".join(f"{label} {written(point.rates[name])}" for name, (label, _) in BARS.items())
+        where = f"{level_name(self._at_level().cases)}{by} "
+        if isinstance(point, TriagePoint):
+            low, high, bars, found = point.low, point.high, TRIAGE_BARS, triage_rates(point)
+            where += (
+                f"negative below {digits(low.threshold)}, positive from {digits(high.threshold)}, "
+                "inconclusive between"
+            )
+            patients = f"inconclusive {written(point.workload, 1)}, "
+        else:
+            low, high, bars, found, patients = point, point, BARS, point.rates, ""
+            where += f"at threshold {digits(point.threshold)}"
+        counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in point.counts.items())
+        rates = ", ".join(f"{label} {written(found[name])}" for name, (label, _) in bars.items())
         words = (
-            f"{level_name(self._at_level().cases)}{by} at threshold {digits(point.threshold)}: {counts}. "
-            f"{self._place().capitalize()}: {rates}; of 1,000 patients missed {written(point.missed, 1)}, "
-            f"called back without fracture {written(point.called_back, 1)}."
+            f"{where}: {counts}. "
+            f"{self._place().capitalize()}: {rates}; of 1,000 patients {patients}missed "
+            f"{written(low.missed, 1)}, called back without fracture {written(high.called_back, 1)}."
         )
         return f"{words} {self._presets.standing(self.level, self.threshold)}".rstrip()
 
@@ -248,6 +342,8 @@ class ThresholdExplorer:
         words = [f"Freeze threshold {digits(self.threshold)} at {level} level?"]
         if self._presets.guarantee(self.level, self.threshold):
             words.append("The guarantee holds for it.")
+        if self._upper is not None:
+            words.append("What is inconclusive above it is not frozen with it.")
         if run is None:
             return " ".join([*words, "The test split is then opened with it; choose no other after that."])
         if run != Path(str(self._freeze)):
