@@ -2,6 +2,7 @@
 
     python benchmarks/explanations.py train reference mask_pooling    about ten minutes each on one core
     python benchmarks/explanations.py train                           all of them, one after another
+    python benchmarks/explanations.py measure                         the tables of the built-in run
 
 The short trainings have the recipe of the built-in run with fewer epochs, and keep the last. `seed_1` and
 `random_labels` (those of other patients) begin with random weights. `reference`, `mask_pooling` and
@@ -9,6 +10,7 @@ The short trainings have the recipe of the built-in run with fewer epochs, and k
 """
 
 import argparse
+import copy
 import os
 import shutil
 from dataclasses import asdict, replace
@@ -17,12 +19,39 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from accelerate import Accelerator
+from torch import nn
 
-from cspine_helpers.checkpoints import load_run
+from cspine_helpers.checkpoints import Run, load_run
 from cspine_helpers.cohort import read_cohort
+from cspine_helpers.dataset.sequence import SequenceDataset
+from cspine_helpers.evaluation.cases import Cases
+from cspine_helpers.evaluation.intervals import compare
+from cspine_helpers.evaluation.resampling import mean_by_patient
+from cspine_helpers.explain.localisation import localise, trivial_maps
+from cspine_helpers.explain.maps import METHODS, Method, map_sequences
+from cspine_helpers.explain.mask_ablation import (
+    ablate_masks,
+    broken_neighbour,
+    changed_masks,
+    mask_ablation_table,
+    neighbour_effect,
+    own_masks,
+)
+from cspine_helpers.explain.sanity import (
+    Mapper,
+    agreement,
+    agreement_table,
+    cascade,
+    parts,
+    passes,
+    sanity_table,
+)
 from cspine_helpers.files import paths
-from cspine_helpers.labels import UID, write_labels
+from cspine_helpers.files.tables import write_table
+from cspine_helpers.inference.prediction import predict
+from cspine_helpers.labels import UID, expand, read_labels, write_labels
 from cspine_helpers.packed import read_manifest, write_manifest
+from cspine_helpers.phantom.cohort import CohortConfig, fracture_truth, make_cohort, neighbour_masks
 from cspine_helpers.splits import studies_of
 from cspine_helpers.training.config import TrainConfig
 from cspine_helpers.training.run import check_vacant, train, train_task
@@ -40,6 +69,14 @@ EPOCHS = {  # of slices and of sequences; the built-in run has 80 and 8
 POOLING = {"mask_pooling": "avgmax_mask", "mask_inside": "avgmax_inside"}
 BEGUN = ("reference", *POOLING)  # with the built-in run's encoders
 PERMUTATION_SEED = 14
+CHECKED: tuple[Method, ...] = ("grad_cam", "hires_cam", "layer_cam", "gradient_input")
+CENTRAL = 2  # of a sequence's five channels, the position's own slice
+RECALL = 0.95  # that a run's threshold reaches on the validation split
+AGAINST = (("builtin_inside", "builtin"), ("mask_pooling", "reference"), ("mask_inside", "reference"))
+FRESH = {
+    "fresh": CohortConfig(studies=200, seed=2614),
+    "hard": CohortConfig(studies=200, seed=2611, difficulty="hard"),
+}
 
 
 def settings_of(name: str) -> Settings:
@@ -101,18 +138,184 @@ def permuted(split: pd.DataFrame) -> dict[str, str]:
     return donor
 
 
+# ------------------------------------------------------------------------------------ what is measured
+
+
+def one_a_patient(samples: pd.DataFrame) -> pd.DataFrame:
+    """The first fractured vertebra of each patient who has one: a sequence a patient costs least."""
+    return samples[samples["label"] == 1].drop_duplicates(UID).reset_index(drop=True)
+
+
+def measure_sanity(runs: Path, out: Path) -> None:
+    """`sanity.csv`, the cascade; `sanity_checks.csv`, who passes, and what other patients' labels teach."""
+    run, cohort = load_run(paths.run_dir(RUN)), read_cohort(paths.cohort_dir(COHORT))
+    samples = one_a_patient(cohort.samples["test"])
+    truth = fracture_truth(cohort.folder, samples)
+    slices, size = run.config.slices, run.config.size
+    dataset = SequenceDataset(samples, cohort.packed, slices=slices, size=size)
+    central = np.stack([dataset[n]["sequence"][:, CENTRAL].numpy() for n in range(len(dataset))])
+    edges = trivial_maps(central)["edges"]
+
+    def mapper(method: Method) -> Mapper:
+        def maps(model: nn.Module) -> np.ndarray:
+            its = replace(run, model=model)
+            return map_sequences(its, samples, cohort.packed, method=method).values  # noqa: PD011
+
+        return maps
+
+    mapped: dict[str, Mapper] = {method: mapper(method) for method in CHECKED}
+    mapped["edges"] = lambda model: edges
+    steps = [part for part in parts(run.model) if part != "slice_head"]  # no part of a vertebra's logit
+    rows, patients = cascade(run.model, mapped, truth=truth, steps=steps, seeds=(0, 1)), samples[UID]
+    write_table(sanity_table(rows, patients), out / "sanity.csv", sealed=True)
+    checks, others = passes(rows, patients), []
+    other = load_run(runs / "random_labels")
+    trained = rows[rows["step"] == 0].set_index("method")["auroc"]
+    for method in checks["method"]:
+        maps = edges if method == "edges" else mapped[method](other.model)
+        found = localise(maps, truth)["auroc"].to_numpy()
+        lost = mean_by_patient(trained[method].to_numpy() - found, patients)
+        others.append((found.mean(), *lost))
+    names = ["auroc_labels", "labels_lost", "labels_lost_low", "labels_lost_high"]
+    checks[names] = others
+    write_table(checks, out / "sanity_checks.csv", sealed=True)
+
+
+def measure_agreement(runs: Path, out: Path) -> None:
+    """`agreement.csv`: between methods, between seeds, and with a network of other patients' labels."""
+    run, cohort = load_run(paths.run_dir(RUN)), read_cohort(paths.cohort_dir(COHORT))
+    samples, tables = one_a_patient(cohort.samples["test"]), []
+
+    def maps(its: Run, method: Method) -> np.ndarray:
+        return map_sequences(its, samples, cohort.packed, method=method).values  # noqa: PD011
+
+    methods = {name: maps(run, name) for name in METHODS if name != "occlusion"}  # takes a minute a case
+    found = agreement_table(agreement(methods), samples[UID])
+    tables.append(found.assign(comparison="methods", method=""))
+    for comparison, names in (("seeds", ["seed_1"]), ("labels", ["random_labels"])):
+        others = {name: load_run(runs / name) for name in names}
+        for method in CHECKED:
+            each = {"seed_0": methods[method]} | {name: maps(its, method) for name, its in others.items()}
+            found = agreement_table(agreement(each), samples[UID])
+            tables.append(found.assign(comparison=comparison, method=method))
+    write_table(pd.concat(tables, ignore_index=True), out / "agreement.csv", sealed=True)
+
+
+def measure_mask_ablation(runs: Path, out: Path) -> None:
+    """`mask_ablation.csv`: the built-in run when its mask is another."""
+    run, cohort = load_run(paths.run_dir(RUN)), read_cohort(paths.cohort_dir(COHORT))
+    samples = cohort.samples["test"]
+    own = own_masks(samples, cohort.packed, slices=run.config.slices, size=run.config.size)
+    masks = changed_masks(own, samples) | {"neighbour": neighbour_masks(cohort.folder, samples)}
+    broken = (samples["label"] == 1).to_numpy()
+    truth = np.zeros_like(own)
+    truth[broken] = fracture_truth(cohort.folder, samples[broken])
+    rows = ablate_masks(run, samples, cohort.packed, masks, truth=truth)
+    write_table(mask_ablation_table(rows), out / "mask_ablation.csv", sealed=True)
+
+
+def inside_alone(run: Run) -> Run:
+    """The run as it was trained, with its features pooled inside the mask."""
+    model = copy.deepcopy(run.model)
+    model.config = replace(run.config, pooling="avgmax_inside")
+    return replace(run, model=model)
+
+
+def fresh_cohorts() -> dict[str, Path]:
+    """Phantoms of other seeds, on which nothing was chosen, made where they are not there."""
+    found = {}
+    for name, config in FRESH.items():
+        found[name] = paths.cohort_dir(f"explanations_{name}")
+        make_cohort(found[name], config)
+    return found
+
+
+def measure_neighbours(runs: Path, out: Path) -> None:
+    """`neighbours.csv`, false alarms beside broken bone; `pooling.csv`, what pooling in the mask changes.
+
+    Each run's threshold is the highest that finds 95 % of the fractures of the validation split.
+    """
+    shipped, cohort = load_run(paths.run_dir(RUN)), read_cohort(paths.cohort_dir(COHORT))
+    trained = {name: load_run(runs / name) for name in BEGUN}
+    its = {"builtin": shipped, "builtin_inside": inside_alone(shipped), **trained}
+    where = {"test": (cohort.samples["test"], cohort.packed)}
+    for name, folder in fresh_cohorts().items():
+        labels = read_labels(folder / "train.csv")
+        where[name] = expand(labels, labels[UID].tolist()), folder / "packed"
+    thresholds, tables, predicted = {}, [], {}
+    for run_name, run in its.items():
+        table = predict(run, cohort.samples["validation"], cohort.packed, split="validation")
+        of_fractured = np.sort(table["probability"][table["label"] == 1])
+        thresholds[run_name] = float(of_fractured[int((1 - RECALL) * len(of_fractured))])
+        for place, (samples, packed_dir) in where.items():
+            found = predict(run, samples, packed_dir, split="test")
+            predicted[run_name, place] = found
+            effect = neighbour_effect(found, threshold=thresholds[run_name])
+            tables.append(effect.assign(run=run_name, cohort=place, threshold=thresholds[run_name]))
+    write_table(pd.concat(tables, ignore_index=True), out / "neighbours.csv", sealed=True)
+    rows = []
+    for place in where:
+        for run_name, against in AGAINST:
+            pair = [(predicted[name, place], thresholds[name]) for name in (against, run_name)]
+            rows.append(pooling_rows(*pair).assign(cohort=place, run=run_name, against=against))
+    write_table(pd.concat(rows, ignore_index=True), out / "pooling.csv", sealed=True)
+
+
+def pooling_rows(first: tuple[pd.DataFrame, float], second: tuple[pd.DataFrame, float]) -> pd.DataFrame:
+    """Two runs on the same vertebrae, by patient: the second less the first.
+
+    AUROC of all vertebrae, with intact ones that have a broken neighbour alone and with the others alone; how
+    well the probability of an intact vertebra tells that its neighbour is broken (0.5: it does not); rates at
+    each run's threshold.
+    """
+    beside = broken_neighbour(first[0])
+    fractured = (first[0]["label"] == 1).to_numpy()
+    kinds = {
+        "all": (np.ones(len(beside), dtype=bool), fractured),
+        "beside broken": (fractured | beside, fractured),
+        "apart": (fractured | ~beside, fractured),
+        "neighbour told": (~fractured, beside),
+    }
+    tables = []
+    for vertebrae, (kept, label) in kinds.items():
+        pair = [Cases.of(table.assign(label=label.astype(int))[kept]) for table, _ in (first, second)]
+        limits = {"threshold": first[1], "other_threshold": second[1]}
+        found = compare(*pair, **limits, keep_undefined=True).assign(vertebrae=vertebrae, n=int(kept.sum()))
+        wanted = ("auroc",) if vertebrae == "neighbour told" else ("auroc", "average_precision", "recall",
+                                                                     "specificity")  # fmt: skip
+        tables.append(found[found["metric"].isin(wanted)])
+    found = pd.concat(tables, ignore_index=True).rename(columns={"value": "reference"})
+    columns = ["vertebrae", "metric", "reference", "other", "difference", "low", "high", "n"]
+    return found[columns]
+
+
+MEASURED = {
+    "sanity": measure_sanity,
+    "agreement": measure_agreement,
+    "mask_ablation": measure_mask_ablation,
+    "neighbours": measure_neighbours,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("what", choices=("train",))
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to train: {', '.join(EPOCHS)}")
+    parser.add_argument("what", choices=("train", "measure"))
+    known = f"to train: {', '.join(EPOCHS)}; to measure: {', '.join(MEASURED)}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all; {known}")
     parser.add_argument(
         "--folder", type=Path, default=paths.run_dir("explain"), help="where the short trainings are"
     )
+    parser.add_argument("--out", type=Path, default=paths.run_dir(RUN) / "measured", help="of the tables")
     options = parser.parse_args()
-    if unknown := set(options.names) - set(EPOCHS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(EPOCHS)}")
-    for name in options.names or EPOCHS:
-        train_short(name, options.folder / name)
+    there = EPOCHS if options.what == "train" else MEASURED
+    if unknown := set(options.names) - set(there):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(there)}")
+    for name in options.names or there:
+        if options.what == "train":
+            train_short(name, options.folder / name)
+        else:
+            options.out.mkdir(parents=True, exist_ok=True)
+            MEASURED[name](options.folder, options.out)
 
 
 if __name__ == "__main__":
