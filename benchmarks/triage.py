@@ -15,13 +15,12 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from cspine_helpers.checkpoints import load_run
-from cspine_helpers.cohort import read_cohort
 from cspine_helpers.decisions.confidence import disagreement, map_features
 from cspine_helpers.explain.maps import map_sequences
 from cspine_helpers.files import paths
 from cspine_helpers.files.tables import read_columns, write_table
 from cspine_helpers.inference.prediction import PREDICTIONS, predict
-from cspine_helpers.labels import UID
+from cspine_helpers.labels import UID, expand, read_labels
 from cspine_helpers.phantom.cohort import CohortConfig, make_cohort
 from cspine_helpers.predictions import read_predictions, write_predictions
 
@@ -56,30 +55,29 @@ def keep(name: str, features: pd.DataFrame) -> None:
     print(f"{path}: {len(features)} rows, {', '.join(features.columns)}")
 
 
-def of_sequences(name: str, folder: Path) -> pd.DataFrame:
+def of_sequences(name: str, packed: Path) -> pd.DataFrame:
     """Features of the maps of each row of the predictions, weighed by attention, on the map's own grid."""
-    run, cohort, rows = load_run(paths.run_dir(RUNS[name])), read_cohort(folder), predictions_of(name)
+    run, rows = load_run(paths.run_dir(RUNS[name])), predictions_of(name)
     parts = []
     for start in range(0, len(rows), AT_ONCE):
         some = rows.iloc[start : start + AT_ONCE].reset_index(drop=True)
-        maps = map_sequences(run, some, cohort.packed, method=METHOD, weigh_by_attention=False)
+        maps = map_sequences(run, some, packed, method=METHOD, weigh_by_attention=False)
         parts.append(map_features(maps.values, maps.attention))
         print(f"{name}: {start + len(some)} of {len(rows)} maps", flush=True)
     return rows[KEYS].join(pd.concat(parts, ignore_index=True).assign(method=METHOD, layer=maps.layer))
 
 
 def hard_cohort(folder: Path) -> Path:
-    """The hard phantoms, made in a folder unless they are there; predicted where they are not."""
-    make_cohort(folder, HARD)
-    cohort, run = read_cohort(folder), load_run(paths.run_dir(RUNS["hard"]))
-    if not table_path("hard", "predictions").is_file():
-        samples = pd.concat(list(cohort.samples.values()), ignore_index=True).sort_values([UID, "vertebra"])
-        table_path("hard").parent.mkdir(exist_ok=True)
-        write_predictions(
-            predict(run, samples.reset_index(drop=True), cohort.packed, split="test"),
-            table_path("hard", "predictions"),
-        )
-    return folder
+    """The packed hard phantoms, made in a folder unless they are there; predicted unless they were."""
+    if not (folder / "cohort.json").is_file():
+        make_cohort(folder, HARD)
+    path = table_path("hard", "predictions")
+    if not path.is_file():
+        samples = expand(read_labels(folder / "train.csv"))
+        path.parent.mkdir(exist_ok=True)
+        found = predict(load_run(paths.run_dir(RUNS["hard"])), samples, folder / "packed", split="test")
+        write_predictions(found, path)
+    return folder / "packed"
 
 
 def of_members(name: str, folders: list[Path]) -> pd.DataFrame:
@@ -103,7 +101,7 @@ def main() -> None:
     if options.what == "members":
         keep(options.cohort, of_members(options.cohort, options.folders))
     elif options.cohort == "builtin":
-        keep("builtin", of_sequences("builtin", paths.cohort_dir("builtin")))
+        keep("builtin", of_sequences("builtin", paths.cohort_dir("builtin") / "packed"))
     elif options.cohort == "hard":
         with TemporaryDirectory() as made:
             keep("hard", of_sequences("hard", hard_cohort(options.folder or Path(made) / "hard")))

@@ -3,8 +3,16 @@ import pandas as pd
 import pytest
 from conftest import RSNA, needs_rsna
 from scipy.stats import binom, binomtest
+from simulated import patients, table_of
 
-from cspine_helpers.decisions.simulation import Population, Truth, simulate_guarantee
+from cspine_helpers.decisions.simulation import (
+    Population,
+    Truth,
+    _World,
+    simulate_guarantee,
+    simulate_triage,
+)
+from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.figures.curves import guarantee_picture
 from cspine_helpers.labels import read_labels
 from cspine_helpers.predictions import from_wide
@@ -158,3 +166,61 @@ def test_real_patients_drawn_again_keep_the_promise():
 def test_unusable_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# ------------------------------------------------------------------------------------------------- triage
+
+
+@pytest.mark.slow
+def test_deferral_leaves_the_guarantee_as_it_is_whatever_defers():
+    """An adversary can lose fractures, but not call them negative: violations, with deferral on, are few."""
+    delta = 0.1
+    found = simulate_triage(redraws=200, patients=60, delta=delta, names=["map_entropy"]).set_index(
+        "confidence"
+    )
+    alone = found.loc["none"]
+    assert (found["low"] <= delta).all()
+    assert 0.01 < alone["violation_rate"] <= delta + 0.03  # not 0, or this would show nothing
+    same = ["no_threshold", "violations", "recall_5", "recall_50", "recall_95"]
+    assert (found.drop("search")[same] == alone[same]).all(axis=None)
+    assert (found.drop(["none", "search"])["coverage"] < 0.85).all()
+    assert found.loc["adversarial", "recall_lost"] < found.loc["random", "recall_lost"] - 0.1
+
+
+def test_triage_in_a_world_is_answered_as_its_recall_says():
+    """One redraw by hand: recall with deferred found is that of p_low, with lost that of the cut."""
+    table = table_of(*patients(np.random.default_rng(3), 300))
+    world = _World(table, None, ["distance"])
+    found = world.redraw(40, 0.8, 0.1, 0.5, np.random.default_rng(5))
+    rng = np.random.default_rng(5)
+    known, _ = world.draw(40, rng)
+    highest = known.probability.reshape(80, 7).max(axis=1)
+    p_low = np.sort(highest[:40])[int(binom.ppf(0.1, 40, 0.2)) - 1]  # so many misses are allowed, and no more
+    assert binom.cdf(int(binom.ppf(0.1, 40, 0.2)) - 1, 40, 0.2) <= 0.1
+    suspected = np.sort(highest[highest >= p_low])
+    cut = suspected[len(suspected) // 2]
+    ill, best = Population(table).fractured, Population(table).probabilities.max(axis=1)
+    assert ill.any(axis=1).all()
+    asked, recall, lost, coverage = found["distance"]
+    everybody = Cases.of(table).patients().probability
+    assert (asked, recall, lost) == (0.8, (best >= p_low).mean(), (best >= cut).mean())
+    assert coverage == ((everybody < p_low) | (everybody >= cut)).mean()
+    assert found["none"][:2] == (asked, recall)
+
+
+def test_where_no_threshold_is_guaranteed_everything_is_suspected_and_nothing_violated():
+    found = simulate_triage(patients=5, recall=0.99, redraws=3, names=["distance"]).set_index("confidence")
+    assert (found.drop("search")[["no_threshold", "violations"]] == [3, 0]).all(axis=None)
+    assert (found.drop("search")["recall_50"] == 1).all()
+
+
+def test_worlds_that_cannot_be_simulated_are_refused():
+    table = table_of(*patients(np.random.default_rng(0), 30))
+    with pytest.raises(ValueError, match="one patient and one redraw; found 0 and 2"):
+        simulate_triage(patients=0, redraws=2)
+    with pytest.raises(ValueError, match="share to defer lies between 0 and 1; found 1"):
+        simulate_triage(deferred=1)
+    with pytest.raises(ValueError, match="30 of 30 patients have a fracture"):
+        simulate_triage(table.assign(label=1))
+    with pytest.raises(ValueError, match="C1 … C7 each; found 209 vertebrae of 30 studies"):
+        simulate_triage(table.iloc[1:])

@@ -144,6 +144,8 @@ def test_no_patient_is_judged_by_a_cut_that_was_chosen_on_it(images):
 def test_guarantees_of_a_search_share_delta(predictions):
     found = shared_guarantees(predictions, [0.9, 0.8, 0.8], level="patient", delta=0.1)
     assert [(each.target.recall, each.target.delta) for each in found] == [(0.8, 0.05), (0.9, 0.05)]
+    ties = predictions.assign(probability=0.5)
+    assert [each.target.recall for each in shared_guarantees(ties, [0.8, 0.9], level="patient")] == [0.9]
     few = predictions.head(70)
     with pytest.raises(ValueError, match="No threshold guarantees recall of patients"):
         shared_guarantees(few, [0.99], level="patient")

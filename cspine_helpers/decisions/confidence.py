@@ -352,7 +352,7 @@ def usable(features: pd.DataFrame | None) -> list[str]:
         features: as `fit_confidence` takes them.
     """
     there: set[str] = set() if features is None else set(map(str, features.columns))
-    needs = {
+    needs: dict[str, set[str]] = {
         "disagreement": {"disagreement"},
         "map_entropy": {"entropy"},
         "map_area": {area_column(ALPHA)},
@@ -360,7 +360,7 @@ def usable(features: pd.DataFrame | None) -> list[str]:
         "mask_area": {f"{MASK}{area_column(ALPHA)}"},
     }
     found = [name for name in CONFIDENCES if needs.get(name, set()) <= there]
-    some = there & set.union(*needs.values())
+    some = any(each & there for each in needs.values())
     return found if some else [name for name in found if name != "combination"]
 
 

@@ -134,7 +134,7 @@ def shared_guarantees(
         aggregation: see `RecallTarget`.
 
     Returns:
-        Those that have a threshold, each made with its part of δ.
+        Those that have a threshold, each made with its part of δ; of equal thresholds that of most recall.
 
     Example:
         >>> found = shared_guarantees(predictions, [0.5, 0.7], level="patient")
@@ -152,8 +152,9 @@ def shared_guarantees(
         for recall in asked
     ]
     made = [guarantee_on_validation(predictions, target) for target in targets]
-    if found := [each for each in made if each.threshold is not None]:
-        return found
+    by_threshold = {each.threshold: each for each in made if each.threshold is not None}  # recalls rise
+    if by_threshold:
+        return list(by_threshold.values())
     made[0].require()
     raise AssertionError("a guarantee without a threshold says so")
 
@@ -182,15 +183,22 @@ def patient_confidence(cases: Cases, confidence: ArrayLike, p_low: float) -> Flo
     return np.nanmax(cases.wide(suspected), axis=1)
 
 
-class _Part(NamedTuple):
-    """Patients (or other cases) as they are answered: labels, which are below p_low, confidences."""
+class Answered(NamedTuple):
+    """Patients by their vertebrae, or other cases, with all that an answer depends on.
+
+    Attributes:
+        labels: (N,) of 0/1.
+        below: (N,) below p_low.
+        confidence: (N,) of the case, or `patient_confidence`.
+    """
 
     labels: NDArray[np.int_]
     below: NDArray[np.bool_]
     confidence: Floats
 
     @classmethod
-    def of(cls, cases: Cases, confidence: Floats, p_low: float, *, by_vertebra: bool) -> "_Part":
+    def of(cls, cases: Cases, confidence: Floats, p_low: float, *, by_vertebra: bool) -> "Answered":
+        """Of cases; patients, where vertebrae answer for them."""
         if by_vertebra:
             confidence = patient_confidence(cases, confidence, p_low)
             cases = cases.patients(Aggregation("max"))
@@ -398,8 +406,8 @@ def _settings(
     if unknown := [name for name in names if name not in CONFIDENCES]:
         check_choice("confidence", unknown[0], CONFIDENCES)
     for name, alpha in [(None, None), *of]:
-        answered = partial(
-            _part,
+        made_of = partial(
+            _answered,
             features=features,
             name=name,
             alpha=alpha,
@@ -407,10 +415,10 @@ def _settings(
             folds=folds,
             by_vertebra=by_vertebra,
         )
-        whole, pairs = answered(cases), []
+        whole, pairs = made_of(cases), []
         for each in range(folds):
             among, out = _alone(cases, fold != each), _alone(cases, fold == each)
-            pairs.append((answered(among), answered(out, among)))
+            pairs.append((made_of(among), made_of(out, among)))
         for share in (0.0,) if name is None else deferred:
             cut = None if name is None else whole.cut(share)
             if name is not None and cut is None:
@@ -429,7 +437,7 @@ def _settings(
             yield _Setting(row, whole.answers(cut), values, held_out)
 
 
-def _part(
+def _answered(
     cases: Cases,
     others: Cases | None = None,
     *,
@@ -439,7 +447,7 @@ def _part(
     p_low: float,
     folds: int,
     by_vertebra: bool,
-) -> _Part:
+) -> Answered:
     """Cases as they are answered: by a confidence fitted on others, or among themselves."""
     options: dict[str, Any] = {} if alpha is None else {"alpha": alpha}
     if name is None:
@@ -448,7 +456,7 @@ def _part(
         sure = cross_fitted_confidence(name, cases, features, p_low=p_low, folds=folds, **options)
     else:
         sure = fit_confidence(name, others, features, p_low=p_low, **options).of(cases, features)
-    return _Part.of(cases, sure, p_low, by_vertebra=by_vertebra)
+    return Answered.of(cases, sure, p_low, by_vertebra=by_vertebra)
 
 
 def _alone(cases: Cases, kept: NDArray[np.bool_]) -> Cases:
