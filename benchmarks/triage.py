@@ -73,7 +73,8 @@ def hard_cohort(folder: Path) -> Path:
         make_cohort(folder, HARD)
     path = table_path("hard", "predictions")
     if not path.is_file():
-        samples = expand(read_labels(folder / "train.csv"))
+        labels = read_labels(folder / "train.csv")
+        samples = expand(labels, labels[UID].tolist())
         path.parent.mkdir(exist_ok=True)
         found = predict(load_run(paths.run_dir(RUNS["hard"])), samples, folder / "packed", split="test")
         write_predictions(found, path)

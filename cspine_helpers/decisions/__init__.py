@@ -1,5 +1,13 @@
 """From probabilities to calls: thresholds, their guarantees, and the test split, opened once."""
 
+from cspine_helpers.decisions.confidence import (
+    CONFIDENCES,
+    Confidence,
+    cross_fitted_confidence,
+    disagreement,
+    fit_confidence,
+    map_features,
+)
 from cspine_helpers.decisions.frozen_triage import freeze_triage, read_triage, triage_on_test
 from cspine_helpers.decisions.guarantees import (
     RecallTarget,
@@ -7,7 +15,7 @@ from cspine_helpers.decisions.guarantees import (
     guarantee_recall,
     patients_needed,
 )
-from cspine_helpers.decisions.simulation import simulate_guarantee
+from cspine_helpers.decisions.simulation import simulate_guarantee, simulate_triage
 from cspine_helpers.decisions.test_split import (
     DECISION,
     evaluate_on_test,
@@ -29,4 +37,11 @@ from cspine_helpers.decisions.triage import (
     deferral_curve,
     evaluate_triage,
     patient_answers,
+)
+from cspine_helpers.decisions.triage_search import (
+    SearchRule,
+    patient_confidence,
+    search_triage,
+    shared_guarantees,
+    winner_of,
 )

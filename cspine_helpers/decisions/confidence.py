@@ -94,8 +94,8 @@ def map_features(
     Example:
         >>> blob = np.zeros((1, 4, 4))
         >>> blob[0, 1, 1:3] = 2.0
-        >>> map_features(blob, alphas=[0.5])[["entropy", "area_0.5", "grid"]].iloc[0].tolist()
-        [0.25, 0.125, '4×4']
+        >>> map_features(blob, alphas=[0.5])[["entropy", "area_0.5", "grid"]].to_dict("records")
+        [{'entropy': 0.25, 'area_0.5': 0.125, 'grid': '4×4'}]
 
     Raises:
         ValueError: maps of another shape, without a case, or with values that are not finite; attention of
