@@ -18,6 +18,7 @@ from cspine_helpers.explain.localisation import (
     localise,
     trivial_maps,
 )
+from cspine_helpers.explain.maps import Maps
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,14 @@ def test_the_table_has_means_of_cases_and_intervals_of_patients():
             differences(table, reference=reference)
     sure = localisation_table({"cam": base.assign(pointing=1.0)}, patients=patients)
     assert sure.set_index("metric").loc["pointing", "low"] < 0.9  # 20 patients cannot show certainty
+
+
+def test_maps_that_know_their_image_are_held_to_its_size(cases):
+    truth, _, maps = cases
+    known = Maps(maps, "grad_cam", "blocks", (32, 32), np.zeros(3), np.zeros((3, 5)))
+    pd.testing.assert_frame_equal(localise(known, truth), localise(maps, truth))
+    with pytest.raises(ValueError, match=r"another grid than the maps: \(16, 16\) pixels, and images of"):
+        localise(known, truth[..., ::2, ::2])
 
 
 def test_what_cannot_be_judged_is_refused(cases):

@@ -186,7 +186,7 @@ def attention_scores(table: pd.DataFrame, *, confidence: float = 0.95) -> pd.Dat
             "Use a cohort whose manifest holds slice_truth, such as the built-in one."
         )
     weighed = table.assign(profile=intact_profile(table)).merge(each[[UID, "vertebra"]], on=[UID, "vertebra"])
-    known = each["profile_auroc"].notna().all()
+    known = bool(each["profile_auroc"].notna().all())
     patients, uniform_share = each[UID].to_numpy(), each["uniform_share"].mean()
     rows: list[tuple[float | str, ...]] = []
     for title, name, uniform in (

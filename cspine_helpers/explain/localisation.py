@@ -7,7 +7,7 @@ their own grid, truth (N, T, H, W) or (N, H, W).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,22 @@ QUANTILES = (0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.975, 0.98, 0.985, 0.99, 
 _CENTRE = 0.25  # standard deviation of the centre prior, as a share of each side
 _RESAMPLES = 1000
 _SAME = 1e-9
+
+
+@runtime_checkable
+class OfPixels(Protocol):
+    """Maps that know the size of the image they are of, such as `explain.maps.Maps`."""
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """Raw and signed, on their own grid."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the image, pixels."""
+
+
+AnyMaps = ArrayLike | OfPixels
 
 
 # 1. Maps that know nothing.
@@ -111,7 +127,7 @@ def at_pixels(maps: ArrayLike, height: int, width: int) -> NDArray[np.float32]:
 
 
 def localise(
-    maps: ArrayLike,
+    maps: AnyMaps,
     truth: ArrayLike,
     *,
     inside: ArrayLike | None = None,
@@ -121,7 +137,7 @@ def localise(
     """How well each case's map localises what is true of it.
 
     Args:
-        maps: (N, T, h, w) or (N, h, w), raw and signed, on their own grid.
+        maps: (N, T, h, w) or (N, h, w), raw and signed, on their own grid; or a `Maps` of them.
         truth: 0/1 on the pixels, (N, T, H, W) or (N, H, W); each case has a 1.
         inside: where the vertebra is, of the truth's shape; without it `auroc_inside` is NaN.
         tolerance: pixels that the maximum may lie beside the truth, in its own slice.
@@ -176,7 +192,7 @@ def localise(
     return pd.DataFrame(rows, columns=[*METRICS, "chance"])
 
 
-def best_iou_quantile(maps: ArrayLike, truth: ArrayLike, *, quantiles: Sequence[float] = QUANTILES) -> float:
+def best_iou_quantile(maps: AnyMaps, truth: ArrayLike, *, quantiles: Sequence[float] = QUANTILES) -> float:
     """The quantile whose threshold gives the highest mean IoU, to be chosen on validation.
 
     Args:
@@ -193,13 +209,21 @@ def best_iou_quantile(maps: ArrayLike, truth: ArrayLike, *, quantiles: Sequence[
         >>> best_iou_quantile(truth.astype(float), truth, quantiles=(0.8, 0.9, 0.95))
         0.9
     """
+    return float(quantiles[iou_at(maps, truth, quantiles=quantiles).mean(axis=0).argmax()])
+
+
+def iou_at(maps: AnyMaps, truth: ArrayLike, *, quantiles: Sequence[float] = QUANTILES) -> NDArray[np.float64]:
+    """IoU of each case at each quantile, (N, quantiles); see `best_iou_quantile`.
+
+    Example:
+        >>> truth = np.eye(4, dtype=int)[None]
+        >>> iou_at(truth * 1.0, truth, quantiles=(0.5, 0.75)).tolist()
+        [[0.5, 1.0]]
+    """
     values, true = _checked(maps, truth)
-    tried = _check_quantiles(quantiles)
-    found = [
-        _Order.of(at_pixels(one, *its.shape[-2:]), its).ious(tried)
-        for one, its in zip(values, true, strict=True)
-    ]
-    return float(tried[np.mean(found, axis=0).argmax()])
+    tried, size = _check_quantiles(quantiles), true.shape[-2:]
+    pairs = zip(values, true, strict=True)
+    return np.stack([_Order.of(at_pixels(one, *size), its).ious(tried) for one, its in pairs])
 
 
 class _Order(NamedTuple):
@@ -255,9 +279,17 @@ def _pointing(cells: NDArray[np.float32], true: NDArray[np.bool_], tolerance: fl
 # 3. What goes in.
 
 
-def _checked(maps: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _checked(maps: AnyMaps, truth: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Maps (N, T, h, w) and truth (N, T, H, W) that fit; of radiographs, T = 1."""
-    values, true = np.asarray(maps, dtype=np.float32), _binary(truth, "The truth")
+    true = _binary(truth, "The truth")
+    if isinstance(maps, OfPixels) and not isinstance(maps, np.ndarray):
+        if tuple(maps.size) != true.shape[-2:]:
+            raise ValueError(
+                f"The truth is on another grid than the maps: {true.shape[-2:]} pixels, and images of "
+                f"{tuple(maps.size)}. Take the truth in the packed frame."
+            )
+        maps = maps.values  # noqa: PD011
+    values: NDArray[np.float32] = np.asarray(maps, dtype=np.float32)
     fits = values.ndim == true.ndim and values.ndim in (3, 4) and values.shape[:-2] == true.shape[:-2]
     if not fits or not values.size or values.shape[-2] * true.shape[-1] != values.shape[-1] * true.shape[-2]:
         raise ValueError(
@@ -267,12 +299,14 @@ def _checked(maps: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float32], ND
     if values.ndim == 3:
         values, true = values[:, None], true[:, None]
     axes = (1, 2, 3)
-    if (bad := ~np.isfinite(values).all(axis=axes)).any():
+    bad = np.asarray(~np.isfinite(values).all(axis=axes))
+    if bad.any():
         raise ValueError(
             f"Maps hold NaN or infinite values in {bad.sum()} of {len(bad)} cases (rows "
             f"{listing(np.flatnonzero(bad))}). Compute them again in float32."
         )
-    if (empty := ~true.any(axis=axes)).any():
+    empty = np.asarray(~true.any(axis=axes))
+    if empty.any():
         raise ValueError(
             f"No pixel is true in {empty.sum()} of {len(empty)} cases (rows "
             f"{listing(np.flatnonzero(empty))}), so that nothing can be localised. Judge "
@@ -425,7 +459,7 @@ def mean_of_cases(
     patients make them worth. Else they are those of `mean_interval`, and may be of differences.
     """
     whose = pd.factorize(patients)[0]
-    above, below = np.bincount(whose, value), np.bincount(whose).astype(np.float64)
+    above, below = (np.bincount(whose, its).astype(np.float64) for its in (value, np.ones(len(value))))
     mean = float(value.mean())
     if not is_hit or len(below) < 2:
         return mean, *mean_interval(shares_of((above, below)), confidence)

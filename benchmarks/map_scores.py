@@ -1,0 +1,218 @@
+"""Maps of the shipped runs against the truth, case by case: `measured/maps.csv` and `perturbation.csv`.
+
+    python -m benchmarks.map_scores builtin            validation and test of the built-in cohort
+    python -m benchmarks.map_scores hard --cohort DIR  200 phantoms that are hard to read, made where missing
+    python -m benchmarks.map_scores fracatlas          validation and test of FracAtlas
+
+Fractured cases only: there is nothing to localise in the others. The threshold of the IoU is chosen on
+validation, method by method, and each row names it. Occlusion is not measured: it runs the network once for
+each window.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from cspine_helpers.checkpoints import load_run
+from cspine_helpers.cohort import read_cohort
+from cspine_helpers.explain.attention import attention_table
+from cspine_helpers.explain.localisation import (
+    METRICS,
+    QUANTILES,
+    attention_maps,
+    best_iou_quantile,
+    iou_at,
+    localise,
+    trivial_maps,
+)
+from cspine_helpers.explain.maps import METHODS, map_sequences
+from cspine_helpers.explain.perturbation import perturb_sequences, perturbation_curves
+from cspine_helpers.files.paths import cohort_dir, run_dir
+from cspine_helpers.files.tables import write_table
+from cspine_helpers.labels import UID, expand, read_labels
+from cspine_helpers.model.forward import as_on_a_cpu
+from cspine_helpers.packed import MASK, open_sequence, sequence_path
+from cspine_helpers.phantom.cohort import CohortConfig, fracture_truth, make_cohort
+from cspine_helpers.radiographs.cohort import read_radiograph_cohort
+from cspine_helpers.radiographs.maps import framed, map_radiographs
+from cspine_helpers.radiographs.task import load_radiograph_run
+
+MEASURED = "measured"
+HARD = CohortConfig(studies=200, seed=2611, difficulty="hard")
+MAPPED = tuple(name for name in METHODS if name != "occlusion")
+OWN_MASK = "own_mask"  # of a radiograph network: the probability of each cell
+RADIOGRAPH_TOLERANCE = 15.0  # pixels of a frame of 448 × 384, as Zhang et al. allow of images of such a size
+CENTRAL = 2  # of the five intensity channels
+FEW_SHARES = (0.0, 0.005, 0.02, 0.1, 0.4, 1.0)  # of the larger radiographs
+Maps = dict[str, NDArray[np.float32]]
+
+
+def sequence_maps(run_name: str, packed: Path, samples: pd.DataFrame) -> Iterator[tuple[str, NDArray]]:
+    """Maps of some samples by name, trivial ones and attention too; then "inside" and "probability"."""
+    run = load_run(run_dir(run_name))
+    whole = np.stack(
+        [
+            open_sequence(sequence_path(packed, *which))
+            for which in samples[[UID, "vertebra"]].itertuples(index=False)
+        ]
+    )
+    inside = whole[..., MASK] > 127
+    yield from trivial_maps(whole[..., CENTRAL], inside=inside).items()
+    table = attention_table(run, samples, packed)
+    weights = table["attention"].to_numpy().reshape(len(samples), run.config.slices)
+    yield "attention", attention_maps(weights, run.config.size, run.config.size)
+    for method in MAPPED:
+        yield method, map_sequences(run, samples, packed, method=method).values  # noqa: PD011
+    yield "inside", inside
+    yield "probability", table["probability"].to_numpy()[:: run.config.slices]
+
+
+def score_sequences(
+    cohort: str, split: str, samples: pd.DataFrame, truth: NDArray, maps: Maps, cuts: dict[str, float]
+) -> pd.DataFrame:
+    """Rows of `maps.csv`, a method after the other."""
+    ids = samples[[UID, "vertebra"]].reset_index(drop=True)
+    ids = ids.assign(probability=maps["probability"].round(4))
+    parts = []
+    for method, its in maps.items():
+        if method in ("inside", "probability"):
+            continue
+        rows = localise(its, truth, inside=maps["inside"], iou_quantile=cuts[method]).round(4)
+        parts.append(pd.concat([ids, rows], axis=1).assign(method=method, iou_quantile=cuts[method]))
+    table = pd.concat(parts, ignore_index=True).assign(cohort=cohort, split=split)
+    order = ["cohort", "split", "method", UID, "vertebra", "probability", *METRICS, "chance", "iou_quantile"]
+    return table[order]
+
+
+def measure_builtin(hard: Path | None) -> None:
+    """Tables of the built-in run; with `hard`, rows of that cohort, at the thresholds of the stored table."""
+    folder = run_dir("builtin") / MEASURED
+    folder.mkdir(exist_ok=True)
+    path = folder / "maps.csv"
+    if hard is None:
+        cohort, parts, cuts = read_cohort(cohort_dir("builtin")), [], dict[str, float]()
+        for split in ("validation", "test"):
+            samples = cohort.samples[split].query("label == 1").reset_index(drop=True)
+            truth = fracture_truth(cohort.folder, samples)
+            maps = dict(sequence_maps("builtin", cohort.packed, samples))
+            if split == "validation":
+                named = (name for name in maps if name not in ("inside", "probability"))
+                cuts = {name: best_iou_quantile(maps[name], truth) for name in named}
+            parts.append(score_sequences("builtin", split, samples, truth, maps, cuts))
+        write_table(pd.concat(parts), path, sealed=True)
+        asked = {name: its for name, its in maps.items() if name in cuts and name != "mask"}
+        curves = perturb_sequences(load_run(run_dir("builtin")), samples, cohort.packed, asked)
+        curves = curves.drop(columns="case").round(4).assign(cohort="builtin", split="test")
+        order = ["cohort", "split", "method", UID, "vertebra", "share", "deletion", "insertion"]
+        write_table(curves[order], folder / "perturbation.csv", sealed=True)
+        return
+    if not (hard / "train.csv").is_file():
+        make_cohort(hard, HARD)
+    stored = pd.read_csv(path, dtype={UID: str})
+    stored = stored[stored["cohort"] == "builtin"]
+    cuts = stored.groupby("method", sort=False)["iou_quantile"].first().to_dict()
+    labels = read_labels(hard / "train.csv")
+    samples = expand(labels, labels[UID]).query("label == 1").reset_index(drop=True)
+    truth = fracture_truth(hard, samples)
+    seen = truth.any(axis=(1, 2, 3))  # thick slices may pass a hairline by
+    if not seen.all():
+        print(f"{(~seen).sum()} of {len(seen)} hard fractures are on none of their sequence's slices")
+    samples, truth = samples[seen].reset_index(drop=True), truth[seen]
+    maps = dict(sequence_maps("builtin", hard / "packed", samples))
+    rows = score_sequences("hard", "test", samples, truth, maps, cuts)
+    write_table(pd.concat([stored, rows]), path, sealed=True)
+
+
+def measure_fracatlas(*, perturb: bool) -> None:
+    """Tables of the run on FracAtlas, in the network's frames; portrait and landscape are judged together."""
+    run, cohort = load_radiograph_run(run_dir("fracatlas")), read_radiograph_cohort(cohort_dir("fracatlas"))
+    folder = run_dir("fracatlas") / MEASURED
+    cuts: dict[str, float] = {}
+    parts, curves = [], []
+    for split in ("validation", "test"):
+        broken = cohort.of(split).query("label == 1").reset_index(drop=True)
+        groups = [group for group in framed(cohort, broken) if group.truth.any(axis=(1, 2)).all()]
+        maps: list[Maps] = []
+        ids: list[pd.DataFrame] = []
+        for group in groups:
+            found: Maps = trivial_maps(group.pixels)
+            for method in (*MAPPED, "mask"):
+                its = map_radiographs(run, group.pixels, method=method)
+                found[OWN_MASK if method == "mask" else method] = its.values  # noqa: PD011
+                print(split, group.pixels.shape, method, flush=True)
+            maps.append(found)
+            ids.append(group.rows[["image", "patient"]].assign(probability=its.probability.round(4)))
+        for method in maps[0]:
+            if split == "validation":
+                pairs = zip(maps, groups, strict=True)
+                each = np.concatenate([iou_at(its[method], group.truth) for its, group in pairs])
+                cuts[method] = QUANTILES[each.mean(axis=0).argmax()]
+            for group, its, who in zip(groups, maps, ids, strict=True):
+                rows = localise(
+                    its[method],
+                    group.truth,
+                    tolerance=RADIOGRAPH_TOLERANCE,
+                    iou_quantile=cuts[method],
+                ).round(4)
+                rows = pd.concat([who, rows], axis=1)
+                parts.append(rows.assign(method=method, split=split, iou_quantile=cuts[method]))
+    table = pd.concat(parts, ignore_index=True).assign(cohort="fracatlas")
+    scores = [name for name in METRICS if name != "auroc_inside"]
+    order = [
+        "cohort",
+        "split",
+        "method",
+        "image",
+        "patient",
+        "probability",
+        *scores,
+        "chance",
+        "iou_quantile",
+    ]
+    write_table(table[order], folder / "maps.csv", sealed=True)
+    if perturb:
+        network = run.model.folded()
+
+        def probability(these: torch.Tensor, rows: slice) -> torch.Tensor:
+            with as_on_a_cpu(these.device):
+                return network(these).logit.double().sigmoid()
+
+        for group, its, who in zip(groups, maps, ids, strict=True):
+            for method, values in its.items():
+                found_curves = perturbation_curves(probability, group.pixels, values, shares=FEW_SHARES)
+                named = who.loc[found_curves["case"], ["image", "patient"]].reset_index(drop=True)
+                curves.append(
+                    pd.concat([named, found_curves.drop(columns="case").round(4)], axis=1).assign(
+                        method=method
+                    )
+                )
+                print("perturbed", group.pixels.shape, method, flush=True)
+        found_table = pd.concat(curves, ignore_index=True).assign(cohort="fracatlas", split="test")
+        order = ["cohort", "split", "method", "image", "patient", "share", "deletion", "insertion"]
+        write_table(found_table[order], folder / "perturbation.csv", sealed=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("what", choices=("builtin", "hard", "fracatlas"))
+    parser.add_argument("--cohort", type=Path, help="where the hard phantoms are, or go")
+    parser.add_argument("--no-curves", action="store_true", help="FracAtlas without deletion and insertion")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.what == "fracatlas":
+        measure_fracatlas(perturb=not options.no_curves)
+    elif options.what == "builtin":
+        measure_builtin(None)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            measure_builtin(options.cohort or Path(temporary) / "hard")
+
+
+if __name__ == "__main__":
+    main()
