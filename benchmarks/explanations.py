@@ -2,7 +2,8 @@
 
     python benchmarks/explanations.py train reference mask_pooling    about ten minutes each on one core
     python benchmarks/explanations.py train                           all of them, one after another
-    python benchmarks/explanations.py measure                         the tables of the built-in run
+    python benchmarks/explanations.py measure sanity agreement        tables of the built-in run
+    python benchmarks/explanations.py measure fracatlas --folder DIR  of three runs there, m0, m1 and m2
 
 The short trainings have the recipe of the built-in run with fewer epochs, and keep the last. `seed_1` and
 `random_labels` (those of other patients) begin with random weights. `reference`, `mask_pooling` and
@@ -52,6 +53,9 @@ from cspine_helpers.inference.prediction import predict
 from cspine_helpers.labels import UID, expand, read_labels, write_labels
 from cspine_helpers.packed import read_manifest, write_manifest
 from cspine_helpers.phantom.cohort import CohortConfig, fracture_truth, make_cohort, neighbour_masks
+from cspine_helpers.radiographs.cohort import read_radiograph_cohort
+from cspine_helpers.radiographs.maps import framed, map_radiographs
+from cspine_helpers.radiographs.task import load_radiograph_run
 from cspine_helpers.splits import studies_of
 from cspine_helpers.training.config import TrainConfig
 from cspine_helpers.training.run import check_vacant, train, train_task
@@ -70,6 +74,7 @@ POOLING = {"mask_pooling": "avgmax_mask", "mask_inside": "avgmax_inside"}
 BEGUN = ("reference", *POOLING)  # with the built-in run's encoders
 PERMUTATION_SEED = 14
 CHECKED: tuple[Method, ...] = ("grad_cam", "hires_cam", "layer_cam", "gradient_input")
+RADIOGRAPH_CHECKED = ("grad_cam", "hires_cam", "gradient_input", "mask")
 CENTRAL = 2  # of a sequence's five channels, the position's own slice
 RECALL = 0.95  # that a run's threshold reaches on the validation split
 AGAINST = (("builtin_inside", "builtin"), ("mask_pooling", "reference"), ("mask_inside", "reference"))
@@ -289,11 +294,44 @@ def pooling_rows(first: tuple[pd.DataFrame, float], second: tuple[pd.DataFrame, 
     return found[columns]
 
 
+def measure_fracatlas(runs: Path, out: Path) -> None:
+    """`agreement.csv` of radiographs in their frames: between methods, and between runs of three seeds."""
+    cohort = read_radiograph_cohort(paths.cohort_dir("fracatlas"))
+    test = cohort.of("test")
+    fractured = test[test["label"] == 1].drop_duplicates("patient")
+    groups = framed(cohort, fractured)
+    seeds = {f"seed_{n}": load_radiograph_run(folder) for n, folder in enumerate(sorted(runs.glob("m[0-2]")))}
+    rows: dict[tuple[str, str], list[pd.DataFrame]] = {}
+    cases = 0
+    for group in groups:
+        maps = {
+            (seed, method): map_radiographs(run, group.pixels, method=method).values  # noqa: PD011
+            for seed, run in seeds.items()
+            for method in RADIOGRAPH_CHECKED
+        }
+        for method in RADIOGRAPH_CHECKED:
+            found = agreement({seed: maps[seed, method] for seed in seeds})
+            rows.setdefault(("seeds", method), []).append(found.assign(case=found["case"] + cases))
+        found = agreement({method: maps["seed_0", method] for method in RADIOGRAPH_CHECKED})
+        rows.setdefault(("methods", ""), []).append(found.assign(case=found["case"] + cases))
+        cases += len(group.rows)
+    patients = pd.concat([group.rows["patient"] for group in groups], ignore_index=True)
+    epochs = " ".join(str(run.record["epochs"]) for run in seeds.values())
+    tables = [
+        agreement_table(pd.concat(parts), patients).assign(
+            comparison=comparison, method=method, epochs=epochs
+        )
+        for (comparison, method), parts in rows.items()
+    ]
+    write_table(pd.concat(tables, ignore_index=True), out / "agreement.csv", sealed=True)
+
+
 MEASURED = {
     "sanity": measure_sanity,
     "agreement": measure_agreement,
     "mask_ablation": measure_mask_ablation,
     "neighbours": measure_neighbours,
+    "fracatlas": measure_fracatlas,
 }
 
 
@@ -305,7 +343,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=paths.run_dir("explain"), help="where the short trainings are"
     )
-    parser.add_argument("--out", type=Path, default=paths.run_dir(RUN) / "measured", help="of the tables")
+    parser.add_argument("--out", type=Path, help="of the tables (default: the run's own)")
     options = parser.parse_args()
     there = EPOCHS if options.what == "train" else MEASURED
     if unknown := set(options.names) - set(there):
@@ -314,8 +352,9 @@ def main() -> None:
         if options.what == "train":
             train_short(name, options.folder / name)
         else:
-            options.out.mkdir(parents=True, exist_ok=True)
-            MEASURED[name](options.folder, options.out)
+            out = options.out or paths.run_dir("fracatlas" if name == "fracatlas" else RUN) / "measured"
+            out.mkdir(parents=True, exist_ok=True)
+            MEASURED[name](options.folder, out)
 
 
 if __name__ == "__main__":
