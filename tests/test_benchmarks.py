@@ -10,8 +10,10 @@ from test_environment import ROOT
 
 from benchmarks import fracatlas_sample
 from benchmarks.__main__ import PARTS, render
+from benchmarks.explanations import permuted, pooling_rows
 from benchmarks.fracatlas import leak_design
 from benchmarks.measure import Row, interleaved, ratio, spread
+from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.radiographs.mask_cases import MaskCases
 
 
@@ -95,3 +97,33 @@ def test_a_sample_is_half_fractured_half_wrong_one_a_patient_and_shows_every_tra
     assert spread.max() > 0.35
     with pytest.raises(ValueError, match="Use a larger split"):
         fracatlas_sample.choose(cases.where(table.index < 20), turned[:20], threshold=0.5)
+
+
+def test_labels_of_other_patients_stay_in_their_split():
+    split = pd.DataFrame({UID: [f"1.{n}" for n in range(90)], "split": ["train", "validation", "test"] * 30})
+    donor = permuted(split)
+    assert sorted(donor) == sorted(donor.values()) == sorted(split[UID])
+    of = split.set_index(UID)["split"]
+    assert all(of[uid] == of[other] for uid, other in donor.items())
+    assert np.mean([uid == other for uid, other in donor.items()]) < 0.1
+
+
+def test_a_run_that_answers_for_the_neighbour_is_told_from_one_that_does_not():
+    rng, uids = np.random.default_rng(0), np.repeat([f"1.{n}" for n in range(60)], 7)
+    table = pd.DataFrame({UID: uids, "vertebra": [*VERTEBRAE] * 60, "split": "test"})
+    table["label"] = (rng.random(len(table)) < 0.1).astype(int)
+    wide = np.pad(table["label"].to_numpy().reshape(-1, 7), ((0, 0), (1, 1)))
+    beside = (wide[:, :-2] | wide[:, 2:]).ravel()
+    noise = rng.normal(0, 1, len(table))
+    right = table.assign(probability=expit(4 * table["label"] + noise))
+    misled = table.assign(probability=expit(4 * np.maximum(table["label"], beside) + noise))
+    found = pooling_rows((misled, 0.5), (right, 0.5)).set_index(["vertebrae", "metric"])
+    told = found.loc[("neighbour told", "auroc")]
+    assert told["reference"] > 0.95
+    assert told["other"] == pytest.approx(0.5, abs=0.1)
+    assert told["high"] < 0
+    assert found.loc[("beside broken", "auroc"), "low"] > 0
+    assert found.loc[("apart", "auroc"), ["low", "high"]].tolist() == [
+        0,
+        0,
+    ]  # the same vertebrae, the same answers
