@@ -103,16 +103,24 @@ def rates(counts: pd.DataFrame) -> pd.DataFrame:
     predictive value (npv) where nothing is called negative, recall where there are no positives,
     specificity where there are no negatives, F1 where both kinds of positive are absent.
     """
-    tp, fp, fn, tn = (counts[name].to_numpy(dtype=np.float64) for name in ("tp", "fp", "fn", "tn"))
+    return counts.assign(
+        **rates_of(*(counts[name].to_numpy(dtype=np.float64) for name in ("tp", "fp", "fn", "tn")))
+    )
+
+
+def rates_of(
+    tp: NDArray[np.float64], fp: NDArray[np.float64], fn: NDArray[np.float64], tn: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """Name → rates of such counts, without a table; see `rates`."""
     with np.errstate(invalid="ignore"):  # 0 / 0 is the documented NaN
-        return counts.assign(
-            recall=tp / (tp + fn),
-            precision=tp / (tp + fp),
-            specificity=tn / (tn + fp),
-            npv=tn / (tn + fn),
-            f1=2 * tp / (2 * tp + fp + fn),
-            accuracy=(tp + tn) / (tp + fp + fn + tn),
-        )
+        return {
+            "recall": tp / (tp + fn),
+            "precision": tp / (tp + fp),
+            "specificity": tn / (tn + fp),
+            "npv": tn / (tn + fn),
+            "f1": 2 * tp / (2 * tp + fp + fn),
+            "accuracy": (tp + tn) / (tp + fp + fn + tn),
+        }
 
 
 def pr_curve(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:

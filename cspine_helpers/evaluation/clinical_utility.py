@@ -22,7 +22,7 @@ from cspine_helpers.evaluation.resampling import (
     score_interval,
 )
 from cspine_helpers.files.paths import listing
-from cspine_helpers.metrics import check_scores, rates
+from cspine_helpers.metrics import check_scores, rates_of
 
 COMPETITION_PREVALENCE = 0.476  # patients with a fracture in the RSNA 2022 training labels
 SCREENING_PREVALENCE = 0.07  # patients with a fracture in an external, unselected set
@@ -183,10 +183,9 @@ def restated_rates(
     _, least = _rates_of(np.hstack([called[:, :1], *ends]) * weights[:, :1], observed * weights[:, :1])
     low, high = np.fmin.reduce(least, axis=1), np.fmax.reduce(least, axis=1)
     undefined = np.isnan(limits[0]) | np.isnan(value)
-    table = {"value": value, "low": np.minimum(limits[0], low), "high": np.maximum(limits[1], high)}
-    frame = pd.DataFrame(table, index=list(RATES))
-    frame.loc[undefined, ["low", "high"]] = np.nan
-    return frame
+    low = np.where(undefined, np.nan, np.minimum(limits[0], low))
+    high = np.where(undefined, np.nan, np.maximum(limits[1], high))
+    return pd.DataFrame({"value": value, "low": low, "high": high}, index=list(RATES))
 
 
 def _rates_of(
@@ -194,8 +193,8 @@ def _rates_of(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Rates of the first column (rates,) and of the others (rates, R), of groups as in `restated_rates`."""
     quiet = rows - called
-    cells = {"tp": called[0], "fp": called[1:].sum(axis=0), "fn": quiet[0], "tn": quiet[1:].sum(axis=0)}
-    found = rates(pd.DataFrame(cells))[[*RATES]].to_numpy().T
+    rates = rates_of(called[0], called[1:].sum(axis=0), quiet[0], quiet[1:].sum(axis=0))
+    found = np.stack([rates[name] for name in RATES])
     return found[:, 0], found[:, 1:]
 
 

@@ -28,6 +28,7 @@ from cspine_helpers.evaluation.cases import Cases, defined_levels
 from cspine_helpers.evaluation.clinical_utility import check_prevalence, restated_rates
 from cspine_helpers.evaluation.intervals import MOST_UNDEFINED, curve_bands
 from cspine_helpers.evaluation.resampling import (
+    COUNTS,
     RATES,
     Estimates,
     confusion_sums,
@@ -36,7 +37,7 @@ from cspine_helpers.evaluation.resampling import (
     score_interval,
 )
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.metrics import rates
+from cspine_helpers.metrics import rates_of
 
 DECIMALS = 4  # of a threshold, at least
 RESAMPLES = 1000
@@ -343,11 +344,11 @@ class OperatingPoints:
         called = self._called(threshold)
         tp, *alarms = called
         fn, *quiet = (rows := self._sums[:, -1]) - called
-        cells = np.stack([tp, sum(alarms), fn, sum(quiet)], axis=1).astype(np.float64)  # (1 + R, 4)
-        names = ("tp", "fp", "fn", "tn")
-        counts = dict(zip(names, cells[0].astype(int).tolist(), strict=True))
-        draws = rates(pd.DataFrame(cells, columns=names))[[*RATES]].to_numpy().T  # (rates, 1 + R)
-        value, draws = draws[:, 0], draws[:, 1:]
+        cells = np.stack([tp, sum(alarms), fn, sum(quiet)]).astype(np.float64)  # (4, 1 + R)
+        counts = dict(zip(COUNTS, cells[:, 0].astype(int).tolist(), strict=True))
+        every = rates_of(*cells)
+        shares = np.stack([every[name] for name in RATES])  # (rates, 1 + R)
+        value, draws = shares[:, 0], shares[:, 1:]
         limits = np.array(Estimates(confusion_sums(self.cases, threshold)).limits(value, draws, CONFIDENCE))
         limits[:, np.isnan(draws).mean(axis=1) > MOST_UNDEFINED] = np.nan
         found = pd.DataFrame({"value": value, "low": limits[0], "high": limits[1]}, index=list(RATES))
