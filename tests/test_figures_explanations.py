@@ -71,7 +71,7 @@ def ablated():
         (change, vertebra, metric, -0.1 * place, -0.1 * place - 0.05, -0.1 * place + 0.05)
         for place, change in enumerate(("zeroed", "swapped", "dilated", "neighbour"))
         for vertebra in ("all", *VERTEBRAE)
-        for metric in ("probability", "auroc")
+        for metric in ("probability_fractured", "auroc", "map_auroc")
     ]
     table = pd.DataFrame(rows, columns=["change", "vertebra", "metric", "value", "low", "high"])
     hollow = (table["vertebra"] == "C3") & (table["metric"] == "auroc")
@@ -200,7 +200,7 @@ def test_deletion_and_insertion_are_drawn_apart():
 
 def test_a_change_of_the_mask_has_its_colour_at_every_vertebra_and_hollow_without_interval():
     figure = explanations.mask_ablation_dots(ablated())
-    probability, auroc = figure.axes
+    probability, auroc, _ = figure.axes
     assert [label.get_text() for label in auroc.get_xticklabels()] == ["all", *VERTEBRAE]
     solid = [line for line in probability.lines if line.get_label() == "neighbour"]
     assert len(solid[0].get_xdata()) == 8

@@ -45,7 +45,8 @@ def changes():
         (name, "aurc", place / 200 - 0.01, place / 200 - 0.014, place / 200 - 0.004)
         for place, name in enumerate(CONFIDENCES[1:])
     ]
-    return pd.DataFrame(rows, columns=["confidence", "metric", "difference", "low", "high"])
+    table = pd.DataFrame(rows, columns=["confidence", "metric", "difference", "low", "high"])
+    return table.assign(value=0.01, other=0.01 + table["difference"])
 
 
 def cuts():
@@ -87,7 +88,7 @@ def scattered(n=120):
 def searched(winner="map_area"):
     rows = []
     for recall, p_low in ((0.8, 0.31), (0.9, 0.18)):
-        base = {"recall": recall, "p_low": p_low}
+        base = {"guaranteed": recall, "p_low": p_low}
         plain = {"kind": "no deferral", "confidence": "none", "alpha": np.nan, "deferred": 0.0}
         rows.append(base | plain | {"held_out_value": -0.2})
         of = [(name, np.nan) for name in CONFIDENCES if name != "map_area"]
@@ -193,7 +194,7 @@ def test_the_winner_of_the_search_has_the_star_also_where_not_deferring_won(winn
         if line.get_marker() == "*"
     ]
     won = table[table["winner"]].iloc[0]
-    panel = [0.8, 0.9].index(won["recall"])
+    panel = [0.8, 0.9].index(won["guaranteed"])
     if winner == "none":
         assert stars == [(panel, 8, 0)]
     else:

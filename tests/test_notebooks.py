@@ -38,6 +38,7 @@ SERIES = [
     "06_calibration",
     "07_guarantees",
     "08_one_patient",
+    "10_triage",
     "11_radiographs",
 ]
 CT = SERIES[:-1]
@@ -190,7 +191,14 @@ class TestOutputs:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["01_label_prevalence", "02_split_and_expand", "04_thresholds", "06_calibration", "07_guarantees"],
+    [
+        "01_label_prevalence",
+        "02_split_and_expand",
+        "04_thresholds",
+        "06_calibration",
+        "07_guarantees",
+        "10_triage",
+    ],
 )
 def test_what_needs_no_model_imports_no_torch(name):
     imports = [node for node in nodes(read(name)) if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -96,7 +96,8 @@ def test_retraining_makes_a_run_that_the_series_reads(project):
     made = predictions.read_predictions(folder / "predictions.csv")
     assert set(made["split"]) >= {"validation", "test"}
     assert set(made[labels.UID]) <= set(split[labels.UID])
-    assert set(missing_figures(project, "figures/quick")) <= FAILURES
+    no_guarantee = set(saved_figures(read("10_triage")))  # that few patients guarantee no recall
+    assert set(missing_figures(project, "figures/quick")) <= FAILURES | no_guarantee
 
 
 @needs_rsna

@@ -58,6 +58,7 @@ from cspine_helpers.figures.scans import contact_sheet, heights, study_views
 from cspine_helpers.figures.style import save_figure
 from cspine_helpers.figures.triage import (
     confidence_dots,
+    confidence_name,
     deferral_scatter,
     gain_curves,
     recall_at_coverage,

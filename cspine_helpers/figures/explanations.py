@@ -35,8 +35,13 @@ METRICS = {  # as panels name them
     "auroc": "AUROC of pixels",
     "auroc_inside": "AUROC inside the bone",
     "iou": "IoU at validation's threshold",
-    "probability": "Probability",
-    "similarity": "Similarity to the intact network's map",
+}
+MASK_METRICS = {
+    "probability_fractured": "Mean probability of fractured vertebrae",
+    "probability_intact": "Mean probability of intact vertebrae",
+    "auroc": "AUROC of the probabilities",
+    "map_auroc": "AUROC of the maps' pixels",
+    "map_similarity": "Rank correlation of the maps",
 }
 # One look for each line of a comparison, colour, dashes and marker together, so that none rests on colour.
 _LOOKS = (
@@ -390,7 +395,7 @@ def perturbation_curves(table: pd.DataFrame, *, title: str = "") -> Picture:
 def mask_ablation_dots(
     table: pd.DataFrame,
     *,
-    metrics: Sequence[str] = ("probability", "auroc"),
+    metrics: Sequence[str] = ("probability_fractured", "auroc", "map_auroc"),
     changes: Mapping[str, str] | None = None,
     title: str = "",
 ) -> Picture:
@@ -425,7 +430,7 @@ def mask_ablation_dots(
             x += (number - (len(names) - 1) / 2) * 0.8 / len(names)
             _upright(axes, x, rows, colour, marker, label=(changes or {}).get(name, name.replace("_", " ")))
         style.reference(axes, 0, "y", colour=GREY)
-        words = METRICS.get(metric, metric.replace("_", " "))
+        words = MASK_METRICS.get(metric, metric.replace("_", " "))
         axes.set_title(f"{words}: change from the mask as it is", fontsize=10, pad=6)
         axes.grid(True, axis="y")
         axes.set_axisbelow(True)

@@ -36,7 +36,12 @@ _COLUMNS = 3
 
 
 def confidence_name(name: str) -> str:
-    """A confidence in the words of pictures."""
+    """A confidence in the words of pictures.
+
+    Example:
+        >>> confidence_name("distance"), confidence_name("map_entropy")
+        ('plain probability', 'map entropy')
+    """
     return _WORDS.get(name, name.replace("_", " "))
 
 
@@ -137,11 +142,11 @@ def _beside_plain(
 
 
 def _panels(names: Iterable[str], title: str, x: str, y: str) -> tuple[Picture, list[Axes]]:
-    """A panel for each confidence, three in a row, all with the same axes, labelled at the edges."""
+    """A panel for each confidence, at most three in a row, all with the same axes, labelled at the edges."""
     named = list(names)
     if not named:
         raise ValueError("There is nothing to draw: give at least one confidence.")
-    columns = min(_COLUMNS, len(named))
+    columns = 2 if len(named) == 4 else min(_COLUMNS, len(named))
     rows = -(-len(named) // columns)
     shape = whole_inches(max(3.4 * columns + 0.8, 6.5)), whole_inches(2.5 * rows + 1.3)
     figure, grid = canvas(*shape, rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -199,7 +204,8 @@ def confidence_dots(
         if name in rows.index:
             style.interval_dot(left, rows.loc[name], at, INK if name == plain else _MAP)
         if name in changes.index:
-            found = changes.loc[name].rename({"difference": "value"})
+            change = changes.loc[name]
+            found = {"value": change["difference"], "low": change["low"], "high": change["high"]}
             style.interval_dot(right, found, at, _MAP)
             verdict = "worse" if found["low"] > 0 else "better" if found["high"] < 0 else "not told apart"
             right.annotate(verdict, (1, at), (5, 0), ("axes fraction", "data"), "offset points", va="center",
@@ -332,7 +338,7 @@ def search_heatmap(table: pd.DataFrame, *, objective: str = "value", title: str 
 
     Example:
         >>> rows = {"kind": ["no deferral", "setting"], "confidence": ["none", "distance"]}
-        >>> table = pd.DataFrame(rows).assign(recall=0.9, p_low=0.2, alpha=np.nan, deferred=[0.0, 0.2])
+        >>> table = pd.DataFrame(rows).assign(guaranteed=0.9, p_low=0.2, alpha=np.nan, deferred=[0.0, 0.2])
         >>> table = table.assign(held_out_value=[-0.08, -0.09], winner=[True, False])
         >>> figure = search_heatmap(table, objective="expected cost, turned around")
     """
@@ -342,7 +348,7 @@ def search_heatmap(table: pd.DataFrame, *, objective: str = "value", title: str 
             f"A grid holds settings and no deferral beside them; found {len(tried)} and {len(plain)} rows. "
             "Pass the whole table of search_triage(...)."
         )
-    points = list(dict.fromkeys(zip(plain["recall"], plain["p_low"], strict=True)))
+    points = list(dict.fromkeys(zip(plain["guaranteed"], plain["p_low"], strict=True)))
     pairs = zip(tried["confidence"], tried["alpha"], strict=True)
     of = [confidence_name(name) + _alpha(alpha) for name, alpha in pairs]
     tried = tried.assign(row=of)
@@ -436,8 +442,7 @@ def workload_bars(
     left.spines[["left", "bottom"]].set_visible(False)
     left.set_title("Answers", fontsize=10, pad=6)
     style.value_axis(right, "Fractures called negative")
-    right.set_xlim(left=0)
-    right.margins(x=0.1)
+    right.set_xlim(-0.03 * right.get_xlim()[1], right.get_xlim()[1])
     right.set_xlabel("per 1,000, 95% interval")
     handles = [Patch(color=colour, label=answer) for answer, colour in ANSWERS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
@@ -468,7 +473,8 @@ def violation_dots(table: pd.DataFrame, *, delta: float, title: str = "") -> Pic
     style.value_axis(axes, title or "Violation rate with deferral on")
     axes.set_yticks(range(len(table)), [confidence_name(name) for name in table["confidence"]])
     axes.set_ylim(len(table) - 0.5, -0.5)
-    axes.set_xlim(0, max(1.2 * float(table["high"].max()), 1.5 * delta))
+    most = max(1.2 * float(table["high"].max()), 1.5 * delta)
+    axes.set_xlim(-0.01 * most, most)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel(
         f"violation rate, {int(table['redraws'].iloc[0]):,} redraws (dashed: allowed, {delta:.0%})"
