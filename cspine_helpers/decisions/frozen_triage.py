@@ -204,7 +204,7 @@ def triage_on_test(
         >>> import shutil
         >>> from cspine_helpers.decisions import RecallTarget, guarantee_on_validation
         >>> from cspine_helpers.predictions import read_predictions
-        >>> folder = shutil.copytree(run_folder, "triaged")
+        >>> folder = shutil.copytree(run_folder, run_folder.with_name("triaged"))
         >>> table = read_predictions(folder / "predictions.csv")
         >>> guarantee = guarantee_on_validation(table, RecallTarget(0.8, level="patient", delta=0.1))
         >>> frozen = freeze_triage(folder, Triage(guarantee), table, replace=True)
