@@ -2,9 +2,11 @@ import copy
 
 import numpy as np
 import pytest
+import timm
 import torch
 from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, LayerGradientXActivation, Occlusion
 from torch import nn
+from torch.nn import functional
 from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers.checkpoints import Run
@@ -12,9 +14,11 @@ from cspine_helpers.cohort import read_cohort
 from cspine_helpers.explain.maps import (
     METHODS,
     ON_PIXELS,
+    Grid,
     Maps,
     compute_maps,
     default_layer,
+    grid_of,
     layers,
     map_sequences,
     watched,
@@ -203,12 +207,46 @@ def test_maps_come_with_the_tables_probability_and_are_weighed_by_attention(run,
     np.testing.assert_allclose(maps.attention.sum(1), 1, rtol=1e-6)
 
 
-def test_cells_lie_on_the_pixels_they_cover():
+def test_cells_lie_where_they_look(run):
+    """By gradients: the pixels that a cell depends on lie evenly about where the grid puts it."""
+    resnet = timm.create_model("resnet18", features_only=True, out_indices=(1, 2, 3)).eval()
+    cases = [  # halvings padded at the end, as TensorFlow does, and on both sides
+        (run.model.backbone, "blocks", (64, 32)),
+        (run.model.backbone, "conv_stem", (33, 64)),
+        (resnet, "layer1", (96, 64)),
+        (resnet, "layer2", (128, 96)),
+        (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 4, stride=4)), "1", (32, 32)),
+    ]
+    for network, layer, size in cases:
+        module = next(each for each in network.modules() if isinstance(each, nn.Conv2d))
+        image = torch.randn(1, module.in_channels, *size, requires_grad=True)
+        grid = grid_of(network, layer, image)
+        found = []
+        hook = network.get_submodule(layer).register_forward_hook(
+            lambda *its, found=found: found.append(its[2])
+        )
+        network(image)
+        hook.remove()
+        cell = [side // 2 for side in found[0].shape[2:]]
+        (gradient,) = torch.autograd.grad(found[0][0, :, cell[0], cell[1]].sum(), image)
+        for axis, seen in enumerate((gradient.abs().sum((0, 1, 3)) > 0, gradient.abs().sum((0, 1, 2)) > 0)):
+            first, last = seen.nonzero().flatten()[[0, -1]].tolist()
+            assert 0 < first < last < size[axis] - 1  # the image's edge cuts nothing off
+            assert grid.first[axis] + cell[axis] * grid.step[axis] == (first + last) / 2
+
+
+def test_pixels_are_linear_between_the_cells_centres():
     values = np.zeros((1, 1, 4, 4), np.float32)
     values[0, 0, 1, 2] = 1.0
-    pixels = Maps(values, "grad_cam", "x", (16, 16), np.zeros(1), np.ones((1, 1))).pixels()[0, 0]
-    rows, columns = np.nonzero(pixels == pixels.max())
-    assert (rows.mean(), columns.mean()) == (5.5, 9.5)
+    even = Grid((1.5, 1.5), (4.0, 4.0))
+    expected = functional.interpolate(torch.from_numpy(values), (16, 16), mode="bilinear")
+    np.testing.assert_allclose(even.on_pixels(values, (16, 16)), expected, atol=1e-6)
+    maps = Maps(values, "grad_cam", "x", Grid((3.0, 3.0), (4.0, 4.0)), (16, 16), np.zeros(1), np.ones((1, 1)))
+    pixels = maps.pixels()[0, 0]
+    assert np.argwhere(pixels == 1).tolist() == [[7, 11]]
+    assert pixels[8, 11] == pytest.approx(0.75)
+    own = Grid((0.0, 0.0), (1.0, 1.0)).on_pixels(values, (4, 4))
+    np.testing.assert_array_equal(own, values)
 
 
 def test_every_method_maps_a_frozen_network_and_leaves_no_hook(run, cohort):

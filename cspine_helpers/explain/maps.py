@@ -7,19 +7,21 @@ slices of B sequences), h × w cells.
 """
 
 import difflib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from timm.layers import Conv2dSame
+from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cspine_helpers.checkpoints import Run
 from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
@@ -108,16 +110,120 @@ def default_layer(network: nn.Module, *example: Tensor) -> str:
         'backbone.blocks'
     """
     if not example and isinstance(network, FractureClassifier):
-        config = network.config
-        blank = torch.zeros(1, config.slices, CHANNELS, config.size, config.size, dtype=torch.uint8)
-        example = (blank.to(next(network.parameters()).device), blank.new_zeros(1, dtype=torch.int64))
+        example = _blank(network)
     names = layers(network, *example)["name"]
     deepest = names[names.str.startswith("backbone.")]
     return str((deepest if len(deepest) else names).iloc[-1])
 
 
+def _blank(network: FractureClassifier) -> tuple[Tensor, Tensor]:
+    """One sequence and vertebra that the classifier takes."""
+    config, device = network.config, next(network.parameters()).device
+    shape = (1, config.slices, CHANNELS, config.size, config.size)
+    return torch.zeros(shape, dtype=torch.uint8, device=device), torch.zeros(
+        1, dtype=torch.int64, device=device
+    )
+
+
 def _is_map(result: object) -> bool:
     return isinstance(result, Tensor) and result.ndim == 4 and min(result.shape[2:]) > 1
+
+
+class Grid(NamedTuple):
+    """Where the cells of a map lie in the image: cell (i, j) about pixel first + (i, j) · step.
+
+    Attributes:
+        first: row and column about which the first cell's receptive field lies; pixels, 0 the first one's.
+        step: pixels from cell to cell.
+    """
+
+    first: tuple[float, float]
+    step: tuple[float, float]
+
+    def on_pixels(self, values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """Maps (…, h, w) on the image's pixels (…, H, W), linear between the cells' centres."""
+        for axis, first, step, pixels in zip((-2, -1), self.first, self.step, size, strict=True):
+            cells = values.shape[axis]
+            at = np.clip((np.arange(pixels) - first) / step, 0, cells - 1)
+            below = np.minimum(at.astype(int), max(cells - 2, 0))
+            share = (at - below).astype(np.float32).reshape((-1, 1) if axis == -2 else (-1,))
+            low, high = (values.take(np.minimum(below + more, cells - 1), axis) for more in (0, 1))
+            values = low + share * (high - low)
+        return values
+
+
+def grid_of(network: nn.Module, layer: str | None, *example: Tensor) -> Grid:
+    """Where in the image the cells of a layer's maps lie, by the centres of their receptive fields.
+
+    These are seldom the middles of the blocks of pixels that a map of h × w cells divides an image into: by
+    the padding of each halving, a cell looks up to half a cell up and to the left, or down and to the right.
+
+    Args:
+        network: any; in eval mode.
+        layer: as in `watched`.
+        example: what it is called with.
+
+    Source:
+        Araujo, Norris and Sim, Computing receptive fields of convolutional neural networks, Distill 2019.
+
+    Example:
+        >>> grid_of(run.model, "backbone.blocks", torch.zeros(1, 5, 6, 32, 32, dtype=torch.uint8))
+        Grid(first=(3.0, 3.0), step=(4.0, 4.0))
+    """
+    if layer is None:
+        return Grid((0.0, 0.0), (1.0, 1.0))
+    image: tuple[int, int] | None = None
+    size: tuple[int, int] = (0, 0)  # of the maps whose grid is known
+    found: Grid | None = None
+    ended: list[Grid] = []
+
+    def follow(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+        nonlocal image, size, found
+        before, after = ((int(each.shape[2]), int(each.shape[3])) for each in (given[0], result))
+        image = image or before
+        if before == image:  # also where another branch begins
+            size, found = before, Grid((0.0, 0.0), (1.0, 1.0))
+        if before != size or after == size or found is None:
+            return  # a second way to the same halving, or maps as large as before, which lie as before
+        first, step = [], []
+        for axis in (0, 1):
+            kernel, stride, dilation = (_both(getattr(module, name, 1))[axis] for name in _SHAPE)
+            reach = dilation * (kernel - 1)
+            pad: Any = module.padding
+            if isinstance(module, Conv2dSame | MaxPool2dSame) or pad == "same":
+                pad = max((math.ceil(before[axis] / stride) - 1) * stride + reach + 1 - before[axis], 0) // 2
+            else:
+                pad = 0 if pad == "valid" else _both(pad)[axis]
+            first.append(found.first[axis] + (reach / 2 - pad) * found.step[axis])
+            step.append(found.step[axis] * stride)
+        size, found = after, Grid((first[0], first[1]), (step[0], step[1]))
+
+    def end(module: nn.Module, given: Any, result: Any) -> None:
+        if image and found and _is_map(result):
+            sides = int(result.shape[2]), int(result.shape[3])
+            even = tuple(pixels / cells for pixels, cells in zip(image, sides, strict=True))
+            spread = Grid(((even[0] - 1) / 2, (even[1] - 1) / 2), (even[0], even[1]))
+            ended.append(found if sides == size else spread)  # maps that were enlarged cover it evenly
+
+    ways = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+    hooks = [each.register_forward_hook(follow) for each in network.modules() if isinstance(each, ways)]
+    hooks.append(_module(network, layer).register_forward_hook(end))
+    try:
+        with torch.no_grad():
+            network(*example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not ended:
+        raise _without_maps(network, layer)
+    return ended[0]
+
+
+_SHAPE = ("kernel_size", "stride", "dilation")
+
+
+def _both(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
 
 
 class Watched:
@@ -285,17 +391,23 @@ def _check(network: nn.Module, device: torch.device, method: str, layer: str | N
 
 def _has_seen(seen: Watched, network: nn.Module, layer: str | None) -> None:
     """Refuse what gave no maps, or several in one pass."""
-    its = type(network).__name__
     if seen.calls > 1:
         raise ValueError(
-            f"{its} runs {seen.name} {seen.calls} times in a forward pass, so that no map is all of it. "
-            "Give one image at a time, or name another layer."
+            f"{type(network).__name__} runs {seen.name} {seen.calls} times in a forward pass, so that no map is "
+            "all of it. Give one image at a time, or name another layer."
         )
     if seen.calls:
         return
+    raise _without_maps(network, layer)
+
+
+def _without_maps(network: nn.Module, layer: str | None) -> ValueError:
+    its = type(network).__name__
     if layer is None:
-        raise ValueError(f"{its} has no convolution that is given an image, to map its pixels. Choose a CNN.")
-    raise ValueError(
+        return ValueError(
+            f"{its} has no convolution that is given an image, to map its pixels. Choose a CNN."
+        )
+    return ValueError(
         f"{its} gives no feature maps (images, features, height, width) at {layer!r}. maps.layers(network, "
         "example) lists the layers that do."
     )
@@ -459,6 +571,7 @@ class Maps:
         values: float32 (N, T, h, w), raw and signed, on the map's own grid.
         method: of `METHODS`.
         layer: whose cells they are; None: of the image.
+        grid: where in a slice its cells lie.
         size: (H, W) of a slice, pixels.
         probability: (N,), of a fracture.
         attention: (N, T), share of each slice in its sequence's features.
@@ -467,16 +580,14 @@ class Maps:
     values: NDArray[np.float32]
     method: str
     layer: str | None
+    grid: Grid
     size: tuple[int, int]
     probability: NDArray[np.float64]
     attention: NDArray[np.float64]
 
     def pixels(self) -> NDArray[np.float32]:
-        """The maps on the slices' pixels, float32 (N, T, H, W), interpolated linearly."""
-        cells = torch.from_numpy(self.values)
-        if cells.shape[2:] == self.size:
-            return self.values
-        return functional.interpolate(cells, self.size, mode="bilinear", align_corners=False).numpy()
+        """The maps on the slices' pixels, float32 (N, T, H, W): linear between the centres of their cells."""
+        return self.grid.on_pixels(self.values, self.size)
 
 
 def map_sequences(
@@ -515,6 +626,7 @@ def map_sequences(
     dataset = SequenceDataset(samples, packed_dir, slices=config.slices, size=config.size)
     if layer is None and method not in ON_PIXELS:
         layer = default_layer(network)
+    grid = grid_of(network, layer, *_blank(network))
     values, outputs = [], []
     for batch in make_loader(dataset, batch_size=batch_size):
         given = [batch[name].to(device) for name in ("sequence", "vertebra")]
@@ -531,4 +643,4 @@ def map_sequences(
         found = found * attention[:, :, None, None].astype(np.float32)
     if predictions is not None:
         probability = stored_probability(predictions, samples, probability)
-    return Maps(found, method, layer, (config.size, config.size), probability, attention)
+    return Maps(found, method, layer, grid, (config.size, config.size), probability, attention)

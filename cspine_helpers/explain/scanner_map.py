@@ -46,7 +46,7 @@ def study_maps(
         layer: whose cells are mapped; None: see `maps.map_sequences`.
 
     Returns:
-        Vertebra → its map (T, h, w), weighed by attention, and vertebra → its probability; cranial first.
+        Vertebra → its map (T, H, W), weighed by attention, and vertebra → its probability; cranial first.
 
     Raises:
         FileNotFoundError: none of the study's vertebrae is packed.
@@ -56,7 +56,7 @@ def study_maps(
         >>> uid = cohort.samples["test"]["StudyInstanceUID"][0]
         >>> maps, probability = study_maps(run, cohort.packed, uid, vertebrae=["C2"])
         >>> maps["C2"].shape, [*probability]
-        ((5, 8, 8), ['C2'])
+        ((5, 32, 32), ['C2'])
     """
     there = [name for name in VERTEBRAE if sequence_path(packed_dir, uid, name).is_file()]
     if not there:
@@ -71,7 +71,7 @@ def study_maps(
     for name in tqdm(chosen, desc=f"{method} of {uid}", unit="vertebra"):
         sample = pd.DataFrame({UID: [uid], "vertebra": [name], "label": [0]})
         found = map_sequences(run, sample, packed_dir, method=method, layer=layer)
-        maps[name], probability[name] = found.values[0], float(found.probability[0])  # noqa: PD011
+        maps[name], probability[name] = found.pixels()[0], float(found.probability[0])
     return maps, probability
 
 
@@ -79,7 +79,7 @@ def scanner_map(maps: Mapping[str, np.ndarray], pieces: Mapping[str, Piece], vol
     """The maps of a study's vertebrae as one volume on the CT's grid, their values as they are.
 
     Args:
-        maps: vertebra → (T, h, w), of any resolution: each covers its whole crop, as `Maps.values` do.
+        maps: vertebra → (T, h, w), of any resolution: each covers its whole crop, as `Maps.pixels` do.
         pieces: vertebra → where its sequence was cut; others than those of `maps` are not used.
         volume: the CT.
 

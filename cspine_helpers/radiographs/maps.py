@@ -12,17 +12,16 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 from tqdm.auto import tqdm
 
 from cspine_helpers.checkpoints import Run
-from cspine_helpers.explain.maps import METHODS, ON_PIXELS, Method, compute_maps, default_layer
+from cspine_helpers.explain.maps import METHODS, ON_PIXELS, Grid, Method, compute_maps, default_layer, grid_of
 from cspine_helpers.files.paths import listing
 from cspine_helpers.model.forward import as_on_a_cpu
 from cspine_helpers.radiographs.cohort import RadiographCohort
 from cspine_helpers.radiographs.dataset import RadiographDataset
 from cspine_helpers.radiographs.images import Frame
-from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel
+from cspine_helpers.radiographs.model import MASK_STRIDE, RadiographConfig, RadiographModel
 
 MASK: Literal["mask"] = "mask"  # the network's own: probability of each cell of being fractured
 RADIOGRAPH_METHODS = (*METHODS, MASK)
@@ -58,7 +57,7 @@ def framed(cohort: RadiographCohort, rows: pd.DataFrame) -> list[Framed]:
         >>> _ = pack_images(radiographs)
         >>> cohort = read_radiograph_cohort(radiographs)
         >>> [part.pixels.shape[1:] for part in framed(cohort, cohort.of("test"))]
-        [(448, 384)]
+        [(448, 384), (384, 448)]
     """
     dataset = RadiographDataset(rows, cohort.packed, stride=1)
     portrait = dataset.shapes[:, 0] >= dataset.shapes[:, 1]
@@ -80,6 +79,7 @@ class RadiographMaps:
         values: float32 (N, h, w), raw and signed, on the map's own grid; of "mask", probabilities.
         method: of `RADIOGRAPH_METHODS`.
         layer: whose cells they are; None: of the image, or of the mask.
+        grid: where in the frame its cells lie.
         size: (H, W) of the frame, pixels.
         probability: (N,), of a fracture.
     """
@@ -87,18 +87,18 @@ class RadiographMaps:
     values: NDArray[np.float32]
     method: str
     layer: str | None
+    grid: Grid
     size: tuple[int, int]
     probability: NDArray[np.float64]
 
     def pixels(self) -> NDArray[np.float32]:
-        """The maps on the frame's pixels, float32 (N, H, W), interpolated linearly."""
-        cells = torch.from_numpy(self.values)[:, None]
-        return functional.interpolate(cells, self.size, mode="bilinear", align_corners=False)[:, 0].numpy()
+        """The maps on the frame's pixels, float32 (N, H, W): linear between the centres of their cells."""
+        return self.grid.on_pixels(self.values, self.size)
 
     def on_radiograph(self, number: int, height: int, width: int) -> NDArray[np.float32]:
         """One map on its radiograph's own pixels, float32 (height, width)."""
         frame = Frame.of(height, width, long=max(self.size), short=min(self.size))
-        return frame.back(self.values[number])
+        return frame.back(self.grid.on_pixels(self.values[number], self.size))
 
 
 def map_radiographs(
@@ -152,6 +152,7 @@ def map_radiographs(
     network = run.model.folded(gradients=True)
     device = next(network.buffers()).device
     maps, probabilities = [], []
+    grid = Grid(((MASK_STRIDE - 1) / 2,) * 2, (float(MASK_STRIDE),) * 2)  # of the mask, as its truth is made
     for image in tqdm(torch.from_numpy(images), desc="map", unit="image", leave=False):
         given = image[None].to(device)
         with as_on_a_cpu(device):
@@ -163,7 +164,9 @@ def map_radiographs(
             continue
         if layer is None and method not in ON_PIXELS:
             layer = default_layer(network, given)
+        if not maps:
+            grid = grid_of(network, layer, given)
         maps.append(compute_maps(network, given, lambda output: output.logit, method=method, layer=layer))
     height, width = images.shape[1:]
     values = torch.cat(maps).cpu().numpy()
-    return RadiographMaps(values, method, layer, (height, width), np.array(probabilities))
+    return RadiographMaps(values, method, layer, grid, (height, width), np.array(probabilities))
