@@ -164,7 +164,7 @@ def measure_sanity(runs: Path, out: Path) -> None:
     def mapper(method: Method) -> Mapper:
         def maps(model: nn.Module) -> np.ndarray:
             its = replace(run, model=model)
-            return map_sequences(its, samples, cohort.packed, method=method).values  # noqa: PD011
+            return map_sequences(its, samples, cohort.packed, method=method).pixels()
 
         return maps
 

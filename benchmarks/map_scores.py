@@ -68,7 +68,7 @@ def sequence_maps(run_name: str, packed: Path, samples: pd.DataFrame) -> Iterato
     weights = table["attention"].to_numpy().reshape(len(samples), run.config.slices)
     yield "attention", attention_maps(weights, run.config.size, run.config.size)
     for method in MAPPED:
-        yield method, map_sequences(run, samples, packed, method=method).values  # noqa: PD011
+        yield method, map_sequences(run, samples, packed, method=method).pixels()
     yield "inside", inside
     yield "probability", table["probability"].to_numpy()[:: run.config.slices]
 
@@ -144,7 +144,7 @@ def measure_fracatlas(*, perturb: bool) -> None:
             found: Maps = trivial_maps(group.pixels)
             for method in (*MAPPED, "mask"):
                 its = map_radiographs(run, group.pixels, method=method)
-                found[OWN_MASK if method == "mask" else method] = its.values  # noqa: PD011
+                found[OWN_MASK if method == "mask" else method] = its.pixels()
                 print(split, group.pixels.shape, method, flush=True)
             maps.append(found)
             ids.append(group.rows[["image", "patient"]].assign(probability=its.probability.round(4)))

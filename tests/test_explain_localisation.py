@@ -18,7 +18,7 @@ from cspine_helpers.explain.localisation import (
     localise,
     trivial_maps,
 )
-from cspine_helpers.explain.maps import Maps
+from cspine_helpers.explain.maps import Grid, Maps
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,9 @@ def test_the_table_has_means_of_cases_and_intervals_of_patients():
 
 def test_maps_that_know_their_image_are_held_to_its_size(cases):
     truth, _, maps = cases
-    known = Maps(maps, "grad_cam", "blocks", (32, 32), np.zeros(3), np.zeros((3, 5)))
+    step = 32 / maps.shape[-1]
+    even = Grid(((step - 1) / 2,) * 2, (step,) * 2)
+    known = Maps(maps, "grad_cam", "blocks", even, (32, 32), np.zeros(3), np.zeros((3, 5)))
     pd.testing.assert_frame_equal(localise(known, truth), localise(maps, truth))
     with pytest.raises(ValueError, match=r"another grid than the maps: \(16, 16\) pixels, and images of"):
         localise(known, truth[..., ::2, ::2])

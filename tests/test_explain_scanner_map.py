@@ -264,5 +264,5 @@ def test_vertebrae_and_layers_that_are_not_there_are_named(tmp_path):
     refusal(lambda: study_maps(run, tmp_path, "1.2", vertebrae=["C3", "C9"]), "no packed C9", "found C3")
     refusal(lambda: study_maps(run, tmp_path, "1.2", layer="backbone.block"), "no layer", "backbone.blocks")
     maps, probability = study_maps(run, tmp_path, "1.2", method="layer_cam")
-    assert maps["C3"].shape == (5, 8, 8)
+    assert maps["C3"].shape == (5, 32, 32)
     assert 0 < probability["C3"] < 1

@@ -38,9 +38,8 @@ _SAME = 1e-9
 class OfPixels(Protocol):
     """Maps that know the size of the image they are of, such as `explain.maps.Maps`."""
 
-    @property
-    def values(self) -> NDArray[np.float32]:
-        """Raw and signed, on their own grid."""
+    def pixels(self) -> NDArray[np.float32]:
+        """Raw and signed, on the image's pixels: between the centres of their cells, wherever these lie."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -288,7 +287,7 @@ def _checked(maps: AnyMaps, truth: ArrayLike) -> tuple[NDArray[np.float32], NDAr
                 f"The truth is on another grid than the maps: {true.shape[-2:]} pixels, and images of "
                 f"{tuple(maps.size)}. Take the truth in the packed frame."
             )
-        maps = maps.values  # noqa: PD011
+        maps = maps.pixels()
     values: NDArray[np.float32] = np.asarray(maps, dtype=np.float32)
     fits = values.ndim == true.ndim and values.ndim in (3, 4) and values.shape[:-2] == true.shape[:-2]
     if not fits or not values.size or values.shape[-2] * true.shape[-1] != values.shape[-1] * true.shape[-2]:

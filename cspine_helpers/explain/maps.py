@@ -393,8 +393,8 @@ def _has_seen(seen: Watched, network: nn.Module, layer: str | None) -> None:
     """Refuse what gave no maps, or several in one pass."""
     if seen.calls > 1:
         raise ValueError(
-            f"{type(network).__name__} runs {seen.name} {seen.calls} times in a forward pass, so that no map is "
-            "all of it. Give one image at a time, or name another layer."
+            f"{type(network).__name__} runs {seen.name} {seen.calls} times in a forward pass, so that no map "
+            "is all of it. Give one image at a time, or name another layer."
         )
     if seen.calls:
         return
