@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from cspine_helpers import __version__
 from cspine_helpers.files import paths
 
 if TYPE_CHECKING:
@@ -760,18 +761,21 @@ def _report(options: Namespace) -> int:
 
     paths.check_uids([options.study])
     run = load_run(_run_dir(options))
-    cohort = read_cohort(_cohort_dir(run, options))
+    folder = _cohort_dir(run, options)
+    own = folder if (folder / "train.csv").is_file() else _cohort_dir(run, Namespace(cohort=None))
+    cohort = read_cohort(own)  # of CT without labels: the page holds it against the run's own patients
     cohort.check_run(run.record)
     pages, scan = PatientPages(run, cohort), None
     try:
-        scan = read_scan(cohort.folder, options.study, render=study_of, series=options.series)
+        scan = read_scan(folder, options.study, render=study_of, series=options.series)
     except FileNotFoundError as error:
         print(error)  # the page says so, too
-    why = read_study(cohort.packed, options.study).get("problems")
-    figure = patient_picture(pages.page(options.study, scan=scan, truth=options.truth, not_packed=why))
+    why = read_study(folder / "packed", options.study).get("problems")
+    its = {"packed": folder / "packed", "truth": options.truth, "not_packed": why}
+    figure = patient_picture(pages.page(options.study, scan=scan, **its))
     for suffix in (".pdf", ".png"):
         name = f"patient_{options.study}{suffix}"
-        print(write_figure(figure, paths.figures_dir(cohort.folder.name) / name))
+        print(write_figure(figure, paths.figures_dir(folder.name) / name))
     return 0
 
 
@@ -978,10 +982,21 @@ _COMMANDS = {
 }
 
 
+def _versions() -> str:
+    """What a question should come with: this package, Python, the system, what decides numbers."""
+    import platform
+    from importlib.metadata import version
+
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "numpy", "scikit-learn"))
+    python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    return f"cspine_helpers {__version__}; {python}; {libraries}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; returns the exit status, see `--help`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _Parser(prog="python -m cspine_helpers", description=_DOES, epilog=_STATUS)
+    parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     asked = next((each for each in arguments if not each.startswith("-")), None)
     for name, command in _COMMANDS.items():

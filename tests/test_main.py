@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from radiograph_runs import Runs, packed_cohort
 from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers import __main__ as cli
+from cspine_helpers import __version__
 from cspine_helpers.checkpoints import load_run
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.inference.prediction import predict
@@ -108,6 +110,13 @@ def test_a_cohort_of_phantoms_is_made_and_stays_as_it_was_made(tmp_path, command
 def test_a_page_is_written_for_one_patient_and_says_that_there_is_no_ct(root, command):
     samples = read_cohort(root / "data" / "toy").samples
     uid = samples["validation"][UID].iloc[0]
+    own = root / "data" / "mine" / "packed"
+    own.mkdir(parents=True, exist_ok=True)
+    for each in (root / "data" / "toy" / "packed").glob(f"{uid}_*.npy"):
+        shutil.copy(each, own / each.name.replace(uid, "patient1"))
+    status, out, _ = command(root, "report", "--run", "toy", "--cohort", "mine", "--study", "patient1")
+    assert status == 0
+    assert str(root / "figures" / "mine" / "patient_patient1.png") in out
     status, out, _ = command(root, "report", "--run", "toy", "--study", uid, "--truth")
     said, *paths = out.splitlines()
     assert status == 0
@@ -286,6 +295,13 @@ def test_help_states_an_example_the_exit_statuses_and_the_defaults(tmp_path, com
     window = " ".join(f"{edge:g}" for edge in default.window_hu)
     for value in (default.slices, default.size, default.margin_mm, default.neighbour_mm, window):
         assert f"(default: {value})" in packing
+
+
+def test_the_version_names_what_decides_numbers(tmp_path, command, capsys):
+    status, out, _ = command(tmp_path, "--version")
+    assert status == 0
+    assert re.match(rf"cspine_helpers {__version__}; Python 3\.\d+\.\d+, \w+ \w+; ", out)
+    assert f"torch {version('torch')}" in out
 
 
 def test_an_empty_path_is_no_folder(tmp_path, command):

@@ -202,6 +202,18 @@ def test_what_a_scan_lacks_is_missing(pages, uid):
         pages.page(uid, ending_above="C1")
 
 
+def test_a_page_is_made_of_ones_own_ct_of_which_no_label_is_known(pages, page, cohort, uid, tmp_path):
+    for name in VERTEBRAE:
+        shutil.copy(sequence_path(cohort.packed, uid, name), sequence_path(tmp_path, "mine", name))
+    own = pages.page("mine", packed=tmp_path)
+    assert [row.probability for row in own.rows] == pytest.approx([row.probability for row in page.rows])
+    assert "split" not in own.about[0]
+    assert own.about[0] == "study mine"
+    assert own.about[2] == "research software, not a medical device"
+    with pytest.raises(ValueError, match="has no study mine"):
+        pages.page("mine", packed=tmp_path, truth=True)
+
+
 def test_what_was_not_packed_is_not_said_to_be_outside_the_scan(pages, cohort, uid, tmp_path):
     shutil.copytree(cohort.packed, tmp_path / "packed")
     for name in ("C3", "C4"):

@@ -82,6 +82,7 @@ class PatientPages:
         uid: str,
         *,
         scan: Scan | None = None,
+        packed: Path | None = None,
         truth: bool = False,
         ending_above: str | None = None,
         not_packed: Mapping[str, str] | None = None,
@@ -91,6 +92,8 @@ class PatientPages:
         Args:
             uid: StudyInstanceUID.
             scan: its CT, see `read_scan`. None: the side view and the slices are those that were packed.
+            packed: folder of its packed sequences, where it is no study of the run's cohort: one's own CT, of
+                which no label is known.
             truth: whether to show it, where it is known.
             ending_above: a vertebra; the page is as if the scan had ended above it, so that it and those
                 below are missing. None: as it was packed.
@@ -101,13 +104,13 @@ class PatientPages:
             ValueError: a sequence cannot be used; the CT is not the one that was packed; the truth is asked
                 for and not known, or of a patient of the test split.
         """
-        why = not_packed or {}
+        why, packed = not_packed or {}, packed or self.cohort.packed
         if ending_above is not None:
             with TemporaryDirectory() as folder:
-                _copy_above(self.cohort.packed, Path(folder), uid, ending_above)
+                _copy_above(packed, Path(folder), uid, ending_above)
                 cut = VERTEBRAE[VERTEBRAE.index(ending_above) :]
                 return self._page(uid, scan and scan.above(ending_above), truth, Path(folder), why, cut)
-        return self._page(uid, scan, truth, self.cohort.packed, why)
+        return self._page(uid, scan, truth, packed, why)
 
     def _page(
         self,
@@ -127,7 +130,7 @@ class PatientPages:
 
         # 2. Where its slices lie, and how they look.
         arrays = {name: open_sequence(sequence_path(folder, uid, name)) for name in answer.probability}
-        view = PackedView(arrays, self._manifest(uid))
+        view = PackedView(arrays, _manifest(folder, uid))
         positions = {} if scan is None else self._positions(scan, view, uid)
         side = (scan or view).side_view()
         heights = _heights(side.height_mm)
@@ -154,7 +157,7 @@ class PatientPages:
             headline=headline,
             subline=subline,
             rule=rule,
-            about=self._about(uid, split, scan),
+            about=_about(uid, split, scan, phantom=split is not None and self._of_phantoms),
             truth=None if labels is None else _truth(labels),
             scale=self._scale,
             rows=rows,
@@ -249,6 +252,10 @@ class PatientPages:
             patient_aggregated=None if aggregated is None else float(aggregated),
         )
 
+    @property
+    def _of_phantoms(self) -> bool:
+        return (self.cohort.folder / "cohort.json").is_file()
+
     def _split_of(self, uid: str) -> str | None:
         found = self.cohort.split.loc[self.cohort.split[UID] == uid, "split"]
         return None if found.empty else str(found.iloc[0])
@@ -268,10 +275,6 @@ class PatientPages:
         if found.empty:
             raise ValueError(f"The label table has no study {uid}. Ask for the page without truth.")
         return {name: bool(found[name].iloc[0]) for name in VERTEBRAE}
-
-    def _manifest(self, uid: str) -> pd.DataFrame | None:
-        table = self.cohort.manifest
-        return None if table is None else table[table[UID] == uid].set_index("vertebra")
 
     def _positions(self, scan: Scan, view: PackedView, uid: str) -> dict[str, NDArray[np.int_]]:
         """Vertebra → the CT's slice that each position of its sequence shows, (T,).
@@ -403,17 +406,6 @@ class PatientPages:
             )
         return line, rule
 
-    def _about(self, uid: str, split: str | None, scan: Scan | None) -> tuple[str, ...]:
-        phantom = (self.cohort.folder / "cohort.json").is_file()
-        kind = (
-            "synthetic phantom · research software" if phantom else "research software, not a medical device"
-        )
-        size = "no CT at hand"
-        if scan is not None:
-            z, y, x = scan.spacing_mm
-            size = f"{len(scan.volume_hu)} slices · {z:.2f} × {y:.2f} × {x:.2f} mm"
-        return f"study {uid}" + (f" · {split} split" if split else ""), size, kind
-
     def _worth(self, answer: StudyPrediction) -> tuple[str, ...]:
         patients, threshold = self._patients, answer.patient_threshold
         if threshold is None:
@@ -459,6 +451,8 @@ class PatientPages:
                 f"Calls are made on probabilities as predicted (from {whose}); the dashed lines are these "
                 "thresholds, calibrated like the dots."
             )
+        if split is None and self._of_phantoms:
+            sentences.append("The run has seen phantoms only: what it says of a patient means nothing.")
         if split == "validation":  # that it was trained on is a warning of the answer
             sentences.append("This patient helped to choose the thresholds: new patients may fare worse.")
         return tuple(sentences)
@@ -491,6 +485,23 @@ class PatientPages:
         wrong = list(zip(cases.study[false], cases.unit[false], strict=True))
         near = sum(any((study, other) in broken for other in _beside(unit)) for study, unit in wrong)
         return f" In validation, {near} of {len(wrong)} false calls lay beside a fractured vertebra."
+
+
+def _about(uid: str, split: str | None, scan: Scan | None, *, phantom: bool) -> tuple[str, ...]:
+    kind = "synthetic phantom · research software" if phantom else "research software, not a medical device"
+    size = "no CT at hand"
+    if scan is not None:
+        z, y, x = scan.spacing_mm
+        size = f"{len(scan.volume_hu)} slices · {z:.2f} × {y:.2f} × {x:.2f} mm"
+    return f"study {uid}" + (f" · {split} split" if split else ""), size, kind
+
+
+def _manifest(packed: Path, uid: str) -> pd.DataFrame | None:
+    """The study's rows by vertebra; None where its folder has no manifest."""
+    if not (packed / "manifest.csv").is_file():
+        return None
+    table = read_manifest(packed)
+    return table[table[UID] == uid].set_index("vertebra")
 
 
 def _copy_above(packed: Path, folder: Path, uid: str, vertebra: str) -> None:
