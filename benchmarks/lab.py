@@ -183,7 +183,7 @@ class Explorer:
         )
         self.page.locator(".cspine-numbers").wait_for()
         self.page.wait_for_timeout(500)  # scrolling ends
-        self.page.locator(HANDLE).focus()
+        self.page.locator(HANDLE).first.focus()
 
     def replace(self, code: str) -> None:
         """Put other code into the slider's cell and run it.

@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks import lab
 from cspine_helpers.decisions.test_split import read_decision
+from cspine_helpers.decisions.triage import evaluate_triage
 from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.figures.curves import LEVEL_NAMES
 from cspine_helpers.metrics import confusion, rates
@@ -334,3 +335,47 @@ def test_readable_at_125_percent(explorer, screenshots):
     page.locator(".cspine-numbers").scroll_into_view_if_needed()
     page.screenshot(path=screenshots / "zoom_125_below.png")
     page.close()
+
+
+TWO_HANDLES = """
+explorer = ThresholdExplorer(validation, threshold=0.2, defer=0.6)
+explorer"""
+
+
+def test_both_handles_move_by_keyboard_and_defer_what_lies_between(explorer, validation, screenshots):
+    explorer.replace(TWO_HANDLES)
+    page, handles = explorer.page, explorer.page.locator(lab.HANDLE)
+    assert handles.count() == 2
+    places, words = [0.2, 0.6], explorer.words()
+    for handle, keys in enumerate(({"ArrowRight": 1, "PageDown": -5}, {"ArrowLeft": -1, "PageUp": 5})):
+        handles.nth(handle).focus()
+        for key, step in [*keys.items()] * 3:
+            before = picture(explorer)
+            words = explorer.press(key)
+            places[handle] = round(places[handle] + step / 1000, 3)
+            assert f"negative below {places[0]:.4f}, positive from {places[1]:.4f}" in words
+            assert (picture(explorer) != before).any()
+    cases = Cases.of(validation)
+    below, up_to = (cases.probability < place for place in places)
+    found = evaluate_triage(cases, np.select([below, up_to], ["negative", "inconclusive"], "positive"))
+    shown = {"inconclusive_rate": "inconclusive", "coverage": "coverage"}
+    shown |= {f"recall_deferred_{fate}": f"recall, deferred {fate}" for fate in ("found", "lost")}
+    for name, value in found.set_index("metric")["value"][list(shown)].items():
+        assert f"{shown[name]} {value:.3f}" in words
+
+    box = page.locator(".cspine-defer input")
+    box.fill("0.123456")  # below the other handle, so that it ends there
+    box.press("Enter")
+    page.wait_for_function(
+        "end => document.querySelector('.cspine-numbers').innerText.includes(end)",
+        arg=f"positive from {places[0]:.4f}",
+    )
+    assert float(box.input_value()) == float(page.locator(BOX).input_value()) == places[0]
+    assert "coverage 1.000" in explorer.words()
+    handles.nth(1).focus()
+    explorer.press("End")
+    assert "positive from 1.0000" in explorer.words()
+    explorer.ask("slider.defer = 0.6")
+    page.wait_for_function("document.querySelector('.cspine-numbers').innerText.includes('from 0.6000')")
+    page.screenshot(path=screenshots / "two_handles.png")
+    assert readable(explorer) == {}
