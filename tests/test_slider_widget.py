@@ -268,10 +268,12 @@ def test_patients_called_back_stand_beside_the_missed_with_an_interval():
 
 def test_the_curve_is_labelled_as_observed_also_where_the_point_is_restated():
     explorer = ThresholdExplorer(made_table(studies=100), threshold=0.2)
-    title = explorer._panels["all"]._curve._title
-    assert title.get_text() == "All vertebrae"
+    panels = explorer._panels["all"]
+    assert panels._place.get_text().startswith("as observed: ")
     explorer.prevalence = 0.02
-    assert title.get_text() == "All vertebrae; hollow: restated"
+    assert panels._place.get_text() == "○ restated: 2% of patients fractured"
+    title = panels._curve._title
+    assert title.get_text() == "All vertebrae"
     axes = title.axes
     assert axes.get_xlabel() == "recall (curve, band and chance as observed)"
 
@@ -307,6 +309,26 @@ def test_rates_are_restated_for_another_prevalence_and_the_matrix_stays():
     assert shown(explorer) == picture
     with pytest.raises(ValueError, match="A prevalence lies between 0 and 1"):
         explorer.prevalence = 0
+
+
+@pytest.mark.parametrize("percent", [0, 100, -3, float("nan")])
+def test_a_prevalence_typed_outside_0_to_100_is_refused_and_the_last_one_kept(percent, undrawn):
+    explorer = ThresholdExplorer(made_table(), threshold=0.2)
+    explorer.prevalence = 0.02
+    before = explorer.summary()
+    explorer._percent.value = percent
+    assert explorer._percent.value == 2
+    assert explorer.summary() == before
+    refused = f"A prevalence lies between 0 and 100 %; found {percent} %. It stays at 2 %. "
+    assert f"{refused}All vertebrae at" in unescape(explorer._numbers.value)
+    explorer._percent.value = 0.05  # rarer than one in a thousand
+    assert explorer.prevalence == 0.0005
+    assert "It stays" not in explorer._numbers.value
+
+
+def test_what_has_no_label_has_a_title_that_screen_readers_say(standing):
+    assert standing._image.tooltip == "What is written below, as a picture"
+    assert standing._percent.tooltip == "per cent of patients fractured"
 
 
 def test_no_other_prevalence_where_all_patients_are_fractured(undrawn):

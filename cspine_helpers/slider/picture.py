@@ -99,7 +99,7 @@ class Panels:
             restated: whether that is another than found; a hollow point then shows precision there.
         """
         self._threshold.set_text(f"threshold {digits(point.threshold)}")
-        self._place.set_text(place)
+        self._place.set_text(f"○ {place}" if restated else place)  # the key to the hollow point
         self._curve.fill([point], restated=restated)
         self._matrix.fill(point.counts)
         self._bars.fill(point.rates, (point.missed, point.called_back))
@@ -130,7 +130,7 @@ class TriagePanels:
         """The picture of two thresholds; options as `Panels.png`."""
         low, high = point.low, point.high
         self._thresholds.set_text(f"inconclusive {digits(low.threshold)} – {digits(high.threshold)}")
-        self._place.set_text(place)
+        self._place.set_text(f"○ {place}" if restated else place)  # the key to the hollow point
         self._curve.fill([low, high], restated=restated)
         self._matrix.fill(point.counts)
         self._bars.fill(triage_rates(point), (point.workload, low.missed, high.called_back))
@@ -194,7 +194,7 @@ class _Curve:
     def __init__(
         self, axes: Axes, operating: OperatingPoints, marks: Mapping[str, float], *, triage: bool = False
     ) -> None:
-        band, self._level = operating.band, level_name(operating.cases)
+        band = operating.band
         if band is None:
             axes.text(0.5, 0.5, "too few patients for a band", color=GREY, ha="center", fontsize=9)
         else:
@@ -220,12 +220,12 @@ class _Curve:
             self._between = [between]
             self._falling = pr_curve(operating.cases.label, operating.cases.probability)
         self._cross, self._elsewhere, self._points = cross, elsewhere, points
-        self._title = axes.set_title(" ", y=1)
+        self._title, self._level = axes.set_title(" ", y=1), level_name(operating.cases)
         self.shapes, self.texts = [*self._between, cross, elsewhere, *points], [self._title]
 
     def fill(self, points: Sequence[OperatingPoint], *, restated: bool) -> None:
         """Show these points."""
-        self._title.set_text(f"{self._level}; hollow: restated" if restated else self._level)
+        self._title.set_text(self._level)
         lines, hollow = [], []
         for point, shown in zip(points, self._points, strict=True):
             shown.set_data([point.found["recall"]], [point.found["precision"]])

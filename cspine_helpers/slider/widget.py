@@ -134,9 +134,10 @@ class ThresholdExplorer:
             value=self._presets.level, description="Level", style=style, layout={"width": "200px"},
         )  # fmt: skip
         self._other = ipywidgets.Checkbox(description="Another prevalence:", indent=False, layout=_FITTING)
-        self._percent = ipywidgets.BoundedFloatText(
-            value=round(100 * SCREENING_PREVALENCE, 1), min=0.1, max=99.9, step=0.1, layout={"width": "80px"}
-        )
+        self._percent = ipywidgets.FloatText(
+            value=round(100 * SCREENING_PREVALENCE, 1), step=0.1, layout={"width": "80px"},
+            tooltip="per cent of patients fractured",
+        )  # fmt: skip
         self._jumps = {name: ipywidgets.Button(layout=_FITTING) for name in ("start", "chosen", "guaranteed")}
         self._freezer = _ConfirmedButton(
             "Freeze this decision …",
@@ -145,7 +146,9 @@ class ThresholdExplorer:
             act=self._act,
             undo=None if self._run() is None else self._put_back,
         )
-        self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        self._image = ipywidgets.Image(
+            format="png", layout={"max_width": "100%"}, tooltip="What is written below, as a picture"
+        )
         self._numbers = ipywidgets.HTML()
         parts = {"threshold": self._box, "level": self._levels, "other": self._other}
         parts |= {"defer": self._boxes[-1]} if not one else {}
@@ -155,8 +158,9 @@ class ThresholdExplorer:
         self._box.observe(lambda change: self._move(change["new"], self._upper), names="value")
         if not one:
             self._boxes[1].observe(lambda change: self._move(self._threshold, change["new"]), names="value")
-        for control in (self._levels, self._other, self._percent):
+        for control in (self._levels, self._other):
             control.observe(lambda _: self._redraw(), names="value")
+        self._percent.observe(lambda change: self._restate(**change), names="value")
         for name, button in self._jumps.items():
             button.on_click(lambda _, name=name: self._move(self._presets.at(self.level)[name], self._upper))
 
@@ -292,6 +296,15 @@ class ThresholdExplorer:
         if self._upper is None:
             return self._at_level().at(self.threshold, self.prevalence)
         return self._at_level().triage(self.threshold, self._upper, self.prevalence)
+
+    def _restate(self, old: float, new: float, **_: object) -> None:
+        """Follow the box of the prevalence, or put back what it held and say why."""
+        if 0 < new < 100:
+            return self._redraw()
+        self._percent.value = old
+        refused = f"A prevalence lies between 0 and 100 %; found {new:.4g} %. It stays at {old:.4g} %."
+        self._numbers.value = _paragraph(f"{refused} {self._words(self._point())}", role="status")
+        return None
 
     def _place(self) -> str:
         if self.prevalence is None:
