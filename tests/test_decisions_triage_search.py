@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from simulated import image_table, patients, table_of
 
-from cspine_helpers.decisions.confidence import cross_fitted_confidence
+from cspine_helpers.decisions.confidence import fit_confidence
 from cspine_helpers.decisions.guarantees import RecallTarget, guarantee_on_validation
 from cspine_helpers.decisions.triage import Triage, patient_answers, triage_rates
 from cspine_helpers.decisions.triage_search import (
@@ -69,7 +69,7 @@ def test_a_row_is_what_its_triage_answers_on_validation(cases, guarantees):
         triage, sure = Triage(guarantee, by_vertebra=True), None
         if row["kind"] == "setting":
             triage = Triage(guarantee, row["confidence"], row["cut"], by_vertebra=True)
-            sure = cross_fitted_confidence(row["confidence"], cases, p_low=row["p_low"])
+            sure = fit_confidence(row["confidence"], cases, p_low=row["p_low"]).of(cases)
         answers = patient_answers(cases, triage.answers(cases, sure))
         for name, rate in triage_rates(labels, answers).items():
             if name in row:

@@ -24,7 +24,6 @@ from cspine_helpers.decisions.confidence import (
     ALPHAS,
     CONFIDENCES,
     Confidence,
-    cross_fitted_confidence,
     fit_confidence,
     needs_alpha,
     usable,
@@ -261,9 +260,10 @@ def search_triage(
 
     Returns:
         One row a setting: `kind` ("no deferral", "setting", or "search", what choosing itself is worth),
-        `recall` (guaranteed), `p_low`, `confidence`, `alpha`, `deferred` (share aimed at), `cut`, `value` (of
-        the rule, more is better), rates of `triage_rates`, all with the cut of all patients; then
-        `held_out_value` and the same rates held out; `winner` (one row, never a "search").
+        `recall` (guaranteed), `p_low`, `confidence`, `alpha`, `deferred` (share aimed at), `cut`, `value`
+        (of the rule, more is better) and rates of `triage_rates`, all fitted, cut and judged on the same
+        patients, as the frozen triage will reach; `held_out_value` and the same rates, each part of the
+        patients judged by fit and cut of the others; `winner` (one row, highest held out, never a "search").
 
     Raises:
         ValueError: cases of another split or level; no positive in validation; no guarantee; a confidence
@@ -412,7 +412,6 @@ def _settings(
             name=name,
             alpha=alpha,
             p_low=p_low,
-            folds=folds,
             by_vertebra=by_vertebra,
         )
         whole, pairs = made_of(cases), []
@@ -445,17 +444,15 @@ def _answered(
     name: str | None,
     alpha: float | None,
     p_low: float,
-    folds: int,
     by_vertebra: bool,
 ) -> Answered:
-    """Cases as they are answered: by a confidence fitted on others, or among themselves."""
+    """Cases as they are answered: by a confidence fitted on others, or on themselves."""
     options: dict[str, Any] = {} if alpha is None else {"alpha": alpha}
     if name is None:
         sure = np.zeros(len(cases))
-    elif others is None:
-        sure = cross_fitted_confidence(name, cases, features, p_low=p_low, folds=folds, **options)
     else:
-        sure = fit_confidence(name, others, features, p_low=p_low, **options).of(cases, features)
+        fit = fit_confidence(name, cases if others is None else others, features, p_low=p_low, **options)
+        sure = fit.of(cases, features)
     return Answered.of(cases, sure, p_low, by_vertebra=by_vertebra)
 
 
