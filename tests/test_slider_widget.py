@@ -11,11 +11,14 @@ import pytest
 from conftest import RSNA, needs_rsna
 from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
 from PIL import Image, ImageFilter
+from scipy.special import expit, logit
 from test_evaluation_cases import toy, with_own
 
+from cspine_helpers.decisions.confidence import Confidence
 from cspine_helpers.decisions.guarantees import RecallTarget, guarantee_on_validation
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze, read_decision
 from cspine_helpers.decisions.thresholds import Rule, choose_decision, choose_per_vertebra, choose_threshold
+from cspine_helpers.decisions.triage import Triage
 from cspine_helpers.evaluation.cases import LEVELS, Aggregation, Cases
 from cspine_helpers.evaluation.intervals import bootstrap
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
@@ -431,6 +434,25 @@ def test_the_words_name_all_three_answers_and_what_the_reader_has_to_decide():
     assert written(point.workload, 1) in drawn
     assert "inconclusive 0.2000 – 0.4000" in drawn
     assert pixels(shown(explorer)).shape[2] == 3
+
+
+def test_the_answers_are_those_of_triage_by_the_distance_from_its_guaranteed_threshold(undrawn):
+    table = made_table(studies=100)
+    for level, unit in (("vertebra", "all"), ("patient", "patient")):
+        triage = Triage(promised(table, level=level), "distance", 0.8)
+        cases = Cases.of(table).of_unit(unit)
+        answers = triage.answers(cases, Confidence("distance", triage.p_low).of(cases))
+        upper = expit(logit(triage.p_low) + triage.cut)
+        explorer = ThresholdExplorer(table, threshold=triage.p_low, defer=upper, guarantees=triage.guarantee)
+        explorer.level = unit
+        summary = explorer.summary()
+        for answer in ("negative", "inconclusive", "positive"):
+            for label, name in enumerate(("intact", "fractured")):
+                assert summary[f"{name}_{answer}"] == ((answers == answer) & (cases.label == label)).sum()
+        assert said(explorer).endswith("Recall is guaranteed with what is inconclusive counted as found.")
+        explorer.defer = 1
+        explorer.threshold = 0.9
+        assert said(explorer).endswith(f"Guaranteed: {digits(explorer._presets.at(unit)['guaranteed'])}.")
 
 
 def test_handles_never_cross(undrawn):

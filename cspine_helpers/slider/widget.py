@@ -118,7 +118,8 @@ class ThresholdExplorer:
         one = self._upper is None
         self._slider = (ipywidgets.FloatSlider if one else ipywidgets.FloatRangeSlider)(
             value=self._steps(), min=0, max=1, step=STEP, readout=False,
-            description="Threshold" if one else "Inconclusive", layout={"flex": "1 1 360px"},
+            description="Threshold" if one else "Inconclusive", style={} if one else style,
+            layout={"flex": "1 1 360px"},
         )  # fmt: skip
         names = {"exactly": "190px"} if one else {"negative below": "210px", "positive from": "210px"}
         self._boxes = [
@@ -347,7 +348,10 @@ class ThresholdExplorer:
             f"{self._place().capitalize()}: {rates}; of 1,000 patients {patients}missed "
             f"{written(low.missed, 1)}, called back without fracture {written(high.called_back, 1)}."
         )
-        return f"{words} {self._presets.standing(self.level, self.threshold)}".rstrip()
+        standing = self._presets.standing(self.level, self.threshold)
+        if isinstance(point, TriagePoint) and self._presets.guarantee(self.level, self.threshold):
+            standing += " Recall is guaranteed with what is inconclusive counted as found."
+        return f"{words} {standing}".rstrip()
 
     def _question(self) -> str:
         """What the freezing button asks."""
