@@ -85,7 +85,8 @@ def maps_sheet(cases: Sequence[Explained], *, title: str = "") -> Picture:
     """A row for each case: the image with the true outline, then each method's map over it.
 
     Only the positive part of a map is drawn, from 0 to its own maximum, which a cross marks; a map without
-    a positive part says so. So shades of two panels do not compare: the numbers below them do.
+    a positive part says so. So shades of two panels do not compare: the numbers below them do. Shades grow
+    with the square root, so that weak parts of a narrow map are seen.
 
     Raises:
         ValueError: there is no case, cases differ in their methods, or a mask in shape from its image.
@@ -120,7 +121,7 @@ def maps_sheet(cases: Sequence[Explained], *, title: str = "") -> Picture:
         axes.set_title(method_name(method).replace(" ", "\n", 1), fontsize=9, pad=5)
     handles: list = [
         Line2D([], [], color=TRUTH, linewidth=1.6, label="true outline"),
-        Patch(facecolor=MAP, alpha=0.8, label="map, of its own maximum (×)"),
+        Patch(facecolor=MAP, alpha=0.8, label="map, up to its own maximum (×)"),
         Patch(facecolor="none", edgecolor=FRACTURED, linewidth=2, label="called wrongly"),
     ]
     if any(each.bone is not None for each in cases):
@@ -153,13 +154,14 @@ def _map(axes: Axes, each: Explained, values: NDArray) -> None:
                   bbox=style.UNDER)  # fmt: skip
     else:
         share = np.clip(values, 0, None) / values.max()
-        shade = np.concatenate([np.broadcast_to(to_rgb(MAP), (*share.shape, 3)), 0.85 * share[..., None]], -1)
+        colour = np.broadcast_to(to_rgb(MAP), (*share.shape, 3))
+        shade = np.concatenate([colour, 0.85 * np.sqrt(share)[..., None]], axis=-1)
         frame = (-0.5, width - 0.5, height - 0.5, -0.5)
         axes.imshow(shade, extent=frame, interpolation="bilinear")
         y, x = (np.array(np.unravel_index(values.argmax(), values.shape)) + 0.5) / values.shape
         at = x * width - 0.5, y * height - 0.5
-        axes.plot(*at, "x", color=INK, ms=8, mew=3)
-        axes.plot(*at, "x", color="white", ms=7, mew=1.3)
+        axes.plot(*at, "x", color=INK, ms=6, mew=2.4)
+        axes.plot(*at, "x", color="white", ms=5.2, mew=1.1)
     bare = Explained(each.image, each.label, each.probability, each.called, each.truth, None, each.caption)
     draw_marks(axes, bare)
 
