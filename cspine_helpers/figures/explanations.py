@@ -66,7 +66,7 @@ class Explained(Overlay):
     """One slice, or one radiograph, with the truth and the maps that explain the fracture's probability.
 
     Attributes:
-        maps: method → (h, w) on any grid that covers the image; raw and signed.
+        maps: method → (h, w) on any grid that covers the image, such as its pixels; raw and signed.
         bone: (H, W) of 0/1: the vertebra that is asked about; None where there is none.
         notes: method → a few words below its map, such as "hit, AUROC 0.93".
 
