@@ -12,7 +12,7 @@ from argparse import (
     Namespace,
     RawDescriptionHelpFormatter,
 )
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -809,7 +809,7 @@ def _explain_options(parser: ArgumentParser) -> None:
 def _explain(options: Namespace) -> int:
     from cspine_helpers.checkpoints import load_run
     from cspine_helpers.ct.reading import read_ct
-    from cspine_helpers.explain.scanner_map import peaks, scanner_map, study_maps, write_scanner_map
+    from cspine_helpers.explain.scanner_map import Piece, peaks, scanner_map, study_maps, write_scanner_map
     from cspine_helpers.packing.study import crops_in, locate, read_study
     from cspine_helpers.phantom.scanner import locate_phantom
 
@@ -826,7 +826,7 @@ def _explain(options: Namespace) -> int:
             packed = Path(folder)
             uid = _pack_one(run, packed, options)
             volume = read_ct(options.ct, series=options.series)
-            pieces = crops_in(volume, read_study(packed, uid))
+            pieces: Mapping[str, Piece] = crops_in(volume, read_study(packed, uid))
         else:
             cohort, uid = _cohort_dir(run, options), options.study
             packed = cohort / "packed"
