@@ -37,7 +37,7 @@ exit status:
   0    done
   2    wrong arguments, with the usage
   3    pack: some studies failed; the summary and report.csv name them
-       predict --images: some files cannot be read; the summary and unreadable.csv name them
+       predict, explain --images: some files cannot be read; the summary and unreadable.csv name them
   100  refused, with the reason in a sentence
   130  stopped with Ctrl-C"""
 
@@ -780,7 +780,7 @@ def _report(options: Namespace) -> int:
 
 
 def _explain_options(parser: ArgumentParser) -> None:
-    from cspine_helpers.explain.maps import METHODS
+    from cspine_helpers.radiographs.maps import RADIOGRAPH_METHODS
 
     parser.add_argument("--run", default="builtin", help="folder of checkpoints/ (default: builtin)")
     parser.add_argument("--cohort", help="folder of data/ (default: the one the run was trained on)")
@@ -789,11 +789,17 @@ def _explain_options(parser: ArgumentParser) -> None:
         "--study", metavar="UID", help="a study of the cohort that is packed, and whose CT is there"
     )
     which.add_argument("--ct", type=Path, help="a CT that is packed for it, a DICOM folder or a NIfTI file")
+    which.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="every radiograph in there, by a run of radiographs"
+    )
     parser.add_argument("--masks", type=Path, help="with --ct: its mask, a NIfTI file or a folder of them")
     _scheme_options(parser)
     parser.add_argument("--series", metavar="UID", help="which series, where the study's CT holds several")
     parser.add_argument(
-        "--method", default="grad_cam", choices=METHODS, help="how maps are computed (default: grad_cam)"
+        "--method",
+        default="grad_cam",
+        choices=RADIOGRAPH_METHODS,
+        help="how maps are computed; mask: what a run of radiographs marks itself (default: grad_cam)",
     )
     parser.add_argument("--layer", help="whose cells are mapped (default: the backbone's deepest)")
     parser.add_argument("--vertebrae", nargs="+", metavar="C1", help="which (default: all that are packed)")
@@ -803,7 +809,13 @@ def _explain_options(parser: ArgumentParser) -> None:
         help="write the CT, too, on the map's grid, for viewers that want one",
     )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: checkpoints/<run>/maps/<UID>")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="folder (default: checkpoints/<run>/maps/<UID>, or <name of the images' folder>)",
+    )
+    parser.add_argument("--replace", action="store_true", help="with --images: replace what --out holds")
 
 
 def _explain(options: Namespace) -> int:
@@ -813,6 +825,9 @@ def _explain(options: Namespace) -> int:
     from cspine_helpers.packing.study import crops_in, locate, read_study
     from cspine_helpers.phantom.scanner import locate_phantom
 
+    if options.images:
+        return _explain_images(options)
+    _refuse(options, ("replace",), "a study, whose files are replaced one by one")
     if options.study:
         _refuse(options, ("masks", "labels"), "--study, which is packed already")
         paths.check_uids([options.study])
@@ -846,6 +861,24 @@ def _explain(options: Namespace) -> int:
     )
     print(*written, sep="\n")
     return 0
+
+
+def _explain_images(options: Namespace) -> int:
+    """Map a folder of radiographs."""
+    from cspine_helpers.radiographs.folder import UNREADABLE, explain_folder
+    from cspine_helpers.radiographs.task import load_radiograph_run
+
+    names = ("cohort", "masks", "labels", "series", "vertebrae", "with_ct")
+    _refuse(options, names, "--images")
+    run = load_radiograph_run(_run_dir(options))
+    run.to(_device(options.device))
+    out = options.out or run.folder / "maps" / options.images.resolve().name
+    each = {name: getattr(options, name) for name in ("method", "layer", "replace")}
+    table, unreadable = explain_folder(run, options.images, out, **each)
+    print(f"{len(table):,} radiographs mapped by {options.method}: {out}")
+    if len(unreadable):
+        print(f"Not readable ({len(unreadable):,}), see {UNREADABLE}: {paths.listing(unreadable['file'])}")
+    return _FAILED if len(unreadable) else 0
 
 
 def _card_options(parser: ArgumentParser) -> None:
@@ -965,9 +998,10 @@ _COMMANDS = {
         _report,
     ),
     "explain": _Command(
-        "Map where in a CT the fracture logits of its vertebrae come from, as NIfTI that lies over the CT.",
+        "Map where a fracture logit comes from: of a CT's vertebrae as NIfTI over the CT, or in radiographs.",
         "explain --run builtin --study UID --with-ct\n"
-        "  python -m cspine_helpers explain --run mine --ct scan/ --masks mask.nii.gz --method hires_cam",
+        "  python -m cspine_helpers explain --run mine --ct scan/ --masks mask.nii.gz --method hires_cam\n"
+        "  python -m cspine_helpers explain --run fracatlas --images xrays/ --method layer_cam",
         "Files that were there are unchanged; the same command begins again.",
         _explain_options,
         _explain,

@@ -243,6 +243,9 @@ def test_the_command_explains_a_packed_study_and_a_ct_alike(explained, tmp_path)
     ("arguments", "sentence"),
     [
         ("--ct scan", "--ct needs --masks"),
+        ("--ct scan --replace", "--replace cannot be used with a study"),
+        ("--images xrays --with-ct", "--with-ct cannot be used with --images"),
+        ("--images xrays", "No run at"),
         ("--study 1.2 --masks mask.nii", "--masks cannot be used with --study"),
         ("--study ../2", "cannot be file names"),
         ("--study 1.2.826.0", "No CT of 1.2.826.0 in"),

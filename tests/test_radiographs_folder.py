@@ -1,5 +1,6 @@
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -7,17 +8,21 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import torch
 from PIL import Image
 from radiograph_folders import draw_radiograph
-from radiograph_runs import Runs, packed_cohort
+from radiograph_runs import TINY, Runs, packed_cohort
 
+from cspine_helpers.checkpoints import Run
 from cspine_helpers.decisions.test_split import freeze
 from cspine_helpers.decisions.thresholds import Rule, choose_decision
 from cspine_helpers.radiographs import folder as room
 from cspine_helpers.radiographs.annotations import decode_rle
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
-from cspine_helpers.radiographs.folder import find_radiographs, predict_folder
-from cspine_helpers.radiographs.images import read_radiograph
+from cspine_helpers.radiographs.folder import explain_folder, find_radiographs, predict_folder
+from cspine_helpers.radiographs.images import Frame, read_radiograph
+from cspine_helpers.radiographs.maps import map_radiographs
+from cspine_helpers.radiographs.model import RadiographModel
 from cspine_helpers.radiographs.prediction import Predictor, predict_radiographs
 from cspine_helpers.runs import read_record, write_record
 
@@ -296,3 +301,37 @@ def test_a_name_that_is_no_text_is_written_with_escapes(made, xrays, tmp_path):
     shutil.copyfile(xrays / "a.png", os.path.join(os.fsencode(folder), b"caf\xe9.png"))
     found = predict_folder(made("one"), folder, tmp_path / "out", threshold=0.5)
     assert found.table["file"].tolist() == ["caf\\udce9.png"]
+
+
+def test_each_radiograph_is_mapped_on_its_own_pixels_and_the_maximum_is_marked(xrays, tmp_path):
+    torch.manual_seed(0)
+    config = replace(TINY, long=96, short=64)
+    run = Run(tmp_path / "tiny", RadiographModel(config).eval(), config, 0.5, {"train": {}})
+    table, unreadable = explain_folder(run, xrays, tmp_path / "maps", method="layer_cam")
+    assert unreadable["file"].tolist() == ["strip.png", "torn.jpg", "zero.png", "ward 3/words.dcm"]
+    assert pd.read_csv(tmp_path / "maps" / "maps.csv")["file"].tolist() == table["file"].tolist()
+    for row in table.itertuples():
+        image = read_radiograph(xrays / row.file)
+        pixels = Frame.of(*image.shape, long=96, short=64).pixels(image)
+        found = map_radiographs(run, pixels[None], method="layer_cam")
+        values = found.on_radiograph(0, *image.shape)
+        assert (row.height, row.width, row.probability) == (*image.shape, found.probability[0])
+        assert row.highest == values.max() == values[row.y, row.x]
+        picture = cv2.imread(str(tmp_path / "maps" / "overlays" / f"{row.file}.png"))
+        assert picture.shape[:2] == image.shape
+        bare = (values <= 0) & (
+            np.hypot(*np.ogrid[-row.y : row.height - row.y, -row.x : row.width - row.x]) > 12
+        )
+        np.testing.assert_array_equal(picture[bare], np.repeat(image[bare][:, None], 3, axis=1))
+    with pytest.raises(FileExistsError, match="holds something already"):
+        explain_folder(run, xrays, tmp_path / "maps")
+    with pytest.raises(ValueError, match="no method 'cam'"):
+        explain_folder(run, xrays, tmp_path / "other", method="cam")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("values", [0.0, -1.0, 2.0])
+def test_a_map_without_a_highest_place_leaves_the_picture_as_it_is(values, tmp_path):
+    image = np.arange(1600, dtype=np.uint8).reshape(40, 40)
+    room.write_map_overlay(image, np.full((40, 40), values, np.float32), tmp_path / "one.png")
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "one.png"))[..., 0], image)

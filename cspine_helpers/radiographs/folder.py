@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -18,8 +19,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from cspine_helpers.checkpoints import Run
 from cspine_helpers.decisions.test_split import DECISION, check_belongs, read_decision
 from cspine_helpers.decisions.thresholds import check_threshold
+from cspine_helpers.explain.maps import Method
 from cspine_helpers.files.paths import exchange, exclusive, inside, listing, printable, sha256_of
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.inference.prediction import PREDICTIONS
@@ -29,13 +32,15 @@ from cspine_helpers.radiographs.annotations import encode_rle
 from cspine_helpers.radiographs.blend import BLEND, read_blend
 from cspine_helpers.radiographs.cohort import SPLIT, is_radiographs, read_radiograph_cohort
 from cspine_helpers.radiographs.images import Frame, read_radiograph, why_unusable
+from cspine_helpers.radiographs.maps import map_radiographs
 from cspine_helpers.radiographs.masks import MASKS
+from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel
 from cspine_helpers.radiographs.prediction import Answer, Predictor
 from cspine_helpers.radiographs.sources import file_ids
 from cspine_helpers.runs import recorded_cohort
 from cspine_helpers.splits import split_hash
 
-UNREADABLE, OVERLAYS = "unreadable.csv", "overlays"
+UNREADABLE, OVERLAYS, MAPS = "unreadable.csv", "overlays", "maps.csv"
 SUFFIXES = frozenset(
     (
         *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
@@ -46,7 +51,8 @@ _DICOM_MARK, _PREAMBLE = b"DICM", 128  # bytes of a DICOM file, and where they a
 _OUTLINE = (233, 180, 86)  # sky blue, as figures draw what is predicted; blue, green, red
 _SMALLEST = 32  # pixels of a side: of less, nothing can be seen that a network was trained on
 _LONGEST = 240  # bytes of a file's name, of 255 that disks take
-_OWN = {PREDICTIONS, MASKS, UNREADABLE, OVERLAYS}  # what is written, and may be replaced
+_OPACITY = 0.7  # of a map's maximum in pictures
+_OWN = {PREDICTIONS, MASKS, MAPS, UNREADABLE, OVERLAYS}  # what is written, and may be replaced
 
 
 @dataclass(frozen=True)
@@ -216,6 +222,96 @@ def predict_folder(
     return FolderPrediction(out, table, missing, others, limit, source, warnings, _positive(predictor))
 
 
+def explain_folder(
+    run: Run[RadiographModel, RadiographConfig],
+    folder: str | Path,
+    out: str | Path,
+    *,
+    method: Method | Literal["mask"] = "grad_cam",
+    layer: str | None = None,
+    replace: bool = False,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Map every radiograph of a folder, and of the folders in it, on its own pixels.
+
+    Writes `maps.csv` (what is returned first), `unreadable.csv` where there is something to say, and
+    `overlays/`: each image with the positive part of its map in blue, up to its own maximum, which a cross
+    marks. Shades of two pictures do not compare, values in the table do. All or nothing.
+
+    Args:
+        run: of `load_radiograph_run`.
+        folder: any, of PNG, JPEG, TIFF, DICOM.
+        out: folder that is made.
+        method: of `maps.RADIOGRAPH_METHODS`.
+        layer: whose cells are mapped; None: see `maps.map_radiographs`.
+        replace: replace what an earlier call wrote there.
+
+    Returns:
+        One row an image: `file`, `probability` (of the network's class, not blended with its mask), `method`,
+        `highest` (value of the map on the image's pixels), `x` and `y` of it, pixels, missing where nothing
+        is above 0 or the map is constant, `height`, `width`. And `file` and `reason` of what cannot be read.
+
+    Raises:
+        FileExistsError, FileNotFoundError: as `predict_folder`.
+        ValueError: one of the folders lies in the other; method or layer are unknown, see `map_radiographs`.
+
+    Example:
+        >>> explain_folder(run, "xrays", "maps")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: No folder at xrays. Name one that holds radiographs.
+    """
+    folder, out = Path(folder), Path(out)
+    _check_apart(folder, out)
+    _check_free(out, replace=replace)
+    files, _ = find_radiographs(folder)
+    size, rows, unreadable = {"long": run.config.long, "short": run.config.short}, [], []
+    with _staged(out, replace=replace) as staging:
+        for path in tqdm(files, desc=method, unit="image", mininterval=1):
+            name = printable(path.relative_to(folder).as_posix())
+            try:
+                image = read_radiograph(path)
+                _check_size(image)
+            except (OSError, ValueError) as error:
+                unreadable.append({"file": name, "reason": why_unusable(error)})
+                continue
+            pixels = Frame.of(*image.shape, **size).pixels(image)
+            found = map_radiographs(run, pixels[None], method=method, layer=layer)
+            values = found.on_radiograph(0, *image.shape)
+            place = _highest(values)
+            write_map_overlay(image, values, staging / OVERLAYS / _picture(name))
+            y, x = place or (pd.NA, pd.NA)
+            height, width = image.shape
+            row = (name, float(found.probability[0]), method, float(values.max()), x, y, height, width)
+            rows.append(row)
+        columns = ["file", "probability", "method", "highest", "x", "y", "height", "width"]
+        table = pd.DataFrame(rows, columns=columns).astype({"x": "Int64", "y": "Int64"})
+        missing = pd.DataFrame(unreadable, columns=["file", "reason"])
+        write_table(table, staging / MAPS)
+        if unreadable:
+            write_table(missing, staging / UNREADABLE)
+    return table, missing
+
+
+def _highest(values: NDArray[np.float32]) -> tuple[int, int] | None:
+    """Row and column of a map's maximum; None where it has no positive part, or is constant."""
+    if values.max() <= 0 or np.ptp(values) == 0:
+        return None
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    return int(row), int(column)
+
+
+def write_map_overlay(image: NDArray[np.uint8], values: NDArray[np.float32], path: Path) -> None:
+    """Write a radiograph (H, W) as PNG with the positive part of a map of its shape, its maximum marked."""
+    picture = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    if (place := _highest(values)) is not None:
+        share = _OPACITY * np.clip(values / values.max(), 0, 1)[..., None]
+        picture = np.rint(picture * (1 - share) + np.array(_OUTLINE) * share).astype(np.uint8)
+        thick = max(1, round(max(image.shape) / 400))
+        for colour, width in (((0, 0, 0), 3 * thick), ((255, 255, 255), thick)):
+            cv2.drawMarker(picture, place[::-1], colour, cv2.MARKER_TILTED_CROSS, 10 * thick, width)
+    _write_png(picture, path)
+
+
 _COLUMNS = ["file", "probability", "called", "mask_pixels", "height", "width", "trained_on"]
 
 
@@ -244,6 +340,10 @@ def write_overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], path: Path)
     picture = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, outlines, -1, _OUTLINE, max(1, round(max(image.shape) / 400)))
+    _write_png(picture, path)
+
+
+def _write_png(picture: NDArray[np.uint8], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     done, content = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:

@@ -153,7 +153,9 @@ def map_radiographs(
     device = next(network.buffers()).device
     maps, probabilities = [], []
     grid = Grid(((MASK_STRIDE - 1) / 2,) * 2, (float(MASK_STRIDE),) * 2)  # of the mask, as its truth is made
-    for image in tqdm(torch.from_numpy(images), desc="map", unit="image", leave=False):
+    for image in tqdm(
+        torch.from_numpy(images), desc="map", unit="image", leave=False, disable=len(images) == 1
+    ):
         given = image[None].to(device)
         with as_on_a_cpu(device):
             output = network(given)
