@@ -16,6 +16,7 @@ from cspine_helpers.explain.localisation import (
     differences,
     localisation_table,
     localise,
+    over_strongest,
     trivial_maps,
 )
 from cspine_helpers.explain.maps import Grid, Maps
@@ -228,3 +229,23 @@ def test_what_cannot_be_judged_is_refused(cases):
     for scores, patients in (({}, []), ({"a": rows}, [1, 2]), ({"a": rows, "b": rows[:2]}, [1, 2, 3])):
         with pytest.raises(ValueError, match="Each method needs a row for each"):
             localisation_table(scores, patients=patients)
+
+
+def test_each_method_is_compared_with_the_strongest_trivial_map_of_a_metric():
+    columns = ["method", "metric", "value", "over_centre", "over_centre_low", "over_centre_high"]
+    columns += ["over_edges", "over_edges_low", "over_edges_high"]
+    rows = [
+        ("centre", "auroc", 0.8, *[np.nan] * 3, 0.1, 0.0, 0.2),
+        ("edges", "auroc", 0.7, -0.1, -0.2, 0.0, *[np.nan] * 3),
+        ("grad_cam", "auroc", 0.9, 0.1, 0.05, 0.15, 0.2, 0.1, 0.3),
+        ("centre", "pointing", 0.1, *[np.nan] * 3, -0.3, -0.4, -0.2),
+        ("edges", "pointing", 0.4, 0.3, 0.2, 0.4, *[np.nan] * 3),
+        ("grad_cam", "pointing", 0.3, 0.2, 0.1, 0.3, -0.1, -0.2, 0.0),
+    ]
+    found = over_strongest(pd.DataFrame(rows, columns=columns))
+    assert found.to_numpy().tolist() == [
+        ["grad_cam", "auroc", 0.1, 0.05, 0.15, "centre"],
+        ["grad_cam", "pointing", -0.1, -0.2, 0.0, "edges"],
+    ]
+    with pytest.raises(ValueError, match=r"none of 'uniform', .* found 'grad_cam'"):
+        over_strongest(pd.DataFrame(rows, columns=columns).query("method == 'grad_cam'"))

@@ -444,6 +444,46 @@ def differences(table: pd.DataFrame, *, reference: str = "strongest") -> pd.Data
     return pd.concat(parts, ignore_index=True)
 
 
+def over_strongest(table: pd.DataFrame, *, trivial: Sequence[str] = TRIVIAL) -> pd.DataFrame:
+    """What each method has over the strongest trivial map, metric by metric, on the same cases.
+
+    Which is strongest is read off the same cases, which is a little unfair to the methods.
+
+    Args:
+        table: of `localisation_table`, with the trivial maps as its reference.
+        trivial: methods that know nothing of the fracture.
+
+    Returns:
+        One row a method that is not trivial, and metric: `method`, `metric`, `value` (the mean difference),
+        `low`, `high`, and `against`, the trivial map.
+
+    Raises:
+        ValueError: the table has no trivial map.
+
+    Example:
+        >>> truth = np.zeros((2, 1, 8, 8), int)
+        >>> truth[:, 0, 2, 2] = 1
+        >>> scores = {"oracle": localise(truth.astype(float), truth), "uniform": localise(truth * 0.0, truth)}
+        >>> over = over_strongest(localisation_table(scores, patients=["1", "2"])).set_index("metric")
+        >>> float(over.loc["auroc", "value"]), over.loc["auroc", "against"]
+        (0.5, 'uniform')
+    """
+    is_trivial = table["method"].isin(trivial)
+    if not is_trivial.any():
+        raise ValueError(
+            f"The table has none of {listing(trivial)} to compare with; found "
+            f"{listing(table['method'].unique())}. Score trivial_maps, too."
+        )
+    rows = []
+    for metric, its in table.groupby("metric", sort=False):
+        known = its[its["method"].isin(trivial)]
+        against = known["method"].iloc[int(known["value"].to_numpy().argmax())]
+        for row in its[~its["method"].isin(trivial)].to_dict("records"):
+            values = (row[f"over_{against}{end}"] for end in ("", "_low", "_high"))
+            rows.append((row["method"], metric, *values, against))
+    return pd.DataFrame(rows, columns=["method", "metric", "value", "low", "high", "against"])
+
+
 def mean_of_cases(
     value: NDArray[np.float64],
     patients: NDArray,
