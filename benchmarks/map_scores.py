@@ -5,21 +5,22 @@
     python -m benchmarks.map_scores fracatlas          validation and test of FracAtlas
 
 Fractured cases only: there is nothing to localise in the others. The threshold of the IoU is chosen on
-validation, method by method, and each row names it. Occlusion is not measured: it runs the network once for
-each window.
+validation, method by method, and each row names it. What runs the network many times for a map is left out:
+occlusion, and integrated gradients of radiographs; and of these a share alone is perturbed.
 """
 
 import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from cspine_helpers.checkpoints import load_run
+from cspine_helpers.checkpoints import Run, load_run
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.explain.attention import attention_table
 from cspine_helpers.explain.localisation import (
@@ -40,15 +41,17 @@ from cspine_helpers.model.forward import as_on_a_cpu
 from cspine_helpers.packed import MASK, open_sequence, sequence_path
 from cspine_helpers.phantom.cohort import CohortConfig, fracture_truth, make_cohort
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
-from cspine_helpers.radiographs.maps import framed, map_radiographs
+from cspine_helpers.radiographs.maps import Framed, framed, map_radiographs
 from cspine_helpers.radiographs.task import load_radiograph_run
 
 MEASURED = "measured"
 HARD = CohortConfig(studies=200, seed=2611, difficulty="hard")
 MAPPED = tuple(name for name in METHODS if name != "occlusion")
+RADIOGRAPHS_MAPPED = tuple(name for name in MAPPED if name != "integrated_gradients")
 OWN_MASK = "own_mask"  # of a radiograph network: the probability of each cell
 RADIOGRAPH_TOLERANCE = 15.0  # pixels of a frame of 448 × 384, as Zhang et al. allow of images of such a size
 CENTRAL = 2  # of the five intensity channels
+PERTURBED = 0.3  # of the test radiographs
 FEW_SHARES = (0.0, 0.005, 0.02, 0.1, 0.4, 1.0)  # of the larger radiographs
 Maps = dict[str, NDArray[np.float32]]
 
@@ -129,40 +132,24 @@ def measure_builtin(hard: Path | None) -> None:
     write_table(pd.concat([stored, rows]), path, sealed=True)
 
 
-def measure_fracatlas(*, perturb: bool) -> None:
+def measure_fracatlas() -> None:
     """Tables of the run on FracAtlas, in the network's frames; portrait and landscape are judged together."""
     run, cohort = load_radiograph_run(run_dir("fracatlas")), read_radiograph_cohort(cohort_dir("fracatlas"))
     folder = run_dir("fracatlas") / MEASURED
     cuts: dict[str, float] = {}
-    parts, curves = [], []
+    parts = []
     for split in ("validation", "test"):
-        broken = cohort.of(split).query("label == 1").reset_index(drop=True)
-        groups = [group for group in framed(cohort, broken) if group.truth.any(axis=(1, 2)).all()]
-        maps: list[Maps] = []
-        ids: list[pd.DataFrame] = []
-        for group in groups:
-            found: Maps = trivial_maps(group.pixels)
-            for method in (*MAPPED, "mask"):
-                its = map_radiographs(run, group.pixels, method=method)
-                found[OWN_MASK if method == "mask" else method] = its.pixels()
-                print(split, group.pixels.shape, method, flush=True)
-            maps.append(found)
-            ids.append(group.rows[["image", "patient"]].assign(probability=its.probability.round(4)))
-        for method in maps[0]:
+        groups = [outlined(group) for group in framed(cohort, cohort.of(split).query("label == 1"))]
+        maps = [radiograph_maps(run, group) for group in groups]
+        for method in maps[0][0]:
+            pairs = [(its[method], group, rows) for (its, rows), group in zip(maps, groups, strict=True)]
             if split == "validation":
-                pairs = zip(maps, groups, strict=True)
-                each = np.concatenate([iou_at(its[method], group.truth) for its, group in pairs])
+                each = np.concatenate([iou_at(values, group.truth) for values, group, _ in pairs])
                 cuts[method] = QUANTILES[each.mean(axis=0).argmax()]
-            for group, its, who in zip(groups, maps, ids, strict=True):
-                rows = localise(
-                    its[method],
-                    group.truth,
-                    tolerance=RADIOGRAPH_TOLERANCE,
-                    iou_quantile=cuts[method],
-                ).round(4)
-                rows = pd.concat([who, rows], axis=1)
-                parts.append(rows.assign(method=method, split=split, iou_quantile=cuts[method]))
-    table = pd.concat(parts, ignore_index=True).assign(cohort="fracatlas")
+            how: dict[str, Any] = {"tolerance": RADIOGRAPH_TOLERANCE, "iou_quantile": cuts[method]}
+            for values, group, rows in pairs:
+                found = pd.concat([rows, localise(values, group.truth, **how).round(4)], axis=1)
+                parts.append(found.assign(split=split, method=method, iou_quantile=cuts[method]))
     scores = [name for name in METRICS if name != "auroc_inside"]
     order = [
         "cohort",
@@ -175,38 +162,58 @@ def measure_fracatlas(*, perturb: bool) -> None:
         "chance",
         "iou_quantile",
     ]
-    write_table(table[order], folder / "maps.csv", sealed=True)
-    if perturb:
-        network = run.model.folded()
+    write_table(pd.concat(parts).assign(cohort="fracatlas")[order], folder / "maps.csv", sealed=True)
+    curves = [
+        radiograph_curves(run, group, its, rows) for group, (its, rows) in zip(groups, maps, strict=True)
+    ]
+    table = pd.concat(curves).assign(cohort="fracatlas", split="test")
+    order = ["cohort", "split", "method", "image", "patient", "share", "deletion", "insertion"]
+    write_table(table[order], folder / "perturbation.csv", sealed=True)
 
-        def probability(these: torch.Tensor, rows: slice) -> torch.Tensor:
-            with as_on_a_cpu(these.device):
-                return network(these).logit.double().sigmoid()
 
-        for group, its, who in zip(groups, maps, ids, strict=True):
-            for method, values in its.items():
-                found_curves = perturbation_curves(probability, group.pixels, values, shares=FEW_SHARES)
-                named = who.loc[found_curves["case"], ["image", "patient"]].reset_index(drop=True)
-                curves.append(
-                    pd.concat([named, found_curves.drop(columns="case").round(4)], axis=1).assign(
-                        method=method
-                    )
-                )
-                print("perturbed", group.pixels.shape, method, flush=True)
-        found_table = pd.concat(curves, ignore_index=True).assign(cohort="fracatlas", split="test")
-        order = ["cohort", "split", "method", "image", "patient", "share", "deletion", "insertion"]
-        write_table(found_table[order], folder / "perturbation.csv", sealed=True)
+def outlined(group: Framed) -> Framed:
+    """The radiographs with an outline in their frame."""
+    kept = group.truth.any(axis=(1, 2))
+    return Framed(group.rows[kept].reset_index(drop=True), group.pixels[kept], group.truth[kept])
+
+
+def radiograph_maps(run: Run, group: Framed) -> tuple[Maps, pd.DataFrame]:
+    """Maps of radiographs by name, trivial ones too; image, patient and probability of each."""
+    found: Maps = trivial_maps(group.pixels)
+    for method in (*RADIOGRAPHS_MAPPED, "mask"):
+        its = map_radiographs(run, group.pixels, method=method)
+        found[OWN_MASK if method == "mask" else method] = its.pixels()
+        print(group.pixels.shape, method, flush=True)
+    rows = group.rows[["image", "patient"]].assign(probability=its.probability.round(4))
+    return found, rows.reset_index(drop=True)
+
+
+def radiograph_curves(run: Run, group: Framed, maps: Maps, rows: pd.DataFrame) -> pd.DataFrame:
+    """Deletion and insertion of the first radiographs of a group."""
+    network = run.model.folded()
+
+    def probability(these: torch.Tensor, _: slice) -> torch.Tensor:
+        with as_on_a_cpu(these.device):
+            return network(these).logit.double().sigmoid()
+
+    few = slice(0, round(PERTURBED * len(rows)))
+    parts = []
+    for method, its in maps.items():
+        curves = perturbation_curves(probability, group.pixels[few], its[few], shares=FEW_SHARES).round(4)
+        named = rows.loc[curves["case"], ["image", "patient"]].reset_index(drop=True)
+        parts.append(pd.concat([named, curves.drop(columns="case")], axis=1).assign(method=method))
+        print("perturbed", group.pixels.shape, method, flush=True)
+    return pd.concat(parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=("builtin", "hard", "fracatlas"))
     parser.add_argument("--cohort", type=Path, help="where the hard phantoms are, or go")
-    parser.add_argument("--no-curves", action="store_true", help="FracAtlas without deletion and insertion")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "fracatlas":
-        measure_fracatlas(perturb=not options.no_curves)
+        measure_fracatlas()
     elif options.what == "builtin":
         measure_builtin(None)
     else:
