@@ -4,6 +4,7 @@
     python benchmarks/explanations.py train                           all of them, one after another
     python benchmarks/explanations.py measure sanity agreement        tables of the built-in run
     python benchmarks/explanations.py measure fracatlas --folder DIR  of three runs there, m0, m1 and m2
+    python -m benchmarks.map_scores builtin                           maps against the truth, case by case
 
 The short trainings have the recipe of the built-in run with fewer epochs, and keep the last. `seed_1` and
 `random_labels` (those of other patients) begin with random weights. `reference`, `mask_pooling` and
