@@ -184,6 +184,7 @@ def measure_sanity(runs: Path, out: Path) -> None:
         others.append((found.mean(), *lost))
     names = ["auroc_labels", "labels_lost", "labels_lost_low", "labels_lost_high"]
     checks[names] = others
+    checks["passes"] = checks["passes"].astype(int)  # tables hold no True
     write_table(checks, out / "sanity_checks.csv", sealed=True)
 
 
