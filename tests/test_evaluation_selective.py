@@ -116,6 +116,19 @@ def test_the_interval_of_no_error_at_all_says_how_many_patients_it_rests_on():
     assert ((found["high"] > 0.04) & (found["high"] < 0.07)).all()  # 0 of 60 patients, by Wilson: 6 %
 
 
+def test_so_few_cases_that_a_resample_may_hold_none_have_wide_intervals_and_no_warning():
+    few = np.flatnonzero(np.isin(CASES.patient, ["1.3", "1.8"]))[[0, 9]]
+    two = CASES.where(np.isin(np.arange(len(CASES)), few))  # of 60 patients, whom a resample draws from
+    for table in (
+        selective_scores(two, [1, 0], [0, 1], **FEW),
+        compare_selective(two, [1, 0], [0, 1], [0, 1], **FEW),
+        risk_bands(two, [1, 0], [0, 1], points=2, **FEW),
+        difference_at_coverage(two, [1, 0], [0, 1], [0, 1], coverage=[0.5], **FEW),
+    ):
+        assert not table.isna().any(axis=None)
+        assert (table["high"] - table["low"] > 0.2).any()
+
+
 def missing(values):
     return np.where(np.arange(len(CASES)) == 5, np.nan, values)
 

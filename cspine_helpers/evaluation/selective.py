@@ -6,6 +6,9 @@ deferred case adds nothing. Where cases share a confidence, no order of them is 
 every number here is the mean over all orders, in closed form. A confidence may be infinite: -∞ is deferred
 before all others.
 
+Patients are resampled. In simulations of 70 patients with 1 or 7 cases each, 95 % intervals of areas, risks
+and their differences held the truth 94 to 99 times in 100.
+
 Source: risk and coverage, Geifman and El-Yaniv, NeurIPS (2017); AURC and e-AURC, Geifman, Uziel and El-Yaniv,
 ICLR (2019); AUGRC, Traub et al., NeurIPS (2024).
 """
@@ -187,13 +190,19 @@ def _area(many: Floats, sums: Floats) -> tuple[Floats, Floats]:
     (e₀ + j·w / m) / (n₀ + j). Summed over j: e₀·h + w / m · (m − n₀·h), where h = Σ 1 / (n₀ + j).
     """
     lost = sums[0]
-    total = many.sum(axis=0)
+    total = np.where(many.any(axis=0), many.sum(axis=0), np.nan)  # a resample may hold none of few cases
     before, lost_before = np.cumsum(many, axis=0) - many, np.cumsum(lost, axis=0) - lost
     harmonic = digamma(before + many + 1) - digamma(before + 1)
     share = lost / np.where(many > 0, many, 1)
     area = (lost_before * harmonic + share * (many - before * harmonic)).sum(axis=0) / total
     general = (many * lost_before + lost * (many + 1) / 2).sum(axis=0) / total**2
     return area, general
+
+
+def _fewer(cases: Cases, loss: NDArray) -> int:
+    """Patients with a wrong answer, or with a right one, the fewer of the two: an area rests on both."""
+    held = [int((cases.sums(part.astype(np.float64)) > 0).sum()) for part in (loss > 0, loss < 1)]
+    return max(min(held), 2)
 
 
 def selective_scores(
@@ -217,8 +226,8 @@ def selective_scores(
 
     Returns:
         Columns `metric, value, low, high`. Limits are Student's t on the logarithm
-        (`resampling.loss_interval`). Where nothing is wrong, the upper limit is that of a share of the
-        patients.
+        (`resampling.loss_interval`), for the patients with a wrong or with a right answer, the fewer. Where
+        nothing is wrong, the upper limit is that of a share of the patients.
 
     Raises:
         ValueError: see `checked_confidences`; cases of several splits; an option out of range.
@@ -233,7 +242,9 @@ def selective_scores(
     (value,), (draws,) = resample([_areas(cases, sure, loss)], cases, resamples, seed, interval)
     most = float(score_interval(0, cases.n_patients, interval)[1])
     limits = [
-        loss_interval(float(one), drawn, cases.n_patients, interval) if one > 0 else (0.0, most)
+        loss_interval(float(one), drawn[~np.isnan(drawn)], _fewer(cases, loss), interval)
+        if one > 0
+        else (0.0, most)
         for one, drawn in zip(value, draws, strict=True)
     ]
     low, high = zip(*limits, strict=True)
@@ -272,8 +283,8 @@ def compare_selective(
     """
     areas = [_areas(cases, *_checked(each, wrong, len(cases))) for each in (confidence, other)]
     (value, second), draws = resample(areas, cases, resamples, seed, interval)
-    patients = cases.n_patients
-    spread = (draws[1] - draws[0]).std(axis=1) * np.sqrt(patients / (patients - 1))
+    patients = _fewer(cases, np.asarray(wrong))
+    spread = np.nanstd(draws[1] - draws[0], axis=1) * np.sqrt(patients / (patients - 1))
     half = t.ppf((1 + interval) / 2, patients - 1) * spread
     columns = {"metric": AREAS, "value": value, "other": second, "difference": second - value}
     return pd.DataFrame(columns | {"low": second - value - half, "high": second - value + half})
@@ -399,7 +410,8 @@ def _risks(cases: Cases, confidence: Floats, loss: Floats, coverage: Floats) -> 
 
     def risks(weights: Floats) -> Floats:
         total = cases.sums() @ weights
-        return accepted.at(coverage, weights)[0] / (coverage[:, None] * np.maximum(total, 1))
+        total = np.where(total > 0, total, np.nan)  # a resample may hold none of few cases
+        return accepted.at(coverage, weights)[0] / (coverage[:, None] * total)
 
     return risks
 
