@@ -15,6 +15,7 @@ from cspine_helpers.decisions.triage_search import (
 )
 from cspine_helpers.evaluation.calibration import patient_folds
 from cspine_helpers.evaluation.cases import Cases
+from cspine_helpers.files.tables import read_columns, write_table
 from cspine_helpers.labels import UID
 
 FAST = {"deferred": [0.2, 0.5], "alphas": [0.4]}
@@ -66,6 +67,7 @@ def test_a_row_is_what_its_triage_answers_on_validation(cases, guarantees):
     labels = cases.patients().label
     for row in table[table["kind"] != "search"].to_dict("records"):
         guarantee = next(each for each in guarantees if each.threshold == row["p_low"])
+        assert row["guaranteed"] == guarantee.target.recall
         triage, sure = Triage(guarantee, by_vertebra=True), None
         if row["kind"] == "setting":
             triage = Triage(guarantee, row["confidence"], row["cut"], by_vertebra=True)
@@ -77,6 +79,13 @@ def test_a_row_is_what_its_triage_answers_on_validation(cases, guarantees):
         if row["kind"] == "setting":
             suspected = (answers != "negative").sum()
             assert (answers == "inconclusive").sum() == int(row["deferred"] * suspected)
+
+
+def test_the_table_is_kept_and_read_as_it_is(cases, guarantees, tmp_path):
+    table = search_triage(cases, guarantees, names=["distance"], **FAST)
+    write_table(table, tmp_path / "search.csv", sealed=True)
+    read = read_columns(tmp_path / "search.csv", what="table", source="", text=("kind", "confidence"))
+    assert winner_of(read, cases, guarantees)[0].p_low == winner_of(table, cases, guarantees)[0].p_low
 
 
 def test_recall_with_deferred_found_is_that_of_no_deferral(cases, guarantees):
@@ -98,16 +107,19 @@ def test_a_map_that_knows_wins_and_one_that_knows_nothing_loses_to_plain_probabi
         best = table.groupby("confidence")["held_out_value"].max()
         wins[tells] = best["map_entropy"] - best["distance"]
         if tells:
-            assert table.loc[table["winner"], "confidence"].item() == "map_entropy"
+            assert table.loc[table["winner"] == 1, "confidence"].item() == "map_entropy"
             triage, fit = winner_of(table, cases, guarantee, features)
-            assert (triage.confidence, triage.cut) == (fit.name, table.loc[table["winner"], "cut"].item())
+            assert (triage.confidence, triage.cut) == (
+                fit.name,
+                table.loc[table["winner"] == 1, "cut"].item(),
+            )
             assert triage.settings == fit.record()
     assert wins[0.0] < 0 < wins[0.4]
 
 
 def test_where_deferral_costs_as_much_as_a_false_alarm_it_is_not_done(cases, guarantees):
     table = search_triage(cases, guarantees, rule=SearchRule(cost_deferral=1.0), names=["distance"], **FAST)
-    assert table.loc[table["winner"], "kind"].item() == "no deferral"
+    assert table.loc[table["winner"] == 1, "kind"].item() == "no deferral"
     assert winner_of(table, cases, guarantees)[1] is None
 
 

@@ -260,10 +260,10 @@ def search_triage(
 
     Returns:
         One row a setting: `kind` ("no deferral", "setting", or "search", what choosing itself is worth),
-        `recall` (guaranteed), `p_low`, `confidence`, `alpha`, `deferred` (share aimed at), `cut`, `value`
+        `guaranteed` (recall), `p_low`, `confidence`, `alpha`, `deferred` (share aimed at), `cut`, `value`
         (of the rule, more is better) and rates of `triage_rates`, all fitted, cut and judged on the same
         patients, as the frozen triage will reach; `held_out_value` and the same rates, each part of the
-        patients judged by fit and cut of the others; `winner` (one row, highest held out, never a "search").
+        patients judged by fit and cut of the others; `winner` (1: the highest held out, no "search").
 
     Raises:
         ValueError: cases of another split or level; no positive in validation; no guarantee; a confidence
@@ -313,7 +313,7 @@ def search_triage(
     score = np.where(table.pop("allowed").fillna(False).astype(bool), table["held_out_value"], -np.inf)
     best = np.flatnonzero(score >= np.nanmax(score) - _SAME)
     first = best[np.argmax(table["held_out_coverage"].to_numpy()[best])]
-    return table.assign(winner=np.arange(len(table)) == first)
+    return table.assign(winner=(np.arange(len(table)) == first).astype(int))
 
 
 def winner_of(
@@ -340,7 +340,7 @@ def winner_of(
         >>> winner_of(table, cases, made)[0].level
         'patient'
     """
-    row = table[table["winner"]].iloc[0]
+    row = table[table["winner"] == 1].iloc[0]
     made = [guarantees] if isinstance(guarantees, Guarantee) else list(guarantees)
     found = [each for each in made if each.threshold == row["p_low"]]
     if not found:
@@ -401,7 +401,7 @@ def _settings(
 ) -> Iterator[_Setting]:
     """The settings of one p_low: first no deferral, then the plainest confidence first."""
     p_low = guarantee.require()
-    at = {"recall": guarantee.target.recall, "p_low": p_low}
+    at = {"guaranteed": guarantee.target.recall, "p_low": p_low}
     of = [(name, alpha) for name in CONFIDENCES if name in names for alpha in _alphas(name, alphas)]
     if unknown := [name for name in names if name not in CONFIDENCES]:
         check_choice("confidence", unknown[0], CONFIDENCES)
