@@ -1,4 +1,4 @@
-"""From probabilities to calls: thresholds, their guarantees, and the test split, opened once."""
+"""From probabilities to calls: thresholds, their guarantees, triage, and the test split, opened once."""
 
 from cspine_helpers.decisions.confidence import (
     CONFIDENCES,

@@ -1,4 +1,4 @@
-"""How good probabilities are: cases, bootstrap over patients, reliability, calibration, clinical utility."""
+"""How good probabilities are: cases, bootstrap, reliability, calibration, clinical utility, deferral."""
 
 from cspine_helpers.evaluation.calibration import choose_calibrator, cross_fitted
 from cspine_helpers.evaluation.cases import Aggregation, Cases, cleared_by_vertebrae, compare_aggregations
