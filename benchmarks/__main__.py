@@ -22,6 +22,7 @@ PARTS = (
     "loop",
     "loader",
     "ensemble",
+    "maps",
     "radiographs",
     "tables",
     "intervals",

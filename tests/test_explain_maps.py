@@ -14,6 +14,7 @@ from cspine_helpers.cohort import read_cohort
 from cspine_helpers.explain.maps import (
     METHODS,
     ON_PIXELS,
+    STEPS,
     Grid,
     Maps,
     compute_maps,
@@ -75,7 +76,7 @@ ORACLES = {  # captum's attributions, summed over features
     "hires_cam": lambda cnn, images: LayerGradientXActivation(cnn, cnn.last).attribute(images),
     "gradient_input": lambda cnn, images: InputXGradient(cnn).attribute(images).abs(),
     "integrated_gradients": lambda cnn, images: IntegratedGradients(cnn).attribute(
-        images, n_steps=16, method="gausslegendre"
+        images, n_steps=STEPS, method="gausslegendre"
     ),
     "occlusion": lambda cnn, images: Occlusion(cnn).attribute(images, (2, 4, 4), strides=(2, 2, 2)),
 }
@@ -143,7 +144,7 @@ def test_integrated_gradients_sum_to_what_the_image_adds(cnn, images):
     found = compute_maps(cnn, images, logit, method="integrated_gradients")
     with torch.no_grad():
         expected = cnn(images) - cnn(torch.zeros_like(images))
-    torch.testing.assert_close(found.sum((1, 2)), expected, rtol=1e-2, atol=1e-3)
+    assert (found.sum((1, 2)) - expected).abs().max() < 0.03 * expected.abs().max()  # as `STEPS` says
 
 
 def test_slices_are_occluded_one_at_a_time(run, cohort):

