@@ -7,7 +7,7 @@ numbers; drawing, PNG), as most notebooks do it.
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import cycle
 
 import numpy as np
@@ -58,7 +58,7 @@ def rows() -> Iterator[Row]:
     level = OperatingPoints(cases, cases, weigh(cases))
     level.band  # noqa: B018, made once, as for the slider
     places = cycle(MOVES)
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "move": lambda: setattr(explorer, "threshold", next(places)),
         "restated": lambda: setattr(elsewhere, "threshold", next(places)),
         "deferring": lambda: move_one(deferring, next(places)),

@@ -11,7 +11,6 @@ from cspine_helpers.evaluation.resampling import score_interval
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.slider.operating_point import OperatingPoints, weigh
-from cspine_helpers.slider.picture import triage_rates
 
 
 def operating(table, level="all", aggregation=None):
@@ -220,7 +219,7 @@ def test_two_thresholds_reach_what_evaluate_triage_says_of_their_answers(level, 
     cases, point = Cases.of(table).of_unit(level), operating(table, level).triage(low, high)
     answers = answered(cases, low, high)
     expected = evaluate_triage(cases, answers).set_index("metric")[["value", "low", "high"]]
-    for name, found in triage_rates(point).items():
+    for name, found in point.rates.items():
         if name != "npv":  # of one threshold alone
             assert found == pytest.approx(expected.loc[name].tolist(), abs=1e-6)
     for name, count in point.counts.items():

@@ -537,8 +537,7 @@ def asked_and_confirmed(explorer):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Explorers without a picture, for what is frozen and what is said."""
-    for name in ("Panels", "TriagePanels"):
-        monkeypatch.setattr(widget, name, lambda *_: SimpleNamespace(png=lambda *_, **__: b""))
+    monkeypatch.setattr(widget, "Panels", lambda *_, **__: SimpleNamespace(png=lambda *_, **__: b""))
 
 
 @pytest.fixture

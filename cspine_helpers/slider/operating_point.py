@@ -8,7 +8,7 @@ intervals are those of `intervals.bootstrap`, at another prevalence those of `re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -228,6 +228,13 @@ class OperatingPoint:
     missed: Estimate
     called_back: Estimate
 
+    @property
+    def low(self) -> Self:
+        """Itself, as of a `TriagePoint` that defers nothing."""
+        return self
+
+    high = low
+
 
 @dataclass(frozen=True)
 class TriagePoint:
@@ -247,6 +254,18 @@ class TriagePoint:
     coverage: Estimate
     inconclusive_rate: Estimate
     workload: Estimate
+
+    @property
+    def rates(self) -> dict[str, Estimate]:
+        """Those of `evaluate_triage` that are shown, and `npv`, the predictive value of negative answers."""
+        return {
+            "coverage": self.coverage,
+            "inconclusive_rate": self.inconclusive_rate,
+            "recall_deferred_found": self.low.rates["recall"],
+            "recall_deferred_lost": self.high.rates["recall"],
+            "precision": self.high.rates["precision"],
+            "npv": self.low.rates["npv"],
+        }
 
     @property
     def counts(self) -> dict[str, int]:

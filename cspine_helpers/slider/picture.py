@@ -48,7 +48,7 @@ TRIAGE_BARS = {  # the same, of cases some of which are inconclusive
     "recall_deferred_found": ("recall, deferred found", FRACTURED),
     "recall_deferred_lost": ("recall, deferred lost", FRACTURED),
     "precision": (RATE_NAMES["precision"], INTACT),
-    "npv": (BARS["npv"]),
+    "npv": BARS["npv"],
 }
 _CALLED = {"predicted\nfractured": ("tp", "fp"), "predicted\nintact": ("fn", "tn")}
 _ANSWERED = {
@@ -72,96 +72,66 @@ class Panels:
     Args:
         operating: the level's numbers.
         marks: name → threshold, marked on the curve.
+        triage: whether it is of two thresholds, with inconclusive cases between them.
 
     Attributes:
         picture: as it was last drawn.
     """
 
-    def __init__(self, operating: OperatingPoints, marks: Mapping[str, float]) -> None:
+    def __init__(
+        self, operating: OperatingPoints, marks: Mapping[str, float], *, triage: bool = False
+    ) -> None:
+        bars, columns, colours = BARS, _CALLED, [FRACTURED]
+        lines = _patients(operating, triage=triage)
+        if triage:
+            bars, columns, colours = TRIAGE_BARS | _keyed(TRIAGE_BARS), _ANSWERED, [AMBER, FRACTURED]
+            lines = {"inconclusive": "a reader decides about"} | lines
+        last = "recalls" if operating.positives else "rates"  # of several vertebrae, each with a recall
         with matplotlib.rc_context(STYLE):
-            panels, figure = _mosaic(operating, 5.8, 1.2)
-            self._curve = _Curve(panels["curve"], operating, marks)
+            figure = Figure(figsize=(8.8, 6.4 if triage else 5.8), dpi=100)  # as wide as most notebooks
+            panels = figure.subplot_mosaic(
+                [["curve", "rates"], ["matrix", last]], height_ratios=[1.4 if triage else 1.2, 1]
+            )
+            self._curve = _Curve(panels["curve"], operating, marks, triage=triage)
             self._threshold = panels["matrix"].set_title(" ", y=1)
-            self._matrix = _Matrix(panels["matrix"], operating, _CALLED)
+            self._matrix = _Matrix(panels["matrix"], operating, columns)
             self._place = panels["rates"].set_title(" ", y=1)
-            self._bars = _Bars(panels["rates"], BARS, _patients(operating))
-            self._towers = _Towers(panels["recalls"], operating) if operating.positives else None
+            self._bars = _Bars(panels["rates"], bars, lines)
             parts: list[_Part] = [self._curve, self._matrix, self._bars]
-            parts += [self._towers] if self._towers else []
+            self._towers: list[_Towers] = []
+            if operating.positives:
+                parts += (towers := [_Towers(panels["recalls"], operating, colours)])
+                self._towers = towers
             self.picture = _MovingPicture(figure, parts, (self._threshold, self._place))
 
-    def png(self, point: OperatingPoint, place: str, *, restated: bool = False) -> bytes:
-        """The picture of one point.
+    def png(self, point: OperatingPoint | TriagePoint, place: str, *, restated: bool = False) -> bytes:
+        """The picture of one point, or of two.
 
         Args:
             point: of the level's `OperatingPoints`.
             place: which prevalence the rates hold at, in words.
             restated: whether that is another than found; a hollow point then shows precision there.
         """
-        self._threshold.set_text(f"threshold {digits(point.threshold)}")
+        ends, patients = [point.low, point.high], [point.low.missed, point.high.called_back]
+        if isinstance(point, TriagePoint):
+            patients = [point.workload, *patients]
+            words = f"inconclusive {digits(point.low.threshold)} – {digits(point.high.threshold)}"
+        else:
+            ends, words = [point], f"threshold {digits(point.threshold)}"
+        self._threshold.set_text(words)
         self._place.set_text(f"○ {place}" if restated else place)  # the key to the hollow point
-        self._curve.fill([point], restated=restated)
+        self._curve.fill(ends, restated=restated)
         self._matrix.fill(point.counts)
-        self._bars.fill(point.rates, (point.missed, point.called_back))
-        if self._towers:
-            self._towers.fill(point.recalls)
+        self._bars.fill(point.rates, patients)
+        for towers in self._towers:
+            towers.fill(*(end.recalls for end in ends))
         return self.picture.png()
-
-
-class TriagePanels:
-    """The picture of one level where cases between two thresholds are inconclusive; as `Panels`."""
-
-    def __init__(self, operating: OperatingPoints, marks: Mapping[str, float]) -> None:
-        with matplotlib.rc_context(STYLE):
-            panels, figure = _mosaic(operating, 6.4, 1.4)
-            self._curve = _Curve(panels["curve"], operating, marks, triage=True)
-            self._thresholds = panels["matrix"].set_title(" ", y=1)
-            self._matrix = _Matrix(panels["matrix"], operating, _ANSWERED)
-            self._place = panels["rates"].set_title(" ", y=1)
-            lines = {"inconclusive": "a reader decides about"} | _patients(operating, triage=True)
-            self._bars = _Bars(panels["rates"], TRIAGE_BARS | _keyed(TRIAGE_BARS), lines)
-            colours = (AMBER, FRACTURED)
-            self._towers = _Towers(panels["recalls"], operating, colours) if operating.positives else None
-            parts: list[_Part] = [self._curve, self._matrix, self._bars]
-            parts += [self._towers] if self._towers else []
-            self.picture = _MovingPicture(figure, parts, (self._thresholds, self._place))
-
-    def png(self, point: TriagePoint, place: str, *, restated: bool = False) -> bytes:
-        """The picture of two thresholds; options as `Panels.png`."""
-        low, high = point.low, point.high
-        self._thresholds.set_text(f"inconclusive {digits(low.threshold)} – {digits(high.threshold)}")
-        self._place.set_text(f"○ {place}" if restated else place)  # the key to the hollow point
-        self._curve.fill([low, high], restated=restated)
-        self._matrix.fill(point.counts)
-        self._bars.fill(triage_rates(point), (point.workload, low.missed, high.called_back))
-        if self._towers:
-            self._towers.fill(low.recalls, high.recalls)
-        return self.picture.png()
-
-
-def triage_rates(point: TriagePoint) -> dict[str, Estimate]:
-    """The rates of `TRIAGE_BARS`."""
-    return {
-        "coverage": point.coverage,
-        "inconclusive_rate": point.inconclusive_rate,
-        "recall_deferred_found": point.low.rates["recall"],
-        "recall_deferred_lost": point.high.rates["recall"],
-        "precision": point.high.rates["precision"],
-        "npv": point.low.rates["npv"],
-    }
 
 
 def _keyed(bars: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
     """The bars of the two recalls with the signs of their points on the curve."""
     signs = {"recall_deferred_found": "●", "recall_deferred_lost": "■"}
     return {name: (f"{sign} {bars[name][0]}", bars[name][1]) for name, sign in signs.items()}
-
-
-def _mosaic(operating: OperatingPoints, height: float, upper: float) -> tuple[dict[str, Axes], Figure]:
-    """Four panels (without vertebrae three) of a figure so many inches high, the upper so much higher."""
-    figure = Figure(figsize=(8.8, height), dpi=100)  # as wide as most notebooks
-    last = "recalls" if operating.positives else "rates"
-    return figure.subplot_mosaic([["curve", "rates"], ["matrix", last]], height_ratios=[upper, 1]), figure
 
 
 def _defined(segments: ArrayLike) -> list[NDArray[np.float64]]:
@@ -349,7 +319,7 @@ class _Towers:
         colours: of the bars; of two, those behind take what is inconclusive as found, in front as lost.
     """
 
-    def __init__(self, axes: Axes, operating: OperatingPoints, colours: Sequence[str] = (FRACTURED,)) -> None:
+    def __init__(self, axes: Axes, operating: OperatingPoints, colours: Sequence[str]) -> None:
         level, names = operating.level, list(operating.positives)
         self._places = np.arange(len(names))
         axes.set(xlim=(-0.5, 6.5), ylim=(0, 1.02 + 0.12 * len(colours)), yticks=[0, 0.5, 1])

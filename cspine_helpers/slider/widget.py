@@ -37,8 +37,6 @@ from cspine_helpers.slider.picture import (
     BARS,
     TRIAGE_BARS,
     Panels,
-    TriagePanels,
-    triage_rates,
     written,
 )
 
@@ -101,7 +99,7 @@ class ThresholdExplorer:
         self._weights = weigh(self._presets.cases)
         self._operating: dict[str, OperatingPoints] = {}
         self._undo: Callable[[], None] = lambda: None
-        self._panels: dict[str, Any] = {}
+        self._panels: dict[str, Panels] = {}
         self._make_controls()
         share = ipywidgets.Label("% of patients fractured")
         rows = [[self._slider, *self._boxes, self._levels], [self._other, self._percent, share]]
@@ -243,18 +241,15 @@ class ThresholdExplorer:
         """
         point = self._point()
         shown: dict[str, Any] = {"level": self.level, "threshold": self.threshold}
+        recalls = {f"recall_{name}": found for name, found in point.low.recalls.items()}
+        patients = {"missed_per_1000": point.low.missed, "called_back_per_1000": point.high.called_back}
         if isinstance(point, TriagePoint):
-            low, high, rates = point.low, point.high, triage_rates(point)
             shown |= {"defer": self.defer}
-            patients = {"inconclusive_per_1000": point.workload}
-            lost = {f"recall_lost_{name}": found for name, found in high.recalls.items()}
-        else:
-            low, high, rates, patients, lost = point, point, point.rates, {}, {}
+            patients = {"inconclusive_per_1000": point.workload} | patients
+            recalls |= {f"recall_lost_{name}": found for name, found in point.high.recalls.items()}
         shown |= {"prevalence": self.prevalence, **point.counts}
-        recalls = {f"recall_{name}": found for name, found in low.recalls.items()} | lost
-        patients |= {"missed_per_1000": low.missed, "called_back_per_1000": high.called_back}
-        for name, (value, lower, upper) in (rates | patients | recalls).items():
-            shown |= {name: value, f"{name}_low": lower, f"{name}_high": upper}
+        for name, (value, low, high) in (point.rates | patients | recalls).items():
+            shown |= {name: value, f"{name}_low": low, f"{name}_high": high}
         return shown
 
     def _handles(self) -> list[float]:
@@ -315,8 +310,7 @@ class ThresholdExplorer:
     def _redraw(self) -> None:
         level, marks = self.level, self._presets.at(self.level)
         if level not in self._panels:
-            panels = Panels if self._upper is None else TriagePanels
-            self._panels[level] = panels(self._at_level(), marks)
+            self._panels[level] = Panels(self._at_level(), marks, triage=self._upper is not None)
         self._other.disabled = not self._both_kinds()
         for name, button in self._jumps.items():
             button.layout.display = None if name in marks else "none"
@@ -330,23 +324,18 @@ class ThresholdExplorer:
         """The picture in words."""
         made = self._at_level().cases.aggregation
         by = f", by {made.phrase}," if made else ""
-        where = f"{level_name(self._at_level().cases)}{by} "
+        bars, deferred, where = BARS, "", f"at threshold {digits(point.low.threshold)}"
         if isinstance(point, TriagePoint):
-            low, high, bars, found = point.low, point.high, TRIAGE_BARS, triage_rates(point)
-            where += (
-                f"negative below {digits(low.threshold)}, positive from {digits(high.threshold)}, "
-                "inconclusive between"
-            )
-            patients = f"inconclusive {written(point.workload, 1)}, "
-        else:
-            low, high, bars, found, patients = point, point, BARS, point.rates, ""
-            where += f"at threshold {digits(point.threshold)}"
+            bars, deferred = TRIAGE_BARS, f"inconclusive {written(point.workload, 1)}, "
+            ends = digits(point.low.threshold), digits(point.high.threshold)
+            where = f"negative below {ends[0]}, positive from {ends[1]}, inconclusive between"
         counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in point.counts.items())
-        rates = ", ".join(f"{label} {written(found[name])}" for name, (label, _) in bars.items())
+        rates = ", ".join(f"{label} {written(point.rates[name])}" for name, (label, _) in bars.items())
         words = (
-            f"{where}: {counts}. "
-            f"{self._place().capitalize()}: {rates}; of 1,000 patients {patients}missed "
-            f"{written(low.missed, 1)}, called back without fracture {written(high.called_back, 1)}."
+            f"{level_name(self._at_level().cases)}{by} {where}: {counts}. "
+            f"{self._place().capitalize()}: {rates}; of 1,000 patients {deferred}missed "
+            f"{written(point.low.missed, 1)}, called back without fracture "
+            f"{written(point.high.called_back, 1)}."
         )
         standing = self._presets.standing(self.level, self.threshold)
         if isinstance(point, TriagePoint) and self._presets.guarantee(self.level, self.threshold):
