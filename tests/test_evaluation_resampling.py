@@ -20,6 +20,7 @@ from cspine_helpers.evaluation.resampling import (
     quantiles,
     resampled,
     score_interval,
+    share_by_patient,
     shares_of,
 )
 
@@ -220,3 +221,17 @@ def test_patients_that_are_drawn_bring_all_their_rows():
 def test_a_share_at_its_end_counts_as_many_cases_as_patients_though_draws_vary(share):
     """Lesions hit where hardly a false mark is accepted: 0 of them, but not in every resample."""
     assert effective_cases(share, np.array([share, 0.1, 0.2]), 10, 5) == 5
+
+
+def test_a_share_of_hits_has_limits_where_all_hit_and_fewer_where_patients_are_alike():
+    rng = np.random.default_rng(0)
+    hits, own, many = rng.integers(0, 2, 60), np.arange(60), np.arange(60) // 6
+    alike = np.repeat(rng.integers(0, 2, 10), 6)
+    share, low, high = share_by_patient(hits, own)
+    wilson = score_interval(hits.mean(), 60)
+    assert share == hits.mean()
+    np.testing.assert_allclose([low, high], wilson, atol=0.02)
+    _, low, high = share_by_patient(alike, many)
+    assert high - low > 1.8 * np.ptp(score_interval(alike.mean(), 60))
+    assert share_by_patient(np.ones(60), many)[1] < 0.8
+    assert np.isnan(share_by_patient([1.0, 0.0], ["a", "a"])[1:]).all()

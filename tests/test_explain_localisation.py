@@ -13,7 +13,6 @@ from cspine_helpers.explain.localisation import (
     at_pixels,
     attention_maps,
     best_iou_quantile,
-    differences,
     localisation_table,
     localise,
     over_strongest,
@@ -178,12 +177,6 @@ def test_the_table_has_means_of_cases_and_intervals_of_patients():
     assert point["value"] == base["pointing"].mean()
     assert 0 < point["low"] < point["value"] < point["high"] < 1
     assert np.isnan(point["over_edges"])
-    over = differences(table).set_index("metric").loc["auroc"]
-    assert over[["method", "reference", "value"]].tolist() == ["cam", "edges", cam["over_edges"]]
-    pd.testing.assert_frame_equal(differences(table), differences(table, reference="edges"))
-    for reference in ("uniform", "cam"):
-        with pytest.raises(ValueError, match=f"compares methods with 'edges'; found '{reference}'"):
-            differences(table, reference=reference)
     sure = localisation_table({"cam": base.assign(pointing=1.0)}, patients=patients)
     assert sure.set_index("metric").loc["pointing", "low"] < 0.9  # 20 patients cannot show certainty
 

@@ -227,6 +227,29 @@ def mean_by_patient(
     return float(above.sum() / below.sum()), *mean_interval(shares_of((above, below)), confidence)
 
 
+def share_by_patient(
+    hits: ArrayLike, patients: ArrayLike, confidence: float = 0.95, *, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Share of hits (n,) of 0 and 1 (between them where ties are averaged), as `mean_by_patient` has a mean.
+
+    The limits are Wilson's, of as many cases as the patients make them worth: of a share of 0 or 1, too.
+
+    Example:
+        >>> share, low, high = share_by_patient([1, 1, 1, 1], ["a", "a", "b", "c"])
+        >>> share, round(low, 2), high
+        (1.0, 0.44, 1.0)
+    """
+    found = mean_by_patient(hits, patients, confidence)
+    table = pd.DataFrame({"hit": np.asarray(hits, dtype=np.float64), "patient": np.asarray(patients)})
+    each = table.dropna(subset="hit").groupby("patient")["hit"].agg(["sum", "size"]).to_numpy(np.float64)
+    if len(each) < 2:
+        return found
+    drawn = resampled(each, resamples, seed)
+    cases = effective_cases(found[0], drawn[:, 0] / drawn[:, 1], each[:, 1].sum(), len(each))
+    low, high = score_interval(found[0], cases, confidence)
+    return found[0], float(low), float(high)
+
+
 def quantiles(draws: Floats, confidence: float) -> tuple[Floats, Floats]:
     """Percentile limits of draws (…, R)."""
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)

@@ -13,7 +13,7 @@ from cspine_helpers.checkpoints import Run
 from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
 from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.intervals import bootstrap, compare
-from cspine_helpers.explain.localisation import mean_of_cases
+from cspine_helpers.evaluation.resampling import mean_by_patient, share_by_patient
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.tables import require_columns
 from cspine_helpers.labels import UID
@@ -27,7 +27,6 @@ SUMMARY = (
     "score", "attention", "attention_low", "attention_high",
     "profile", "uniform", "difference", "low", "high",
 )  # fmt: skip
-_UNKNOWN = (np.nan,) * 3
 SCORES = (
     UID, "vertebra", "probability",
     "auroc", "share", "top1", "profile_auroc", "profile_share", "profile_top1", "uniform_share",
@@ -195,8 +194,8 @@ def attention_scores(table: pd.DataFrame, *, confidence: float = 0.95) -> pd.Dat
         ("top slice is fractured", "top1", uniform_share),
     ):
         value, null = (each[column].to_numpy(np.float64) for column in (name, f"profile_{name}"))
-        own = mean_of_cases(value, patients, confidence, is_hit=name == "top1")
-        more = mean_of_cases(value - null, patients, confidence) if known else _UNKNOWN
+        own = (share_by_patient if name == "top1" else mean_by_patient)(value, patients, confidence)
+        more = mean_by_patient(value - null, patients, confidence)
         rows.append((title, *own, float(null.mean()) if known else np.nan, uniform, *more))
     rows.insert(1, ("AUROC, all slices together", *_pooled(weighed, confidence, is_known=known)))
     return pd.DataFrame(rows, columns=list(SUMMARY)).assign(sequences=len(each))

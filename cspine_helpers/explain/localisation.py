@@ -15,14 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import sobel
 from scipy.spatial import KDTree
 
-from cspine_helpers.evaluation.resampling import (
-    check_confidence,
-    effective_cases,
-    mean_interval,
-    resampled,
-    score_interval,
-    shares_of,
-)
+from cspine_helpers.evaluation.resampling import check_confidence, mean_by_patient, share_by_patient
 from cspine_helpers.files.paths import listing
 
 TRIVIAL = ("uniform", "centre", "edges", "mask")  # maps that know nothing of the fracture
@@ -30,7 +23,6 @@ METRICS = ("pointing", "energy", "auroc", "auroc_inside", "iou")
 TOLERANCE = 3.0  # pixels of a packed sequence: half the diagonal of a cell at stride 4
 QUANTILES = (0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.975, 0.98, 0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999)
 _CENTRE = 0.25  # standard deviation of the centre prior, as a share of each side
-_RESAMPLES = 1000
 _SAME = 1e-9
 
 
@@ -386,62 +378,25 @@ def localisation_table(
             value = its[metric].to_numpy(dtype=np.float64)
             if not (known := ~np.isnan(value)).any():
                 continue
-            is_hit = metric == "pointing"
-            mean, low, high = mean_of_cases(value[known], whose[known], confidence, is_hit=is_hit, seed=seed)
-            row = {"method": name, "metric": metric, "value": mean, "low": low, "high": high}
+            found = (
+                share_by_patient(value, whose, confidence, seed=seed)
+                if metric == "pointing"
+                else mean_by_patient(value, whose, confidence)
+            )
+            row = {
+                "method": name,
+                "metric": metric,
+                **dict(zip(("value", "low", "high"), found, strict=True)),
+            }
             row |= {"cases": int(known.sum()), "patients": len(np.unique(whose[known]))}
             for other in against:
                 more = value - scores[other][metric].to_numpy(dtype=np.float64)
-                both, over = ~np.isnan(more), (np.nan,) * 3
-                if both.any() and other != name:
-                    over = mean_of_cases(more[both], whose[both], confidence)
+                over = (np.nan,) * 3 if other == name else mean_by_patient(more, whose, confidence)
                 row |= dict(
                     zip((f"over_{other}", f"over_{other}_low", f"over_{other}_high"), over, strict=True)
                 )
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-def differences(table: pd.DataFrame, *, reference: str = "strongest") -> pd.DataFrame:
-    """How far each method is above a trivial map, pair by pair.
-
-    Args:
-        table: of `localisation_table`.
-        reference: a trivial map of the table, or "strongest": of each metric the one with the highest mean on
-            these cases.
-
-    Returns:
-        `method, metric, value` (the mean difference), `low, high, reference`, without the trivial maps.
-
-    Raises:
-        ValueError: the table compares nothing with this reference.
-
-    Example:
-        >>> truth = np.zeros((2, 1, 8, 8), int)
-        >>> truth[:, 0, 2, 2] = 1
-        >>> scores = {"oracle": localise(truth * 1.0, truth), "uniform": localise(truth * 0.0, truth)}
-        >>> found = differences(localisation_table(scores, patients=["1", "2"]))
-        >>> found[["metric", "value", "reference"]].values.tolist()[-1]
-        ['auroc', 0.5, 'uniform']
-    """
-    known = [name for name in TRIVIAL if f"over_{name}" in table.columns]
-    if not known or reference not in ("strongest", *known):
-        raise ValueError(
-            f"The table compares methods with {listing(known) or 'nothing'}; found {reference!r}. "
-            "Score that map, too."
-        )
-    parts = []
-    for _, rows in table.groupby("metric", sort=False):
-        name = reference
-        if name == "strongest":
-            trivial = rows[rows["method"].isin(known)].set_index("method")["value"]
-            name = str(trivial.idxmax()) if len(trivial) else known[0]
-        over = [f"over_{name}", f"over_{name}_low", f"over_{name}_high"]
-        part = rows[~rows["method"].isin(known)][["method", "metric", *over]]
-        parts.append(
-            part.set_axis(["method", "metric", "value", "low", "high"], axis=1).assign(reference=name)
-        )
-    return pd.concat(parts, ignore_index=True)
 
 
 def over_strongest(table: pd.DataFrame, *, trivial: Sequence[str] = TRIVIAL) -> pd.DataFrame:
@@ -482,27 +437,3 @@ def over_strongest(table: pd.DataFrame, *, trivial: Sequence[str] = TRIVIAL) -> 
             values = (row[f"over_{against}{end}"] for end in ("", "_low", "_high"))
             rows.append((row["method"], metric, *values, against))
     return pd.DataFrame(rows, columns=["method", "metric", "value", "low", "high", "against"])
-
-
-def mean_of_cases(
-    value: NDArray[np.float64],
-    patients: NDArray,
-    confidence: float,
-    *,
-    is_hit: bool = False,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Mean over cases (n,), with its limits, resampling patients (n,); NaN limits of fewer than two.
-
-    `is_hit`: the values are 0 or 1, or ties between them; the limits are Wilson's, of as many cases as the
-    patients make them worth. Else they are those of `mean_interval`, and may be of differences.
-    """
-    whose = pd.factorize(patients)[0]
-    above, below = (np.bincount(whose, its).astype(np.float64) for its in (value, np.ones(len(value))))
-    mean = float(value.mean())
-    if not is_hit or len(below) < 2:
-        return mean, *mean_interval(shares_of((above, below)), confidence)
-    drawn = resampled(np.stack([above, below], axis=1), _RESAMPLES, seed)
-    cases = effective_cases(mean, drawn[:, 0] / drawn[:, 1], len(value), len(below))
-    low, high = score_interval(mean, cases, confidence)
-    return mean, float(low), float(high)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from cspine_helpers.checkpoints import Run
 from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
-from cspine_helpers.explain.localisation import at_pixels, mean_of_cases
+from cspine_helpers.evaluation.resampling import mean_by_patient
+from cspine_helpers.explain.localisation import at_pixels
 from cspine_helpers.files.tables import require_columns
 from cspine_helpers.labels import UID
 from cspine_helpers.model.forward import as_on_a_cpu, folded
@@ -194,7 +195,7 @@ def mean_curves(
     for method, its in curves.assign(_patient=whose).groupby("method", sort=False):
         for curve in CURVES:
             for share, part in its.groupby("share"):
-                found = mean_of_cases(part[curve].to_numpy(), part["_patient"].to_numpy(), confidence)
+                found = mean_by_patient(part[curve], part["_patient"], confidence)
                 rows.append((method, curve, share, *found))
     return pd.DataFrame(rows, columns=["method", "curve", "share", "probability", "low", "high"])
 
