@@ -200,12 +200,26 @@ def test_deletion_and_insertion_are_drawn_apart():
 
 def test_a_change_of_the_mask_has_its_colour_at_every_vertebra_and_hollow_without_interval():
     figure = explanations.mask_ablation_dots(ablated())
-    probability, auroc, _ = figure.axes
-    assert [label.get_text() for label in auroc.get_xticklabels()] == ["all", *VERTEBRAE]
+    probability, auroc, bottom = figure.axes
+    assert [label.get_text() for label in bottom.get_xticklabels()] == ["all", *VERTEBRAE]
     solid = [line for line in probability.lines if line.get_label() == "neighbour"]
     assert len(solid[0].get_xdata()) == 8
     hollow = [line for line in auroc.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
     assert [round(line.get_xdata()[0]) for line in hollow] == [3] * 4
+
+
+def test_an_interval_of_few_fractures_does_not_flatten_the_others():
+    table = ablated()
+    table.loc[0, ["low", "high"]] = (-9.0, 9.0)
+    probability = explanations.mask_ablation_dots(table).axes[0]
+    assert 0.3 < probability.get_ylim()[1] < 1
+
+
+def test_runs_stand_in_rows_of_two():
+    figure = explanations.neighbour_dots(dict.fromkeys(("a", "b", "c"), neighbours()))
+    shown = [axes.get_title(loc="left") for axes in figure.axes if axes.axison]
+    assert shown == ["a", "b", "c"]
+    assert len({round(axes.get_position().x0, 2) for axes in figure.axes}) == 2
 
 
 def test_false_alarms_beside_a_broken_neighbour_carry_how_many_they_are_of():

@@ -403,6 +403,8 @@ def mask_ablation_dots(
 ) -> Picture:
     """What happens when the mask is taken away, swapped, dilated, or is the neighbour's, by vertebra.
 
+    Intervals of few fractures may be so wide that they leave the frame.
+
     Args:
         table: `change` (of the mask), `vertebra` ("all", C1 … C7), `metric, value, low, high`, the values
             differences from the mask as it is.
@@ -431,6 +433,10 @@ def mask_ablation_dots(
             x = np.array([places.index(place) for place in rows.index], dtype=float)
             x += (number - (len(names) - 1) / 2) * 0.8 / len(names)
             _upright(axes, x, rows, colour, marker, label=(changes or {}).get(name, name.replace("_", " ")))
+        its = table[table["metric"] == metric]
+        spread = its[["low", "high"]].abs().max(axis=1)
+        most = 1.2 * np.nanmax([0.01, its["value"].abs().max(), spread.quantile(0.85)])
+        axes.set_ylim(-most, most)
         style.reference(axes, 0, "y", colour=GREY)
         words = MASK_METRICS.get(metric, metric.replace("_", " "))
         axes.set_title(f"{words}: change from the mask as it is", fontsize=10, pad=6)
@@ -476,10 +482,12 @@ def neighbour_dots(tables: Mapping[str, pd.DataFrame], *, title: str = "") -> Pi
     """
     if not tables:
         raise ValueError("There is nothing to draw: give at least one table.")
-    shape = whole_inches(min(11, 1.6 + 4.6 * len(tables))), 3.9
-    figure, panels = canvas(*shape, 1, len(tables), sharey=True, squeeze=False)
+    columns = min(2, len(tables))
+    rows_of = -(-len(tables) // columns)
+    shape = whole_inches(1.6 + 4.6 * columns), whole_inches(2.7 * rows_of + 1.2)
+    figure, panels = canvas(*shape, rows_of, columns, sharey=True, squeeze=False)
     looks = {"intact": (INTACT, "o", -0.16), "broken": (FRACTURED, "s", 0.16)}
-    for axes, (name, table) in zip(panels.flat, tables.items(), strict=True):
+    for axes, (name, table) in zip(panels.flat, tables.items(), strict=False):
         known = set(table["vertebra"])
         places = [place for place in ("all", *VERTEBRAE) if place in known]
         for neighbour, (colour, marker, aside) in looks.items():
@@ -493,9 +501,12 @@ def neighbour_dots(tables: Mapping[str, pd.DataFrame], *, title: str = "") -> Pi
         axes.set(xlim=(-0.5, len(places) - 0.5), title=name)
         axes.grid(True, axis="y")
         axes.set_axisbelow(True)
-    panels[0, 0].set_ylim(0, None)
-    panels[0, 0].set_ylabel("share of intact vertebrae\ncalled fractured")
-    for axes in panels.flat:
+    for axes in panels.flat[len(tables) :]:
+        axes.set_axis_off()
+    panels[0, 0].set_ylim(-0.02, None)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("share of intact vertebrae\ncalled fractured")
+    for axes in panels.flat[: len(tables)]:
         axes.set_xlabel("vertebra; below: intact ones with a broken neighbour", fontsize=9)
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9)
