@@ -51,9 +51,10 @@ from cspine_helpers.explain.sanity import (
 from cspine_helpers.files import paths
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.inference.prediction import predict
-from cspine_helpers.labels import UID, expand, read_labels, write_labels
+from cspine_helpers.labels import UID, write_labels
 from cspine_helpers.packed import read_manifest, write_manifest
-from cspine_helpers.phantom.cohort import CohortConfig, fracture_truth, make_cohort, neighbour_masks
+from cspine_helpers.phantom.cohort import fracture_truth, neighbour_masks
+from cspine_helpers.predictions import read_predictions
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
 from cspine_helpers.radiographs.maps import framed, map_radiographs
 from cspine_helpers.radiographs.task import load_radiograph_run
@@ -79,10 +80,6 @@ RADIOGRAPH_CHECKED = ("grad_cam", "hires_cam", "gradient_input", "mask")
 CENTRAL = 2  # of a sequence's five channels, the position's own slice
 RECALL = 0.95  # that a run's threshold reaches on the validation split
 AGAINST = (("builtin_inside", "builtin"), ("mask_pooling", "reference"), ("mask_inside", "reference"))
-FRESH = {
-    "fresh": CohortConfig(studies=200, seed=2614),
-    "hard": CohortConfig(studies=200, seed=2611, difficulty="hard"),
-}
 
 
 def settings_of(name: str) -> Settings:
@@ -228,43 +225,38 @@ def inside_alone(run: Run) -> Run:
     return replace(run, model=model)
 
 
-def fresh_cohorts() -> dict[str, Path]:
-    """Phantoms of other seeds, on which nothing was chosen, made where they are not there."""
-    found = {}
-    for name, config in FRESH.items():
-        found[name] = paths.cohort_dir(f"explanations_{name}")
-        make_cohort(found[name], config)
-    return found
-
-
 def measure_neighbours(runs: Path, out: Path) -> None:
     """`neighbours.csv`, false alarms beside broken bone; `pooling.csv`, what pooling in the mask changes.
 
-    Each run's threshold is the highest that finds 95 % of the fractures of the validation split.
+    Each run's threshold is the highest that finds 95 % of the fractures of the validation split. The short
+    trainings chose nothing on that split, so that they are compared on it, too. Of hard phantoms there is
+    what `benchmarks/triage.py` keeps of the built-in run.
     """
     shipped, cohort = load_run(paths.run_dir(RUN)), read_cohort(paths.cohort_dir(COHORT))
-    trained = {name: load_run(runs / name) for name in BEGUN}
-    its = {"builtin": shipped, "builtin_inside": inside_alone(shipped), **trained}
-    where = {"test": (cohort.samples["test"], cohort.packed)}
-    for name, folder in fresh_cohorts().items():
-        labels = read_labels(folder / "train.csv")
-        where[name] = expand(labels, labels[UID].tolist()), folder / "packed"
-    thresholds, tables, predicted = {}, [], {}
-    for run_name, run in its.items():
-        table = predict(run, cohort.samples["validation"], cohort.packed, split="validation")
-        of_fractured = np.sort(table["probability"][table["label"] == 1])
-        thresholds[run_name] = float(of_fractured[int((1 - RECALL) * len(of_fractured))])
-        for place, (samples, packed_dir) in where.items():
-            found = predict(run, samples, packed_dir, split="test")
-            predicted[run_name, place] = found
-            effect = neighbour_effect(found, threshold=thresholds[run_name])
-            tables.append(effect.assign(run=run_name, cohort=place, threshold=thresholds[run_name]))
+    its = {"builtin": shipped, "builtin_inside": inside_alone(shipped)}
+    its |= {name: load_run(runs / name) for name in BEGUN}
+    predicted, thresholds, tables, rows = {}, {}, [], []
+    for name, run in its.items():
+        parts = {
+            split: predict(run, cohort.samples[split], cohort.packed, split=split)
+            for split in ("validation", "test")
+        }
+        found = np.sort(parts["validation"]["probability"][parts["validation"]["label"] == 1])
+        thresholds[name] = float(found[int((1 - RECALL) * len(found))])
+        predicted[name] = {"test": parts["test"]}
+        if name in BEGUN:
+            predicted[name]["validation and test"] = pd.concat(parts.values()).assign(split="test")
+    if (hard := out / "hard_predictions.csv").is_file():
+        predicted["builtin"]["hard"] = read_predictions(hard)
+    for name, places in predicted.items():
+        for place, table in places.items():
+            effect = neighbour_effect(table, threshold=thresholds[name])
+            tables.append(effect.assign(run=name, cohort=place, threshold=thresholds[name]))
     write_table(pd.concat(tables, ignore_index=True), out / "neighbours.csv", sealed=True)
-    rows = []
-    for place in where:
-        for run_name, against in AGAINST:
-            pair = [(predicted[name, place], thresholds[name]) for name in (against, run_name)]
-            rows.append(pooling_rows(*pair).assign(cohort=place, run=run_name, against=against))
+    for name, against in AGAINST:
+        for place in predicted[name]:
+            pair = [(predicted[each][place], thresholds[each]) for each in (against, name)]
+            rows.append(pooling_rows(*pair).assign(cohort=place, run=name, against=against))
     write_table(pd.concat(rows, ignore_index=True), out / "pooling.csv", sealed=True)
 
 
