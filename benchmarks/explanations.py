@@ -30,7 +30,7 @@ from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.intervals import compare
 from cspine_helpers.evaluation.resampling import mean_by_patient
 from cspine_helpers.explain.localisation import localise, trivial_maps
-from cspine_helpers.explain.maps import METHODS, Method, map_sequences
+from cspine_helpers.explain.maps import METHODS, Maps, Method, map_sequences
 from cspine_helpers.explain.mask_ablation import (
     ablate_masks,
     broken_neighbour,
@@ -163,9 +163,8 @@ def measure_sanity(runs: Path, out: Path) -> None:
     edges = trivial_maps(central)["edges"]
 
     def mapper(method: Method) -> Mapper:
-        def maps(model: nn.Module) -> np.ndarray:
-            its = replace(run, model=model)
-            return map_sequences(its, samples, cohort.packed, method=method).pixels()
+        def maps(model: nn.Module) -> Maps:
+            return map_sequences(replace(run, model=model), samples, cohort.packed, method=method)
 
         return maps
 

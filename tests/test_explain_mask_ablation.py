@@ -78,6 +78,10 @@ def test_the_own_mask_gives_the_runs_probabilities_and_maps_and_another_its_own(
     # by another way: the backbone does not see the mask, so that maps change by the gradient's weights alone
     assert (zeroed["similarity"][broken] <= 1).all()
     assert not np.allclose(zeroed["similarity"][broken], 1)
+    by_pixels = ablation.ablate_masks(run, samples, packed, {}, truth=truth, method="gradient_input")
+    maps = map_sequences(run, samples[broken], packed, method="gradient_input")
+    areas = [roc_auc_score(t.ravel(), m.ravel()) for t, m in zip(truth[broken], maps.values, strict=True)]
+    np.testing.assert_allclose(by_pixels["map_auroc"][broken], areas, atol=1e-3)
     bare = ablation.ablate_masks(run, samples, packed, {"zeroed": given["zeroed"]}, method=None)
     assert bare["similarity"].isna().all()
     np.testing.assert_allclose(bare["probability"], [*own["probability"], *zeroed["probability"]], atol=1e-6)

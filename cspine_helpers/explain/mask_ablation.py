@@ -23,7 +23,7 @@ from cspine_helpers.evaluation.resampling import (
     share_limits,
 )
 from cspine_helpers.explain.localisation import localise
-from cspine_helpers.explain.maps import Method, compute_maps, default_layer
+from cspine_helpers.explain.maps import ON_PIXELS, Method, compute_maps, default_layer, grid_of
 from cspine_helpers.explain.sanity import rank_correlation
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.tables import require_columns
@@ -141,7 +141,7 @@ def ablate_masks(
         )
     network = folded(run.model)
     device = next(network.parameters()).device
-    layer = None if method is None else default_layer(network)
+    layer = None if method is None or method in ON_PIXELS else default_layer(network)
     dataset = SequenceDataset(samples, packed_dir, slices=config.slices, size=config.size)
     names, tables = [OWN, *masks], []
     fractured = samples["label"].to_numpy() == 1
@@ -168,7 +168,9 @@ def ablate_masks(
                 similar, at = rank_correlation(own_maps, maps), table.columns.get_indexer(["similarity"])[0]
                 table.iloc[broken, at] = similar
                 if truth is not None:
-                    known = localise(maps, np.asarray(truth)[rows[broken]])["auroc"].to_numpy()
+                    grid = grid_of(network, layer, *(each[:1] for each in inputs))
+                    on_pixels = grid.on_pixels(maps, (config.size, config.size))
+                    known = localise(on_pixels, np.asarray(truth)[rows[broken]])["auroc"].to_numpy()
                     table.iloc[broken, table.columns.get_indexer(["map_auroc"])[0]] = known
             tables.append(table)
     found = pd.concat(tables, ignore_index=True)

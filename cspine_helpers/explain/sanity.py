@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from cspine_helpers.evaluation.resampling import mean_by_patient
-from cspine_helpers.explain.localisation import localise
+from cspine_helpers.explain.localisation import AnyMaps, localise
 from cspine_helpers.files.paths import listing
 
 LIMIT = 0.5  # highest similarity to the trained network's maps that one without its weights may keep
 TOP = 0.05  # share of the cells that count as a map's top
 TRAINED = "trained"
-Mapper = Callable[[nn.Module], NDArray[np.float32]]  # network → maps of the same cases
+Mapper = Callable[[nn.Module], AnyMaps]  # network → maps of the same cases
 
 
 # ------------------------------------------------------------------------------------- randomised weights
@@ -104,7 +104,8 @@ def cascade(
 
     Args:
         network: trained, in eval mode; stays as it is.
-        mapped: method → what gives its maps of the same N cases by any network of this kind.
+        mapped: method → what gives its maps of the same N cases by any network of this kind: `Maps`, or an
+            array.
         truth: 0/1 on the pixels, of each case; None: no AUROC.
         steps: parts in the order in which they are randomised; None: all `parts`, from the head down.
         seeds: of the shuffling; the whole cascade is computed with each.
@@ -123,7 +124,7 @@ def cascade(
         >>> from dataclasses import replace
         >>> samples = cohort.samples["test"]
         >>> def grad_cam(model):
-        ...     return map_sequences(replace(run, model=model), samples, cohort.packed).values
+        ...     return map_sequences(replace(run, model=model), samples, cohort.packed)
         >>> rows = cascade(run.model, {"grad_cam": grad_cam}, steps=["head"], seeds=[0])
         >>> rows.groupby("step")["similarity"].mean()[0]
         np.float64(1.0)
@@ -142,10 +143,15 @@ def cascade(
     return pd.concat(tables, ignore_index=True)[columns]
 
 
-def _step(trained: NDArray, maps: NDArray, truth: ArrayLike | None) -> pd.DataFrame:
-    known = np.full(len(maps), np.nan) if truth is None else localise(maps, truth)["auroc"].to_numpy()
-    similarity = np.abs(rank_correlation(trained, maps))
-    return pd.DataFrame({"case": np.arange(len(maps)), "similarity": similarity, "auroc": known})
+def _step(trained: AnyMaps, maps: AnyMaps, truth: ArrayLike | None) -> pd.DataFrame:
+    similarity = np.abs(rank_correlation(_cells(trained), _cells(maps)))
+    known = np.nan if truth is None else localise(maps, truth)["auroc"].to_numpy()
+    return pd.DataFrame({"case": np.arange(len(similarity)), "similarity": similarity, "auroc": known})
+
+
+def _cells(maps: AnyMaps) -> NDArray[np.float32]:
+    """Values on the map's own grid."""
+    return np.asarray(getattr(maps, "values", maps), dtype=np.float32)
 
 
 def sanity_table(rows: pd.DataFrame, patients: ArrayLike, *, confidence: float = 0.95) -> pd.DataFrame:
