@@ -120,6 +120,9 @@ def drawings():
             confidences, probability, label, p_low=0.2, cuts={"distance": 0.3, "map_area": 0.2}, title="Whom"
         ),
         "search": triage.search_heatmap(searched(), objective="cost, turned around", title="What was tried"),
+        "search, three": triage.search_heatmap(
+            pd.concat([searched(), searched().query("guaranteed == 0.8").assign(guaranteed=0.85, p_low=0.25)])
+        ),
         "workload": triage.workload_bars(bars, prevalence=0.05, title="A reader's 1,000 patients"),
         "violations": triage.violation_dots(violations(), delta=0.1),
     }
