@@ -38,6 +38,7 @@ SERIES = [
     "06_calibration",
     "07_guarantees",
     "08_one_patient",
+    "09_explanations",
     "10_triage",
     "11_radiographs",
 ]

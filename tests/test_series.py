@@ -22,6 +22,7 @@ from cspine_helpers import checkpoints, labels, predictions, splits
 ROOT = Path(__file__).parents[1]
 COHORT_FILES = ("train.csv", "train_bounding_boxes.csv", "packed", "cohort.json")
 SHIPPED, SAMPLE = ROOT / "checkpoints" / "fracatlas", ROOT / "data" / "fracatlas_sample"
+LIVE = {"09_maps", "09_methods", "09_over_trivial"}  # computed in the notebook where no table is stored
 PEAK_MIB = 4096  # what the series may take
 
 pytestmark = pytest.mark.series
@@ -97,7 +98,8 @@ def test_retraining_makes_a_run_that_the_series_reads(project):
     assert set(made["split"]) >= {"validation", "test"}
     assert set(made[labels.UID]) <= set(split[labels.UID])
     no_guarantee = set(saved_figures(read("10_triage")))  # that few patients guarantee no recall
-    assert set(missing_figures(project, "figures/quick")) <= FAILURES | no_guarantee
+    not_measured = set(saved_figures(read("09_explanations"))) - LIVE  # of a run that is new
+    assert set(missing_figures(project, "figures/quick")) <= FAILURES | no_guarantee | not_measured
 
 
 @needs_rsna
