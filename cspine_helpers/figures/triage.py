@@ -377,7 +377,7 @@ def search_heatmap(table: pd.DataFrame, *, objective: str = "value", title: str 
         axes.axhline(0.5, color=INK, linewidth=1)
         every = slice(None, None, 1 if len(points) < 3 else 2)
         axes.set_xticks(range(len(shares))[every], [f"{share:.0%}" for share in shares[every]], fontsize=8.5)
-        axes.set_xlabel("share of the suspected that is deferred")
+        axes.set_xlabel("share of the suspected deferred")
         axes.set_title(f"recall ≥ {recall:g}: p_low {p_low:.3f}", fontsize=10, pad=5)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
