@@ -2,13 +2,15 @@
 
     python benchmarks/triage.py maps builtin     minutes: maps' entropy and area; also hard, fracatlas
     python benchmarks/triage.py members builtin FOLDER …    disagreement with the runs in these folders
-    python benchmarks/triage.py measure          search, simulate, freeze, open the test split once
+    python benchmarks/triage.py simulate         minutes: violations of the guarantee, deferral on
+    python benchmarks/triage.py measure          search, freeze, open the test split once, compare
 
 `maps hard` makes 200 hard phantoms, which no training has seen, and predicts them with the built-in run.
 Every table goes to `checkpoints/<run>/measured/`; what is there already from another step is kept.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -145,9 +147,10 @@ def of_members(name: str, folders: list[Path], packed: Path) -> pd.DataFrame:
     return rows[KEYS].assign(disagreement=disagreement(rows, others), members=members)
 
 
-def measure() -> None:
-    """Search, freeze and open the test split; simulate; compare at equal coverage. Tables are written."""
-    for name, level in LEVELS.items():
+def measure(names: Sequence[str]) -> None:
+    """Search, freeze and open the test split, compare at equal coverage. Tables are written."""
+    for name in names:
+        level = LEVELS[name]
         folder, predictions = paths.run_dir(name), predictions_of(name)
         features, validation = features_of(name), Cases.of(predictions, split="validation")
         made = shared_guarantees(predictions, RECALLS, level=level, delta=DELTA)
@@ -163,13 +166,15 @@ def measure() -> None:
         if name == "builtin":
             parts.append(comparison(found, triage.p_low, validation, features, "hard"))
         store(name, "triage_comparison", pd.concat(parts, ignore_index=True))
-    store("builtin", "triage_simulation", simulate_triage(redraws=REDRAWS, delta=DELTA))
 
 
 def store(name: str, what: str, table: pd.DataFrame) -> None:
     """Write a table beside the others, and show it."""
-    print(f"{name}, {what}", table.round(4).to_string(index=False), sep="\n", flush=True)
-    write_table(table.round(7), table_path(name, what), sealed=True)
+    shown = table[table["winner"] == 1] if "winner" in table.columns else table
+    print(f"{name}, {what}", shown.round(4).to_string(index=False), sep="\n", flush=True)
+    exact = table.columns.isin(["p_low", "cut"])  # thresholds are found again by their value
+    rounded = dict.fromkeys(table.columns[~exact & (table.dtypes == "float64")], 7)
+    write_table(table.round(rounded), table_path(name, what), sealed=True)
 
 
 def features_of(name: str) -> pd.DataFrame:
@@ -203,7 +208,7 @@ def comparison(
     for level, (judged, values) in levels.items():
         suspected = judged.probability >= p_low
         some, wrong = judged.where(suspected), judged.label[suspected] == 0
-        plain = values["distance"][suspected]
+        plain = values.pop("distance")[suspected]
         for confidence, value in values.items():
             head = {"cohort": name, "level": level, "cases": len(some), "wrong": int(wrong.sum())}
             head |= {"confidence": confidence, "alpha": fits[confidence].alpha}
@@ -226,10 +231,15 @@ def main() -> None:
         command.add_argument("--folder", type=Path, help="of the hard cohort (default: made and deleted)")
         if what == "members":
             command.add_argument("runs", nargs="+", type=Path, help="folders of other runs")
-    commands.add_parser("measure")
+    command = commands.add_parser("measure")
+    command.add_argument("cohorts", nargs="*", choices=tuple(LEVELS), default=list(LEVELS))
+    commands.add_parser("simulate")
     options = parser.parse_args()
     if options.what == "measure":
-        measure()
+        measure(options.cohorts)
+        return
+    if options.what == "simulate":
+        store("builtin", "triage_simulation", simulate_triage(redraws=REDRAWS, delta=DELTA))
         return
     name = options.cohort
     with TemporaryDirectory() as made:
