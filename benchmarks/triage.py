@@ -3,7 +3,7 @@
     python benchmarks/triage.py maps builtin     minutes: maps' entropy and area; also hard, fracatlas
     python benchmarks/triage.py members builtin FOLDER …    disagreement with the runs in these folders
     python benchmarks/triage.py simulate         minutes: violations of the guarantee, deferral on
-    python benchmarks/triage.py measure          search, freeze, open the test split once, compare
+    python benchmarks/triage.py measure builtin fracatlas    search, freeze, open the test split once, compare
 
 `maps hard` makes 200 hard phantoms, which no training has seen, and predicts them with the built-in run.
 Every table goes to `checkpoints/<run>/measured/`; what is there already from another step is kept.
@@ -232,7 +232,7 @@ def main() -> None:
         if what == "members":
             command.add_argument("runs", nargs="+", type=Path, help="folders of other runs")
     command = commands.add_parser("measure")
-    command.add_argument("cohorts", nargs="*", choices=tuple(LEVELS), default=list(LEVELS))
+    command.add_argument("cohorts", nargs="+", choices=tuple(LEVELS))
     commands.add_parser("simulate")
     options = parser.parse_args()
     if options.what == "measure":
