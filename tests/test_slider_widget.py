@@ -329,11 +329,6 @@ def test_a_prevalence_typed_outside_0_to_100_is_refused_and_the_last_one_kept(pe
     assert "It stays" not in explorer._numbers.value
 
 
-def test_what_has_no_label_has_a_title_that_screen_readers_say(standing):
-    assert standing._image.tooltip == "What is written below, as a picture"
-    assert standing._percent.tooltip == "per cent of patients fractured"
-
-
 def test_no_other_prevalence_where_all_patients_are_fractured(undrawn):
     table = made_table()
     table = table[table.groupby(UID)["label"].transform("max") == 1]

@@ -134,9 +134,8 @@ class ThresholdExplorer:
         )  # fmt: skip
         self._other = ipywidgets.Checkbox(description="Another prevalence:", indent=False, layout=_FITTING)
         self._percent = ipywidgets.FloatText(
-            value=round(100 * SCREENING_PREVALENCE, 1), step=0.1, layout={"width": "80px"},
-            tooltip="per cent of patients fractured",
-        )  # fmt: skip
+            value=round(100 * SCREENING_PREVALENCE, 1), step=0.1, layout={"width": "80px"}
+        )
         self._jumps = {name: ipywidgets.Button(layout=_FITTING) for name in ("start", "chosen", "guaranteed")}
         self._freezer = _ConfirmedButton(
             "Freeze this decision …",
@@ -145,9 +144,7 @@ class ThresholdExplorer:
             act=self._act,
             undo=None if self._run() is None else self._put_back,
         )
-        self._image = ipywidgets.Image(
-            format="png", layout={"max_width": "100%"}, tooltip="What is written below, as a picture"
-        )
+        self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})  # a tooltip would break it
         self._numbers = ipywidgets.HTML()
         parts = {"threshold": self._box, "level": self._levels, "other": self._other}
         parts |= {"defer": self._boxes[-1]} if not one else {}
