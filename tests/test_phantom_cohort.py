@@ -231,22 +231,24 @@ def test_broken_bone_is_marked_where_the_sequence_shows_it(cohort, study):
     table = pd.DataFrame([(study.uid, level) for level in VERTEBRAE], columns=[UID, "vertebra"]).iloc[::-1]
     own = phantom.fracture_truth(cohort, table, workers=1)
     others = phantom.fracture_truth(cohort, table, workers=1, neighbour=True)
-    assert own.shape == others.shape == (7, 9, 32, 32)
+    masks = phantom.neighbour_masks(cohort, table, workers=1)
+    assert own.shape == others.shape == masks.shape == (7, 9, 32, 32)
+    assert masks[table["vertebra"] == "C4"].any()
     assert set(np.unique(own)) == {0, 1}
-    for level, mine, rest in zip(table["vertebra"], own, others, strict=True):
+    for level, mine, rest, mask in zip(table["vertebra"], own, others, masks, strict=True):
         piece = packing.pack_vertebra(study.volume_hu, study.label_map, study.spacing_mm, level, config)
         assert mine.any() == bool(study.labels[level])
         # every marked pixel lies on a broken voxel or beside one, by its middle
         pixel = (piece.rows[1] - piece.rows[0]) / config.size  # in voxels
-        for truth, is_number in ((mine, True), (rest, False)):
+        assert not (mask & (piece.array[..., 5] > 127)).any()
+        broken, bone = study.fracture_map, study.label_map
+        for truth, voxels, is_number in ((mine, broken, True), (rest, broken, False), (mask, bone, False)):
             for t, row, column in np.argwhere(truth):
                 y, x = (
                     int(at * pixel + first)
                     for at, first in ((row, piece.rows[0]), (column, piece.columns[0]))
                 )
-                near = study.fracture_map[
-                    piece.slice_indices[t], max(y - 1, 0) : y + 4, max(x - 1, 0) : x + 4
-                ]
+                near = voxels[piece.slice_indices[t], max(y - 1, 0) : y + 4, max(x - 1, 0) : x + 4]
                 number = VERTEBRAE.index(level) + 1
                 assert ((near == number) if is_number else (near > 0) & (near != number)).any()
     with pytest.raises(ValueError, match="no sample whose voxels"):
