@@ -352,8 +352,9 @@ def test_the_controls_move_picture_and_numbers():
 
 
 @pytest.mark.slow
-def test_moves_leave_no_traces_in_the_picture():
-    travelled, fresh = (ThresholdExplorer(made_table(), threshold=0.2) for _ in range(2))
+@pytest.mark.parametrize("defer", [None, 0.4])
+def test_moves_leave_no_traces_in_the_picture(defer):
+    travelled, fresh = (ThresholdExplorer(made_table(), threshold=0.2, defer=defer) for _ in range(2))
     for threshold in (0.9, 0.05, 1.0, 0.3):
         travelled.threshold = threshold
     travelled.prevalence = 0.2
@@ -361,6 +362,8 @@ def test_moves_leave_no_traces_in_the_picture():
     travelled.level = "all"
     travelled.prevalence = None
     fresh.threshold = 0.3
+    if defer:
+        travelled.defer = fresh.defer = 0.6
     assert shown(travelled) == shown(fresh)
 
 
@@ -485,6 +488,11 @@ def test_freezing_leaves_the_second_handle_out(tmp_path, undrawn):
     assert "What is inconclusive above it is not frozen with it." in asked_and_confirmed(explorer)
     assert read_decision(tmp_path).decisions == {"vertebra": explorer.decision}
     assert explorer.decision.threshold == 0.2
+
+
+def test_the_picture_has_no_tooltip_at_which_jupyterlab_fails(standing):
+    """It asks for the description of what has one, and an image has none."""
+    assert standing._image.tooltip is None
 
 
 def test_what_a_notebook_stores_shows_without_a_kernel(standing):
