@@ -8,11 +8,16 @@ import pytest
 from scipy.special import expit
 from test_environment import ROOT
 
-from benchmarks import fracatlas_sample
+from benchmarks import fracatlas_sample, triage
 from benchmarks.__main__ import PARTS, render
 from benchmarks.explanations import permuted, pooling_rows
 from benchmarks.fracatlas import leak_design
 from benchmarks.measure import Row, interleaved, ratio, spread
+from cspine_helpers.decisions.confidence import usable
+from cspine_helpers.decisions.frozen_triage import read_triage
+from cspine_helpers.decisions.triage_search import shared_guarantees, winner_of
+from cspine_helpers.evaluation.cases import Cases
+from cspine_helpers.files.tables import read_columns
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.radiographs.mask_cases import MaskCases
 
@@ -127,3 +132,15 @@ def test_a_run_that_answers_for_the_neighbour_is_told_from_one_that_does_not():
         0,
         0,
     ]  # the same vertebrae, the same answers
+
+
+@pytest.mark.parametrize("name", triage.LEVELS)
+def test_the_triage_that_is_frozen_won_the_stored_search(name):
+    predictions, text = triage.predictions_of(name), ("kind", "confidence")
+    table = read_columns(triage.table_path(name, "triage_search"), what="search", source="", text=text)
+    validation, features = Cases.of(predictions, split="validation"), triage.features_of(name)
+    made = shared_guarantees(predictions, triage.RECALLS, level=triage.LEVELS[name], delta=triage.DELTA)
+    found, _ = winner_of(table, validation, made, features)
+    assert found == read_triage(triage.paths.run_dir(name)).triage
+    settings = table[table["kind"] == "setting"]
+    assert set(settings["confidence"]) == set(usable(features))
