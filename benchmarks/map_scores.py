@@ -6,7 +6,7 @@
 
 Fractured cases only: there is nothing to localise in the others. The threshold of the IoU is chosen on
 validation, method by method, and each row names it. What runs the network many times for a map is left out:
-occlusion, and integrated gradients of radiographs; and of these a share alone is perturbed.
+occlusion, and integrated gradients of radiographs; and of these a part is perturbed, by some maps.
 """
 
 import argparse
@@ -51,7 +51,8 @@ RADIOGRAPHS_MAPPED = tuple(name for name in MAPPED if name != "integrated_gradie
 OWN_MASK = "own_mask"  # of a radiograph network: the probability of each cell
 RADIOGRAPH_TOLERANCE = 15.0  # pixels of a frame of 448 × 384, as Zhang et al. allow of images of such a size
 CENTRAL = 2  # of the five intensity channels
-PERTURBED = 0.3  # of the test radiographs
+PERTURBED = 0.15  # of the test radiographs
+PERTURBED_METHODS = ("uniform", "edges", "grad_cam", "layer_cam", "gradient_input", "own_mask")
 FEW_SHARES = (0.0, 0.005, 0.02, 0.1, 0.4, 1.0)  # of the larger radiographs
 Maps = dict[str, NDArray[np.float32]]
 
@@ -198,8 +199,10 @@ def radiograph_curves(run: Run, group: Framed, maps: Maps, rows: pd.DataFrame) -
 
     few = slice(0, round(PERTURBED * len(rows)))
     parts = []
-    for method, its in maps.items():
-        curves = perturbation_curves(probability, group.pixels[few], its[few], shares=FEW_SHARES).round(4)
+    for method in PERTURBED_METHODS:
+        curves = perturbation_curves(
+            probability, group.pixels[few], maps[method][few], shares=FEW_SHARES
+        ).round(4)
         named = rows.loc[curves["case"], ["image", "patient"]].reset_index(drop=True)
         parts.append(pd.concat([named, curves.drop(columns="case")], axis=1).assign(method=method))
         print("perturbed", group.pixels.shape, method, flush=True)

@@ -118,14 +118,17 @@ def perturbation_curves(
         batch = slice(start, min(start + batch_size, len(images)))
         sharp, smooth = images[batch], other[batch]
         place = _places(at_pixels(values[batch], *images.shape[-2:]), rng)
+        ends: list[NDArray[np.float64]] = []
         for share in steps:
             marked = place < round(share * place[0].size)
             marked = marked[:, :, None] if images.ndim == 5 else marked
-            found = (
+            pairs = [] if share == 1 else [(smooth, sharp), (sharp, smooth)]
+            both = [
                 probability(torch.from_numpy(np.where(marked, *pair)), batch).double().cpu().numpy()
-                for pair in ((smooth, sharp), (sharp, smooth))
-            )
-            deletion, insertion = found
+                for pair in pairs
+            ]
+            ends = ends or both  # each curve ends where the other begins
+            deletion, insertion = both or ends[::-1]
             cases = np.arange(batch.start, batch.stop)
             rows.append(
                 pd.DataFrame({"case": cases, "share": share, "deletion": deletion, "insertion": insertion})
