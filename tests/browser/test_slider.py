@@ -285,6 +285,10 @@ def test_readable_in_the_light_and_in_the_dark_theme(explorer, screenshots):
     page.wait_for_function("document.body.dataset.jpThemeLight === 'true'")
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def press_button(explorer, name):
     explorer.page.get_by_role("button", name=name).press("Enter")
 
@@ -299,7 +303,7 @@ def test_the_freezing_question_is_readable(explorer, screenshots):
 def test_a_decision_is_frozen_only_when_asked_twice_and_in_a_copy_of_the_built_in_run(explorer, project):
     question, run = explorer.page.get_by_text("Freeze threshold"), project / "checkpoints" / BUILTIN
     practice = run.with_name(PRACTICE)
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    before = contents(run)
     explorer.press("ArrowRight")  # which takes back what was asked
     press_button(explorer, "Freeze this decision")
     question.wait_for()
@@ -314,7 +318,7 @@ def test_a_decision_is_frozen_only_when_asked_twice_and_in_a_copy_of_the_built_i
     press_button(explorer, "Undo")
     explorer.page.get_by_text("Undone").wait_for()
     assert read_decision(practice).decisions == read_decision(run).decisions
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert contents(run) == before
 
 
 def test_readable_at_125_percent(explorer, screenshots):
