@@ -5,8 +5,9 @@ that a cut defers. A setting is judged on patients whom neither the confidence's
 wins only where it beats no deferral there; ties go to less deferral, then to the plainer confidence. What
 choosing itself is worth is a row of its own: each part of the patients answered by what wins among others.
 
-p_low stays that of its guarantee, in every fold. Where several are tried, the winner's was picked by a look
-at the data: that holds with 1 − δ where they share δ (Bonferroni), as those of `shared_guarantees` do.
+p_low stays that of its guarantee, in every fold: what deferral gains at one p_low is held out, which of two
+p_lows costs less is judged by the patients who set them. Where several are tried, the winner's was picked by
+a look at the data: it holds with 1 − δ where they share δ (Bonferroni), as those of `shared_guarantees` do.
 
 Source: the cost of a deferral, Chow, IEEE Transactions on Information Theory 16 (1970).
 """
