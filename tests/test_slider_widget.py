@@ -442,7 +442,7 @@ def test_the_answers_are_those_of_triage_by_the_distance_from_its_guaranteed_thr
         answers = triage.answers(cases, Confidence("distance", triage.p_low).of(cases))
         upper = expit(logit(triage.p_low) + triage.cut)
         explorer = ThresholdExplorer(table, threshold=triage.p_low, defer=upper, guarantees=triage.guarantee)
-        explorer.level = unit
+        assert explorer.level == unit  # that of the guarantee which gives its threshold
         summary = explorer.summary()
         for answer in ("negative", "inconclusive", "positive"):
             for label, name in enumerate(("intact", "fractured")):

@@ -56,7 +56,8 @@ class Presets:
     Args:
         predictions: predictions table.
         decision: marked as chosen at its level; thresholds of single vertebrae at theirs.
-        threshold: marked as start at every level, without a decision; None: the highest F1 of the first.
+        threshold: marked as start at every level, without a decision; starts at the level of the guarantee
+            that gives it, else at the first; None: the highest F1 of that.
         guarantees: marked at their levels; made on the validation rows of these predictions, and for patients
             by the decision's aggregation.
 
@@ -94,13 +95,14 @@ class Presets:
             )
         self.patients = self.cases.patients(decision.rule.aggregation if decision else None)
         self._scores = np.sort(np.concatenate([self.cases.probability, self.patients.probability]))
-        self.level, start, why = self._beginning(threshold)
+        promises = list(checked_guarantees(guarantees, predictions))
+        self.level, start, why = self._beginning(threshold, promises)
         self.start = self.readable(start)
 
         ours, self._guarantees = self.patients.aggregation, dict[str, Guarantee]()
         few = few_called((self.at_level(self.level).probability >= self.start).sum())
         self.note = f"{why}, {digits(self.start)}.{few}"
-        for each in checked_guarantees(guarantees, predictions):
+        for each in promises:
             level, theirs = self._shown(each.target.level), each.target.aggregation
             if level == "patient" and theirs != ours:
                 raise ValueError(
@@ -115,11 +117,13 @@ class Presets:
         """The cases of one of `levels`."""
         return self.patients if level == "patient" else self.cases.of_unit(level)
 
-    def _beginning(self, threshold: float | None) -> tuple[str, float, str]:
+    def _beginning(self, threshold: float | None, promises: list[Guarantee]) -> tuple[str, float, str]:
         """Level and threshold to start at, and why there."""
         first, given = self.levels[0], self._given
         if given is None and threshold is not None:
-            return first, threshold, "Starts at the threshold it was given"
+            theirs = {self._shown(each.target.level) for each in promises if each.threshold == threshold}
+            level = next((level for level in self.levels if level in theirs), first)
+            return level, threshold, "Starts at the threshold it was given"
         if given is None:
             cases = self.at_level(first)
             best = choose_threshold(cases.label, cases.probability, Rule("max_f1")).require()
