@@ -11,6 +11,7 @@ from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers.checkpoints import Run
 from cspine_helpers.cohort import read_cohort
+from cspine_helpers.explain import maps as maps_room
 from cspine_helpers.explain.maps import (
     METHODS,
     ON_PIXELS,
@@ -130,9 +131,14 @@ def test_grad_cam_plus_plus_is_the_papers_formula(cnn, images):
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_eigen_cam_is_the_first_principal_component(cnn, images):
-    found = compute_maps(cnn, images, logit, method="eigen_cam", layer="first").numpy()
-    cells = cnn.first(images).detach().numpy()
+@pytest.mark.parametrize("stride", [2, 6])  # more cells than features, and fewer
+def test_eigen_cam_is_the_first_principal_component(images, stride):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 9, 3, stride=stride), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(9, 1)
+    ).eval()
+    found = compute_maps(network, images, lambda output: output[:, 0], method="eigen_cam", layer="0").numpy()
+    cells = network[0](images).detach().numpy()
     for own, its in zip(found, cells, strict=True):
         table = its.reshape(len(its), -1).T
         _, _, vectors = np.linalg.svd(table, full_matrices=False)
@@ -147,8 +153,9 @@ def test_integrated_gradients_sum_to_what_the_image_adds(cnn, images):
     assert (found.sum((1, 2)) - expected).abs().max() < 0.03 * expected.abs().max()  # as `STEPS` says
 
 
-def test_slices_are_occluded_one_at_a_time(run, cohort):
+def test_slices_are_occluded_one_at_a_time(run, monkeypatch):
     """The classifier encodes a slice once; that gives what occluding it in its whole sequence gives."""
+    monkeypatch.setattr(maps_room, "OCCLUDED", 2)  # nine patches
     rng = np.random.default_rng(0)
     sequences = torch.from_numpy(rng.integers(0, 256, (2, 5, 6, 32, 32), dtype=np.uint8))
 

@@ -468,8 +468,12 @@ def _layer_cam(activation: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
 
 def _eigen_cam(activation: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
     cells = activation.flatten(2).transpose(1, 2)  # (N, h · w, features)
-    _, vectors = torch.linalg.eigh(cells.transpose(1, 2) @ cells)  # ascending
-    found = cells @ vectors[:, :, -1:]
+    turned = cells.transpose(1, 2)
+    if cells.shape[1] < cells.shape[2]:  # the same component, from the smaller of two matrices
+        values, vectors = torch.linalg.eigh(cells @ turned)  # ascending
+        found = vectors[:, :, -1:] * values[:, -1:, None].clamp(min=0).sqrt()
+    else:
+        found = cells @ torch.linalg.eigh(turned @ cells).eigenvectors[:, :, -1:]
     sign = torch.where(found.sum(1, keepdim=True) < 0, -1.0, 1.0)
     return (sign * found).squeeze(2).unflatten(1, activation.shape[2:])
 
