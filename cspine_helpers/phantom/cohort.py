@@ -352,9 +352,10 @@ def fracture_truth(
         FileNotFoundError, ValueError: as `study_of`; also where there are no samples.
 
     Example:
-        >>> broken = cohort.samples["test"].query("label == 1")  # doctest: +SKIP
-        >>> fracture_truth(cohort.folder, broken).shape  # doctest: +SKIP
-        (50, 15, 64, 64)
+        >>> fracture_truth(Path("data/of_patients"), cohort.samples["test"])
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: data/of_patients is no phantom cohort: it has no cohort.json...
     """
     which = "fractures of others" if neighbour else "own fracture"
     return _in_packed_frame(folder, samples, which, least_share=0.25, workers=workers)
