@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -343,7 +343,7 @@ def write_overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], path: Path)
     _write_png(picture, path)
 
 
-def _write_png(picture: NDArray[np.uint8], path: Path) -> None:
+def _write_png(picture: NDArray[Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     done, content = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
