@@ -12,7 +12,6 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from cspine_helpers.figures import style
-from cspine_helpers.figures.curves import ink_over
 from cspine_helpers.figures.radiographs import TRUTH, Overlay, draw_image, draw_marks, write_call
 from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style, whole_inches
 from cspine_helpers.files.paths import listing
@@ -259,7 +258,7 @@ def _dots(
             known, found = method in trivial, places[method]
             style.interval_dot(axes, found, at, GREY if known else INTACT, marker="s" if known else "o")
             if np.isfinite(found["value"]):
-                number = f"{found['value']:.2f}".replace("-", "−")
+                number = f"{found['value']:z.2f}".replace("-", "−")
                 axes.annotate(number, (1, at), (4, 0), ("axes fraction", "data"), "offset points",
                               va="center", fontsize=8.5, annotation_clip=False)  # fmt: skip
         reached = rows["value"].reindex([name for name in methods if name in trivial]).max()
@@ -328,7 +327,8 @@ def sanity_curves(
                 low, high = rows[f"{column}_low"], rows[f"{column}_high"]
                 axes.fill_between(rows["step"], low, high, color=colour, alpha=0.13, linewidth=0)
         axes.set_ylabel(words)
-        axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8.5)
+        words_of = [str(name).removeprefix("backbone.") for name in layers]
+        axes.set_xticks(range(len(layers)), words_of, rotation=90, fontsize=8.5)
         style.grid_behind(axes)
     left.set(ylim=(min(-0.05, left.get_ylim()[0]), 1.05), title="Does the map depend on the weights?")
     right.set_title("Does it know the fracture?")
@@ -520,6 +520,8 @@ def agreement_heatmap(
 ) -> Picture:
     """How alike two maps of the same case are: a cell for each pair of methods, or of seeds.
 
+    Green where they agree, purple where one is high as the other is low, white where neither knows the other.
+
     Args:
         tables: name, above its panel → `first, second` and the column `value`.
         value: column of the mean agreement, such as rank correlation.
@@ -546,11 +548,11 @@ def agreement_heatmap(
             a, b = names.index(row["first"]), names.index(row["second"])
             cells[a, b] = cells[b, a] = row[value]
         np.fill_diagonal(cells, np.nan)
-        axes.imshow(np.clip(cells, 0, 1), cmap="Blues", vmin=0, vmax=1.2)
+        axes.imshow(cells, cmap="PRGn", vmin=-1.1, vmax=1.1)
         for (y, x), found in np.ndenumerate(cells):
             if np.isfinite(found):
-                axes.text(x, y, f"{found:.2f}".replace("-", "−"), ha="center", va="center", fontsize=8.5,
-                          color=ink_over(found))  # fmt: skip
+                axes.text(x, y, f"{found:z.2f}".replace("-", "−"), ha="center", va="center", fontsize=8.5,
+                          color="white" if abs(found) > 0.7 else INK)  # fmt: skip
         words = [method_name(each) for each in names]
         axes.set_xticks(range(len(names)), words, rotation=90, fontsize=9)
         axes.set_yticks(range(len(names)), words, fontsize=9)
