@@ -191,8 +191,10 @@ def locate(
         ValueError: it cannot be read, or the study was packed from another one; says why.
 
     Example:
-        >>> locate(cohort_dir("builtin"), uid, render=locate_phantom)  # doctest: +SKIP
-        (Volume(236, 262, 274), 1.00 × 0.52 × 0.52 mm (z, y, x), {'C1': ...
+        >>> locate(Path("mine"), "1.2.3")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: No CT of 1.2.3 in mine/train_images. ...
     """
     paths.check_uids([uid])
     images = folder / "train_images"

@@ -143,7 +143,10 @@ def locate_phantom(folder: Path, uid: str) -> tuple[Volume, dict[str, PackedVert
         FileNotFoundError, ValueError: as `study_of`.
 
     Example:
-        >>> volume, pieces = locate_phantom(cohort_dir("builtin"), uid)  # doctest: +SKIP
+        >>> locate_phantom(Path("mine"), "1.2.3")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: mine is no phantom cohort: it has no cohort.json. Its CT is not made here.
     """
     study = study_of(folder, uid)
     hu, spacing = study.volume_hu, study.spacing_mm

@@ -123,9 +123,10 @@ def map_radiographs(
             patches; the images are of another shape or type.
 
     Example:
-        >>> run = load_radiograph_run("checkpoints/fracatlas")  # doctest: +SKIP
-        >>> map_radiographs(run, np.zeros((2, 448, 384), np.uint8)).values.shape  # doctest: +SKIP
-        (2, 14, 12)
+        >>> map_radiographs(run, np.zeros((2, 448, 384), np.uint8), method="colours")
+        Traceback (most recent call last):
+        ...
+        ValueError: There is no method 'colours' to map with. Choose one of 'grad_cam', ...
     """
     # 1. What is asked for.
     if method not in RADIOGRAPH_METHODS:
