@@ -21,7 +21,7 @@ VERMILION, BLUE, GREEN = "#D55E00", "#0072B2", "#009E73"
 AMBER, SKY, PINK = "#E69F00", "#56B4E9", "#CC79A7"
 # What they mean in every picture; change them here.
 FRACTURED, INTACT = VERMILION, BLUE
-INCONCLUSIVE = PINK  # neither: a reader decides
+INCONCLUSIVE = AMBER  # neither: a reader decides
 VERTEBRA_COLOURS = dict(zip(VERTEBRAE, (INK, AMBER, SKY, GREEN, BLUE, VERMILION, PINK), strict=True))
 SPLIT_COLOURS = dict(zip(SPLITS, (BLUE, AMBER, GREEN), strict=True))
 

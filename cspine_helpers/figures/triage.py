@@ -432,8 +432,8 @@ def workload_bars(
             if np.isfinite(many):
                 left.barh(at, many, 0.72, left=start, color=colour, edgecolor="white")
                 if many >= 45:
-                    left.text(start + many / 2, at, f"{many:,.0f}", ha="center", va="center", color="white",
-                              fontsize=10, weight="bold")  # fmt: skip
+                    left.text(start + many / 2, at, f"{many:,.0f}", ha="center", va="center", fontsize=10,
+                              weight="bold", color=INK if colour == INCONCLUSIVE else "white")  # fmt: skip
                 start += many
         style.interval_dot(right, table.to_dict("index")["missed_per_1000"], at, INK)
     left.set(xlim=(0, 1000), xlabel=f"of 1,000 {plural}, {prevalence:.1%} of them fractured")
