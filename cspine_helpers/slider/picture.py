@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cspine_helpers.figures.curves import RATE_NAMES, RATE_STYLES, draw_pr, ink_over, level_name
-from cspine_helpers.figures.style import AMBER, FRACTURED, GREY, INK, INTACT, PALE, PINK, STYLE
+from cspine_helpers.figures.style import FRACTURED, GREY, INCONCLUSIVE, INK, INTACT, PALE, PINK, STYLE
 from cspine_helpers.metrics import pr_curve
 from cspine_helpers.slider.operating_point import (
     Estimate,
@@ -44,7 +44,7 @@ BARS = {  # rate → how it is called, and its colour
 }
 TRIAGE_BARS = {  # the same, of cases some of which are inconclusive
     "coverage": ("coverage", GREY),
-    "inconclusive_rate": ("inconclusive", AMBER),
+    "inconclusive_rate": ("inconclusive", INCONCLUSIVE),
     "recall_deferred_found": ("recall, deferred found", FRACTURED),
     "recall_deferred_lost": ("recall, deferred lost", FRACTURED),
     "precision": (RATE_NAMES["precision"], INTACT),
@@ -84,7 +84,7 @@ class Panels:
         bars, columns, colours = BARS, _CALLED, [FRACTURED]
         lines = _patients(operating, triage=triage)
         if triage:
-            bars, columns, colours = TRIAGE_BARS | _keyed(TRIAGE_BARS), _ANSWERED, [AMBER, FRACTURED]
+            bars, columns, colours = TRIAGE_BARS | _keyed(TRIAGE_BARS), _ANSWERED, [INCONCLUSIVE, FRACTURED]
             lines = {"inconclusive": "a reader decides about"} | lines
         last = "recalls" if operating.positives else "rates"  # of several vertebrae, each with a recall
         with matplotlib.rc_context(STYLE):
@@ -186,7 +186,9 @@ class _Curve:
         self._between: list[Line2D] = []
         if triage:
             points += axes.plot([], [], "s", color=INK, ms=9, mec="white", zorder=6)
-            (between,) = axes.step([], [], where="post", color=AMBER, linewidth=4, solid_capstyle="butt")
+            (between,) = axes.step(
+                [], [], where="post", color=INCONCLUSIVE, linewidth=4, solid_capstyle="butt"
+            )
             self._between = [between]
             self._falling = pr_curve(operating.cases.label, operating.cases.probability)
         self._cross, self._elsewhere, self._points = cross, elsewhere, points
