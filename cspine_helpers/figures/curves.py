@@ -121,7 +121,7 @@ def _areas(axes: Axes, by_vertebra: Mapping[str, Cases]) -> None:
     """Average precision of each vertebra with its interval; hollow where its fractures are too few."""
     for row, cases in enumerate(by_vertebra.values()):
         found = bootstrap(cases, threshold=None, keep_undefined=True).set_index("metric")
-        value, low, high = found.loc["average_precision", ["value", "low", "high"]]
+        value, low, high = found.loc["average_precision", ["value", "low", "high"]].to_numpy(dtype=float)
         if int(cases.label.sum()) < style.FEW_FRACTURES:
             axes.plot(value, row, "o", mfc="white", mec=INTACT, mew=1.4)
         else:
