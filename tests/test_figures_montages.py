@@ -1,3 +1,4 @@
+import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
@@ -96,6 +97,73 @@ def test_bars_are_the_attention_in_the_colour_of_the_truth():
 
 def matched(bar):
     return tuple(bar.get_facecolor()[:3]) == tuple(int(FRACTURED[i : i + 2], 16) / 255 for i in (1, 3, 5))
+
+
+def test_a_bar_of_all_the_attention_is_as_high_as_its_slice():
+    for weights in ([0.7, 0.3, 0, 0], [0.25] * 4):
+        figure = montages.attention_montage(blob(4), weights)
+        figure.draw_without_rendering()
+        bars = [axes for axes in figure.axes if axes.patches]
+        for axes, bar in zip(pictures(figure), bars, strict=True):
+            assert bar.get_ylim() == (0, 1)
+            assert bar.get_window_extent().height == pytest.approx(axes.get_window_extent().height, rel=0.02)
+
+
+def test_fractures_are_outlined_where_they_are_and_those_of_neighbours_dashed():
+    own, other = (np.zeros((3, 32, 32), np.uint8) for _ in range(2))
+    own[1, 4:8, 10:16], other[2, 20:22, 3:9] = 1, 1
+    given = {"fracture": own, "neighbours": other, "truth": [0, 1, 0]}
+    for figure in (
+        montages.sequence_montage(blob(3), **given),
+        montages.attention_montage(blob(3), np.full(3, 1 / 3), **given),
+    ):
+        none, first, second = (
+            [its for its in axes.collections if its.get_gid()] for axes in pictures(figure)
+        )
+        assert not none
+        for (outline,), name, bounds in (
+            (first, "own", (9.5, 3.5, 6, 4)),
+            (second, "neighbour", (2.5, 19.5, 6, 2)),
+        ):
+            assert outline.get_gid() == name
+            assert outline.get_paths()[0].get_extents().bounds == pytest.approx(bounds)
+            assert matplotlib.colors.to_hex(outline.get_edgecolor()[0]) == FRACTURED.lower()
+        assert first[0].get_linestyle() != second[0].get_linestyle()
+        assert {"fracture", "fracture of another vertebra"} < set(texts(figure))
+    silent = montages.sequence_montage(blob(3), neighbours=0 * other)
+    assert texts(silent) == ["mask"]
+
+
+def test_readers_boxes_lie_on_their_slices_pixel_edges():
+    boxes = pd.DataFrame([(1, 8.0, 9.0, 6.0, 5.0)], columns=["slice", "x", "y", "width", "height"])
+    figure = montages.sequence_montage(blob(3), boxes=boxes)
+    drawn = [[box.get_bbox().bounds for box in axes.patches] for axes in pictures(figure)]
+    assert drawn == [
+        [],
+        [(7.5, 8.5, 6, 5)],
+        [],
+    ]  # a box's edge x is at x - 0.5 where pixels' middles are whole
+    assert "box around the fracture" in texts(figure)
+
+
+def test_a_scale_bar_is_as_long_as_it_says_and_right_is_on_the_left():
+    figure = montages.sequence_montage(blob(2), pixel_mm=0.8)
+    for axes in pictures(figure):
+        (bar,) = (line for line in axes.lines if line.get_gid() == "scale")
+        assert np.ptp(bar.get_xdata()) * 0.8 == pytest.approx(10)
+        letters = {text.get_text(): text.get_ha() for text in axes.texts}
+        assert letters | {"R": "left", "L": "right", "10 mm": "center"} == letters
+    assert not pictures(montages.sequence_montage(blob(2)))[0].lines
+
+
+def test_marks_of_another_sequence_are_refused():
+    with pytest.raises(ValueError, match=r"The fracture is marked.*\(4, 32, 32\); found \(3, 32, 32\)"):
+        montages.sequence_montage(blob(4), fracture=np.zeros((3, 32, 32)))
+    with pytest.raises(ValueError, match=r"neighbours' fractures.*found \(4, 8, 8\)"):
+        montages.attention_montage(blob(4), np.full(4, 0.25), neighbours=np.zeros((4, 8, 8)))
+    boxes = pd.DataFrame({"slice": [1, 4], "x": 1.0, "y": 1.0, "width": 1.0, "height": 1.0})
+    with pytest.raises(ValueError, match=r"slices 0 to 3 of the sequence; found '?4"):
+        montages.sequence_montage(blob(4), boxes=boxes)
 
 
 def test_weights_and_truth_of_another_length_are_refused():

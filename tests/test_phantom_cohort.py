@@ -11,6 +11,7 @@ from cspine_helpers.files import paths
 from cspine_helpers.labels import PATIENT, UID, VERTEBRAE
 from cspine_helpers.packed import read_manifest
 from cspine_helpers.packing import crop as packing
+from cspine_helpers.packing.slice_truth import PACKED_BOX_COLUMNS, write_packed_boxes
 from cspine_helpers.packing.study import PACKING_VERSION
 from cspine_helpers.phantom import cohort as phantom
 from cspine_helpers.phantom.cohort import CohortConfig
@@ -226,6 +227,15 @@ def test_rsnas_own_rows_give_the_labels_of_phantoms_and_say_who_has_boxes(tmp_pa
     assert sum(map(sum, (patient.fractured.values() for patient in patients))) == 1444
 
 
+def test_of_patients_the_readers_boxes_are_known_where_they_were_packed(tmp_path):
+    assert phantom.fracture_marks(tmp_path, "1.2", "C2") == {}
+    rows = [("1.2", "C2", 4, 1.0, 2.0, 3.0, 4.0), ("1.2", "C3", 0, 1.0, 2.0, 3.0, 4.0)]
+    table = pd.DataFrame(rows, columns=PACKED_BOX_COLUMNS)
+    write_packed_boxes(table, tmp_path / "packed" / "boxes.csv")
+    assert phantom.fracture_marks(tmp_path, "1.2", "C2")["boxes"]["slice"].tolist() == [4]
+    assert phantom.fracture_marks(tmp_path, "1.3", "C2")["boxes"].empty
+
+
 def test_broken_bone_is_marked_where_the_sequence_shows_it(cohort, study):
     config = phantom.read_config(cohort).pack
     table = pd.DataFrame([(study.uid, level) for level in VERTEBRAE], columns=[UID, "vertebra"]).iloc[::-1]
@@ -251,6 +261,10 @@ def test_broken_bone_is_marked_where_the_sequence_shows_it(cohort, study):
                 near = voxels[piece.slice_indices[t], max(y - 1, 0) : y + 4, max(x - 1, 0) : x + 4]
                 number = VERTEBRAE.index(level) + 1
                 assert ((near == number) if is_number else (near > 0) & (near != number)).any()
+    shown = phantom.fracture_marks(cohort, study.uid, table["vertebra"].iloc[-1])
+    assert shown.keys() == {"fracture", "neighbours"}
+    np.testing.assert_array_equal(shown["fracture"], own[-1])
+    np.testing.assert_array_equal(shown["neighbours"], others[-1])
     with pytest.raises(ValueError, match="no sample whose voxels"):
         phantom.fracture_truth(cohort, table[:0])
     with pytest.raises(ValueError, match=r"no phantom '1\.2'"):

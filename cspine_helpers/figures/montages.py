@@ -1,6 +1,8 @@
 """Pictures of sequences: slices with the mask outlined, and the attention beside them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,36 +10,61 @@ from matplotlib.axes import Axes
 from matplotlib.gridspec import GridSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from cspine_helpers.figures import style
 from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style
+from cspine_helpers.files.paths import listing
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.packed import MASK
 
 CENTRAL = MASK // 2  # the middle of the five neighbouring slices
 OUTLINE = style.SKY  # of masks
-COLUMNS = 8
+_DASHED = (0, (2, 1))
 
 
 @in_style
-def sequence_montage(array: np.ndarray, *, title: str = "", truth: ArrayLike | None = None) -> Picture:
+def sequence_montage(
+    array: np.ndarray,
+    *,
+    title: str = "",
+    truth: ArrayLike | None = None,
+    fracture: np.ndarray | None = None,
+    neighbours: np.ndarray | None = None,
+    boxes: pd.DataFrame | None = None,
+    pixel_mm: float | None = None,
+) -> Picture:
     """All slices of one packed sequence (T, H, W, 6), cranial first, the mask outlined.
 
-    Where `truth` (T,) is 1, the slice shows the fracture and is framed; None or NaN where unknown.
+    Args:
+        array: the sequence.
+        title: above the picture.
+        truth: (T,); where it is 1, the slice shows the fracture and is framed; None or NaN where unknown.
+        fracture: (T, H, W), above 0 where the vertebra's bone is broken; outlined.
+        neighbours: the same of other vertebrae that the crop shows; outlined with dashes.
+        boxes: around the fracture, `packing.read_packed_boxes` of this vertebra.
+        pixel_mm: side of a pixel, as in the manifest; with it each slice has a scale bar.
+
+    Raises:
+        ValueError: truth, fracture or neighbours are of another shape than the sequence, or a box is on a
+            slice that it does not have.
 
     Example:
-        >>> figure = sequence_montage(np.zeros((5, 32, 32, 6), np.uint8), truth=[0, 1, 1, 0, 0])
+        >>> box = pd.DataFrame([(1, 8.0, 9.0, 6.0, 5.0)], columns=["slice", "x", "y", "width", "height"])
+        >>> figure = sequence_montage(np.zeros((3, 32, 32, 6), np.uint8), truth=[0, 1, 0], boxes=box)
     """
     marks, columns = _marks(truth, len(array)), min(5, len(array))
+    pointed = _Pointed.checked(array, fracture, neighbours, boxes)
     rows = -(-len(array) // columns)
     figure = _tight(1.6 * columns, 1.6 * rows + 0.6)
     grid = GridSpec(rows, columns, figure)
     for number, picture in enumerate(array):
-        draw_slice(figure.add_subplot(grid[number]), picture, fractured=marks[number] == 1, number=number)
-    _legend(figure, marks)
+        axes = figure.add_subplot(grid[number])
+        draw_slice(axes, picture, fractured=marks[number] == 1, number=number, pixel_mm=pixel_mm)
+        pointed.draw(axes, number)
+    _legend(figure, marks, *pointed.handles())
     figure.head(title)
     return figure
 
@@ -73,14 +100,23 @@ def vertebra_row(
 
 @in_style
 def attention_montage(
-    array: np.ndarray, attention: ArrayLike, *, truth: ArrayLike | None = None, title: str = ""
+    array: np.ndarray,
+    attention: ArrayLike,
+    *,
+    truth: ArrayLike | None = None,
+    fracture: np.ndarray | None = None,
+    neighbours: np.ndarray | None = None,
+    boxes: pd.DataFrame | None = None,
+    pixel_mm: float | None = None,
+    title: str = "",
 ) -> Picture:
-    """All slices of one packed sequence (T, H, W, 6), cranial first, each above a bar of its attention (T,).
+    """All slices of one packed sequence (T, H, W, 6), cranial first, each beside a bar of its attention (T,).
 
-    `truth` as in `sequence_montage`; bars of fractured slices have their colour.
+    A bar as high as its slice is all the attention, in every picture. The other arguments as in
+    `sequence_montage`; bars of fractured slices have their colour.
 
     Raises:
-        ValueError: attention or truth is of another length than the sequence.
+        ValueError: attention is of another length than the sequence; as in `sequence_montage`.
 
     Example:
         >>> figure = attention_montage(np.zeros((4, 32, 32, 6), np.uint8), [0.1, 0.6, 0.2, 0.1])
@@ -88,22 +124,30 @@ def attention_montage(
     weights, marks = np.asarray(attention, dtype=float), _marks(truth, len(array))
     if weights.shape != (len(array),):
         raise ValueError(f"Attention has one weight a slice, ({len(array)},); found {weights.shape}.")
-    rows = -(-len(array) // COLUMNS)
-    figure = _tight(9, 1.72 * rows + 0.65)
-    grid = GridSpec(2 * rows, COLUMNS, figure, height_ratios=[1, 0.42] * rows)
+    pointed = _Pointed.checked(array, fracture, neighbours, boxes)
+    columns = min(5, len(array))
+    rows = -(-len(array) // columns)
+    figure = _tight(1.95 * columns, 1.62 * rows + 0.85)
+    grid = GridSpec(rows, 2 * columns, figure, width_ratios=[1, 0.2] * columns)
     for number in range(len(array)):
-        (row, column), fractured = divmod(number, COLUMNS), marks[number] == 1
-        axes = figure.add_subplot(grid[2 * row, column])
-        draw_slice(axes, array[number], fractured=fractured, number=number)
-        bars = figure.add_subplot(grid[2 * row + 1, column])
+        (row, column), fractured = divmod(number, columns), marks[number] == 1
+        axes = figure.add_subplot(grid[row, 2 * column])
+        draw_slice(axes, array[number], fractured=fractured, number=number, pixel_mm=pixel_mm)
+        pointed.draw(axes, number)
+        bars = figure.add_subplot(grid[row, 2 * column + 1])
         bars.bar(0, weights[number], width=0.9, color=FRACTURED if fractured else INTACT)
         style.reference(bars, 1 / len(array), "y")
-        bars.set(xlim=(-0.5, 0.5), ylim=(0, max(1.1 * weights.max(), 2 / len(array))), xticks=[], yticks=[])
-        bars.spines["left"].set_visible(False)
-        bars.annotate(f"{weights[number]:.0%}", (0.5, 0.02), (0, -9), "axes fraction", "offset points",
-                      ha="center", size=8)  # fmt: skip
+        bars.set(xlim=(-0.6, 0.6), ylim=(0, 1), xticks=[], yticks=[], facecolor=style.PALE)
+        bars.set_box_aspect(5)  # as high as its slice
+        bars.spines[:].set_visible(False)
+        top = max(weights[number], 1 / len(array)) if weights[number] < 0.85 else 0.0
+        bars.text(0, top + 0.03, f"{weights[number]:.0%}", ha="center", va="bottom", size=8,
+                  color=INK if top else "white")  # fmt: skip
+    handles: list[Patch | Line2D] = [Patch(color=INTACT, label="attention, from 0 to 100% (full height)")]
+    if (marks == 1).any():
+        handles.append(Patch(color=FRACTURED, label="attention, fractured slice"))
     uniform = Line2D([], [], color=INK, linewidth=1, linestyle="--", label=f"uniform, 1/{len(array)}")
-    _legend(figure, marks, Patch(color=INTACT, label="attention"), uniform)
+    _legend(figure, marks, *pointed.handles(), *handles, uniform)
     figure.head(title)
     return figure
 
@@ -201,12 +245,86 @@ def _marks(truth: ArrayLike | None, slices: int) -> np.ndarray:
     return marks
 
 
+@dataclass(frozen=True, eq=False)
+class _Pointed:
+    """What points at broken bone in a sequence; fields as in `sequence_montage`."""
+
+    fracture: np.ndarray | None
+    neighbours: np.ndarray | None
+    boxes: pd.DataFrame | None
+
+    @classmethod
+    def checked(
+        cls,
+        array: np.ndarray,
+        fracture: np.ndarray | None,
+        neighbours: np.ndarray | None,
+        boxes: pd.DataFrame | None,
+    ) -> "_Pointed":
+        """The marks, of the sequence's shape.
+
+        Raises:
+            ValueError: they are not.
+        """
+        for name, voxels in (("The fracture", fracture), ("The neighbours' fractures", neighbours)):
+            if voxels is not None and np.shape(voxels) != array.shape[:3]:
+                raise ValueError(
+                    f"{name} is marked in every pixel of the sequence, {array.shape[:3]}; found "
+                    f"{np.shape(voxels)}. Give the marks of this very sequence."
+                )
+        if boxes is not None and not boxes["slice"].between(0, len(array) - 1).all():
+            wrong = boxes.loc[~boxes["slice"].between(0, len(array) - 1), "slice"].tolist()
+            raise ValueError(
+                f"Boxes are on slices 0 to {len(array) - 1} of the sequence; found {listing(wrong)}. "
+                "Give the boxes of this very vertebra."
+            )
+        return cls(fracture, neighbours, boxes)
+
+    def draw(self, axes: Axes, number: int) -> None:
+        """The marks of one slice."""
+        for voxels, line in ((self.fracture, "solid"), (self.neighbours, _DASHED)):
+            if voxels is not None and voxels[number].any():
+                outline = axes.contour(np.asarray(voxels[number], float), levels=[0.5], colors=FRACTURED,
+                                       linewidths=1.4, linestyles=[line])  # fmt: skip
+                outline.set_gid("own" if voxels is self.fracture else "neighbour")
+        if self.boxes is not None:
+            its = self.boxes[self.boxes["slice"] == number]
+            for x, y, width, height in its[["x", "y", "width", "height"]].to_numpy(float):
+                axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=FRACTURED,
+                                         linewidth=1.4))  # fmt: skip
+
+    def handles(self) -> list[Line2D]:
+        """What the legend says of them; only of what is drawn."""
+        named: tuple[tuple[np.ndarray | None, Any, str], ...] = (
+            (self.fracture, "solid", "fracture"),
+            (self.neighbours, _DASHED, "fracture of another vertebra"),
+        )
+        found = [
+            Line2D([], [], color=FRACTURED, linewidth=1.4, linestyle=line, label=name)
+            for voxels, line, name in named
+            if voxels is not None and voxels.any()
+        ]
+        if self.boxes is not None and len(self.boxes):
+            square = Line2D([], [], marker="s", mfc="none", mec=FRACTURED, mew=1.4, ms=7, linestyle="none")
+            square.set_label("box around the fracture")
+            found.append(square)
+        return found
+
+
 def draw_slice(
-    axes: Axes, picture: np.ndarray, *, fractured: bool = False, number: int | None = None
+    axes: Axes,
+    picture: np.ndarray,
+    *,
+    fractured: bool = False,
+    number: int | None = None,
+    pixel_mm: float | None = None,
 ) -> None:
-    """The central channel of one slice `(H, W, 6)`, the mask's outline, a frame where fractured."""
-    pixels = "nearest" if len(picture) <= 96 else "auto"  # small ones as the model sees them
-    axes.imshow(picture[..., CENTRAL], cmap="gray", vmin=0, vmax=255, interpolation=pixels)
+    """The central channel of one slice `(H, W, 6)`, the mask's outline, a frame where fractured.
+
+    Packed slices are in canonical orientation, the patient's right on the left: where they say so, there is
+    a scale bar, too.
+    """
+    axes.imshow(picture[..., CENTRAL], cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
     mask = picture[..., MASK] > 127
     if mask.any():
         axes.contour(mask.astype(float), levels=[0.5], colors=OUTLINE, linewidths=0.8)
@@ -214,10 +332,14 @@ def draw_slice(
     axes.spines[:].set(visible=bool(fractured), color=FRACTURED, linewidth=3)
     if number is not None:
         axes.text(0.04, 0.95, str(number), transform=axes.transAxes, va="top", color="white", size=8)
+    if pixel_mm is not None:
+        style.mark_ends(axes, "R", "L", size=8)
+        style.scale_bar(axes, pixel_mm)
 
 
 def _legend(figure: Picture, marks: np.ndarray, *handles: Patch | Line2D) -> None:
     first: list = [Line2D([], [], color=OUTLINE, linewidth=1, label="mask")]
     if np.isfinite(marks).any():
         first.append(Patch(facecolor="none", edgecolor=FRACTURED, linewidth=2, label="fractured slice"))
-    figure.legend(handles=[*first, *handles], loc="outside lower right", ncols=5, fontsize=8)
+    both = [*first, *handles]
+    figure.legend(handles=both, loc="outside lower right", ncols=5 if len(both) < 6 else 4, fontsize=8)

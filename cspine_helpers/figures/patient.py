@@ -204,9 +204,7 @@ _TEXT, _SMALL = 8.5, 7.5  # points
 _TICKS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1)
 _AROUND_MM = (9.0, 10.0, 16.0, 8.0)  # shown above, below, in front of and behind the vertebrae
 _BAR_MM = 50.0
-_OUTLINED: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=2.2, foreground="black")]
 _BRIGHT: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=3.8, foreground="white")]
-_CASED: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=3.6, foreground="black")]
 
 
 @matplotlib.rc_context(STYLE | {"figure.constrained_layout.use": False, "hatch.linewidth": 0.6})
@@ -311,27 +309,27 @@ def _draw_side(axes: Axes, page: Page, wide: Range, tall: Range) -> None:
             outline.set_path_effects(_BRIGHT)  # so that they stand out in greyscale, too
         name, weight = (f"▲ {row.name}", "bold") if row.called else (row.name, "normal")
         axes.text(side.name_mm[row.name], row.height_mm, name, ha="right", va="center", size=9, color="white",
-                  weight=weight, path_effects=_OUTLINED)  # fmt: skip
+                  weight=weight, path_effects=style.OUTLINED)  # fmt: skip
     end = min(wide[1], extent[1])
     span = wide[1] - wide[0]
     inch = span / (axes.get_position().width * _WIDTH)
     free = -np.inf  # below the last name: two ticks may be closer than their names are high
     for name, at in sorted(side.ticks_mm.items(), key=lambda each: each[1]):
-        axes.plot([end - 0.3 * inch, end], [at, at], color="white", linewidth=1.6, path_effects=_CASED)
+        axes.plot([end - 0.3 * inch, end], [at, at], color="white", linewidth=1.6, path_effects=style.CASED)
         free = max(at, free + 0.13 * inch)
         axes.text(end - 0.35 * inch, free, name, color="white", size=_SMALL, ha="right", va="center",
-                  path_effects=_OUTLINED)  # fmt: skip
+                  path_effects=style.OUTLINED)  # fmt: skip
     for left, top, width, tall_mm in side.lesions_mm:
         axes.add_patch(Rectangle((left, top), width, tall_mm, fill=False, edgecolor="white", linewidth=1.2,
-                                 gid="truth", path_effects=_CASED))  # fmt: skip
+                                 gid="truth", path_effects=style.CASED))  # fmt: skip
     ends, floor = (max(wide[0], extent[0]), end), min(tall[1], extent[2])
     below = [(x - wide[0]) / span for x in ends], (tall[1] - floor) / (tall[1] - tall[0])
-    _mark_ends(axes, "A", "P", *below)
+    style.mark_ends(axes, "A", "P", *below)
     right, base = end - 0.3 * inch, floor - 0.14 * inch
-    axes.plot([right - _BAR_MM, right], [base, base], color="white", linewidth=2.5, path_effects=_CASED,
+    axes.plot([right - _BAR_MM, right], [base, base], color="white", linewidth=2.5, path_effects=style.CASED,
               solid_capstyle="butt")  # fmt: skip
     axes.text(right - _BAR_MM / 2, base - 0.05 * inch, "5 cm", color="white", size=_SMALL, ha="center",
-              va="bottom", path_effects=_OUTLINED)  # fmt: skip
+              va="bottom", path_effects=style.OUTLINED)  # fmt: skip
     for row in page.rows:
         if row.probability is None:
             axes.text(sum(wide) / 2, row.height_mm, f"{row.name}: {row.absent}", ha="center", va="center",
@@ -342,20 +340,6 @@ def _draw_side(axes: Axes, page: Page, wide: Range, tall: Range) -> None:
     )
     axes.annotate(f"{side.note}\n{key}{ticks}", (0, 0), (0, -4), "axes fraction", "offset points",
                   size=_SMALL, va="top")  # fmt: skip
-
-
-def _mark_ends(
-    axes: Axes,
-    left: str,
-    right: str,
-    sides: Sequence[float] = (0.0, 1.0),
-    base: float = 0.0,
-    size: float = 10,
-) -> None:
-    """Letters in the lower corners of a picture, whose sides and base are at these fractions of the axes."""
-    for text, x, side, inwards in zip((left, right), sides, ("left", "right"), (3, -3), strict=True):
-        axes.annotate(text, (x, base), (inwards, 4), "axes fraction", "offset points", ha=side, va="bottom",
-                      color="white", size=size, weight="bold", path_effects=_OUTLINED)  # fmt: skip
 
 
 def _draw_dots(axes: Axes, page: Page, tall: Range) -> None:
@@ -468,8 +452,8 @@ def _draw_axial(axes: Axes, its: AxialSlice, *, size: float, marks: float) -> No
     axes.spines[:].set_visible(False)
     for x, y, width, height in its.boxes:
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor="white",
-                                 linewidth=1.3, gid="truth", path_effects=_CASED))  # fmt: skip
-    _mark_ends(axes, "R", "L", size=marks)
+                                 linewidth=1.3, gid="truth", path_effects=style.CASED))  # fmt: skip
+    style.mark_ends(axes, "R", "L", size=marks)
     axes.annotate(its.caption, (0, 0), (0, -3), "axes fraction", "offset points", size=size, va="top")
 
 

@@ -1,12 +1,13 @@
 """One style for every picture: what colours mean, axes and legends that recur, and how files are written."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -28,6 +29,9 @@ SPLIT_COLOURS = dict(zip(SPLITS, (BLUE, AMBER, GREEN), strict=True))
 FEW_FRACTURES = 5  # of one vertebra; a mean or an area of fewer is drawn as no more than a hint
 
 UNDER = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}  # behind words over curves
+# Around what is drawn over CT, so that it is seen on bone and on air: letters; lines and boxes.
+OUTLINED: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=2.2, foreground="black")]
+CASED: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=3.6, foreground="black")]
 # Settings for the length of one drawing, `@in_style`; never set for the whole session.
 STYLE: dict = {
     "figure.dpi": 110,
@@ -134,6 +138,32 @@ def value_axis(axes: Axes, title: str) -> None:
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+
+
+def mark_ends(
+    axes: Axes,
+    left: str,
+    right: str,
+    sides: Sequence[float] = (0.0, 1.0),
+    base: float = 0.0,
+    size: float = 10,
+) -> None:
+    """Letters in the lower corners of a picture, whose sides and base are at these fractions of the axes."""
+    for text, x, side, inwards in zip((left, right), sides, ("left", "right"), (3, -3), strict=True):
+        axes.annotate(text, (x, base), (inwards, 4), "axes fraction", "offset points", ha=side, va="bottom",
+                      color="white", size=size, weight="bold", path_effects=OUTLINED)  # fmt: skip
+
+
+def scale_bar(axes: Axes, pixel_mm: float, length_mm: float = 10, size: float = 7) -> None:
+    """A bar of that length at the lower edge of a picture with pixels as units, its length in mm above it."""
+    left, right = sorted(axes.get_xlim())
+    half = length_mm / pixel_mm / 2
+    middle = (left + right) / 2
+    across = axes.get_xaxis_transform()
+    axes.plot([middle - half, middle + half], [0.035, 0.035], color="white", linewidth=2, transform=across,
+              solid_capstyle="butt", path_effects=CASED, gid="scale", scalex=False, scaley=False)  # fmt: skip
+    axes.text(middle, 0.05, f"{length_mm:g} mm", transform=across, color="white", size=size, ha="center",
+              va="bottom", path_effects=OUTLINED)  # fmt: skip
 
 
 def signed(value: float, _: object = None) -> str:

@@ -2,6 +2,7 @@
 
 from cspine_helpers.phantom.cohort import (
     CohortConfig,
+    fracture_marks,
     fracture_truth,
     study_of,
     true_labels,

@@ -30,7 +30,7 @@ from cspine_helpers.files import paths
 from cspine_helpers.files.records import parse_json
 from cspine_helpers.packed import PackedVertebra, write_manifest
 from cspine_helpers.packing.crop import PackConfig, manifest_row, pack_vertebra, packed_voxels
-from cspine_helpers.packing.slice_truth import packed_truth
+from cspine_helpers.packing.slice_truth import packed_truth, read_packed_boxes
 from cspine_helpers.phantom.difficulty import Hard
 from cspine_helpers.phantom.rendering import Study, generator, render_study, study_uid
 from cspine_helpers.phantom.weak_truth import WeakTruth, framed, has_boxes, segmented, wrong_labels
@@ -359,6 +359,39 @@ def fracture_truth(
     """
     which = "fractures of others" if neighbour else "own fracture"
     return _in_packed_frame(folder, samples, which, least_share=0.25, workers=workers)
+
+
+def fracture_marks(folder: Path, uid: str, vertebra: str) -> dict[str, Any]:
+    """What is known of where a packed sequence shows broken bone, as `figures.sequence_montage` takes it.
+
+    Args:
+        folder: the cohort, `data/<cohort>`.
+        uid: StudyInstanceUID.
+        vertebra: C1 … C7.
+
+    Returns:
+        Of a phantom `fracture` and `neighbours`, each uint8 (T, H, W): the vertebra's own broken bone and
+        that of others in its crop. Of patients `boxes`, those that readers drew around the vertebra's own;
+        nothing where the cohort was packed without any.
+
+    Raises:
+        ValueError: the cohort has no such phantom, or its table of boxes is not the one that was written.
+
+    Example:
+        >>> fracture_marks(Path("a cohort without boxes"), "1.2.3", "C2")
+        {}
+    """
+    if (folder / "cohort.json").is_file():
+        one = pd.DataFrame({labels.UID: [uid], "vertebra": [vertebra]})
+        return {
+            name: fracture_truth(folder, one, workers=1, neighbour=others)[0]
+            for name, others in (("fracture", False), ("neighbours", True))
+        }
+    path = folder / "packed" / "boxes.csv"
+    if not path.is_file():
+        return {}
+    boxes = read_packed_boxes(path)
+    return {"boxes": boxes[(boxes[labels.UID] == uid) & (boxes["vertebra"] == vertebra)]}
 
 
 def neighbour_masks(folder: Path, samples: pd.DataFrame, *, workers: int | None = None) -> np.ndarray:
