@@ -27,7 +27,7 @@ setup: .venv/.stamp  ## .venv with the locked dependencies, hashes checked, and 
 cohort: setup  ## make the built-in cohort of CT phantoms under data/builtin (skipped when complete)
 	@case $(COHORT) in builtin|quick) $(BIN)/python -m cspine_helpers phantom --cohort $(COHORT);; esac
 
-notebooks: cohort  ## run notebooks 00 to 08 and 11 in order (COHORT=rsna2022 for the RSNA data)
+notebooks: cohort  ## run the notebooks in order (COHORT=rsna2022 for the RSNA data)
 	$(BIN)/python notebooks/run.py --cohort $(COHORT)
 
 train: cohort  ## train the cohort's run again: notebooks 01 to 03 with RETRAIN = True (SETTINGS=mine.json, see SETTINGS.md)
