@@ -98,8 +98,8 @@ def freeze_triage(
         >>> triage = Triage(guarantee, "distance", 0.2, by_vertebra=True)
         >>> confidences = table[["StudyInstanceUID", "vertebra"]].assign(
         ...     confidence=abs(table["probability"] - triage.p_low))
-        >>> freeze_triage(run_folder, triage, table, confidences).record["test_openings_before"]
-        2
+        >>> freeze_triage(run_folder, triage, table, confidences, replace=True).record["test_openings_before"]
+        3
     """
     # 1. What is handed in must belong to these predictions and to the frozen decision.
     path = inside(Path(run_folder) / TRIAGE)

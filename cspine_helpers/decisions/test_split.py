@@ -349,8 +349,8 @@ def read_openings(run_folder: str | Path, *, whatever_is_left: bool = False) -> 
         whatever_is_left: take the file as it is, also where `decision.json` remembers rows that it lacks.
 
     Example:
-        >>> read_openings(run_folder)["level"].tolist()
-        ['vertebra', 'vertebra and patient']
+        >>> read_openings(run_folder)["objective"].tolist()
+        ['max_recall', 'max_recall and max_recall', 'triage by distance']
 
     Raises:
         ValueError: the file is not the one that was written, was deleted or is an older one, is no such
