@@ -212,7 +212,7 @@ def test_the_command_explains_a_packed_study_and_a_ct_alike(explained, tmp_path)
     assert [row.split()[0] for row in table[1:]] == ["C2", "C5"]
     assert (
         Path(map_path)
-        == tmp_path / "checkpoints" / "toy" / "maps" / study.uid / f"{study.uid}_grad_cam.nii.gz"
+        == tmp_path / "checkpoints" / "toy" / "maps" / study.uid / f"{study.uid}_gradient_input.nii.gz"
     )
     values, volume = (SimpleITK.ReadImage(path) for path in (map_path, ct_path))
     theirs = read_ct(ct)
@@ -249,9 +249,19 @@ def test_the_command_explains_a_packed_study_and_a_ct_alike(explained, tmp_path)
         ("--study 1.2 --masks mask.nii", "--masks cannot be used with --study"),
         ("--study ../2", "cannot be file names"),
         ("--study 1.2.826.0", "No CT of 1.2.826.0 in"),
+        (
+            "--study 1.2 --layer backbone",
+            "maps no layer's cells; found --layer backbone. Leave it out, or add",
+        ),
+        ("--images xrays --out here.txt", "here.txt is a file"),
+        ("--study 1.2 --method mask", "--method mask is for --images"),
+        ("--study 1.2 --out here.txt", "here.txt is a file"),
+        ("--study 1.2 --out here.txt/maps", "here.txt is a file"),
     ],
 )
-def test_what_cannot_be_explained_is_one_sentence(explained, tmp_path, arguments, sentence):
+def test_what_cannot_be_explained_is_one_sentence(explained, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.txt").write_text("words")
     code, out, err = explained(*arguments.split())
     assert (code, out, sentence in err) == (100, "", True), err
     assert not (tmp_path / "checkpoints").exists()

@@ -305,10 +305,13 @@ def test_the_version_names_what_decides_numbers(tmp_path, command, capsys):
 
 
 def test_an_empty_path_is_no_folder(tmp_path, command):
-    for asked in (("predict", "--images", ""), ("pack", "--masks", " "), ("radiographs", "--fracatlas", "")):
+    every = [("predict", "--images", ""), ("pack", "--masks", " "), ("radiographs", "--fracatlas", "")]
+    every += [("explain", name, "") for name in ("--images", "--ct", "--out")]
+    for asked in every:
         status, _, err = command(tmp_path, *asked)
         assert status == 2
         assert f"argument {asked[1]}: it is empty; name a file or a folder" in err
+    assert "argument --study: it is empty; name a study" in command(tmp_path, "explain", "--study", "")[2]
 
 
 @pytest.mark.slow

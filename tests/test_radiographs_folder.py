@@ -2,6 +2,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,10 +14,12 @@ from PIL import Image
 from radiograph_folders import draw_radiograph
 from radiograph_runs import TINY, Runs, packed_cohort
 
+from cspine_helpers.__main__ import main
 from cspine_helpers.checkpoints import Run
 from cspine_helpers.decisions.test_split import freeze
 from cspine_helpers.decisions.thresholds import Rule, choose_decision
 from cspine_helpers.radiographs import folder as room
+from cspine_helpers.radiographs import task
 from cspine_helpers.radiographs.annotations import decode_rle
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
 from cspine_helpers.radiographs.folder import explain_folder, find_radiographs, predict_folder
@@ -328,6 +331,30 @@ def test_each_radiograph_is_mapped_on_its_own_pixels_and_the_maximum_is_marked(x
     with pytest.raises(ValueError, match="no method 'cam'"):
         explain_folder(run, xrays, tmp_path / "other", method="cam")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method"), [("decoder", "mask"), ("deeplabv3", "mask"), ("classifier", "gradient_input")]
+)
+def test_the_command_maps_by_the_networks_own_mask_where_it_has_one(
+    tmp_path, monkeypatch, capsys, architecture, method
+):
+    asked = []
+
+    def explained(run, folder, out, **each):
+        asked.append(each)
+        return pd.DataFrame({"file": ["a.png"]}), pd.DataFrame({"file": []})
+
+    config = replace(TINY, architecture=architecture)
+    run = SimpleNamespace(folder=tmp_path, config=config, to=lambda device: None)
+    monkeypatch.setattr(task, "load_radiograph_run", lambda folder: run)
+    monkeypatch.setattr(room, "explain_folder", explained)
+    assert main(["explain", "--images", "xrays", "--device", "cpu"]) == 0
+    assert asked == [{"method": method, "layer": None, "replace": False}]
+    assert f"1 radiographs mapped by {method}" in capsys.readouterr().out
+    code = main(["explain", "--images", "xrays", "--device", "cpu", "--layer", "blocks"])
+    assert (code, len(asked)) == (100, 1)
+    assert f"--method {method} maps no layer's cells" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("values", [0.0, -1.0, 2.0])

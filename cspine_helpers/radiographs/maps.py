@@ -21,7 +21,7 @@ from cspine_helpers.model.forward import as_on_a_cpu
 from cspine_helpers.radiographs.cohort import RadiographCohort
 from cspine_helpers.radiographs.dataset import RadiographDataset
 from cspine_helpers.radiographs.images import Frame
-from cspine_helpers.radiographs.model import MASK_STRIDE, RadiographConfig, RadiographModel
+from cspine_helpers.radiographs.model import MASK_STRIDE, WITH_MASK, RadiographConfig, RadiographModel
 
 MASK: Literal["mask"] = "mask"  # the network's own: probability of each cell of being fractured
 RADIOGRAPH_METHODS = (*METHODS, MASK)
@@ -142,7 +142,7 @@ def map_radiographs(
             f"The run {run.folder.name} sees patches of {side} pixels through a window, and no whole image "
             "to map. Choose a run of whole images."
         )
-    if method == MASK and run.config.architecture not in ("decoder", "deeplabv3"):
+    if method == MASK and run.config.architecture not in WITH_MASK:
         raise ValueError(
             f"A {run.config.architecture} has no mask to show. Choose one of {listing(METHODS)}."
         )

@@ -21,6 +21,7 @@ from cspine_helpers.model.forward import fold_norms
 from cspine_helpers.model.pretrained import SOURCE, pretrained_weights, without_package
 
 Architecture = Literal["decoder", "classifier", "deeplabv3", "simple_cnn"]
+WITH_MASK: tuple[Architecture, ...] = ("decoder", "deeplabv3")  # those that predict one
 DECODED = (4, 8, 16, 32)  # strides of the maps that the decoder joins
 MASK_STRIDE = DECODED[0]  # pixels to one cell of the mask
 FRAME_STEP = DECODED[-1]  # height and width of a frame are multiples of it

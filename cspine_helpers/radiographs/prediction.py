@@ -43,6 +43,7 @@ from cspine_helpers.radiographs.cohort import RadiographCohort, read_radiograph_
 from cspine_helpers.radiographs.dataset import RadiographDataset, image_loader
 from cspine_helpers.radiographs.images import Frame
 from cspine_helpers.radiographs.masks import MASKS, write_masks
+from cspine_helpers.radiographs.model import WITH_MASK
 from cspine_helpers.radiographs.task import load_radiograph_run
 from cspine_helpers.runs import RADIOGRAPHS, RECORD, member_folders, write_ensemble
 
@@ -288,7 +289,7 @@ def _shared(run: Run[Any, Any]) -> dict[str, Any]:
     return {
         **{name: data.get(name) for name in _SAME},
         **{name: getattr(run.config, name) for name in ("long", "short")},
-        "mask": run.config.architecture in ("decoder", "deeplabv3"),
+        "mask": run.config.architecture in WITH_MASK,
     }
 
 
