@@ -240,6 +240,17 @@ def test_confidences_are_compared_at_equal_coverage():
     assert found["low"][0.2, "fractures_among_deferred"] > 0
 
 
+def test_confidences_that_both_err_nowhere_here_may_still_differ_elsewhere():
+    order = np.arange(len(PATIENTS)) - 1000 * (PATIENTS.label == 0)  # both defer all false alarms first
+    most = {"deferred": [0.9], **FEW}
+    apart = compare_deferral(PROMISE, PATIENTS, order, order**3.0, **most)
+    other = np.where(PATIENTS.label == 0, order, -order)
+    found = compare_deferral(PROMISE, PATIENTS, order, other, **most).set_index("metric")
+    assert (apart[["difference", "low", "high"]] == 0).all(axis=None)  # the same order
+    assert found.loc["precision", ["value", "other", "difference"]].tolist() == [1, 1, 0]
+    assert found["low"]["precision"] < 0 < found["high"]["precision"]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -106,6 +106,8 @@ def test_a_useful_confidence_is_told_from_a_useless_one_with_an_interval():
     at = difference_at_coverage(CASES, SURE, RANDOM, WRONG, coverage=[0.5, 1], **FEW).set_index("coverage")
     assert at.loc[0.5, "low"] > 0
     assert at.loc[1, ["difference", "low", "high"]].tolist() == [0, 0, 0]  # all are accepted by both
+    alike = difference_at_coverage(CASES, SURE, np.exp(SURE), WRONG, **FEW)
+    assert (alike[["difference", "low", "high"]] == 0).all(axis=None)
     curve = risk_coverage(SURE, WRONG)
     assert at.loc[0.5, "risk"] == pytest.approx(curve["risk"][len(CASES) // 2 - 1])
 
@@ -127,6 +129,40 @@ def test_so_few_cases_that_a_resample_may_hold_none_have_wide_intervals_and_no_w
     ):
         assert not table.isna().any(axis=None)
         assert (table["high"] - table["low"] > 0.2).any()
+
+
+def one_each(many):
+    """So many patients with one vertebra each."""
+    return Cases.of(table_of(np.zeros((many, 7), int), np.full((many, 7), 0.5))).of_unit("C1")
+
+
+def test_confidences_that_err_nowhere_here_may_still_differ():
+    first, other = np.arange(40.0), np.r_[np.arange(5.0), np.arange(40, 5, -1)]
+    found = difference_at_coverage(one_each(40), first, other, first < 3, coverage=[0.3], **FEW)
+    assert found[["risk", "other", "difference"]].to_numpy().tolist() == [[0, 0, 0]]
+    assert (found["low"] < -0.1).all()
+    assert (found["high"] > 0.1).all()
+
+
+def test_the_band_does_not_jump_where_the_first_answer_is_wrong():
+    sure = -np.arange(71)
+    band = risk_bands(one_each(71), sure, sure < -35, points=71, **FEW)  # all right, then all wrong
+    assert band["high"].iloc[10:].diff().abs().max() < 0.06
+    assert (band["high"].iloc[10:20] < 0.3).all()
+    assert (band["low"].iloc[:40] == 0).all()  # resamples in which nobody wrong is accepted are no rarity
+
+
+@pytest.mark.slow  # 250 bands
+def test_bands_hold_the_risk_beside_a_kink_too():
+    rng, held = np.random.default_rng(0), []
+    cases, coverage = one_each(70), np.arange(1, 21) / 20
+    true = np.where(coverage > 0.5, 0.9 * (1 - 0.5 / coverage), 0)  # no error above the median confidence
+    for seed in range(250):
+        sure = rng.random(70)
+        wrong = (sure < 0.5) & (rng.random(70) < 0.9)
+        band = risk_bands(cases, sure, wrong, points=20, resamples=200, seed=seed)
+        held.append((band["low"] <= true) & (true <= band["high"]))
+    assert (np.mean(held, axis=0) > 0.92).all()
 
 
 def missing(values):

@@ -28,7 +28,7 @@ from cspine_helpers.evaluation.resampling import (
     difference_limits,
     share_limits,
 )
-from cspine_helpers.evaluation.selective import Accepted, checked_confidences, resample
+from cspine_helpers.evaluation.selective import Accepted, checked_confidences, resample, same_order
 from cspine_helpers.files.paths import listing
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.metrics import check_scores
@@ -51,6 +51,7 @@ RATES = {  # numerator and denominator, and why the rate may be undefined
     "fractures_deferred": (_FRACTURED, _ILL, "No case is fractured."),
     "fractures_among_deferred": (_FRACTURED, _DEFERRED, "No case is deferred."),
 }
+_UNMOVED = ("coverage", "inconclusive_rate", "recall_deferred_found")  # by who is deferred, but by how many
 SHARES = np.arange(20) / 20  # of the suspected cases, that a curve defers
 PER_1000 = {  # of the cells of either class
     "negative_per_1000": _TN + _FN,
@@ -413,7 +414,9 @@ def compare_deferral(
     Both are measured on the same resamples. Arguments as in `deferral_curve`.
 
     Returns:
-        Columns `deferred, metric, value, other, difference, low, high`; difference is other − value.
+        Columns `deferred, metric, value, other, difference, low, high`; difference is other − value. The
+        interval is 0 where the two cannot differ: both order the suspected alike, or the metric counts who is
+        deferred, not whom.
 
     Raises:
         ValueError: see `deferral_curve`; a share of 0, which defers nobody by either.
@@ -438,7 +441,9 @@ def compare_deferral(
     limits = [
         curve.limits(value, drawn, interval) for curve, value, drawn in zip(pair, values, draws, strict=True)
     ]
-    same = (draws[0] == draws[1]).all(axis=1)  # such as coverage: by either, as many are deferred
+    one, two = (curve.sure[curve.suspected] for curve in pair)
+    same = np.tile([name in _UNMOVED for name in RATES], len(pair[0].shares)) | same_order(one, two)
+    same &= (draws[0] == draws[1]).all(axis=1)
     low, high = (np.where(same, 0, each) for each in difference_limits(values, limits, draws))
     columns = {"deferred": np.repeat(pair[0].shares, len(RATES)), "metric": [*RATES] * len(pair[0].shares)}
     columns |= {"value": values[0], "other": values[1], "difference": values[1] - values[0]}

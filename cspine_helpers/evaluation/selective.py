@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from scipy.special import digamma
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.resampling import (
@@ -29,8 +29,8 @@ from cspine_helpers.evaluation.resampling import (
     difference_limits,
     loss_interval,
     patient_weights,
+    quantiles,
     score_interval,
-    share_limits,
 )
 from cspine_helpers.files.paths import listing
 
@@ -303,7 +303,7 @@ def risk_bands(
     """The risk–coverage curve with a band, at coverages 1/points … 1; arguments as in `selective_scores`.
 
     The band holds the risk at each point by itself: score limits of as many independent cases as vary as much
-    as the resamples do.
+    as the resamples do, and the percentiles of these where they reach farther.
 
     Returns:
         Columns `coverage, risk, low, high`.
@@ -340,7 +340,8 @@ def difference_at_coverage(
     """How much less, or more, is wrong by another confidence at the same coverage, with intervals.
 
     Both are measured on the same resamples; the interval is made of those of the two risks and their
-    correlation, as in `intervals.compare`. Other arguments as in `selective_scores`.
+    correlation, as in `intervals.compare`. It is 0 where both confidences put the cases in the same order.
+    Other arguments as in `selective_scores`.
 
     Returns:
         One row a coverage: `coverage, risk, other, difference, low, high`; the difference is other − risk.
@@ -366,7 +367,8 @@ def difference_at_coverage(
         _limits(cases, sure, at, value, drawn, interval)
         for (sure, _), value, drawn in zip(pair, values, draws, strict=True)
     ]
-    low, high = (np.where(at == 1, 0, each) for each in difference_limits(values, limits, draws))  # all cases
+    same = (at == 1) | same_order(pair[0][0], pair[1][0])  # the same cases are accepted
+    low, high = (np.where(same, 0, each) for each in difference_limits(values, limits, draws))
     columns = {"coverage": at, "risk": values[0], "other": values[1], "difference": values[1] - values[0]}
     return pd.DataFrame(columns | {"low": low, "high": high})
 
@@ -419,8 +421,29 @@ def _risks(cases: Cases, confidence: Floats, loss: Floats, coverage: Floats) -> 
 def _limits(
     cases: Cases, confidence: Floats, coverage: Floats, value: Floats, draws: Floats, interval: float
 ) -> tuple[Floats, Floats]:
-    """Limits of risks (C,) at coverages, which rest on so many cases and their patients."""
-    rows = coverage * len(cases)
+    """Limits of risks (C,) at coverages, which rest on so many cases and their patients, from draws (C, R).
+
+    Score limits and percentiles of the draws, the farther of the two. Where the surest are all right and the
+    next ones wrong, a resample accepts some of these: percentiles reach down to the risk of 0 that is next to
+    it, and the score limits' number of cases follows from how the draws vary about their own mean. It starts
+    at the patients', so that the limits are those of a share of patients while hardly a draw is wrong.
+    """
+    found, z2 = np.full((2, len(coverage)), np.nan), norm.ppf((1 + interval) / 2) ** 2
     first = np.argsort(-confidence, kind="stable")
-    seen = [len(np.unique(cases.number[first[: int(np.ceil(each - 1e-9))]])) for each in rows]
-    return share_limits(value, draws, rows, np.array(seen), interval)
+    for place, (one, drawn) in enumerate(zip(value, draws, strict=True)):
+        if not len(some := drawn[~np.isnan(drawn)]):
+            continue
+        rows = coverage[place] * len(cases)
+        patients = max(len(np.unique(cases.number[first[: int(np.ceil(rows - 1e-9))]])), 2)
+        middle, variance = some.mean(), some.var() * patients / (patients - 1)
+        floor = z2 / (4 * patients**2)  # of the variance in Wilson's formula, where nothing is wrong
+        many = patients * (middle * (1 - middle) / patients + floor) / (variance + floor)
+        ends = [*quantiles(some, interval), *score_interval(one, min(rows, many), interval)]
+        found[:, place] = min(ends), max(ends)
+    return found[0], found[1]
+
+
+def same_order(confidence: Floats, other: Floats) -> bool:
+    """Whether two confidences put the cases in the same order, with the same ties."""
+    steps, others = (np.unique(each, return_inverse=True)[1] for each in (confidence, other))
+    return bool((steps == others).all())
