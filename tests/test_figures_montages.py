@@ -154,6 +154,8 @@ def test_a_scale_bar_is_as_long_as_it_says_and_right_is_on_the_left():
         letters = {text.get_text(): text.get_ha() for text in axes.texts}
         assert letters | {"R": "left", "L": "right", "10 mm": "center"} == letters
     assert not pictures(montages.sequence_montage(blob(2)))[0].lines
+    row = montages.vertebra_row({"C1": blob(2), "C2": blob(2)}, pixel_mm={"C2": 0.5})
+    assert [len(axes.lines) for axes in pictures(row)] == [0, 1]
 
 
 def test_marks_of_another_sequence_are_refused():

@@ -71,11 +71,16 @@ def sequence_montage(
 
 @in_style
 def vertebra_row(
-    arrays: Mapping[str, np.ndarray], *, slices: Mapping[str, int] | None = None, title: str = ""
+    arrays: Mapping[str, np.ndarray],
+    *,
+    slices: Mapping[str, int] | None = None,
+    pixel_mm: Mapping[str, float] | None = None,
+    title: str = "",
 ) -> Picture:
     """One slice of each packed sequence (T, H, W, 6), side by side, by name such as C1 … C7.
 
     `slices` says which, by name; where it does not, the slice in which the vertebra is largest.
+    `pixel_mm`, the side of a pixel by name, gives scale bars.
 
     Raises:
         ValueError: `slices` names a sequence or a slice that does not exist; names each.
@@ -83,16 +88,16 @@ def vertebra_row(
     Example:
         >>> figure = vertebra_row({"C1": np.zeros((5, 32, 32, 6), np.uint8)}, slices={"C1": 2})
     """
-    slices = slices or {}
+    slices, pixel_mm = slices or {}, pixel_mm or {}
     wrong = [f"{name}: {at}" for name, at in slices.items() if not 0 <= at < len(arrays.get(name, ()))]
     if wrong:
         known = ", ".join(f"{name}: {len(array)}" for name, array in arrays.items())
         raise ValueError(f"No such slice: {', '.join(wrong)}. Slices are counted from 0; there are {known}.")
-    figure = _tight(1.35 * len(arrays), 1.9 if title else 1.6)
+    figure = _tight(1.42 * len(arrays), 1.97 if title else 1.67)
     grid = figure.subplots(1, len(arrays), squeeze=False)
     for axes, (name, array) in zip(grid.flat, arrays.items(), strict=True):
         largest = int(np.argmax((array[..., MASK] > 127).sum((1, 2))))
-        draw_slice(axes, array[slices.get(name, largest)])
+        draw_slice(axes, array[slices.get(name, largest)], pixel_mm=pixel_mm.get(name))
         axes.set_title(name, loc="center", pad=4)
     figure.head(title)
     return figure
