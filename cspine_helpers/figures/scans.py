@@ -20,9 +20,12 @@ from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.packed import PackedVertebra
 
 BONE_WINDOW_HU = (-300.0, 1200.0)
+# Of `study_views`, in inches: the views' height and both widths at most, a slice, its title, gaps, and rows.
+_TALL, _BESIDE, _TILE, _CAPTION, _GAP, _ROWS = 6.4, 8.6, 1.4, 0.27, 0.1, 4
+_AROUND_TILE_MM = 8.0  # of both sides together
 
 
-@in_style
+@matplotlib.rc_context(style.STYLE | {"figure.constrained_layout.use": False})  # all places are known
 def study_views(
     volume_hu: np.ndarray,
     label_map: np.ndarray,
@@ -30,10 +33,12 @@ def study_views(
     *,
     fracture_map: np.ndarray | None = None,
     title: str = "",
+    note: str = "",
 ) -> Picture:
-    """One study from the side and from the front with the vertebrae named, then C1 … C7 in axial slices.
+    """One study from the side and from the front with the vertebrae named, beside axial slices of C1 … C7.
 
-    The axial slice is the one with most broken bone, where that is known, else with most of the vertebra.
+    The front view runs through the bodies and the dens. The axial slice is the one with most broken bone,
+    where that is known, else with most of the vertebra; all of them are at one scale.
 
     Args:
         volume_hu: (Z, Y, X), cranial to caudal, front to back, right to left.
@@ -41,6 +46,7 @@ def study_views(
         spacing_mm: (z, y, x).
         fracture_map: same shape, above 0 where bone is broken; drawn in colour.
         title: above the picture.
+        note: below it, such as that it shows no patient.
 
     Example:
         >>> block = np.zeros((9, 9, 9), int)
@@ -51,52 +57,97 @@ def study_views(
     there = [n for n in range(1, 8) if (label_map == n).any()]
     boxes = {n: bounding_box(label_map, n) for n in there}
     middle = round(float(np.mean([np.mean(box[2]) for box in boxes.values()])))
-    figure = Picture(figsize=(10.5, 7.4))
-    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[2.1, 1])).flat
     z, y, x = spacing_mm
-    through = _body_row(label_map[:, :, middle], there)
-    cuts: dict[str, tuple[Any, float]] = {
-        "From the side (front on the left)": (np.s_[:, :, middle], z / y),
-        "From the front, along the bodies' curve": (np.s_[np.arange(len(volume_hu)), through, :], z / x),
-    }
-    for axes, (name, (cut, aspect)) in zip(top.subplots(1, 2), cuts.items(), strict=True):
-        _draw(axes, volume_hu[cut], broken[cut], aspect)
-        axes.set_title(name)
+    # 1. The frame, in inches: both views at one scale, two columns of axial slices
+    tall, deep, wide = (n * mm for n, mm in zip(volume_hu.shape, spacing_mm, strict=True))
+    inch = max(tall / _TALL, (deep + wide) / _BESIDE)  # mm
+    height, widths = tall / inch, (deep / inch, wide / inch)
+    high = max(height, _ROWS * (_TILE + _CAPTION) - _CAPTION)
+    above, below = 0.62, 0.32 if note else 0.1
+    size = sum(widths) + 2 * _TILE + 3 * _GAP + 0.24, high + above + below
+    figure = Picture(figsize=size)
+    figure.colours = 256
+    figure.text(0.12 / size[0], 1 - 0.08 / size[1], title, size=11, weight="bold", va="top", parse_math=False)
+    figure.text(0.12 / size[0], 0.08 / size[1], note, size=8.5, color=GREY)
+
+    def place(left: float, top: float, across: float, down: float) -> Axes:
+        return figure.add_axes((left / size[0], 1 - (top + down) / size[1], across / size[0], down / size[1]))
+
+    # 2. From the side and from the front
+    through = _body_row(label_map[:, :, middle], there, dens=True)
+    cuts: tuple[tuple[str, Any, float, str], ...] = (
+        ("From the side", np.s_[:, :, middle], y, "AP"),
+        ("From the front, through the bodies", np.s_[np.arange(len(volume_hu)), through, :], x, "RL"),
+    )
+    left = 0.12
+    for (name, cut, mm, ends), across in zip(cuts, widths, strict=True):
+        axes = place(left, above, across, height)
+        left += across + _GAP
+        _draw(axes, volume_hu[cut], broken[cut], z / mm)
+        axes.set_title(name, pad=4)
+        style.mark_ends(axes, *ends)
+        style.scale_bar(axes, mm, 20, 8)
         for n in there:
             rows, columns = np.nonzero(label_map[cut] == n)
             if rows.size:
-                axes.text(columns.min() - 3, np.median(rows), VERTEBRAE[n - 1],
-                          ha="right", va="center", color="white", size=9)  # fmt: skip
-    for axes, n in zip(np.atleast_1d(bottom.subplots(1, len(there))), there, strict=True):
-        (z0, z1), (y0, y1), (x0, x1) = boxes[n]
+                axes.text(columns.min() - 3, np.median(rows), VERTEBRAE[n - 1], ha="right", va="center",
+                          color="white", size=9, path_effects=style.OUTLINED)  # fmt: skip
+    # 3. Axial slices, squares of one width
+    side = _AROUND_TILE_MM + max(
+        (stop - start) * mm
+        for box in boxes.values()
+        for (start, stop), mm in zip(box[1:], (y, x), strict=True)
+    )
+    for number, n in enumerate(there):
+        (z0, z1), *across_box = boxes[n]
         here = label_map[z0:z1] == n
         shown = broken[z0:z1] & here if (broken[z0:z1] & here).any() else here
         index = z0 + int(shown.sum((1, 2)).argmax())
-        crop = np.s_[index, max(y0 - 5, 0) : y1 + 5, max(x0 - 5, 0) : x1 + 5]
-        _draw(axes, volume_hu[crop], broken[crop] & (label_map[crop] == n), y / x)
+        row, column = divmod(number, 2)
+        axes = place(left + column * (_TILE + _GAP), above + row * (_TILE + _CAPTION), _TILE, _TILE)
+        _draw(axes, volume_hu[index], broken[index] & (label_map[index] == n), y / x)
+        y_to, x_to = (
+            (sum(ends) / 2 - 0.5 - side / mm / 2, sum(ends) / 2 - 0.5 + side / mm / 2)
+            for ends, mm in zip(across_box, (y, x), strict=True)
+        )
+        axes.set(xlim=x_to, ylim=y_to[::-1])
+        style.mark_ends(axes, "R", "L", size=8)
+        style.scale_bar(axes, x)
         name, colour = (" fractured", FRACTURED) if broken[label_map == n].any() else ("", INK)
-        axes.set_title(VERTEBRAE[n - 1] + name, color=colour)
-    figure.head(title)
+        axes.set_title(VERTEBRAE[n - 1] + name, color=colour, pad=3, size=9.5)
     return figure
 
 
-def _body_row(sagittal_labels: np.ndarray, there: list[int]) -> np.ndarray:
-    """The row (Y) through the bodies in each slice: middles of the front parts, straight lines between."""
+def _body_row(sagittal_labels: np.ndarray, there: list[int], *, dens: bool = False) -> np.ndarray:
+    """The row (Y) through the bodies in each slice: middles of the front parts, straight lines between.
+
+    With `dens`, C2 counts with its dens and its body, and the arch of C1, in front of the dens, does not.
+    """
     middles = []
     for n in there:
         zs, ys = np.nonzero(sagittal_labels == n)
+        if not zs.size or (dens and n == 1 and (sagittal_labels == 2).any()):
+            continue
         front = ys <= ys.min() + 0.35 * np.ptp(ys)
-        middles.append((zs[front].mean(), ys[front].mean()))
+        parts = [front]
+        if dens and n == 2:
+            front = ys <= ys.min() + 0.5 * np.ptp(ys)  # of a dens that leans backwards, too
+            upper = zs <= zs[front].mean()
+            parts = [front & upper, front & ~upper]
+        middles += [(zs[part].mean(), ys[part].mean()) for part in parts if part.any()]
+    if not middles:
+        return np.full(len(sagittal_labels), sagittal_labels.shape[1] // 2)
     slices, rows = np.transpose(sorted(middles))  # by height: label maps may be wrong
     return np.interp(np.arange(len(sagittal_labels)), slices, rows).round().astype(int)
 
 
 def _draw(axes: Axes, plane_hu: np.ndarray, broken: np.ndarray, aspect: float) -> None:
     low, high = BONE_WINDOW_HU
-    axes.imshow(plane_hu, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
+    axes.imshow(plane_hu, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="bicubic")
     if broken.any():
-        axes.contour(broken, levels=[0.5], colors=FRACTURED, linewidths=0.9)
-    axes.set_axis_off()
+        axes.contour(broken, levels=[0.5], colors=FRACTURED, linewidths=1.2)
+    axes.set(xticks=[], yticks=[], facecolor="black")
+    axes.spines[:].set_visible(False)
 
 
 Range = tuple[float, float]  # half-open, in voxels
