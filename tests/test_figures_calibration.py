@@ -64,6 +64,24 @@ def test_reliability_diagrams_draw_the_bins_of_each_level(table):
         assert "clipped" not in texts(axes)
 
 
+def test_a_logit_axis_spreads_small_probabilities_and_loses_no_case(table):
+    table = table.assign(probability=table["probability"] ** 3)
+    table.loc[table.index[0], "probability"] = 0.0
+    figure = evidence.reliability_diagrams(levels(table), logit=["Vertebrae"])
+    logit, linear, below, _ = figure.axes
+    assert (logit.get_xscale(), linear.get_xscale()) == ("logit", "linear")
+    points = reliability.reliability_table(Cases.of(table))["probability"]
+    figure.draw_without_rendering()
+    places = logit.transData.transform(np.column_stack([points, points]))[:, 0]
+    low, high = logit.bbox.intervalx
+    assert (np.diff(places) / (high - low)).max() < 0.35
+    np.testing.assert_array_equal(logit.lines[1].get_xdata(), points)
+    np.testing.assert_array_equal(*logit.lines[0].get_data())  # predicted = observed
+    assert sum(bar.get_height() for bars in below.containers for bar in bars) == len(table)
+    with pytest.raises(ValueError, match=r"logit names panels, 'Vertebrae', 'Patients'; found 'C1'"):
+        evidence.reliability_diagrams(levels(table), logit=["C1"])
+
+
 def test_a_reliability_diagram_says_how_many_log_losses_the_clip_decides(table):
     wrong = table["label"].eq(1).idxmax()
     sure = table.assign(probability=table["probability"].where(table.index != wrong, 0.0))

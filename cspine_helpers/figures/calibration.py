@@ -1,10 +1,12 @@
 """Pictures of what probabilities are worth: reliability, net benefit, predictive values."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
+from scipy.special import expit
 
 from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.clinical_utility import (
@@ -14,10 +16,17 @@ from cspine_helpers.evaluation.clinical_utility import (
     decision_curve,
     predictive_curve,
 )
-from cspine_helpers.evaluation.reliability import Bins, calibration_scores, reliability_table, written_scores
+from cspine_helpers.evaluation.reliability import (
+    Bins,
+    calibration_scores,
+    reliability_table,
+    score_logit,
+    written_scores,
+)
 from cspine_helpers.figures import style
 from cspine_helpers.figures.curves import level_title
 from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style
+from cspine_helpers.files.paths import listing
 from cspine_helpers.metrics import clip_note
 
 _SCORE_NAMES = {"log_loss": "log loss", "brier": "Brier", "slope": "slope", "ece": "ECE"}
@@ -27,7 +36,11 @@ _LOOKS = ((style.VERMILION, "-"), (style.BLUE, "--"), (style.GREEN, "-."), (styl
 
 @in_style
 def reliability_diagrams(
-    panels: Mapping[str, Cases], *, bins: int = 10, strategy: Bins = "quantile"
+    panels: Mapping[str, Cases],
+    *,
+    bins: int = 10,
+    strategy: Bins = "quantile",
+    logit: Collection[str] = (),
 ) -> Picture:
     """Reliability: predicted vs observed, a panel for each title, over the histogram of the probabilities.
 
@@ -43,13 +56,17 @@ def reliability_diagrams(
     """
     if not panels:
         raise ValueError("There is nothing to draw: give at least one panel.")
-    shape: dict = {"height_ratios": [3.4, 1], "sharex": True, "squeeze": False}
+    if unknown := [title for title in logit if title not in panels]:
+        raise ValueError(f"logit names panels, {listing(panels)}; found {listing(unknown)}.")
+    shape: dict = {"height_ratios": [3.4, 1], "sharex": "col", "squeeze": False}
     figure, grid = canvas(1.2 + 3.8 * len(panels), 5.3, 2, len(panels), **shape)
     for (upper, lower), (title, cases) in zip(grid.T, panels.items(), strict=True):
         # 1. Bins and scores above
         found = reliability_table(cases, bins=bins, strategy=strategy).query("not undefined")
         x, y = found["probability"], found["observed"]
-        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+        ends = _logit_ends(cases.probability) if title in logit else (0.0, 1.0)
+        equal = np.linspace(*ends, 2 if title not in logit else 400)
+        upper.plot(equal, equal, color=GREY, linestyle="--", linewidth=1)
         upper.plot(x, y, color=INTACT, linewidth=1, alpha=0.5)
         look: dict = {
             "fmt": "o",
@@ -72,14 +89,39 @@ def reliability_diagrams(
         # 2. All probabilities below
         truth = {"intact": INTACT, "fractured": FRACTURED}
         shown = [cases.probability[cases.label == label] for label in range(2)]
-        edges = np.linspace(0, 1, 41).tolist()
-        lower.hist(shown, edges, stacked=True, color=list(truth.values()), label=list(truth))
+        edges = np.linspace(0, 1, 41)
+        if title in logit:
+            edges = expit(np.linspace(*score_logit(np.array(ends)), 41))
+            edges[[0, -1]] = ends  # to the last digit, so that no case falls outside
+            shown = [each.clip(*ends) for each in shown]
+        lower.hist(shown, edges.tolist(), stacked=True, color=list(truth.values()), label=list(truth))
         lower.set(xlim=(-0.02, 1.02), xlabel="predicted probability", ylabel="cases")
+        if title in logit:
+            _logit_axis(lower, ends)
         lower.yaxis.set_major_formatter("{x:,.0f}")
     for axes in grid[:, 1:].flat:
         axes.set_ylabel("")
     style.legend_beside(grid[1, -1], fontsize=9, handlelength=1)
     return figure
+
+
+_TICKS = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
+_LEAST = 1e-4  # what is nearer to 0 or 1 is drawn there
+
+
+def _logit_ends(probabilities: np.ndarray) -> tuple[float, float]:
+    """Limits of a logit axis that holds them, and 0.5."""
+    inside = probabilities.clip(_LEAST, 1 - _LEAST)
+    return min(float(inside.min()), 0.4), max(float(inside.max()), 0.6)
+
+
+def _logit_axis(axes: Axes, ends: tuple[float, float]) -> None:
+    axes.set_xscale("logit", nonpositive="clip")
+    axes.set_xlim(*ends)
+    axes.set_xticks([tick for tick in _TICKS if ends[0] <= tick <= ends[1]])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("predicted probability (logit axis)")
 
 
 @in_style
