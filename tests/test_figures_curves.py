@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 from drawn import colours, line, picture, table_to_draw, texts
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 from simulated import patients_of
 
 from cspine_helpers import metrics
 from cspine_helpers.evaluation.cases import Cases, cleared_by_vertebrae
-from cspine_helpers.evaluation.intervals import curve_bands
+from cspine_helpers.evaluation.intervals import bootstrap, curve_bands
 from cspine_helpers.figures import curves, style
 from cspine_helpers.labels import UID, VERTEBRAE
 
@@ -197,6 +198,14 @@ def test_vertebra_against_patient_shows_the_rates_of_each(table):
     assert bars.get_label() == "patients at 0.3000"
     assert [bar.get_height() for bar in bars] == row[["recall", "precision", "specificity"]].tolist()
     assert len(right.containers) == 3
+    found = bootstrap(Cases.of(table, level="patient"), threshold=0.5).set_index("metric")
+    whiskers = [path.vertices[:, 1].tolist() for path in right.collections[2].get_paths()]
+    assert whiskers == found.loc[["recall", "precision", "specificity"], ["low", "high"]].to_numpy().tolist()
+    intact = patients["label"].eq(0).sum()
+    first = left.collections[0].get_paths()[0].vertices[:, 1]
+    share = cleared_by_vertebrae(Cases.of(table), 0.3)[0][0]
+    np.testing.assert_allclose(first, binomtest(round(share * intact), intact).proportion_ci(method="wilson"))
+    assert left.get_ylabel() == f"share of {intact} patients without fracture"
     assert len(curves.vertebra_against_patient(Cases.of(table), threshold=0.3).axes[1].containers) == 2
 
 

@@ -12,6 +12,7 @@ from cspine_helpers import metrics
 from cspine_helpers.decisions.simulation import METHODS, TARGETS
 from cspine_helpers.evaluation.cases import PLURALS, Cases, cleared_by_vertebrae, defined_levels
 from cspine_helpers.evaluation.intervals import bootstrap, curve_bands
+from cspine_helpers.evaluation.resampling import score_interval
 from cspine_helpers.figures import style
 from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style
 from cspine_helpers.files.paths import listing
@@ -281,7 +282,7 @@ def vertebra_against_patient(
 
     Left: the share of patients without fracture who stay below the threshold as C1, then C1 and C2, and so
     on to all seven are read. Right: the rates of vertebrae, of patients at the vertebra threshold, and of
-    patients at a threshold of their own.
+    patients at a threshold of their own. Whiskers are 95 % intervals with patients as units.
 
     Raises:
         ValueError: every patient has a fracture.
@@ -294,10 +295,12 @@ def vertebra_against_patient(
     places = np.arange(1, len(VERTEBRAE) + 1)
     left.plot(places, independent, color=GREY, linestyle="--", label="if vertebrae erred independently")
     left.plot(places, cleared, "o-", color=INTACT, label="observed")
+    intact = int((cases.studies["label"] == 0).sum())
+    left.vlines(places, *score_interval(cleared, intact), color=INTACT, linewidth=1.4)
     share = f"{cleared[-1]:.0%}"
     left.annotate(share, (7, cleared[-1]), xytext=(8, 0), textcoords="offset points", va="center")
     left.set(xlim=(0.7, 7.8), ylim=(0, 1.04), title="Still below the threshold")
-    left.set(xlabel="vertebrae read", ylabel="share of patients without fracture")
+    left.set(xlabel="vertebrae read", ylabel=f"share of {intact:,} patients without fracture")
     left.set_xticks(places, ["C1", *(f"C1–{name}" for name in VERTEBRAE[1:])])
     left.grid(True, axis="y")
     left.legend(loc="lower left")
@@ -307,10 +310,13 @@ def vertebra_against_patient(
         groups.append(("patients, own", patients, patient_threshold, INTACT))
     names, width = ["recall", "precision", "specificity"], 0.8 / len(groups)
     for place, (name, rows, mark, colour) in enumerate(groups):
-        row = metrics.rates(metrics.confusion(rows.label, rows.probability, mark)).iloc[0]
+        its = bootstrap(rows, threshold=mark, keep_undefined=True).set_index("metric").loc[names]
         x = np.arange(3) + (place - (len(groups) - 1) / 2) * width
-        bars = right.bar(x, row[names], width * 0.94, color=colour, label=f"{name} at {mark:.4f}")
-        right.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
+        right.bar(x, its["value"], width * 0.94, color=colour, label=f"{name} at {mark:.4f}")
+        right.vlines(x, its["low"], its["high"], color=INK, linewidth=1.4)
+        for at, value, high in zip(x, its["value"], its["high"].fillna(its["value"]), strict=True):
+            if np.isfinite(value):
+                right.text(at, high + 0.015, f"{value:.2f}", ha="center", va="bottom", fontsize=9)
     right.set_xticks(range(3), names)
     right.tick_params(axis="x", length=0)
     right.set(ylim=(0, 1.12), title=f"Vertebrae and {level_title(patients).lower()}")
