@@ -64,7 +64,7 @@ def test_boxes_lie_where_the_pieces_were_cut(study):
 def test_every_box_and_every_slice_bears_its_name(study):
     side, front, *tiles, about = contact_sheet(*study, title="1.2.3").axes
     assert words(side)[-7:] == words(front)[-7:] == list(VERTEBRAE)
-    assert [words(axes) for axes in tiles] == [[name] for name in VERTEBRAE]
+    assert [words(axes) for axes in tiles] == [["R", "L", "10 mm", name] for name in VERTEBRAE]
     assert words(about)[0] == "7 of 7 packed\n0 notes"
 
 
@@ -79,12 +79,20 @@ def test_slices_are_the_middle_ones_as_packed_with_the_mask_outlined(study):
         np.testing.assert_allclose([low, high], [[xs.min(), ys.min()], [xs.max(), ys.max()]], atol=0.6)
 
 
+def test_the_scale_bar_of_a_slice_is_that_of_its_crop(study):
+    volume, _, pieces = study
+    for axes, piece in zip(contact_sheet(*study).axes[2:9], pieces.values(), strict=True):
+        (bar,) = axes.lines
+        voxels = np.ptp(bar.get_xdata()) * (piece.columns[1] - piece.columns[0]) / piece.array.shape[2]
+        assert voxels * volume.spacing_mm[2] == pytest.approx(10, rel=0.03)  # crops are square to a voxel
+
+
 def test_a_vertebra_without_a_piece_is_named_in_its_place(study):
     volume, label_map, pieces = study
     rest = {name: pieces[name] for name in reversed(VERTEBRAE) if name not in ("C2", "C7")}
     side, _, *tiles, about = contact_sheet(volume, label_map, rest, notes=["one"]).axes
     expected = [f"{name} missing" if name in ("C2", "C7") else name for name in VERTEBRAE]
-    assert [text for axes in tiles for text in words(axes)] == expected
+    assert [words(axes)[-1] for axes in tiles] == expected
     assert words(side)[-5:] == ["C1", "C3", "C4", "C5", "C6"]
     assert words(about)[0] == "5 of 7 packed\n1 note"
 

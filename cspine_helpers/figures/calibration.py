@@ -65,7 +65,7 @@ def reliability_diagrams(
         found = reliability_table(cases, bins=bins, strategy=strategy).query("not undefined")
         x, y = found["probability"], found["observed"]
         ends = _logit_ends(cases.probability) if title in logit else (0.0, 1.0)
-        equal = np.linspace(*ends, 2 if title not in logit else 400)
+        equal = np.linspace(ends[0], ends[1], 2 if title not in logit else 400)
         upper.plot(equal, equal, color=GREY, linestyle="--", linewidth=1)
         upper.plot(x, y, color=INTACT, linewidth=1, alpha=0.5)
         look: dict = {
@@ -91,7 +91,8 @@ def reliability_diagrams(
         shown = [cases.probability[cases.label == label] for label in range(2)]
         edges = np.linspace(0, 1, 41)
         if title in logit:
-            edges = expit(np.linspace(*score_logit(np.array(ends)), 41))
+            least, most = score_logit(np.array(ends)).tolist()
+            edges = expit(np.linspace(least, most, 41))
             edges[[0, -1]] = ends  # to the last digit, so that no case falls outside
             shown = [each.clip(*ends) for each in shown]
         lower.hist(shown, edges.tolist(), stacked=True, color=list(truth.values()), label=list(truth))

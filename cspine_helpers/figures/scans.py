@@ -211,7 +211,9 @@ def contact_sheet(
     for number, name in enumerate(VERTEBRAE):
         axes = figure.add_subplot(cells[number])
         if name in pieces:
-            draw_slice(axes, pieces[name].array[len(pieces[name].array) // 2])
+            piece = pieces[name]
+            pixel_mm = (piece.rows[1] - piece.rows[0]) * volume.spacing_mm[1] / piece.array.shape[1]
+            draw_slice(axes, piece.array[len(piece.array) // 2], pixel_mm=pixel_mm)
             axes.set_anchor("N")
             _name(axes, name, 0.04, 0.96, va="top", ha="left", transform=axes.transAxes)
         else:
