@@ -846,7 +846,9 @@ def _explain(options: Namespace) -> int:
     if options.study:
         _refuse(options, ("masks", "labels"), "--study, which is packed already")
         paths.check_uids([options.study])
-    elif not options.masks:
+    else:
+        _refuse(options, ("cohort",), "--ct, which is of no cohort")
+    if options.ct and not options.masks:
         raise ValueError("--ct needs --masks, the file or folder that says where its vertebrae are.")
     method = options.method or "gradient_input"
     _check_method(method, options.layer)

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -296,8 +297,11 @@ def test_a_layer_that_is_not_there_names_those_most_alike(run):
 )
 def test_a_layer_without_maps_is_refused(run, layer, method):
     sequences = torch.zeros(1, 5, 6, 32, 32, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"no feature maps|no layer"):
+    says = r"no feature maps .*, from the deepest: '.*'backbone\.blocks'|no layer 'vertebra'"
+    with pytest.raises(ValueError, match=says):
         compute_maps(run.model, sequences, lambda output: output.logit, layer=layer, method=method)
+    with pytest.raises(ValueError, match=says):
+        grid_of(run.model, layer, sequences)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -312,7 +316,38 @@ def test_unusable_calls_are_refused(cnn, images):
         compute_maps(cnn, images, logit, method="gradcam")
     with pytest.raises(ValueError, match="half precision"):
         compute_maps(copy.deepcopy(cnn).half(), images.half(), logit)
+    with pytest.raises(ValueError, match=r"half precision .* its inputs are float16"):
+        compute_maps(cnn, images.half(), logit, method="eigen_cam")
+    with pytest.raises(ValueError, match="one input or more; found none"):
+        compute_maps(cnn, (), logit)
+    with pytest.raises(ValueError, match="no layer 3"):
+        compute_maps(cnn, images, logit, layer=3)
+    for target, found in (
+        (lambda out: out[:, None], "shape"),
+        (lambda out: out.sum(), "shape"),
+        (repr, "str"),
+    ):
+        with pytest.raises(ValueError, match=f"fracture logit of each sample, .* found {found}"):
+            compute_maps(cnn, images, target)
     with pytest.raises(ValueError, match="takes no layer; found 'last'"):
         compute_maps(cnn, images, logit, method="gradient_input", layer="last")
     with pytest.raises(ValueError, match="training mode"):
         compute_maps(copy.deepcopy(cnn).train(), images, logit)
+
+
+def test_predictions_that_do_not_name_each_sample_once_are_refused(run, cohort):
+    samples = cohort.samples["test"]
+    table = samples.assign(probability=0.5)
+    for bad, says in (
+        (table.drop(columns="vertebra"), r"table of predictions lacks the column\(s\) 'vertebra'"),
+        (table.iloc[[0, *range(len(table))]], f"hold 1 samples twice: '{samples.iloc[0, 0]} C1'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            map_sequences(run, samples, cohort.packed, method="gradient_input", predictions=bad)
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "occlusion"])
+def test_a_run_in_half_precision_is_not_mapped_on_a_cpu(run, cohort, method):
+    half = replace(run, model=copy.deepcopy(run.model).half())
+    with pytest.raises(ValueError, match=r"half precision are not computed on a CPU; the network's weights"):
+        map_sequences(half, cohort.samples["test"], cohort.packed, method=method)

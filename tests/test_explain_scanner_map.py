@@ -243,6 +243,7 @@ def test_the_command_explains_a_packed_study_and_a_ct_alike(explained, tmp_path)
     ("arguments", "sentence"),
     [
         ("--ct scan", "--ct needs --masks"),
+        ("--ct scan --masks mask.nii --cohort ct", "--cohort cannot be used with --ct"),
         ("--ct scan --replace", "--replace cannot be used with a study"),
         ("--images xrays --with-ct", "--with-ct cannot be used with --images"),
         ("--images xrays", "No run at"),

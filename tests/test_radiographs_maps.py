@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from radiograph_runs import TINY, packed_cohort
+from toy_cohort import tiny_model
 
 from cspine_helpers.checkpoints import Run
-from cspine_helpers.explain.maps import METHODS, ON_PIXELS, compute_maps
+from cspine_helpers.explain.maps import METHODS, ON_PIXELS, compute_maps, map_sequences
+from cspine_helpers.model import FractureClassifier
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
 from cspine_helpers.radiographs.images import Frame
 from cspine_helpers.radiographs.maps import framed, map_radiographs
@@ -116,6 +118,17 @@ def test_unusable_calls_are_refused(run, images, tmp_path):
         map_radiographs(run, images, layer="backbone.block")
     with pytest.raises(ValueError, match="patches of 64 pixels"):
         map_radiographs(run_of(TINY, tmp_path, train={"patch": 64}), images)
+    config = tiny_model()
+    other = Run(tmp_path, FractureClassifier(config).eval(), config, 0.5, {})
+    with pytest.raises(ValueError, match="is of sequences, not of radiographs"):
+        map_radiographs(other, images)
+    with pytest.raises(ValueError, match="is of a RadiographModel, not of sequences"):
+        map_sequences(run, None, tmp_path)
+    half = run_of(TINY, tmp_path)
+    half = replace(half, model=half.model.half())
+    for method in ("mask", "layer_cam"):
+        with pytest.raises(ValueError, match="half precision are not computed on a CPU"):
+            map_radiographs(half, images, method=method)
     classifier = run_of(replace(TINY, architecture="classifier"), tmp_path)
     with pytest.raises(ValueError, match="A classifier has no mask"):
         map_radiographs(classifier, images, method="mask")

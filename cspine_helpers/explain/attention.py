@@ -86,6 +86,12 @@ def stored_probability(
     predictions: pd.DataFrame, samples: pd.DataFrame, computed: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Probabilities of the samples in a table, once they are those computed, up to rounding."""
+    require_columns(predictions, (UID, "vertebra", "probability"), what="The table of predictions")
+    if (twice := predictions.duplicated([UID, "vertebra"])).any():
+        names = listing(
+            f"{uid} {vertebra}" for uid, vertebra in predictions.loc[twice, [UID, "vertebra"]].to_numpy()
+        )
+        raise ValueError(f"The predictions hold {twice.sum()} samples twice: {names}. Keep one row of each.")
     asked = pd.MultiIndex.from_frame(samples[[UID, "vertebra"]])
     stored = predictions.set_index([UID, "vertebra"])["probability"].reindex(asked).to_numpy()
     if (off := ~(np.abs(stored - computed) <= _ROUNDING)).any():

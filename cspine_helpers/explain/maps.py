@@ -216,7 +216,7 @@ def grid_of(network: nn.Module, layer: str | None, *example: Tensor) -> Grid:
         for hook in hooks:
             hook.remove()
     if not ended:
-        raise _without_maps(network, layer)
+        raise _without_maps(network, layer, example)
     return ended[0]
 
 
@@ -312,7 +312,7 @@ def watched(
 def _module(network: nn.Module, name: str) -> nn.Module:
     known = dict(network.named_modules())
     if not name or name not in known:
-        near = difflib.get_close_matches(name, [each for each in known if each], n=5, cutoff=0.3)
+        near = difflib.get_close_matches(str(name), [each for each in known if each], n=5, cutoff=0.3)
         hint = f" Names most alike: {listing(near)}." if near else ""
         raise ValueError(
             f"{type(network).__name__} has no layer {name!r}.{hint} maps.layers(network, example) lists all "
@@ -371,7 +371,8 @@ def compute_maps(
         torch.Size([10, 8, 8])
     """
     given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    _check(network, given[0].device, method, layer)
+    _check(network, method, layer, given)
+    target = partial(_one_a_sample, target)
     if method not in ON_PIXELS and layer is None:
         layer = default_layer(network, *given)
     with as_on_a_cpu(given[0].device, gradients=method not in _WITHOUT_GRADIENTS), _recurrent(network):
@@ -379,12 +380,14 @@ def compute_maps(
             return _WHOLE[method](network, given, target).float()
         with watched(network, layer) as seen:
             logit = target(network(*given))
-            _has_seen(seen, network, layer)
+            _has_seen(seen, network, layer, given)
             activation = seen.activation.detach()
             return _MAPS[method](activation, lambda: seen.gradient(logit)).float()
 
 
-def _check(network: nn.Module, device: torch.device, method: str, layer: str | None) -> None:
+def _check(network: nn.Module, method: str, layer: str | None, given: Sequence[Tensor]) -> None:
+    if not given:
+        raise ValueError("A network is called with one input or more; found none. Pass its images.")
     if method not in METHODS:
         raise ValueError(f"There is no method {method!r} to map with. Choose one of {listing(METHODS)}.")
     if layer is not None and method in ON_PIXELS:
@@ -395,15 +398,35 @@ def _check(network: nn.Module, device: torch.device, method: str, layer: str | N
         raise ValueError(
             "The network is in training mode, where dropout changes every map. Call eval() first."
         )
-    halves = (torch.float16, torch.bfloat16)
-    if device.type == "cpu" and any(each.dtype in halves for each in network.parameters()):
+    check_precision(network, *given)
+
+
+def check_precision(network: nn.Module, *given: Tensor) -> None:
+    """Refuse half precision on a CPU, of a network's weights or of what it is called with."""
+    for what, tensors in (("the network's weights", network.parameters()), ("its inputs", given)):
+        if any(each.dtype in _HALVES and each.device.type == "cpu" for each in tensors):
+            raise ValueError(
+                f"Maps in half precision are not computed on a CPU; {what} are float16 or bfloat16. Make "
+                "them float32 with .float(), or move network and inputs to a GPU."
+            )
+
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def _one_a_sample(target: Target, output: Any) -> Tensor:
+    """The target's logits; refuses what is no logit of each sample."""
+    logit = target(output)
+    if not isinstance(logit, Tensor) or logit.ndim != 1:
+        found = f"shape {tuple(logit.shape)}" if isinstance(logit, Tensor) else type(logit).__name__
         raise ValueError(
-            "Maps in half precision are not computed on a CPU; the network's weights are float16 or "
-            "bfloat16. Make them float32 with network.float(), or move the network to a GPU."
+            f"A target gives the fracture logit of each sample, (B,); found {found}. Choose one column, such "
+            "as lambda output: output.logit."
         )
+    return logit
 
 
-def _has_seen(seen: Watched, network: nn.Module, layer: str | None) -> None:
+def _has_seen(seen: Watched, network: nn.Module, layer: str | None, given: Sequence[Tensor]) -> None:
     """Refuse what gave no maps, or several in one pass."""
     if seen.calls > 1:
         raise ValueError(
@@ -412,18 +435,18 @@ def _has_seen(seen: Watched, network: nn.Module, layer: str | None) -> None:
         )
     if seen.calls:
         return
-    raise _without_maps(network, layer)
+    raise _without_maps(network, layer, given)
 
 
-def _without_maps(network: nn.Module, layer: str | None) -> ValueError:
+def _without_maps(network: nn.Module, layer: str | None, given: Sequence[Tensor]) -> ValueError:
     its = type(network).__name__
     if layer is None:
         return ValueError(
             f"{its} has no convolution that is given an image, to map its pixels. Choose a CNN."
         )
     return ValueError(
-        f"{its} gives no feature maps (images, features, height, width) at {layer!r}. maps.layers(network, "
-        "example) lists the layers that do."
+        f"{its} gives no feature maps (images, features, height, width) at {layer!r}. Choose one that does, "
+        f"from the deepest: {listing(layers(network, *given)['name'][::-1])}."
     )
 
 
@@ -557,7 +580,7 @@ def _image(network: nn.Module, given: Sequence[Tensor]) -> Tensor:
     """What the first convolution is given, (N, channels, H, W)."""
     with torch.no_grad(), watched(network, None) as seen:
         network(*given)
-    _has_seen(seen, network, None)
+    _has_seen(seen, network, None, given)
     return seen.activation
 
 
@@ -637,6 +660,12 @@ def map_sequences(
         >>> maps.values.shape[1:]
         (5, 32, 32)
     """
+    if not isinstance(run.model, FractureClassifier):
+        raise ValueError(
+            f"The run {run.folder.name} is of a {type(run.model).__name__}, not of sequences. Radiographs "
+            "are mapped by radiographs.maps.map_radiographs(...)."
+        )
+    check_precision(run.model)
     config, network = run.config, folded(run.model)
     device = next(network.parameters()).device
     dataset = SequenceDataset(samples, packed_dir, slices=config.slices, size=config.size)

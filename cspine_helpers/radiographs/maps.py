@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from cspine_helpers.checkpoints import Run
-from cspine_helpers.explain.maps import METHODS, ON_PIXELS, Grid, Method, compute_maps, default_layer, grid_of
+from cspine_helpers.explain.maps import (
+    METHODS,
+    ON_PIXELS,
+    Grid,
+    Method,
+    check_precision,
+    compute_maps,
+    default_layer,
+    grid_of,
+)
 from cspine_helpers.files.paths import listing
 from cspine_helpers.model.forward import as_on_a_cpu
 from cspine_helpers.radiographs.cohort import RadiographCohort
@@ -129,6 +138,11 @@ def map_radiographs(
         ValueError: There is no method 'colours' to map with. Choose one of 'grad_cam', ...
     """
     # 1. What is asked for.
+    if not isinstance(run.config, RadiographConfig):
+        raise ValueError(
+            f"The run {run.folder.name} is of sequences, not of radiographs. Those are mapped by "
+            "explain.map_sequences(...)."
+        )
     if method not in RADIOGRAPH_METHODS:
         known = listing(RADIOGRAPH_METHODS)
         raise ValueError(f"There is no method {method!r} to map with. Choose one of {known}.")
@@ -148,6 +162,8 @@ def map_radiographs(
         )
     if method == MASK and layer is not None:
         raise ValueError(f"The mask takes no layer; found {layer!r}. Leave it out.")
+
+    check_precision(run.model)
 
     # 2. Image by image: on a CPU that is how the network computes them anyway.
     network = run.model.folded(gradients=True)
