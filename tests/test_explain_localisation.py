@@ -203,8 +203,9 @@ def test_what_cannot_be_judged_is_refused(cases):
     for call in (localise, best_iou_quantile):
         with pytest.raises(ValueError, match=r"NaN or infinite values in 1 of 3 cases \(rows 2\)"):
             call(broken, truth)
-    with pytest.raises(ValueError, match="The truth is 0 or 1"):
-        localise(maps, truth * 255)
+    for other, found in ((truth * 255, "'255'"), (truth - 1.0, "'-1.0'"), (truth.astype(str), "'0', '1'")):
+        with pytest.raises(ValueError, match=f"The truth is 0 or 1 at each pixel; found {found}"):
+            localise(maps, other)
     with pytest.raises(ValueError, match="The mask has shape"):
         localise(maps, truth, inside=inside[:2])
     with pytest.raises(ValueError, match="tolerance is a distance"):
@@ -212,13 +213,17 @@ def test_what_cannot_be_judged_is_refused(cases):
     for quantile in (0, 1, np.nan):
         with pytest.raises(ValueError, match="quantile lies between 0 and 1"):
             localise(maps, truth, iou_quantile=quantile)
-    with pytest.raises(ValueError, match="quantile lies between"):
+    with pytest.raises(ValueError, match="quantile lies between 0 and 1; found none"):
         best_iou_quantile(maps, truth, quantiles=())
     with pytest.raises(ValueError, match="Trivial maps are of pixels"):
         trivial_maps(np.zeros((2, 15, 64, 64, 6)))
     with pytest.raises(ValueError, match="The mask has shape"):
         trivial_maps(truth, inside=inside[:1])
     rows = localise(maps, truth)
+    with pytest.raises(ValueError, match=r"The table of a lacks the column\(s\) 'iou'"):
+        localisation_table({"a": rows.drop(columns="iou")}, patients=[1, 2, 3])
+    with pytest.raises(ValueError, match="The table of methods lacks"):
+        over_strongest(rows)
     for scores, patients in (({}, []), ({"a": rows}, [1, 2]), ({"a": rows, "b": rows[:2]}, [1, 2, 3])):
         with pytest.raises(ValueError, match="Each method needs a row for each"):
             localisation_table(scores, patients=patients)

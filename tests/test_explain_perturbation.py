@@ -114,6 +114,18 @@ def test_what_has_no_order_is_refused(images):
     for shares in ((0, 0.5), (0.1, 1), (0, 0.5, 0.5, 1), (1,)):
         with pytest.raises(ValueError, match="shares rise from 0 to 1"):
             perturbation_curves(mean_of_corner, images, fine, shares=shares)
+    with pytest.raises(ValueError, match="A batch holds 1 case or more; found a batch size of 0"):
+        perturbation_curves(mean_of_corner, images, fine, batch_size=0)
+    for sigma in (-1, 0, np.nan):
+        with pytest.raises(ValueError, match="pixels above 0; found shape"):
+            blurred(images, sigma_px=sigma)
+    rows = pd.DataFrame({"method": "a", "share": [0, 1], "deletion": [1, 0], "insertion": [0, 1]})
+    with pytest.raises(ValueError, match="whose patients are not given, lacks"):
+        mean_curves(rows)
+    with pytest.raises(ValueError, match="found 2 rows and 1 patients"):
+        mean_curves(rows, patients=["1"])
+    with pytest.raises(ValueError, match="Curves are of one map or more; found none"):
+        perturb_sequences(None, rows, "nowhere", {})
     with pytest.raises(ValueError, match="The replacement has shape"):
         perturbation_curves(mean_of_corner, images, fine, replacement=images[:1])
     with pytest.raises(ValueError, match="lacks the column"):

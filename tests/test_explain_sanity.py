@@ -171,6 +171,31 @@ def test_maps_that_cannot_be_compared_are_refused(maps, message):
         sanity.agreement(maps, top=0.0)
 
 
+def test_maps_that_are_no_numbers_have_forgotten_nothing():
+    """A network that overflows when its weights are shuffled must not pass for one that depends on them."""
+    maps = np.random.default_rng(0).random((2, 1, 4, 4))
+    broken = iter([maps, maps * np.nan])
+    with pytest.raises(ValueError, match="NaN or infinite values, which have no rank"):
+        sanity.cascade(finder(), {"odd": lambda network: next(broken)}, steps=["head"], seeds=[0])
+    with pytest.raises(ValueError, match="have no rank"):
+        sanity.agreement({"a": maps, "b": maps * np.inf})
+
+
+def test_tables_of_other_cases_or_none_are_refused(rows):
+    with pytest.raises(ValueError, match="A cascade needs a method or more; found none"):
+        sanity.cascade(finder(), {})
+    each = sanity.agreement({name: np.random.default_rng(0).random((2, 1, 4, 4)) for name in "ab"})
+    for measured, table in (
+        (sanity.sanity_table, rows),
+        (sanity.passes, rows),
+        (sanity.agreement_table, each),
+    ):
+        with pytest.raises(ValueError, match=r"Each case has a patient; found \d+ cases, .* shape \(1,\)"):
+            measured(table, ["p"])
+        with pytest.raises(ValueError, match="The table of cases lacks the column"):
+            measured(pd.DataFrame(), [])
+
+
 def test_an_interval_of_a_mean_needs_two_patients():
     rows = pd.DataFrame({"first": "a", "second": "b", "case": [0, 1], "spearman": [0.2, 0.4], "iou": 0.5})
     alone = sanity.agreement_table(rows, ["p", "p"]).iloc[0]

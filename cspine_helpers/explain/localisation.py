@@ -17,6 +17,7 @@ from scipy.spatial import KDTree
 
 from cspine_helpers.evaluation.resampling import check_confidence, mean_by_patient, share_by_patient
 from cspine_helpers.files.paths import listing
+from cspine_helpers.files.tables import require_columns
 
 TRIVIAL = ("uniform", "centre", "edges", "mask")  # maps that know nothing of the fracture
 METRICS = ("pointing", "energy", "auroc", "auroc_inside", "iou")
@@ -308,10 +309,9 @@ def _checked(maps: AnyMaps, truth: ArrayLike) -> tuple[NDArray[np.float32], NDAr
 
 def _binary(values: ArrayLike, what: str) -> NDArray[np.bool_]:
     array = np.asarray(values)
-    if array.dtype != bool and not np.isin(array, (0, 1)).all():
-        raise ValueError(
-            f"{what} is 0 or 1 at each pixel; found values to {np.nanmax(array)}. Compare it first: > 127."
-        )
+    if array.dtype != bool and not (known := np.isin(array, (0, 1))).all():
+        found = listing(np.unique(array[~known].astype(str)).tolist())
+        raise ValueError(f"{what} is 0 or 1 at each pixel; found {found}. Compare it first, such as > 127.")
     return array.astype(bool)
 
 
@@ -319,7 +319,7 @@ def _check_quantiles(quantiles: Sequence[float]) -> NDArray[np.float64]:
     tried = np.asarray(quantiles, dtype=np.float64)
     if not len(tried) or not ((tried > 0) & (tried < 1)).all():
         raise ValueError(
-            f"A quantile lies between 0 and 1; found {listing(tried)}. 0.98 marks 2 % of the pixels."
+            f"A quantile lies between 0 and 1; found {listing(tried) or 'none'}. 0.98 marks 2 % of them."
         )
     return tried
 
@@ -371,6 +371,8 @@ def localisation_table(
             f"Each method needs a row for each of the {len(whose)} cases, at least 1; found "
             f"{lengths or 'none'}. Score all of them on the same cases."
         )
+    for name, its in scores.items():
+        require_columns(its, metrics, what=f"The table of {name}")
     against = [name for name in reference if name in scores]
     rows = []
     for name, its in scores.items():
@@ -423,6 +425,7 @@ def over_strongest(table: pd.DataFrame, *, trivial: Sequence[str] = TRIVIAL) -> 
         >>> float(over.loc["auroc", "value"]), over.loc["auroc", "against"]
         (0.5, 'uniform')
     """
+    require_columns(table, ("method", "metric", "value"), what="The table of methods")
     is_trivial = table["method"].isin(trivial)
     if not is_trivial.any():
         raise ValueError(

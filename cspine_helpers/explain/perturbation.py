@@ -40,11 +40,19 @@ def blurred(images: ArrayLike, *, sigma_px: float | None = None) -> NDArray[np.u
         images: of any number of axes; the last two are blurred.
         sigma_px: standard deviation; None: a sixteenth of the shorter side.
 
+    Raises:
+        ValueError: fewer axes, or a blur that is none.
+
     Example:
         >>> blurred(np.full((2, 64, 64), 7, np.uint8)).max()
         np.uint8(7)
     """
     array = np.asarray(images)
+    if array.ndim < 2 or not (sigma_px is None or 0 < sigma_px < np.inf):
+        raise ValueError(
+            f"Images (…, H, W) are blurred by a number of pixels above 0; found shape {array.shape} and "
+            f"sigma_px {sigma_px}. Correct them."
+        )
     sigma = _BLUR * min(array.shape[-2:]) if sigma_px is None else sigma_px
     smooth = gaussian_filter(array.astype(np.float32), sigma, axes=(-2, -1), mode="nearest")
     return np.rint(smooth).astype(np.uint8)
@@ -112,6 +120,8 @@ def perturbation_curves(
         raise ValueError(
             f"The replacement has shape {other.shape}, the images {images.shape}. Make it of them."
         )
+    if batch_size < 1:
+        raise ValueError(f"A batch holds 1 case or more; found a batch size of {batch_size}. Correct it.")
     # 2. Each batch at each share.
     rng, rows = np.random.default_rng(seed), []
     for start in range(0, len(images), batch_size):
@@ -193,7 +203,13 @@ def mean_curves(
         [1.0, 0.0, 0.0, 1.0]
     """
     require_columns(curves, ("method", "share", *CURVES), what="The table of curves")
+    if patients is None:
+        require_columns(curves, (UID,), what="The table of curves, whose patients are not given,")
     whose = pd.Series(curves[UID] if patients is None else patients).to_numpy()
+    if len(whose) != len(curves):
+        raise ValueError(
+            f"Each row has a patient; found {len(curves)} rows and {len(whose)} patients. Pass one a row."
+        )
     rows = []
     for method, its in curves.assign(_patient=whose).groupby("method", sort=False):
         for curve in CURVES:
@@ -239,6 +255,8 @@ def perturb_sequences(
         >>> curves["share"].tolist()[:3]
         [0.0, 0.5, 1.0]
     """
+    if not maps:
+        raise ValueError("Curves are of one map or more; found none. Pass each method's maps by its name.")
     network, config = folded(run.model), run.config
     device = next(network.parameters()).device
     dataset = SequenceDataset(samples, packed_dir, slices=config.slices, size=config.size)

@@ -19,6 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from cspine_helpers.evaluation.resampling import mean_by_patient
 from cspine_helpers.explain.localisation import AnyMaps, localise
 from cspine_helpers.files.paths import listing
+from cspine_helpers.files.tables import require_columns
 
 LIMIT = 0.5  # highest similarity to the trained network's maps that one without its weights may keep
 TOP = 0.05  # share of the cells that count as a map's top
@@ -129,6 +130,8 @@ def cascade(
         >>> rows.groupby("step")["similarity"].mean()[0]
         np.float64(1.0)
     """
+    if not mapped:
+        raise ValueError("A cascade needs a method or more; found none. Pass one, and what gives its maps.")
     order = parts(network) if steps is None else list(steps)
     tables = []
     for method, maps_of in mapped.items():
@@ -172,7 +175,7 @@ def sanity_table(rows: pd.DataFrame, patients: ArrayLike, *, confidence: float =
         >>> sanity_table(rows, ["a", "b"])["auroc"].tolist()
         [0.8]
     """
-    whose, found = np.asarray(patients), []
+    whose, found = _whose(rows, patients, ("method", "step", "layer", "case", "similarity", "auroc")), []
     for (method, step, layer), its in rows.groupby(["method", "step", "layer"], sort=False):
         row = {"method": method, "step": step, "layer": layer}
         of_cases = its.groupby("case")[["similarity", "auroc"]].mean()
@@ -213,7 +216,7 @@ def passes(
     """
     if not 0 <= limit <= 1:
         raise ValueError(f"The limit of a similarity lies between 0 and 1; found {limit}. 0.5 is usual here.")
-    whose, found = np.asarray(patients), []
+    whose, found = _whose(rows, patients, ("method", "step", "case", "similarity", "auroc")), []
     for method, its in rows.groupby("method", sort=False):
         means = its.groupby(["step", "case"])[["similarity", "auroc"]].mean()
         last = its["step"].max()
@@ -234,6 +237,22 @@ def passes(
         forgets = lost[1] > 0 if known else True
         found.append(row | {"limit": limit, "passes": bool(similarity[2] <= limit and forgets)})
     return pd.DataFrame(found)
+
+
+def _whose(rows: pd.DataFrame, patients: ArrayLike, columns: Sequence[str]) -> NDArray:
+    """The patient of each case, (N,).
+
+    Raises:
+        ValueError: columns are missing; other cases than patients.
+    """
+    require_columns(rows, columns, what="The table of cases")
+    whose, cases = np.asarray(patients), rows["case"].nunique()
+    if whose.shape != (cases,) or not cases:
+        raise ValueError(
+            f"Each case has a patient; found {cases} cases, and patients of shape {whose.shape}. Pass one "
+            "for each of one case or more."
+        )
+    return whose
 
 
 # --------------------------------------------------------------------------------------------- agreement
@@ -299,7 +318,7 @@ def agreement_table(rows: pd.DataFrame, patients: ArrayLike, *, confidence: floa
         >>> agreement_table(agreement({"one": cells, "other": cells}), ["a", "b", "c"])["value"].tolist()
         [1.0]
     """
-    whose, found = np.asarray(patients), []
+    whose, found = _whose(rows, patients, ("first", "second", "case", "spearman", "iou")), []
     for (first, second), its in rows.groupby(["first", "second"], sort=False):
         row = {"first": first, "second": second}
         for column, names in (
@@ -327,6 +346,11 @@ def rank_correlation(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]
         raise ValueError(
             f"Maps are compared cell by cell, those of one grid and of the same cases; found {a.shape} and "
             f"{b.shape}. agreement() brings maps of several grids together."
+        )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError(
+            "Maps hold NaN or infinite values, which have no rank: such maps would look like others. Compute "
+            "them again in float32."
         )
     ranks = [rankdata(each.reshape(len(each), -1), axis=1) for each in (a, b)]
     x, y = (each - each.mean(axis=1, keepdims=True) for each in ranks)
