@@ -96,6 +96,7 @@ def test_zero_constant_and_negative_maps_are_flat(level):
         (np.ones((2, 3, 3)), None, [1.0], "in \\[0, 1\\); found '?1.0"),
         (np.ones((2, 3, 3)), np.ones((2, 3)), [0.4], "Leave it out for radiographs"),
         (np.ones((2, 2, 3, 3)), -np.ones((2, 2)), [0.4], "none below 0"),
+        (np.ones((2, 2, 3, 3)), np.full((2, 2), np.inf), [0.4], "finite and none below 0"),
     ],
 )
 def test_unusable_maps_are_refused(maps, attention, alphas, says):
@@ -109,6 +110,8 @@ def test_disagreement_is_the_spread_of_runs_row_by_row(table):
     assert np.allclose(disagreement(table, [other]), both.std(axis=0))
     with pytest.raises(ValueError, match="two runs or more"):
         disagreement(table, [])
+    with pytest.raises(ValueError, match="a list of tables; found one table"):
+        disagreement(table, other)
     with pytest.raises(ValueError, match=r"other run 1 of 1 lacks rows .* \(2\): '1.0 C1', '1.0 C2'"):
         disagreement(table, [table.iloc[2:]])
     with pytest.raises(ValueError, match="other labels \\(1400\\)"):
@@ -266,6 +269,8 @@ def test_missing_features_are_named(name, cases, features):
     holes.loc[3, ["entropy", "area_0.4", "mask_area_0.4", "disagreement"]] = np.nan
     with pytest.raises(ValueError, match=f"Cases without finite features .* \\(1\\): '{cases.study[3]} C4'"):
         fit_confidence(name, cases, holes, p_low=P_LOW).of(cases, holes)
+    with pytest.raises(ValueError, match=r"Features are a table, .* found ndarray"):
+        fit_confidence(name, cases, holes.to_numpy(), p_low=P_LOW)
     known, twice = fit_confidence(name, cases, features, p_low=P_LOW), pd.concat([features, features.head(1)])
     with pytest.raises(ValueError, match=r"cases twice \(1\)"):
         known.of(cases, twice)
@@ -280,6 +285,15 @@ def test_what_no_confidence_can_be_is_refused(cases):
         Confidence("distance", 1.5)
     with pytest.raises(ValueError, match="missing or unknown: 'settings'"):
         Confidence.from_record({"name": "distance", "p_low": 0.1, "alpha": None})
+    for record in (None, [1]):
+        with pytest.raises(ValueError, match="record is a mapping; found"):
+            Confidence.from_record(record)
+    for name, alpha in (("conformal", None), ("combination", 0.4)):
+        with pytest.raises(ValueError, match=f"The fit of {name} lacks '"):
+            Confidence(name, 0.1, alpha)
+    words = pd.DataFrame({UID: cases.study, "vertebra": cases.unit, "entropy": "much", "flat": 0})
+    with pytest.raises(ValueError, match="Cases without finite features 'entropy'"):
+        Confidence("map_entropy", 0.1).of(cases, words)
     none = cases.where(cases.label == 0)
     with pytest.raises(ValueError, match="found 0 fractured of"):
         fit_confidence("conformal", none, p_low=P_LOW)

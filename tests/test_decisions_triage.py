@@ -255,6 +255,7 @@ def test_confidences_that_both_err_nowhere_here_may_still_differ_elsewhere():
     ("call", "message"),
     [
         (partial(deferral_curve, PROMISE, PATIENTS, SURE, deferred=[2]), r"in \[0, 1\]; found 2.0"),
+        (partial(deferral_curve, PROMISE, PATIENTS, SURE, deferred=[]), r"in \[0, 1\]; found none"),
         (partial(deferral_curve, PROMISE, CASES, np.ones(len(CASES))), "answers at patient level"),
         (
             partial(deferral_curve, guarantee(1.0, "patient", MAX), PATIENTS, SURE),
@@ -327,7 +328,12 @@ NAN = np.where(np.arange(len(CASES)) == 3, np.nan, 1.0)
         (lambda: Triage(guarantee(0.3), None, 0.5), "belong together; found None and 0.5"),
         (lambda: triage(cut=-np.inf), "A cut is a finite number; found -inf"),
         (lambda: triage(cut=np.nan), "A cut is a finite number; found nan"),
+        (lambda: triage(cut="0.5"), "A cut is a finite number; found '0.5'"),
+        (lambda: triage(cut=True), "A cut is a finite number; found True"),
         (lambda: Triage(guarantee(0.3), "a,b", 0.5), "found 'a,b'"),
+        (lambda: Triage(guarantee(0.3), 5, 0.5), "found 5"),
+        (lambda: Triage(0.3), "rests on a Guarantee; found float"),
+        (lambda: Triage.from_record(triage().record() | {"guarantee": None}), "a triage has 'by_vertebra'"),
         (lambda: triage(by_vertebra=True), "Vertebrae answer for a patient where"),
         (lambda: triage().answers(CASES, NAN), r"1 confidences are missing \(NaN\), in the rows 3"),
         (lambda: triage().answers(CASES, [1.0]), f"one number for each of {len(CASES)} cases"),

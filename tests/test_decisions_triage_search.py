@@ -184,8 +184,14 @@ def test_what_cannot_be_searched_is_refused(predictions, cases, guarantees, imag
         search_triage(Cases.of(images, split="validation"), guarantees)
     with pytest.raises(ValueError, match="needs the feature 'entropy'"):
         search_triage(cases, guarantees, names=["map_entropy"])
-    with pytest.raises(ValueError, match="Unknown confidence 'entropy'"):
-        search_triage(cases, guarantees, names=["entropy"])
+    for names in (["entropy"], "entropy"):
+        with pytest.raises(ValueError, match="Unknown confidence 'entropy'"):
+            search_triage(cases, guarantees, names=names)
+    with pytest.raises(ValueError, match="found 999 folds for"):
+        search_triage(cases, guarantees, names=["distance"], folds=999)
+    table = pd.DataFrame({"winner": [0, 0]})
+    with pytest.raises(ValueError, match="A search has one winner; found 0"):
+        winner_of(table, cases, guarantees)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +199,7 @@ def test_what_cannot_be_searched_is_refused(predictions, cases, guarantees, imag
     [
         ({"objective": "auc"}, "Unknown objective 'auc'"),
         ({"cost_miss": 0}, "cost_miss is a finite number above 0"),
+        ({"cost_miss": "10"}, "cost_miss is a finite number above 0; found '10'"),
         ({"objective": "f1"}, "f1 of confident cases needs a coverage_floor"),
         ({"coverage_floor": 1.2}, "coverage_floor is in"),
     ],

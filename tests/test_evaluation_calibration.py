@@ -341,6 +341,8 @@ def test_cross_fitting_refuses_what_fitting_refuses_and_less_than_two_folds(tabl
         cross_fitted(Cases.of(table.assign(label=0)), kind="platt")
     with pytest.raises(ValueError, match=r"2 folds or more.*found 1"):
         cross_fitted(cases, kind="platt", folds=1)
+    with pytest.raises(ValueError, match=f"found 999 folds for {cases.n_patients} patients"):
+        cross_fitted(cases, kind="platt", folds=999)
 
 
 @needs_rsna

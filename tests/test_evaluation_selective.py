@@ -177,6 +177,8 @@ def missing(values):
             partial(aurc, [1, np.nan, np.nan], [0, 0, 1]),
             r"2 confidences are missing \(NaN\), in the rows 1, 2",
         ),
+        (partial(aurc, ["sure", 2], [0, 1]), "Confidences are numbers, one a case; .*'sure'"),
+        (partial(difference_at_coverage, CASES, SURE, SURE, WRONG, coverage=[]), "found none"),
         (partial(aurc, [1, 2], [0]), r"found 2 confidences, and losses of shape \(1,\)"),
         (partial(aurc, [1, 2], [0, 2]), r"1 losses are missing or outside \[0, 1\] \(row 1: 2.0\)"),
         (partial(aurc, [1, 2], [0, np.nan]), r"row 1: nan"),

@@ -61,6 +61,7 @@ MASK = "mask_"  # before the names of features that are of a mask
 _WITH_ALPHA = ("map_area", "mask_area", "combination")
 _CONSTANT = 1e-6  # of the largest absolute value: what a map may vary by rounding alone
 _CLASSES = ("intact", "fractured")
+_FIT = {"conformal": _CLASSES, "combination": ("columns", "mean", "scale", "weights", "intercept")}
 
 
 # ---------------------------------------------------------------------------------------------- features
@@ -118,10 +119,11 @@ def map_features(
     flat = (np.ptp(cells, axis=1) <= _CONSTANT * np.abs(cells).max(axis=1)) | (cells.max(axis=1) <= 0)
     if attention is not None:
         weights = np.asarray(attention, dtype=np.float64)
-        if values.ndim != 4 or weights.shape != values.shape[:2] or not (weights >= 0).all():
+        good = (weights >= 0) & (weights < np.inf)
+        if values.ndim != 4 or weights.shape != values.shape[:2] or not good.all():
             raise ValueError(
-                f"Attention is (cases, slices), none below 0, for maps (cases, slices, h, w); found "
-                f"{weights.shape} for {values.shape}. Leave it out for radiographs."
+                "Attention is (cases, slices), finite and none below 0, for maps (cases, slices, h, w); "
+                f"found {weights.shape} for {values.shape}. Leave it out for radiographs."
             )
         cells = (values * weights[:, :, None, None]).reshape(len(values), -1)
     cells = np.maximum(cells, 0)
@@ -153,6 +155,8 @@ def disagreement(predictions: pd.DataFrame, others: Sequence[pd.DataFrame]) -> F
         ValueError: no other run; one lacks rows or knows another label; names them.
     """
     table = validate_predictions(predictions)
+    if isinstance(others, pd.DataFrame):
+        raise ValueError("The others are a list of tables; found one table. Pass [table].")
     if not others:
         raise ValueError("Disagreement is of two runs or more; found one. Pass another run's predictions.")
     keys = pd.MultiIndex.from_frame(table[[UID, "vertebra"]])
@@ -192,7 +196,8 @@ class Confidence:
         np.float64(1.0)
 
     Raises:
-        ValueError: an unknown name, a `p_low` that is no threshold, an α where none is due.
+        ValueError: an unknown name, a `p_low` that is no threshold, an α where none is due, no fit where one
+            is.
     """
 
     name: str
@@ -208,6 +213,8 @@ class Confidence:
                 f"{', '.join(_WITH_ALPHA)} take an α, and only they do; found {self.name}, α {self.alpha}. "
                 "Make it with fit_confidence(...)."
             )
+        if lacking := [name for name in _FIT.get(self.name, ()) if name not in self.settings]:
+            raise ValueError(f"The fit of {self.name} lacks {listing(lacking)}. Fit it again.")
 
     @property
     def title(self) -> str:
@@ -256,6 +263,10 @@ class Confidence:
             ValueError: fields are missing or unknown.
         """
         names = {"name", "p_low", "alpha", "settings"}
+        if not isinstance(record, Mapping):
+            raise ValueError(
+                f"A confidence's record is a mapping; found {type(record).__name__}. Fit it again."
+            )
         if odd := names.symmetric_difference(record):
             raise ValueError(
                 f"A confidence's record has the fields {listing(sorted(names))}; missing or unknown: "
@@ -452,6 +463,11 @@ def _columns(name: str, alpha: float | None, features: pd.DataFrame | None) -> l
     Raises:
         ValueError: they are missing.
     """
+    if features is not None and not isinstance(features, pd.DataFrame):
+        raise ValueError(
+            f"Features are a table, one row a case; found {type(features).__name__}. Make it with "
+            "map_features(...)."
+        )
     there = [] if features is None else list(features.columns)
     area = "" if alpha is None else area_column(alpha)
     of_maps = ["entropy", area, f"{MASK}entropy", f"{MASK}{area}"]
@@ -495,7 +511,7 @@ def _aligned(cases: Cases, features: pd.DataFrame | None, columns: list[str]) ->
     if (twice := table.index.duplicated()).any():
         named = listing(f"{uid} {unit}" for uid, unit in table.index[twice])
         raise ValueError(f"The table of features holds cases twice ({twice.sum()}): {named}. Keep one row.")
-    found = table.reindex(keys)
+    found = table.reindex(keys).apply(pd.to_numeric, errors="coerce")
     bad = ~np.isfinite(found.to_numpy(dtype=np.float64)).all(axis=1)
     if bad.any():
         named = listing(f"{uid} {unit}" for uid, unit in keys[bad])

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import partial
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -92,6 +93,11 @@ class Triage:
     by_vertebra: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.guarantee, Guarantee):
+            raise ValueError(
+                f"A triage rests on a Guarantee; found {type(self.guarantee).__name__}. Make one with "
+                "guarantee_on_validation(...)."
+            )
         self.guarantee.require()
         if self.guarantee.target.level in VERTEBRAE:
             raise ValueError(
@@ -103,13 +109,15 @@ class Triage:
                 f"A confidence and its cut belong together; found {self.confidence!r} and {self.cut}. Give "
                 "both, or none to defer nothing."
             )
-        if self.confidence is not None and not _NAME.fullmatch(self.confidence):
+        is_name = isinstance(self.confidence, str) and _NAME.fullmatch(self.confidence)
+        if self.confidence is not None and not is_name:
             raise ValueError(
                 f"A confidence is named by letters, digits, '_', '-' and spaces; found {self.confidence!r}."
             )
-        if self.cut is not None and not np.isfinite(self.cut):
+        is_number = isinstance(self.cut, Real) and not isinstance(self.cut, bool)
+        if self.cut is not None and not (is_number and np.isfinite(self.cut)):
             raise ValueError(
-                f"A cut is a finite number; found {self.cut}. To defer nothing, leave the confidence out."
+                f"A cut is a finite number; found {self.cut!r}. To defer nothing, leave the confidence out."
             )
         if self.by_vertebra and self.aggregation != Aggregation("max"):
             raise ValueError(
@@ -177,7 +185,11 @@ class Triage:
             ValueError: it is no such record.
         """
         names = {each.name for each in fields(cls)}
-        if not isinstance(record, Mapping) or set(record) != names:
+        if (
+            not isinstance(record, Mapping)
+            or set(record) != names
+            or not isinstance(record["guarantee"], Mapping)
+        ):
             raise ValueError(f"a triage has {listing(sorted(names))}.")
         return cls(**{**record, "guarantee": Guarantee.from_record(record["guarantee"])})
 
@@ -461,7 +473,8 @@ class _Curve:
         self.shares = np.atleast_1d(np.asarray(deferred, dtype=np.float64))
         if not len(self.shares) or not ((self.shares >= 0) & (self.shares <= 1)).all():
             raise ValueError(
-                f"Shares that are deferred are in [0, 1]; found {listing(self.shares.tolist())}."
+                f"Shares that are deferred are in [0, 1]; found {listing(self.shares.tolist()) or 'none'}."
+                " 0.2 defers a fifth of the suspected."
             )
         self.suspected = self.alone == "positive"
         if not self.suspected.any():

@@ -15,6 +15,7 @@ Source: the cost of a deferral, Chow, IEEE Transactions on Information Theory 16
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,10 +78,9 @@ class SearchRule:
     def __post_init__(self) -> None:
         check_choice("objective", self.objective, OBJECTIVES)
         for name in ("cost_miss", "cost_false_alarm", "cost_deferral"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(
-                    f"{name} is a finite number above 0; found {getattr(self, name)}. Correct it."
-                )
+            cost = getattr(self, name)
+            if not isinstance(cost, Real) or not 0 < float(cost) < np.inf:
+                raise ValueError(f"{name} is a finite number above 0; found {cost!r}. Correct it.")
         floor = self.coverage_floor
         if floor is None and self.objective != "cost":
             raise ValueError(
@@ -280,7 +280,7 @@ def search_triage(
     rule = rule or SearchRule()
     made = [guarantees] if isinstance(guarantees, Guarantee) else list(guarantees)
     by_vertebra = _check(cases, made, deferred, folds)
-    names = usable(features) if names is None else names
+    names = usable(features) if names is None else [names] if isinstance(names, str) else names
     judged = cases.patients(Aggregation("max")) if by_vertebra else cases
     fold = patient_folds(cases, folds, seed)
     of_judged = patient_folds(judged, folds, seed)  # the same dealing: each patient's fold
@@ -332,7 +332,7 @@ def winner_of(
         features: as there.
 
     Raises:
-        ValueError: no guarantee has the winner's p_low.
+        ValueError: the table has no winner, or several; no guarantee has the winner's p_low.
 
     Example:
         >>> cases = Cases.of(predictions, split="validation")
@@ -341,6 +341,11 @@ def winner_of(
         >>> winner_of(table, cases, made)[0].level
         'patient'
     """
+    if (table["winner"] == 1).sum() != 1:
+        raise ValueError(
+            f"A search has one winner; found {(table['winner'] == 1).sum()}. Pass the whole table of "
+            "search_triage(...)."
+        )
     row = table[table["winner"] == 1].iloc[0]
     made = [guarantees] if isinstance(guarantees, Guarantee) else list(guarantees)
     found = [each for each in made if each.threshold == row["p_low"]]

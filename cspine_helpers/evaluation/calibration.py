@@ -285,11 +285,16 @@ def patient_folds(cases: Cases, folds: int, seed: int) -> NDArray[np.intp]:
     """The fold of each case, (n,): patients dealt at random, those with a fracture and those without evenly.
 
     Raises:
-        ValueError: fewer than 2 folds.
+        ValueError: fewer than 2 folds, or more than patients.
     """
     if folds < 2:
         raise ValueError(f"Cross-fitting needs 2 folds or more, as somebody has to be left; found {folds}.")
     present = cases.sums() > 0
+    if folds > present.sum():
+        raise ValueError(
+            f"Cross-fitting needs a patient or more in each fold; found {folds} folds for {present.sum()} "
+            "patients. Ask for fewer folds."
+        )
     fractured = cases.sums(cases.label)[present] > 0
     order = np.lexsort((np.random.default_rng(seed).random(len(fractured)), fractured))
     fold = np.empty(len(present), dtype=np.intp)

@@ -44,7 +44,10 @@ def checked_confidences(confidence: ArrayLike, cases: int | None = None) -> Floa
     Raises:
         ValueError: none, another number than `cases`, or NaN: names the rows.
     """
-    found = np.asarray(confidence, dtype=np.float64)
+    try:
+        found = np.asarray(confidence, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Confidences are numbers, one a case; {error}. Pass a column of them.") from None
     if found.ndim != 1 or not len(found) or (cases is not None and len(found) != cases):
         wanted = (
             "one number a case, at least one" if cases is None else f"one number for each of {cases} cases"
@@ -382,7 +385,7 @@ def checked_coverages(coverage: ArrayLike) -> Floats:
     at = np.atleast_1d(np.asarray(coverage, dtype=np.float64))
     if not len(at) or not ((at > 0) & (at <= 1)).all():
         raise ValueError(
-            f"A coverage lies above 0, up to 1; found {listing(at.tolist())}. 0.9 defers a tenth."
+            f"A coverage lies above 0, up to 1; found {listing(at.tolist()) or 'none'}. 0.9 defers a tenth."
         )
     return at
 
