@@ -15,7 +15,7 @@ def overlay(label=1, *, called=True, shape=(60, 40), **options):
     return Overlay(np.full(shape, 90, np.uint8), label, 0.87, called, **options)
 
 
-def crowded(metrics=("auroc", "recall", "dice_pos")):
+def crowded(metrics=("auroc", "recall", "specificity", "dice_pos")):
     """Subgroups of every kind, in a table as `radiographs.subgroups` makes it."""
     groups = {"part": ("hand", "hip", "leg", "shoulder"), "hardware": ("without hardware", "with hardware")}
     rows = []
