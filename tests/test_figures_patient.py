@@ -275,3 +275,18 @@ def test_the_png_has_a_palette_and_is_the_same_again(figure, tmp_path):
 )
 def test_a_share_is_written_apart_from_its_threshold(share, apart, text):
     assert percent(share, apart=apart) == text
+
+
+def test_axial_slices_have_a_scale_bar_where_their_pixels_are_known():
+    page = made_page()
+    known = replace(
+        page,
+        looks=tuple(
+            replace(its, slices=tuple(replace(one, pixel_mm=0.8) for one in its.slices)) for its in page.looks
+        ),
+    )
+    bars = [line for axes in patient_picture(known).axes for line in axes.lines if line.get_gid() == "scale"]
+    assert len(bars) == sum(len(its.slices) for its in page.looks) == 6
+    assert [np.ptp(bar.get_xdata()) * 0.8 for bar in bars] == pytest.approx([10] * 6)
+    without = (line for axes in patient_picture(page).axes for line in axes.lines)
+    assert not any(line.get_gid() == "scale" for line in without)

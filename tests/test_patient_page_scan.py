@@ -60,7 +60,7 @@ def test_an_axial_slice_has_the_cts_own_voxels_square_in_mm(scan):
     cut = scan.axial("C3", z, "C3", truth=False)
     rows, columns = cut.plane.shape
     assert (rows, columns) == (26, 52)  # 14 mm and 6 mm on either side, in voxels of 1 and 0.5 mm
-    assert cut.aspect == 2.0
+    assert (cut.aspect, cut.pixel_mm) == (2.0, 0.5)
     first_row, first_column = 15 - 26 // 2, round((2 * x + 1 - 52) / 2)
     inside = scan.volume_hu[z, first_row : first_row + rows, max(first_column, 0) : first_column + columns]
     np.testing.assert_array_equal(cut.plane[:, max(-first_column, 0) :], inside)

@@ -105,6 +105,7 @@ class AxialSlice:
         aspect: height of a pixel by its width.
         caption: which slice.
         boxes: (x, y, width, height) in pixels, edges between pixels at whole numbers.
+        pixel_mm: width of a pixel, which gives a scale bar; None where it is not known.
     """
 
     plane: NDArray[np.floating]
@@ -112,6 +113,7 @@ class AxialSlice:
     aspect: float
     caption: str
     boxes: tuple[tuple[float, float, float, float], ...] = ()
+    pixel_mm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -454,6 +456,8 @@ def _draw_axial(axes: Axes, its: AxialSlice, *, size: float, marks: float) -> No
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor="white",
                                  linewidth=1.3, gid="truth", path_effects=style.CASED))  # fmt: skip
     style.mark_ends(axes, "R", "L", size=marks)
+    if its.pixel_mm is not None:
+        style.scale_bar(axes, its.pixel_mm, size=min(size, 7))
     axes.annotate(its.caption, (0, 0), (0, -3), "axes fraction", "offset points", size=size, va="top")
 
 

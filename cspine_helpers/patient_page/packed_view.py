@@ -83,7 +83,9 @@ class PackedView:
     def axial(self, vertebra: str, position: int, caption: str) -> AxialSlice:
         """One packed slice; no lesion is marked on it."""
         picture = np.asarray(self.arrays[vertebra][position])
-        return AxialSlice(self._hu(vertebra, picture[..., _CENTRAL]), picture[..., MASK] > 127, 1.0, caption)
+        pixel_mm = self._said(vertebra, "pixel_mm") if self._is_known(vertebra) else None
+        plane, mask = self._hu(vertebra, picture[..., _CENTRAL]), picture[..., MASK] > 127
+        return AxialSlice(plane, mask, 1.0, caption, pixel_mm=pixel_mm)
 
     def _is_known(self, vertebra: str) -> bool:
         if self.manifest is None or vertebra not in self.manifest.index:

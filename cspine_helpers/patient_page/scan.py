@@ -192,7 +192,8 @@ class Scan:
         plane[into] = self.volume_hu[z][tuple(inside)]
         mask[into] = self.label_map[z][tuple(inside)] == VERTEBRAE.index(vertebra) + 1
         boxes = self._lesions_at(vertebra, z, starts) if truth else ()
-        return AxialSlice(plane, mask, self.spacing_mm[1] / self.spacing_mm[2], caption, boxes)
+        _, y, x = self.spacing_mm
+        return AxialSlice(plane, mask, y / x, caption, boxes, pixel_mm=x)
 
     def _lesions_at(
         self, vertebra: str, z: int, starts: list[int]
