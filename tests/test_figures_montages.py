@@ -1,4 +1,5 @@
 import matplotlib.colors
+import matplotlib.text
 import numpy as np
 import pandas as pd
 import pytest
@@ -156,6 +157,23 @@ def test_a_scale_bar_is_as_long_as_it_says_and_right_is_on_the_left():
     assert not pictures(montages.sequence_montage(blob(2)))[0].lines
     row = montages.vertebra_row({"C1": blob(2), "C2": blob(2)}, pixel_mm={"C2": 0.5})
     assert [len(axes.lines) for axes in pictures(row)] == [0, 1]
+
+
+def test_a_note_is_beside_the_legend_and_below_the_slices():
+    given = {"truth": np.eye(15)[1], "fracture": np.ones((15, 32, 32)), "note": "a note"}
+    beside = {"neighbours": given["fracture"]}
+    for figure in (
+        montages.sequence_montage(blob(15), **given),
+        montages.attention_montage(blob(15), np.full(15, 1 / 15), **given, **beside),
+        montages.vertebra_row({name: blob(2) for name in VERTEBRAE}, note="a note", title="x"),
+    ):
+        figure.draw_without_rendering()
+        (note,) = (text for text in figure.findobj(matplotlib.text.Text) if text.get_text() == "a note")
+        box = note.get_window_extent()
+        others = [axes.get_window_extent() for axes in pictures(figure)]
+        others += [legend.get_window_extent() for legend in figure.legends]
+        assert not any(box.overlaps(other) for other in others)
+        assert box.y0 >= 0
 
 
 def test_marks_of_another_sequence_are_refused():

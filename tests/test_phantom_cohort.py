@@ -262,7 +262,8 @@ def test_broken_bone_is_marked_where_the_sequence_shows_it(cohort, study):
                 number = VERTEBRAE.index(level) + 1
                 assert ((near == number) if is_number else (near > 0) & (near != number)).any()
     shown = phantom.fracture_marks(cohort, study.uid, table["vertebra"].iloc[-1])
-    assert shown.keys() == {"fracture", "neighbours"}
+    assert shown.keys() == {"fracture", "neighbours", "note"}
+    assert "phantom" in shown["note"]
     np.testing.assert_array_equal(shown["fracture"], own[-1])
     np.testing.assert_array_equal(shown["neighbours"], others[-1])
     with pytest.raises(ValueError, match="no sample whose voxels"):

@@ -35,6 +35,7 @@ def sequence_montage(
     neighbours: np.ndarray | None = None,
     boxes: pd.DataFrame | None = None,
     pixel_mm: float | None = None,
+    note: str = "",
 ) -> Picture:
     """All slices of one packed sequence (T, H, W, 6), cranial first, the mask outlined.
 
@@ -46,6 +47,7 @@ def sequence_montage(
         neighbours: the same of other vertebrae that the crop shows; outlined with dashes.
         boxes: around the fracture, `packing.read_packed_boxes` of this vertebra.
         pixel_mm: side of a pixel, as in the manifest; with it each slice has a scale bar.
+        note: a few words below the picture, such as that it shows no patient.
 
     Raises:
         ValueError: truth, fracture or neighbours are of another shape than the sequence, or a box is on a
@@ -64,7 +66,7 @@ def sequence_montage(
         axes = figure.add_subplot(grid[number])
         draw_slice(axes, picture, fractured=marks[number] == 1, number=number, pixel_mm=pixel_mm)
         pointed.draw(axes, number)
-    _legend(figure, marks, *pointed.handles())
+    _legend(figure, marks, *pointed.handles(), note=note)
     figure.head(title)
     return figure
 
@@ -76,11 +78,12 @@ def vertebra_row(
     slices: Mapping[str, int] | None = None,
     pixel_mm: Mapping[str, float] | None = None,
     title: str = "",
+    note: str = "",
 ) -> Picture:
     """One slice of each packed sequence (T, H, W, 6), side by side, by name such as C1 … C7.
 
     `slices` says which, by name; where it does not, the slice in which the vertebra is largest.
-    `pixel_mm`, the side of a pixel by name, gives scale bars.
+    `pixel_mm`, the side of a pixel by name, gives scale bars; `note` is a few words below the picture.
 
     Raises:
         ValueError: `slices` names a sequence or a slice that does not exist; names each.
@@ -93,12 +96,14 @@ def vertebra_row(
     if wrong:
         known = ", ".join(f"{name}: {len(array)}" for name, array in arrays.items())
         raise ValueError(f"No such slice: {', '.join(wrong)}. Slices are counted from 0; there are {known}.")
-    figure = _tight(1.42 * len(arrays), 1.97 if title else 1.67)
+    figure = _tight(1.42 * len(arrays), 1.67 + 0.3 * bool(title) + 0.2 * bool(note))
     grid = figure.subplots(1, len(arrays), squeeze=False)
     for axes, (name, array) in zip(grid.flat, arrays.items(), strict=True):
         largest = int(np.argmax((array[..., MASK] > 127).sum((1, 2))))
         draw_slice(axes, array[slices.get(name, largest)], pixel_mm=pixel_mm.get(name))
         axes.set_title(name, loc="center", pad=4)
+    if note:
+        figure.supxlabel(note, x=0.008, ha="left", fontsize=8, color=GREY)
     figure.head(title)
     return figure
 
@@ -114,6 +119,7 @@ def attention_montage(
     boxes: pd.DataFrame | None = None,
     pixel_mm: float | None = None,
     title: str = "",
+    note: str = "",
 ) -> Picture:
     """All slices of one packed sequence (T, H, W, 6), cranial first, each beside a bar of its attention (T,).
 
@@ -152,7 +158,7 @@ def attention_montage(
     if (marks == 1).any():
         handles.append(Patch(color=FRACTURED, label="attention, fractured slice"))
     uniform = Line2D([], [], color=INK, linewidth=1, linestyle="--", label=f"uniform, 1/{len(array)}")
-    _legend(figure, marks, *pointed.handles(), *handles, uniform)
+    _legend(figure, marks, *pointed.handles(), *handles, uniform, note=note)
     figure.head(title)
     return figure
 
@@ -342,9 +348,10 @@ def draw_slice(
         style.scale_bar(axes, pixel_mm)
 
 
-def _legend(figure: Picture, marks: np.ndarray, *handles: Patch | Line2D) -> None:
+def _legend(figure: Picture, marks: np.ndarray, *handles: Patch | Line2D, note: str = "") -> None:
     first: list = [Line2D([], [], color=OUTLINE, linewidth=1, label="mask")]
     if np.isfinite(marks).any():
         first.append(Patch(facecolor="none", edgecolor=FRACTURED, linewidth=2, label="fractured slice"))
     both = [*first, *handles]
     figure.legend(handles=both, loc="outside lower right", ncols=5 if len(both) < 6 else 4, fontsize=8)
+    figure.text(0.008, 0.012, note, fontsize=8, color=GREY)  # in the legend's strip, at its left

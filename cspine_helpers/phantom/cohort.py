@@ -38,6 +38,7 @@ from cspine_helpers.phantom.weak_truth import WeakTruth, framed, has_boxes, segm
 MADE_BY = "cspine_helpers.phantom"
 PHANTOM_VERSION = 1  # raised by hand when the same seed would give other phantoms, or other packed arrays
 _REMEDY = "Move the cohort aside, and make it again."
+SCHEMATIC = "Schematic: a phantom"  # said below its pictures
 MIN_FRACTURE_VOXELS = 6  # fewer in a slice cannot be seen, and do not make it a fractured slice
 Truth = Literal["full", "rsna"]
 Difficulty = Literal["standard", "hard"]
@@ -371,8 +372,8 @@ def fracture_marks(folder: Path, uid: str, vertebra: str) -> dict[str, Any]:
 
     Returns:
         Of a phantom `fracture` and `neighbours`, each uint8 (T, H, W): the vertebra's own broken bone and
-        that of others in its crop. Of patients `boxes`, those that readers drew around the vertebra's own;
-        nothing where the cohort was packed without any.
+        that of others in its crop; and a `note` that this is a phantom. Of patients `boxes`, those that
+        readers drew around the vertebra's own; nothing where the cohort was packed without any.
 
     Raises:
         ValueError: the cohort has no such phantom, or its table of boxes is not the one that was written.
@@ -383,10 +384,11 @@ def fracture_marks(folder: Path, uid: str, vertebra: str) -> dict[str, Any]:
     """
     if (folder / "cohort.json").is_file():
         one = pd.DataFrame({labels.UID: [uid], "vertebra": [vertebra]})
-        return {
+        marks = {
             name: fracture_truth(folder, one, workers=1, neighbour=others)[0]
             for name, others in (("fracture", False), ("neighbours", True))
         }
+        return marks | {"note": SCHEMATIC}
     path = folder / "packed" / "boxes.csv"
     if not path.is_file():
         return {}
