@@ -173,6 +173,22 @@ def test_maps_that_are_not_of_this_ct_are_refused_by_name(tmp_path):
     refusal(lambda: write_scanner_map(tmp_path, "1.2", np.zeros((2, 2, 2)), volume, method="x"), "(2, 2, 2)")
     with pytest.raises(ValueError, match="file names"):
         write_scanner_map(tmp_path, "../1", np.zeros(volume.hu.shape), volume, method="x")
+    for method in ("../../evil", "a/b", ""):
+        refusal(
+            lambda method=method: write_scanner_map(
+                tmp_path, "1.2", np.zeros(volume.hu.shape), volume, method=method
+            ),
+            "letters, digits and '_'",
+            repr(method),
+        )
+    for bad in (np.nan, np.inf, 1e300):
+        whole = np.full(volume.hu.shape, bad)
+        refusal(
+            lambda whole=whole: write_scanner_map(tmp_path, "1.2", whole, volume, method="x"), "1.2", "NaN"
+        )
+    for call in (scanner_map, peaks):
+        refusal(lambda call=call: call({"T1": values}, {"T1": crop}, volume), "C1 … C7", "'T1'")
+        refusal(lambda call=call: call({"C4": values[:, :0]}, {"C4": crop}, volume), "C4", "(2, 0, 4)")
     assert not list(tmp_path.iterdir())
 
 
@@ -266,6 +282,17 @@ def test_what_cannot_be_explained_is_one_sentence(explained, tmp_path, monkeypat
     code, out, err = explained(*arguments.split())
     assert (code, out, sentence in err) == (100, "", True), err
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_long_name_of_a_run_does_not_push_the_notice_out_of_the_header(tmp_path):
+    volume = volume_of()
+    for run in ("r" * 64, "ü" * 64):
+        (path,) = write_scanner_map(
+            tmp_path, "1.2", np.zeros(volume.hu.shape), volume, method="integrated_gradients", run=run
+        )
+        said = nibabel.load(path).header["descrip"].item().decode()
+        assert said.startswith(f"integrated_gradients of {run[:20]}")
+        assert said.endswith(", research only")
 
 
 def test_vertebrae_and_layers_that_are_not_there_are_named(tmp_path):

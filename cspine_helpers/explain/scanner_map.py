@@ -4,6 +4,7 @@ Each map covers the square crop of its vertebra, and the native slices that were
 it is interpolated along Z, within a slice as the network's picture was cut; outside it is 0.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from cspine_helpers.files.paths import check_uids, listing
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.packed import Crop, PackedVertebra, sequence_path
 
+_METHOD = re.compile(r"[a-z0-9_]{1,40}")
 MAP, CT = "{uid}_{method}.nii.gz", "{uid}_ct.nii.gz"
 
 
@@ -142,10 +144,12 @@ def _check(maps: Mapping[str, np.ndarray], pieces: Mapping[str, Piece], volume: 
             f"Nothing says where in the CT {listing(gone, quoted=False)} was cut. Hand in a piece for each "
             "map."
         )
+    if unknown := [name for name in maps if name not in VERTEBRAE]:
+        raise ValueError(f"Maps are of vertebrae, C1 … C7; found {listing(unknown)}. Name them so.")
     ends = volume.hu.shape
     for name, values in maps.items():
         piece, shape = pieces[name], np.shape(values)
-        if len(shape) != 3 or shape[0] != len(piece.slice_indices):
+        if len(shape) != 3 or shape[0] != len(piece.slice_indices) or not min(shape):
             raise ValueError(
                 f"{name}: a map is (T, h, w), with T = {len(piece.slice_indices)} packed slices here; found "
                 f"{shape}. Hand in the map of this sequence."
@@ -189,7 +193,8 @@ def write_scanner_map(
     Raises:
         ImportError: nibabel is not installed.
         OSError: a file cannot be written.
-        ValueError: map and CT differ in shape, or the UID cannot be a file name.
+        ValueError: map and CT differ in shape, a value is no number, or UID or method cannot be in a file's
+            name.
 
     Example:
         >>> volume = Volume(np.zeros((6, 8, 8), np.int16), (2.0, 1.0, 1.0), np.zeros(3), np.eye(3))
@@ -203,13 +208,22 @@ def write_scanner_map(
             f"A map lies on its CT's grid; found {values.shape} and {volume.hu.shape} voxels. Hand in the CT "
             "that it was made for."
         )
+    if not _METHOD.fullmatch(method):
+        raise ValueError(
+            f"A method's name is part of a file's: letters, digits and '_'; found {method!r}. Correct it."
+        )
+    if not (np.abs(values) <= np.finfo(np.float32).max).all():
+        raise ValueError(
+            f"{uid}: its map holds NaN or infinity, or more than float32 does. Compute it again."
+        )
     grid, folder = Grid(volume.steps_mm, volume.origin_mm), Path(folder)
-    said = f"{method} of {run}, research only" if run else f"{method}, research only"
-    files = {MAP: (values.astype(np.float32), said)}
+    room = 79 - len(f"{method} of , research only")  # bytes that NIfTI has for a description
+    of_run = f" of {run.encode()[:room].decode(errors='ignore')}" if run else ""
+    files = {MAP: (values.astype(np.float32), f"{method}{of_run}, research only")}
     if with_ct:
         files[CT] = (volume.hu, "CT in Hounsfield units")
     return [
-        write_nifti(folder / name.format(uid=uid, method=method), array, grid, description=text[:79])
+        write_nifti(folder / name.format(uid=uid, method=method), array, grid, description=text)
         for name, (array, text) in files.items()
     ]
 
