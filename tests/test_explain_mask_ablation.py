@@ -96,6 +96,34 @@ def test_masks_of_another_shape_are_refused(toy, masks):
         ablation.ablate_masks(run, samples, packed, {}, truth=masks[..., :16])
 
 
+def test_what_no_mask_and_no_neighbour_can_be_is_refused(toy, masks):
+    _, samples, _ = toy
+    for odd, says in ((masks[:1], "of .* samples; found"), (masks[:, 0], r"\(N, T, H, W\)")):
+        with pytest.raises(ValueError, match=says):
+            ablation.changed_masks(odd, samples)
+    with pytest.raises(ValueError, match=r"whole pixels, 1 pixel or more; found 1\.5"):
+        ablation.changed_masks(masks, samples, dilation=1.5)
+    table = pd.DataFrame({UID: "1.1", "vertebra": ["C1", "C2"], "label": [0, 1], "probability": 0.5})
+    for odd, says in (
+        (table.assign(vertebra="image"), "Neighbours are vertebrae, C1 … C7; found 'image'"),
+        (table.assign(label=[0, np.nan]), "Labels are 0 or 1; 1 are not: "),
+        (table.assign(probability=[0.5, np.nan]), "1 of 2 probabilities are missing"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ablation.neighbour_effect(odd, threshold=0.5)
+    for threshold in (np.nan, 7):
+        with pytest.raises(ValueError, match="A threshold must be in"):
+            ablation.neighbour_effect(table, threshold=threshold)
+
+
+def test_a_table_without_the_own_masks_is_refused():
+    rows = rows_of("zeroed", [0.9, 0.8, 0.2, 0.1], [1, 1, 0, 0])
+    with pytest.raises(ValueError, match="0 samples with their own mask; not so 'zeroed'"):
+        ablation.mask_ablation_table(rows)
+    with pytest.raises(ValueError, match=r"lacks the column\(s\) 'map_auroc'"):
+        ablation.mask_ablation_table(rows.drop(columns="map_auroc"))
+
+
 def rows_of(change, probability, labels, similarity=np.nan, map_auroc=np.nan):
     table = pd.DataFrame({UID: ["1.1", "1.2", "1.3", "1.4"], "vertebra": "C5", "label": labels})
     return table.assign(change=change, probability=probability, similarity=similarity, map_auroc=map_auroc)

@@ -14,6 +14,7 @@ from torch.nn.functional import max_pool2d
 
 from cspine_helpers.checkpoints import Run
 from cspine_helpers.dataset.sequence import SequenceDataset, make_loader
+from cspine_helpers.decisions.thresholds import check_threshold
 from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.evaluation.intervals import compare
 from cspine_helpers.evaluation.resampling import (
@@ -66,8 +67,8 @@ def changed_masks(
         dilation: pixels in each direction, in the slice.
 
     Raises:
-        ValueError: a vertebra is there once, so that no other study has a mask to swap; names it. A dilation
-            below 1.
+        ValueError: a vertebra is there once, so that no other study has a mask to swap; names it. Masks of
+            another shape, or a dilation below 1.
 
     Example:
         >>> table = pd.DataFrame({UID: ["1.1", "1.2"], "vertebra": "C4"})
@@ -76,8 +77,13 @@ def changed_masks(
         >>> {name: int(mask.sum()) for name, mask in changed_masks(masks, table, dilation=1).items()}
         {'zeroed': 0, 'swapped': 3, 'dilated': 27}
     """
-    if dilation < 1:
-        raise ValueError(f"A mask is dilated by 1 pixel or more; found {dilation}. Correct it.")
+    if dilation < 1 or dilation != int(dilation):
+        raise ValueError(f"A mask is dilated by whole pixels, 1 pixel or more; found {dilation}. Correct it.")
+    if masks.ndim != 4 or len(masks) != len(samples):
+        raise ValueError(
+            f"Masks are (N, T, H, W), of {len(samples)} samples; found {masks.shape}. Read them with "
+            "own_masks(...)."
+        )
     donors, level = np.arange(len(samples)), samples["vertebra"].to_numpy()
     for name in dict.fromkeys(level):
         of_level = np.flatnonzero(level == name)
@@ -200,10 +206,16 @@ def mask_ablation_table(rows: pd.DataFrame, *, confidence: float = 0.95, seed: i
         undefined.
 
     Raises:
-        ValueError: columns are missing.
+        ValueError: columns are missing, or rows of a change.
     """
-    require_columns(rows, ("change", UID, "vertebra", "label", "probability"), what="The ablation's rows")
+    columns = ("change", UID, "vertebra", "label", "probability", "similarity", "map_auroc")
+    require_columns(rows, columns, what="The ablation's rows")
     own, found = rows[rows["change"] == OWN].reset_index(drop=True), []
+    if odd := [name for name, its in rows.groupby("change") if len(its) != len(own)]:
+        raise ValueError(
+            f"Each change has a row for each of the {len(own)} samples with their own mask; not so "
+            f"{listing(odd)}. Pass the rows of ablate_masks(...) whole."
+        )
     for change in [name for name in rows["change"].unique() if name != OWN]:
         other = rows[rows["change"] == change].reset_index(drop=True)
         for vertebra in (ALL, *VERTEBRAE):
@@ -222,8 +234,7 @@ def mask_ablation_table(rows: pd.DataFrame, *, confidence: float = 0.95, seed: i
             found.append(
                 (change, vertebra, "auroc", *_areas(own[of_level], other[of_level], confidence, seed))
             )
-    columns = ["change", "vertebra", "metric", "value", "low", "high", "own", "n"]
-    return pd.DataFrame(found, columns=columns)
+    return pd.DataFrame(found, columns=["change", "vertebra", "metric", "value", "low", "high", "own", "n"])
 
 
 def _areas(
@@ -249,7 +260,7 @@ def broken_neighbour(labels: pd.DataFrame) -> NDArray[np.bool_]:
         labels: StudyInstanceUID, vertebra and label of all vertebrae of each study.
 
     Raises:
-        ValueError: columns are missing.
+        ValueError: columns are missing, vertebrae unknown, or labels other than 0 and 1.
 
     Example:
         >>> table = pd.DataFrame({UID: "1.1", "vertebra": list(VERTEBRAE), "label": [0, 1, 0, 0, 0, 0, 0]})
@@ -257,6 +268,13 @@ def broken_neighbour(labels: pd.DataFrame) -> NDArray[np.bool_]:
         [True, False, True, False, False, False, False]
     """
     require_columns(labels, (UID, "vertebra", "label"), what="The labels")
+    if unknown := [name for name in labels["vertebra"].unique() if name not in VERTEBRAE]:
+        raise ValueError(f"Neighbours are vertebrae, C1 … C7; found {listing(unknown)}. Leave them out.")
+    if not (known := labels["label"].isin((0, 1))).all():
+        raise ValueError(
+            f"Labels are 0 or 1; {(~known).sum()} are not: {listing(labels.loc[~known, 'label'].unique())}. "
+            "Leave out the studies whose truth is unknown."
+        )
     uids, places = labels[UID].tolist(), labels["vertebra"].map(VERTEBRAE.index).tolist()
     broken = {(uid, place) for uid, place, label in zip(uids, places, labels["label"], strict=True) if label}
     beside = [
@@ -291,7 +309,8 @@ def neighbour_effect(
         `alarms, n, patients`. NaN where there is none.
 
     Raises:
-        ValueError: columns are missing, or `exposed` has another length.
+        ValueError: columns or probabilities are missing, the threshold is none, or `exposed` has another
+            length; see `broken_neighbour`.
 
     Example:
         >>> found = neighbour_effect(predictions[predictions["split"] == "test"], threshold=0.5)
@@ -299,6 +318,11 @@ def neighbour_effect(
         ['broken', 'intact', 'difference']
     """
     require_columns(predictions, (UID, "vertebra", "label", "probability"), what="The predictions")
+    check_threshold(threshold)
+    if (missing := predictions["probability"].isna()).any():
+        raise ValueError(
+            f"{missing.sum()} of {len(missing)} probabilities are missing. Predict these samples again."
+        )
     beside = broken_neighbour(predictions) if exposed is None else np.asarray(exposed, dtype=bool)
     if beside.shape != (len(predictions),):
         raise ValueError(
