@@ -152,6 +152,31 @@ def test_maps_that_cannot_be_drawn_are_refused():
         explanations.maps_sheet([explained(methods=["grad_cam"]), explained(methods=["occlusion"])])
     with pytest.raises(ValueError, match=r"bone of C5, slice 7 is of shape \(9, 9\)"):
         explanations.maps_sheet([explained(bone=np.ones((9, 9)))])
+    with pytest.raises(ValueError, match=r"is \(h, w\); found \(2, 8, 8\) for C5, slice 7"):
+        explanations.maps_sheet([explained(methods=["grad_cam"], maps={"grad_cam": np.ones((2, 8, 8))})])
+
+
+def test_a_map_of_nan_says_so():
+    case = explained(methods=["grad_cam"], maps={"grad_cam": np.full((8, 8), np.nan)})
+    words = {text.get_text() for axes in explanations.maps_sheet([case]).axes for text in axes.texts}
+    assert "holds NaN or infinity" in words
+
+
+@pytest.mark.parametrize(
+    ("draw", "table"),
+    [
+        (explanations.localisation_dots, localised),
+        (explanations.sanity_curves, randomised),
+        (explanations.perturbation_curves, perturbed),
+        (explanations.mask_ablation_dots, ablated),
+    ],
+)
+def test_a_table_of_something_else_is_refused_by_its_columns(draw, table):
+    for gone in ("method", "change", "value", "low", "similarity", "probability", "step", "share"):
+        whole = table([*explanations.METRICS]) if table is localised else table()
+        if gone in whole and (draw, gone) != (explanations.perturbation_curves, "low"):
+            with pytest.raises(ValueError, match=rf"table to draw lacks the column\(s\) '{gone}'"):
+                draw(whole.drop(columns=gone))
 
 
 def test_trivial_maps_are_grey_last_and_their_best_is_the_line_to_beat():

@@ -209,6 +209,16 @@ def test_the_winner_of_the_search_has_the_star_also_where_not_deferring_won(winn
     assert len(dots) == better.sum()
     with pytest.raises(ValueError, match="found 0 and 2 rows"):
         triage.search_heatmap(table[table["kind"] == "no deferral"])
+    with pytest.raises(ValueError, match=r"table of a search lacks the column\(s\) 'winner'"):
+        triage.search_heatmap(table.drop(columns="winner"))
+
+
+def test_a_simulation_without_rows_or_columns_is_refused():
+    row = {"confidence": "none", "violation_rate": 0.1, "low": 0.0, "high": 0.2, "redraws": 10}
+    with pytest.raises(ValueError, match="the table of a simulation has no rows"):
+        triage.violation_dots(pd.DataFrame([row]).head(0), delta=0.1)
+    with pytest.raises(ValueError, match=r"table of a simulation lacks the column\(s\) 'redraws'"):
+        triage.violation_dots(pd.DataFrame([row]).drop(columns="redraws"), delta=0.1)
 
 
 def test_answers_of_1000_patients_add_up_and_are_written_in_their_bars():

@@ -15,6 +15,7 @@ from cspine_helpers.figures import style
 from cspine_helpers.figures.radiographs import TRUTH, Overlay, draw_image, draw_marks, write_call
 from cspine_helpers.figures.style import FRACTURED, GREY, INK, INTACT, Picture, canvas, in_style, whole_inches
 from cspine_helpers.files.paths import listing
+from cspine_helpers.files.tables import require_columns
 from cspine_helpers.labels import VERTEBRAE
 
 MAP = style.SKY  # what a map says, as a predicted mask does
@@ -53,6 +54,7 @@ _LOOKS = (
     (style.SKY, "-.", "X"),
 )
 _WIDEST = 10.8  # inches
+_TABLE = "The table to draw"
 
 
 def method_name(method: str) -> str:
@@ -84,11 +86,12 @@ def maps_sheet(cases: Sequence[Explained], *, title: str = "") -> Picture:
     """A row for each case: the image with the true outline, then each method's map over it.
 
     Only the positive part of a map is drawn, from 0 to its own maximum, which a cross marks; a map without
-    a positive part says so. So shades of two panels do not compare: the numbers below them do. Shades grow
-    with the square root, so that weak parts of a narrow map are seen.
+    a positive part, or with NaN, says so. So shades of two panels do not compare: the numbers below them do.
+    Shades grow with the square root, so that weak parts of a narrow map are seen.
 
     Raises:
-        ValueError: there is no case, cases differ in their methods, or a mask in shape from its image.
+        ValueError: there is no case, cases differ in their methods, a mask in shape from its image, or a
+            map is not of one slice.
 
     Example:
         >>> case = Explained(np.zeros((64, 64), np.uint8), 1, 0.9, True, truth=np.eye(64),
@@ -145,10 +148,16 @@ def _bone(axes: Axes, each: Explained) -> None:
 
 def _map(axes: Axes, each: Explained, values: NDArray) -> None:
     """The positive part over the image, in the image's frame whatever the map's grid, and its maximum."""
+    if values.ndim != 2 or not values.size:
+        raise ValueError(
+            f"A map over an image is (h, w); found {values.shape} for {each.caption or 'an image'}. Pass "
+            "that of one slice."
+        )
     draw_image(axes, each)
     height, width = each.image.shape
     if not np.isfinite(values).all() or values.max() <= 0 or np.ptp(values) == 0:
-        words = "constant" if np.isfinite(values).all() and values.max() > 0 else "no positive part"
+        words = "constant" if values.max() > 0 else "no positive part"
+        words = words if np.isfinite(values).all() else "holds NaN or infinity"
         axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=INK, fontsize=8,
                   bbox=style.UNDER)  # fmt: skip
     else:
@@ -189,7 +198,7 @@ def localisation_dots(
         >>> table = pd.DataFrame(rows).assign(low=0.7, high=0.95)
         >>> figure = localisation_dots(table, metrics=["auroc"])
     """
-    _require(table, metrics)
+    _require(table, metrics, "method")
     named = list(dict.fromkeys(table["method"]))
     methods = [name for name in named if name not in trivial] + [name for name in named if name in trivial]
     return _dots(table, methods, metrics, trivial, title, best=True)
@@ -220,7 +229,7 @@ def difference_dots(
         >>> rows = {"method": ["grad_cam"], "metric": "auroc", "value": 0.1, "low": 0.05, "high": 0.15}
         >>> figure = difference_dots(pd.DataFrame(rows), metrics=["auroc"])
     """
-    _require(table, metrics)
+    _require(table, metrics, "method")
     table = table.rename(columns={of: "method"})
     figure = _dots(table, list(dict.fromkeys(table["method"])), metrics, (), title, best=False)
     for axes in figure.axes:
@@ -229,7 +238,8 @@ def difference_dots(
     return figure
 
 
-def _require(table: pd.DataFrame, metrics: Sequence[str]) -> None:
+def _require(table: pd.DataFrame, metrics: Sequence[str], *columns: str) -> None:
+    require_columns(table, (*columns, "metric", "value", "low", "high"), what=_TABLE)
     if missing := [name for name in metrics if name not in set(table["metric"])]:
         known = listing(dict.fromkeys(table["metric"]))
         raise ValueError(f"The table has no row of {listing(missing)}; it has {known}. Choose among these.")
@@ -302,13 +312,14 @@ def sanity_curves(
         title: above both.
 
     Raises:
-        ValueError: more methods than can be told apart.
+        ValueError: more methods than can be told apart; columns are missing.
 
     Example:
         >>> rows = {"method": "grad_cam", "step": [0, 1], "layer": ["trained", "head"],
         ...         "similarity": [1, 0.3], "auroc": [0.9, 0.6]}
         >>> figure = sanity_curves(pd.DataFrame(rows), limit=0.5)
     """
+    require_columns(table, ("method", "step", "layer", "similarity", "auroc"), what=_TABLE)
     methods = list(dict.fromkeys(table["method"]))
     looks = _looks([name for name in methods if name not in trivial])
     layers = table.drop_duplicates("step").sort_values("step")["layer"]
@@ -368,6 +379,7 @@ def perturbation_curves(table: pd.DataFrame, *, title: str = "") -> Picture:
         >>> rows = {"method": "grad_cam", "curve": "deletion", "share": [0, 1], "probability": [0.9, 0.1]}
         >>> figure = perturbation_curves(pd.DataFrame(rows))
     """
+    require_columns(table, ("method", "curve", "share", "probability"), what=_TABLE)
     curves = [name for name in ("deletion", "insertion") if name in set(table["curve"])]
     if not curves:
         raise ValueError("The table has neither curve, deletion or insertion. Pass one of both.")
@@ -419,7 +431,7 @@ def mask_ablation_dots(
         >>> row = {"change": "zeroed", "vertebra": "all", "metric": "auroc", "value": -0.1, "low": -0.2}
         >>> figure = mask_ablation_dots(pd.DataFrame([row | {"high": 0.0}]), metrics=["auroc"])
     """
-    _require(table, metrics)
+    _require(table, metrics, "change", "vertebra")
     names = list(dict.fromkeys(table["change"]))
     looks, known = _looks(names), set(table["vertebra"])
     places = [name for name in ("all", *VERTEBRAE) if name in known]

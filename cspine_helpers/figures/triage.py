@@ -23,6 +23,7 @@ from cspine_helpers.figures.style import (
     whole_inches,
 )
 from cspine_helpers.files.paths import listing
+from cspine_helpers.files.tables import require_columns
 
 PLAIN = "distance"  # from the threshold: what any other confidence has to beat
 ANSWERS = {"negative": INTACT, "inconclusive": INCONCLUSIVE, "positive": FRACTURED}
@@ -334,7 +335,7 @@ def search_heatmap(table: pd.DataFrame, *, objective: str = "value", title: str 
         title: above all.
 
     Raises:
-        ValueError: the table has no row without deferral, or no setting.
+        ValueError: the table has no row without deferral, or no setting; columns are missing.
 
     Example:
         >>> rows = {"kind": ["no deferral", "setting"], "confidence": ["none", "distance"]}
@@ -342,6 +343,8 @@ def search_heatmap(table: pd.DataFrame, *, objective: str = "value", title: str 
         >>> table = table.assign(held_out_value=[-0.08, -0.09], winner=[True, False])
         >>> figure = search_heatmap(table, objective="expected cost, turned around")
     """
+    columns = ("kind", "guaranteed", "p_low", "confidence", "alpha", "deferred", "held_out_value", "winner")
+    require_columns(table, columns, what="The table of a search")
     tried, plain = (table[table["kind"] == kind] for kind in ("setting", "no deferral"))
     if tried.empty or plain.empty:
         raise ValueError(
@@ -460,10 +463,17 @@ def violation_dots(table: pd.DataFrame, *, delta: float, title: str = "") -> Pic
         delta: the violation rate allowed.
         title: above the axes.
 
+    Raises:
+        ValueError: columns or rows are missing.
+
     Example:
         >>> row = {"confidence": "adversarial", "violation_rate": 0.08, "low": 0.06, "high": 0.1}
         >>> figure = violation_dots(pd.DataFrame([row | {"redraws": 1000}]), delta=0.1)
     """
+    columns = ("confidence", "violation_rate", "low", "high", "redraws")
+    require_columns(table, columns, what="The table of a simulation")
+    if table.empty:
+        raise ValueError("There is nothing to draw: the table of a simulation has no rows. Redraw some.")
     figure, axes = canvas(8, whole_inches(0.38 * len(table) + 1.3))
     for at, row in enumerate(table.rename(columns={"violation_rate": "value"}).to_dict("records")):
         style.interval_dot(axes, row, at, INK)
