@@ -281,8 +281,9 @@ def test_what_no_confidence_can_be_is_refused(cases):
         fit_confidence("entropie", cases, p_low=P_LOW)
     with pytest.raises(ValueError, match="take an α, and only they do"):
         Confidence("distance", 0.1, alpha=0.4)
-    with pytest.raises(ValueError, match="threshold must be in"):
-        Confidence("distance", 1.5)
+    for p_low in (1.5, "0.2", None):
+        with pytest.raises(ValueError, match=f"threshold must be in .* found {p_low}"):
+            Confidence("distance", p_low)
     with pytest.raises(ValueError, match="missing or unknown: 'settings'"):
         Confidence.from_record({"name": "distance", "p_low": 0.1, "alpha": None})
     for record in (None, [1]):

@@ -224,3 +224,5 @@ def test_worlds_that_cannot_be_simulated_are_refused():
         simulate_triage(table.assign(label=1))
     with pytest.raises(ValueError, match="C1 … C7 each; found 209 vertebrae of 30 studies"):
         simulate_triage(table.iloc[1:])
+    with pytest.raises(ValueError, match="The table of features lacks the column"):
+        simulate_triage(table, pd.DataFrame({"entropy": [0.5]}), redraws=2)

@@ -18,6 +18,7 @@ from cspine_helpers.decisions.guarantees import Average, Guarantee, RecallTarget
 from cspine_helpers.decisions.triage import Triage, patient_answers
 from cspine_helpers.decisions.triage_search import Answered, SearchRule
 from cspine_helpers.evaluation.cases import Aggregation, Cases
+from cspine_helpers.files.tables import require_columns
 from cspine_helpers.labels import UID, VERTEBRAE
 from cspine_helpers.predictions import validate_predictions
 
@@ -227,6 +228,7 @@ class _World:
             )
         self.names, self.features = names, None
         if features is not None:
+            require_columns(features, (UID, "vertebra"), what="The table of features")
             keys = pd.MultiIndex.from_arrays([self.cases.study, self.cases.unit], names=[UID, "vertebra"])
             self.features = features.set_index([UID, "vertebra"]).reindex(keys).reset_index()
         places = {uid: place for place, uid in enumerate(patients.study)}

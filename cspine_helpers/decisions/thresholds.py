@@ -6,6 +6,7 @@ A threshold is chosen at one level, for vertebrae or for patients, and is refuse
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from fractions import Fraction
+from numbers import Real
 from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
@@ -251,7 +252,7 @@ def check_threshold(threshold: float) -> None:
     Raises:
         ValueError: it is outside [0, 1], or NaN.
     """
-    if not 0 <= threshold <= 1:
+    if not isinstance(threshold, Real) or not 0 <= float(threshold) <= 1:
         raise ValueError(f"A threshold must be in [0, 1]; found {threshold}. Choose it again.")
 
 
