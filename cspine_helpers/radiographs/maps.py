@@ -138,14 +138,14 @@ def map_radiographs(
         ValueError: There is no method 'colours' to map with. Choose one of 'grad_cam', ...
     """
     # 1. What is asked for.
+    if method not in RADIOGRAPH_METHODS:
+        known = listing(RADIOGRAPH_METHODS)
+        raise ValueError(f"There is no method {method!r} to map with. Choose one of {known}.")
     if not isinstance(run.config, RadiographConfig):
         raise ValueError(
             f"The run {run.folder.name} is of sequences, not of radiographs. Those are mapped by "
             "explain.map_sequences(...)."
         )
-    if method not in RADIOGRAPH_METHODS:
-        known = listing(RADIOGRAPH_METHODS)
-        raise ValueError(f"There is no method {method!r} to map with. Choose one of {known}.")
     if images.ndim != 3 or len(images) == 0:
         raise ValueError(
             f"Radiographs to map are uint8 (N, H, W), one or more in frames of one shape; found "
