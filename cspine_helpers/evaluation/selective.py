@@ -6,8 +6,9 @@ deferred case adds nothing. Where cases share a confidence, no order of them is 
 every number here is the mean over all orders, in closed form. A confidence may be infinite: -∞ is deferred
 before all others.
 
-Patients are resampled. In simulations of 70 patients with 1 or 7 cases each, 95 % intervals of areas, risks
-and their differences held the truth 94 to 99 times in 100.
+Patients are resampled. In simulations of 30 to 70 patients with 1 or 7 cases each, 95 % intervals of areas
+held the truth 94 to 99 times in 100; of risks and their differences 88 times or more, also at the coverage
+where the first answers are wrong, and mostly 95 to 100 times.
 
 Source: risk and coverage, Geifman and El-Yaniv, NeurIPS (2017); AURC and e-AURC, Geifman, Uziel and El-Yaniv,
 ICLR (2019); AUGRC, Traub et al., NeurIPS (2024).
