@@ -183,7 +183,7 @@ def test_deferral_leaves_the_guarantee_as_it_is_whatever_defers():
     assert 0.01 < alone["violation_rate"] <= delta + 0.03  # not 0, or this would show nothing
     same = ["no_threshold", "violations", "recall_5", "recall_50", "recall_95"]
     assert (found.drop("search")[same] == alone[same]).all(axis=None)
-    assert (found.drop(["none", "search"])["coverage"] < 0.85).all()
+    assert (found.drop("none")["coverage"] < 0.85).all()  # the search defers, too
     assert found.loc["adversarial", "recall_lost"] < found.loc["random", "recall_lost"] - 0.1
 
 

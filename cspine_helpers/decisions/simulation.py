@@ -151,7 +151,8 @@ def simulate_triage(
 
     Beside the confidences of `CONFIDENCES` three try to break the guarantee: `random`; `adversarial`, which
     knows the labels and defers fractured patients first; and `search`, which picks the cheapest of several
-    recalls, sharing δ, and of several cuts by the adversary: its own recall must hold.
+    recalls, sharing δ, and of several cuts by the adversary or by the plain probability: its own recall must
+    hold.
 
     Args:
         predictions: of C1 … C7 of each patient, the world; None: 500 patients drawn from `Truth`.
@@ -271,25 +272,28 @@ class _World:
                 here, there = fit.of(known, features), fit.of(self.cases, self.features)
             cut = Answered.of(known, here, p_low, by_vertebra=True).cut(deferred)
             found[name] = self._result(guarantee, there, cut)
-        best = self._search(known, knows[0], recall, delta, rng)
+        best, cut, by_adversary = self._search(known, knows[0], recall, delta, rng)
         adversary = rng.random(len(self.cases)) - 2 * knows[1][self.whose]
-        return found | {SEARCH: self._result(best[0], adversary, best[1])}
+        sure = adversary if by_adversary else self.cases.probability
+        return found | {SEARCH: self._result(best, sure, cut)}
 
     def _search(
         self, known: Cases, ill: NDArray, recall: float, delta: float, rng: np.random.Generator
-    ) -> tuple[Guarantee, float | None]:
-        """The guarantee and cut of the lowest cost on the drawn patients, by the adversary's confidence."""
+    ) -> tuple[Guarantee, float | None, bool]:
+        """The guarantee and cut of the lowest cost on the drawn patients; whether by the adversary."""
         recalls = [recall - 0.1, recall - 0.05, recall]
         rule, tried = SearchRule(), []
         for asked in recalls:
             guarantee = _guarantee_of(known, asked, delta / len(recalls))
             p_low = 0.0 if guarantee.threshold is None else guarantee.threshold
-            part = Answered.of(known, rng.random(len(known)) - 2 * ill, p_low, by_vertebra=True)
-            for share in _SEARCHED:
-                cut = part.cut(share) if share else None
-                tried.append((rule.value(part.labels, part.answers(cut)), guarantee, cut))
-        _, guarantee, cut = max(tried, key=lambda each: each[0])
-        return guarantee, cut
+            adversary = rng.random(len(known)) - 2 * ill
+            for confidence in (adversary, known.probability):
+                part = Answered.of(known, confidence, p_low, by_vertebra=True)
+                for share in _SEARCHED:
+                    cut = part.cut(share) if share else None
+                    cost = rule.value(part.labels, part.answers(cut))
+                    tried.append((cost, guarantee, cut, confidence is adversary))
+        return max(tried, key=lambda each: each[0])[1:]
 
     def _result(
         self, guarantee: Guarantee, confidence: NDArray | None, cut: float | None
