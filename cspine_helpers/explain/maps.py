@@ -51,6 +51,16 @@ Target = Callable[[Any], Tensor]  # a network's output → the fracture logit, (
 # ------------------------------------------------------------------------------------------------ layers
 
 
+def _probe(network: nn.Module, example: Sequence[Tensor], hooks: Sequence[Any]) -> None:
+    """Run a network once for what its hooks note, and remove them."""
+    try:
+        with torch.no_grad():
+            network(*example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def layers(network: nn.Module, *example: Tensor) -> pd.DataFrame:
     """The layers of a network that give feature maps, in the order in which they compute them.
 
@@ -82,12 +92,7 @@ def layers(network: nn.Module, *example: Tensor) -> pd.DataFrame:
         return hook
 
     hooks = [module.register_forward_hook(note(name)) for name, module in network.named_modules() if name]
-    try:
-        with torch.no_grad():
-            network(*example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _probe(network, example, hooks)
     if not rows:
         raise ValueError(
             f"{type(network).__name__} has no layer that gives feature maps (images, features, height, "
@@ -209,12 +214,7 @@ def grid_of(network: nn.Module, layer: str | None, *example: Tensor) -> Grid:
     ways = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
     hooks = [each.register_forward_hook(follow) for each in network.modules() if isinstance(each, ways)]
     hooks.append(_module(network, layer).register_forward_hook(end))
-    try:
-        with torch.no_grad():
-            network(*example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _probe(network, example, hooks)
     if not ended:
         raise _without_maps(network, layer, example)
     return ended[0]

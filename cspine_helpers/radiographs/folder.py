@@ -189,16 +189,10 @@ def predict_folder(
     known = _Training.of(predictor)
 
     # 2. Each image.
-    rows, masks, unreadable = [], [], []
+    rows, masks = [], []
+    unreadable: list[dict[str, str]] = []
     with _staged(out, replace=replace) as staging:
-        for path in tqdm(files, desc="predict", unit="image", mininterval=1):
-            name = printable(path.relative_to(folder).as_posix())
-            try:
-                image = read_radiograph(path)
-                _check_size(image)
-            except (OSError, ValueError) as error:
-                unreadable.append({"file": name, "reason": why_unusable(error)})
-                continue
+        for path, name, image in _readable(files, folder, "predict", unreadable):
             answer = predictor.predict(image)
             called = answer.probability >= limit
             rows.append(
@@ -264,16 +258,10 @@ def explain_folder(
     _check_apart(folder, out)
     _check_free(out, replace=replace)
     files, _ = find_radiographs(folder)
-    size, rows, unreadable = {"long": run.config.long, "short": run.config.short}, [], []
+    size, rows = {"long": run.config.long, "short": run.config.short}, []
+    unreadable: list[dict[str, str]] = []
     with _staged(out, replace=replace) as staging:
-        for path in tqdm(files, desc=method, unit="image", mininterval=1):
-            name = printable(path.relative_to(folder).as_posix())
-            try:
-                image = read_radiograph(path)
-                _check_size(image)
-            except (OSError, ValueError) as error:
-                unreadable.append({"file": name, "reason": why_unusable(error)})
-                continue
+        for _, name, image in _readable(files, folder, method, unreadable):
             pixels = Frame.of(*image.shape, **size).pixels(image)
             found = map_radiographs(run, pixels[None], method=method, layer=layer)
             values = found.on_radiograph(0, *image.shape)
@@ -349,6 +337,21 @@ def _write_png(picture: NDArray[Any], path: Path) -> None:
     if not done:
         raise OSError(f"{path.name} cannot be written as PNG.")
     path.write_bytes(content.tobytes())  # cv2 itself would not say that a disk is full
+
+
+def _readable(
+    files: list[Path], folder: Path, doing: str, unreadable: list[dict[str, str]]
+) -> Iterator[tuple[Path, str, NDArray[np.uint8]]]:
+    """Each file that can be read, its name below the folder, its pixels; the others go to `unreadable`."""
+    for path in tqdm(files, desc=doing, unit="image", mininterval=1):
+        name = printable(path.relative_to(folder).as_posix())
+        try:
+            image = read_radiograph(path)
+            _check_size(image)
+        except (OSError, ValueError) as error:
+            unreadable.append({"file": name, "reason": why_unusable(error)})
+            continue
+        yield path, name, image
 
 
 def _check_size(image: NDArray[np.uint8]) -> None:
