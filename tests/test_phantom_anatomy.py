@@ -75,6 +75,13 @@ def test_the_skull_base_has_condyles_above_the_atlas_and_a_hole_for_the_cord(bon
     assert not (skull[:, 35 + 14, 45] < 0).any()
 
 
+def test_transverse_processes_of_c3_to_c6_end_in_two_tubercles_with_a_groove_between(bones):
+    for level, d in DIMENSIONS.items():
+        row = bones[level][31, :, round(d.transverse_x) - 1 + 45] < 0
+        pieces = ndimage.label(row)[1]
+        assert pieces == (2 if level in ("C3", "C4", "C5", "C6") else 1), level
+
+
 def test_foramina_transversaria_are_open_in_c1_to_c7_only(bones):
     assert at(bones["C1"], 26.5, 3, 0) > 0
     for level, d in DIMENSIONS.items():

@@ -281,6 +281,7 @@ def _typical(level: str, solid: _Solid) -> None:
     cy, ay, px = d.canal_y, d.arch_y, d.pillar_x
     half, height = d.lamina
     lift = 2.0 if level == "C2" else 0.0
+    has_tubercles = level in ("C3", "C4", "C5", "C6")
     tall = 2.1 if level in ("C3", "C4", "C5") else 1.8
     solid.body(d.body, uncinate_mm=0.0 if level in ("C2", "T1") else 4.0)
     if level == "C2":
@@ -291,11 +292,15 @@ def _typical(level: str, solid: _Solid) -> None:
     for s in (-1.0, 1.0):
         solid.capsule((a * 0.8 * s, b * 0.45, -1.0), (px * 0.95 * s, cy - 3.5, -1.0), 2.8, tall=1.25)
         solid.pillar((px * s, cy - 1.0, 0.5), 5.7, 5.0, above_mm=2.0 if level == "C2" else 8.2)
-        reach = (d.transverse_x - a * 0.8) / 2
+        reach = (d.transverse_x - a * 0.8 - (1.5 if has_tubercles else 0.0)) / 2
         solid.ellipsoid(((a * 0.8 + reach) * s, 2.5, 0.5), (reach, 6.0, 3.8))
         solid.capsule(
             (px * 0.97 * s, cy + 3.0, 1.0 - lift), (0.8 * s, ay, 2.5 - lift), half, tall=height / half
         )
+        if has_tubercles:  # two tubercles, with the nerve's groove between
+            tx = d.transverse_x
+            solid.capsule(((tx - 6.0) * s, 0.0, 0.5), ((tx - 2.0) * s, -3.5, 0.0), 2.0)
+            solid.capsule(((tx - 6.0) * s, 5.0, 0.5), ((tx - 2.0) * s, 8.0, 2.0), 2.0)
         if d.foramen:
             solid.drill((a + 5.2) * s, 2.0, d.foramen, d.foramen, 9.0)
     length, drop, radius = d.spinous

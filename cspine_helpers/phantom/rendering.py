@@ -333,7 +333,7 @@ def _scan(tissue: Array, patient: _Patient, rng: np.random.Generator) -> Array:
     shoulders = np.clip(np.linspace(-1.2, 1.0, tissue.shape[0], dtype=np.float32), 0, 1)[:, None, None]
     noise = rng.standard_normal(tissue.shape, dtype=np.float32)
     noise *= np.float32(patient.noise_hu / np.prod([_noise_left(its) for its in sigma])) * (1 + shoulders)
-    noise += tissue
+    noise += tissue  # one filter for both: it is a third of all the time
     volume = ndimage.gaussian_filter(noise, sigma, truncate=_KERNEL_REACH)
     streak = rng.standard_normal(tissue.shape[:2], dtype=np.float32)[:, :, None]
     volume += streak * shoulders * np.float32(0.7 * patient.noise_hu)
