@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from cspine_helpers.phantom.anatomy import DIMENSIONS, LocalGrid, vertebra_distance
+from cspine_helpers.phantom.anatomy import DIMENSIONS, SKULL, LocalGrid, vertebra_distance
 
 LEVELS = ("C1", *DIMENSIONS)
 
@@ -39,6 +40,46 @@ def test_atlas_is_a_ring_without_body_or_spinous_process(bones):
 def test_only_the_axis_has_a_dens(bones):
     for level in DIMENSIONS:
         assert (at(bones[level], 0, 0, -18) < 0) == (level == "C2")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_arch_is_closed_at_the_height_of_the_body(bones, level):
+    middle = 14 if level == "C1" else round(DIMENSIONS[level].canal_y)
+    for z in (-2, 0, 2):
+        plane = bones[level][z + 30] < 0
+        assert not plane[middle + 35, 45]
+        assert ndimage.binary_fill_holes(plane)[middle + 35, 45], z
+
+
+@pytest.mark.parametrize("level", [level for level in DIMENSIONS if level != "C2"])
+def test_facets_slope_down_to_the_back_at_45_degrees(bones, level):
+    d = DIMENSIONS[level]
+    column = bones[level][:, :, round(d.pillar_x) + 45] < 0
+    rows = [round(d.canal_y) - 1 + offset for offset in (-2, 2)]
+    tops, bottoms = zip(*(np.flatnonzero(column[:, row + 35])[[0, -1]] for row in rows), strict=True)
+    assert tops[1] - tops[0] == pytest.approx(4, abs=1)  # as far down as back
+    assert bottoms[1] - bottoms[0] == pytest.approx(4, abs=1)
+
+
+def test_the_skull_base_has_condyles_above_the_atlas_and_a_hole_for_the_cord(bones):
+    skull = vertebra_distance(SKULL, grid())
+    lowest = np.flatnonzero((skull[:, 30:45, 40:70] < 0).any(axis=(1, 2))).max() - 30
+    assert -9 < lowest < -6  # of a condyle, in the cup of the lateral mass
+    for x in (-16, 16):
+        assert at(skull, x, -1, -12) < 0
+    for z in range(-30, 0):
+        assert at(skull, 0, 14, z) > 3  # foramen magnum
+    assert at(skull, 0, -12, -19) < 0  # clivus
+    squama = skull[:, 35 + 40, 45] < 0
+    assert squama.any()
+    assert not (skull[:, 35 + 14, 45] < 0).any()
+
+
+def test_transverse_processes_of_c3_to_c6_end_in_two_tubercles_with_a_groove_between(bones):
+    for level, d in DIMENSIONS.items():
+        row = bones[level][31, :, round(d.transverse_x) - 1 + 45] < 0
+        pieces = ndimage.label(row)[1]
+        assert pieces == (2 if level in ("C3", "C4", "C5", "C6") else 1), level
 
 
 def test_foramina_transversaria_are_open_in_c1_to_c7_only(bones):

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from cspine_helpers.ct.volume import bounding_box
 from cspine_helpers.labels import VERTEBRAE
 from cspine_helpers.phantom import rendering
-from cspine_helpers.phantom.anatomy import vertebra_distance
+from cspine_helpers.phantom.anatomy import DIMENSIONS, vertebra_distance
 from cspine_helpers.phantom.rendering import Study, render_study, study_uid
 
 INTACT = dict.fromkeys(VERTEBRAE, 0)
@@ -67,6 +70,50 @@ def test_only_vertebrae_with_the_label_are_broken(intact, broken):
     assert not intact.fracture_map.any()
     assert np.unique(broken.fracture_map).tolist() == list(range(8))
     assert (broken.label_map[broken.fracture_map > 0] == broken.fracture_map[broken.fracture_map > 0]).all()
+
+
+def test_vertebrae_are_parted_by_a_joint_space_even_where_they_are_fractured(intact, broken):
+    for study in (intact, broken):
+        for number in range(1, 7):
+            window = ndimage.find_objects(np.isin(study.label_map, (number, number + 1)).astype(int))[0]
+            bone = study.label_map[window]
+            away = ndimage.distance_transform_edt(bone != number, sampling=study.spacing_mm)
+            # from voxel to voxel; a facet joint is 2 to 3 mm wide at most
+            assert 1.3 < away[bone == number + 1].min() < 3.5, VERTEBRAE[number]
+
+
+def test_there_is_a_skull_above_the_atlas_that_has_no_label(intact):
+    top = np.flatnonzero((intact.label_map == 1).any(axis=(1, 2)))[0]
+    above = (intact.volume_hu[: top - 4] > 300) & (intact.label_map[: top - 4] == 0)
+    assert above.sum() * np.prod(intact.spacing_mm) > 3000
+    middle = round(ndimage.center_of_mass(intact.label_map == 1)[2])
+    left, right = above[:, :, middle:].sum(), above[:, :, :middle].sum()
+    assert 0.4 < left / (left + right) < 0.6
+
+
+def test_spinous_processes_of_turned_necks_stay_behind_their_bodies():
+    """So that a mid-sagittal plane shows them at full length; the head turns on C1 and C2."""
+    aside, turns = [], []
+    for index in range(60):
+        rng = rendering.generator(3, index, 1)
+        patient = rendering._draw_patient(rng)
+        poses = rendering._poses(patient, rng)
+        for level in ("C4", "C5", "C6", "C7"):
+            d, (_, rotation) = DIMENSIONS[level], poses[level]
+            tip = rotation.T @ np.array([0.0, d.arch_y + d.spinous[0], 0.0])
+            aside.append(abs(tip[0]) / d.spinous[2])
+        turns.append(np.arctan2(*poses["C1"][1][0, [1, 0]]) - np.arctan2(*poses["C2"][1][0, [1, 0]]))
+        turns[-1] /= patient.yaw
+    assert np.quantile(aside, 0.9) < 1  # within the process's radius
+    assert np.median(turns) == pytest.approx(0.6, abs=0.1)
+
+
+def test_necks_that_bend_to_the_side_do_so_as_a_column():
+    rng = rendering.generator(3, 0, 1)
+    patient = replace(rendering._draw_patient(rng), roll=0.1, yaw=0.0)
+    poses = rendering._poses(patient, rng)
+    (top, _), (bottom, _) = poses["C2"], poses["C7"]
+    assert (bottom[2] - top[2]) / (bottom[0] - top[0]) == pytest.approx(np.tan(0.1), abs=0.03)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ from cspine_helpers.phantom.rendering import Study, generator, render_study, stu
 from cspine_helpers.phantom.weak_truth import WeakTruth, framed, has_boxes, segmented, wrong_labels
 
 MADE_BY = "cspine_helpers.phantom"
-PHANTOM_VERSION = 1  # raised by hand when the same seed would give other phantoms, or other packed arrays
+PHANTOM_VERSION = 2  # raised by hand when the same seed would give other phantoms, or other packed arrays
 _REMEDY = "Move the cohort aside, and make it again."
 SCHEMATIC = "Schematic: a phantom"  # said below its pictures
 MIN_FRACTURE_VOXELS = 6  # fewer in a slice cannot be seen, and do not make it a fractured slice

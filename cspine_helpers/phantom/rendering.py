@@ -7,7 +7,16 @@ import numpy as np
 from scipy import ndimage
 
 from cspine_helpers.labels import VERTEBRAE
-from cspine_helpers.phantom.anatomy import DIMENSIONS, Array, LocalGrid, bounds, vertebra_distance
+from cspine_helpers.phantom.anatomy import (
+    BRAINCASE,
+    DIMENSIONS,
+    SKULL,
+    Array,
+    LocalGrid,
+    Point,
+    bounds,
+    vertebra_distance,
+)
 from cspine_helpers.phantom.difficulty import (
     Findings,
     Hard,
@@ -26,8 +35,12 @@ from cspine_helpers.phantom.fractures import (
     draw_fractures,
     draw_mimics,
 )
+from cspine_helpers.phantom.soft_tissue import soft_tissue
 
 LEVELS = (*VERTEBRAE, "T1")
+_JOINT_MM = 1.6  # from bone to bone: cartilage, and what is between
+_CSF_HU, _CORD_HU, _DISC_HU, _BRAIN_HU = 12.0, 42.0, 90.0, 34.0
+_KERNEL_REACH = 3.0  # standard deviations
 # The field of view around the bodies' middles: above C1, below T1, in front, behind, and its whole width.
 _ABOVE_MM, _BELOW_MM, _FRONT_MM, _BACK_MM, _WIDTH_MM = 26.0, 24.0, 36.0, 64.0, 106.0
 
@@ -98,26 +111,23 @@ def render_study(seed: int, index: int, fractured: dict[str, int], *, hard: Hard
     found = draw_findings(hard, patient.spacing_mm[0], other) if hard else Findings()
     patient = replace(patient, density=patient.density * found.density, cortex=found.cortex)
     poses = _poses(patient, rng)
-    spine = np.array([middle for middle, _ in poses.values()])
-    height, depth, _ = np.ptp(spine, axis=0)
-    height += (_ABOVE_MM + _BELOW_MM) * patient.scale
-    depth += (_FRONT_MM + _BACK_MM) * patient.scale
-    field = (height, depth, _WIDTH_MM * patient.scale)
-    shape = tuple(round(f / s) for f, s in zip(field, patient.spacing_mm, strict=True))
+    shape = _shape(poses, patient)
     # 2. Soft tissue, then bone in it.
-    tissue = _soft_tissue(shape, poses, patient, rng)
+    tissue = soft_tissue(smooth_noise(shape, 8, rng), _axes(shape, patient), poses, patient.scale, rng)
     label_map, fracture_map = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     texture = 75 * smooth_noise(shape, 3, rng)
     grids = {level: _local(level, *poses[level], shape, patient) for level in LEVELS}
-    for level in LEVELS:
+    grids[SKULL] = _local(SKULL, *poses["C1"], shape, patient)
+    for level in (SKULL, *LEVELS):
         _fill_between(level, *grids[level], tissue, patient)
-    for level in LEVELS:
+    above_mm = np.full(shape, 20, np.float32)  # distance to the bones drawn so far
+    for level in (SKULL, *LEVELS):
         broken = draw_fractures(level, rng) if fractured.get(level) else []
         if hard and found.is_hairline:
             broken = hairline(broken, hard, other)
         block, grid = grids[level]
         free = label_map[block] == 0  # where vertebrae touch, the upper one keeps the voxel
-        arguments = (tissue[block], texture[block], free, patient, rng)
+        arguments = (tissue[block], texture[block], free, above_mm[block], patient, rng)
         inside, truth = _render_vertebra(level, broken, grid, *arguments)
         truth = blurred(truth, inside) if found.is_hairline else truth
         if level in VERTEBRAE:
@@ -160,31 +170,29 @@ def _draw_patient(rng: np.random.Generator) -> _Patient:
 
 def _poses(patient: _Patient, rng: np.random.Generator) -> dict[str, tuple[Array, Array]]:
     """By level: middle (z, y, x in mm from the field's middle) and rotation (patient axes x, y, z to own)."""
-    order = ["C7", "C6", "C5", "C4", "C3", "C2"]
-    pitch = patient.tilt - patient.lordosis * np.linspace(0, 1, len(order))
-    point = np.array([0.0, 0.0, 0.0])
-    middles, angles = {"C7": point}, dict(zip(order, pitch, strict=True))
+    order = ["T1", "C7", "C6", "C5", "C4", "C3", "C2", "C1"]  # from the trunk up
+    pitch = patient.tilt - patient.lordosis * np.linspace(0, 1, 6)
+    angles = dict(zip(order, (patient.tilt + 0.12, *pitch, pitch[-1] + rng.normal(0, 0.06)), strict=True))
+    # Most of a neck's turn is between C1 and C2, the rest is shared: spinous processes stay behind bodies.
+    yaw = patient.yaw * np.array([1.0, *np.linspace(0.4, 0.0, len(LEVELS) - 1)])
+    yaw += np.deg2rad(rng.normal(0, 0.75, len(LEVELS)))
+    roll = patient.roll + np.deg2rad(rng.normal(0, 1.0, len(LEVELS)))
+    rotations = {its: _rotation(angles[its], yaw[i], roll[i]) for i, its in enumerate(LEVELS)}
+    tilts = {level: its[2, 0] for level, its in rotations.items()}  # of its axis, to the side
+    point = np.zeros(3)
+    middles = {"T1": point}
     for below, above in itertools.pairwise(order):
-        step = DIMENSIONS[below].body[2] + DIMENSIONS[above].body[2] + patient.disc_mm
-        lean = (angles[below] + angles[above]) / 2
-        point = point + step * np.array([-np.cos(lean), -np.sin(lean), 0.0])
+        step = 18.0
+        if above != "C1":
+            step = DIMENSIONS[below].body[2] + DIMENSIONS[above].body[2] + patient.disc_mm
+        ends = (below, below) if "T1" in (below, above) or above == "C1" else (below, above)
+        lean, side = (np.mean([its[end] for end in ends]) for its in (angles, tilts))
+        point = point - step * np.array([np.cos(lean), np.sin(lean), side])
         middles[above] = point
-    lean = angles["C2"]
-    middles["C1"] = middles["C2"] + 18.0 * np.array([-np.cos(lean), -np.sin(lean), 0.0])
-    lean = angles["T1"] = patient.tilt + 0.12
-    middles["T1"] = (DIMENSIONS["C7"].body[2] + DIMENSIONS["T1"].body[2] + patient.disc_mm) * np.array(
-        [np.cos(lean), np.sin(lean), 0.0]
-    )
-    angles["C1"] = angles["C2"] + rng.normal(0, 0.06)
     spine = np.array(list(middles.values()))
     middle = (spine.max(axis=0) + spine.min(axis=0)) / 2
     middle += np.array([_BELOW_MM - _ABOVE_MM, _BACK_MM - _FRONT_MM, 0.0]) / 2
-    turn = patient.yaw + np.deg2rad(rng.normal(0, 1.5, len(LEVELS)))
-    tip = patient.roll + np.deg2rad(rng.normal(0, 1.0, len(LEVELS)))
-    return {
-        level: ((middles[level] - middle) * patient.scale, _rotation(angles[level], turn[i], tip[i]))
-        for i, level in enumerate(LEVELS)
-    }
+    return {level: ((middles[level] - middle) * patient.scale, rotations[level]) for level in LEVELS}
 
 
 def _rotation(pitch: float, yaw: float, roll: float) -> Array:
@@ -203,6 +211,15 @@ def _rotation(pitch: float, yaw: float, roll: float) -> Array:
     return about_x @ about_z @ about_y
 
 
+def _shape(poses: dict[str, tuple[Array, Array]], patient: _Patient) -> tuple[int, ...]:
+    """Voxels of the field of view along z, y and x."""
+    height, depth, _ = np.ptp(np.array([middle for middle, _ in poses.values()]), axis=0)
+    height += (_ABOVE_MM + _BELOW_MM) * patient.scale
+    depth += (_FRONT_MM + _BACK_MM) * patient.scale
+    field = (height, depth, _WIDTH_MM * patient.scale)
+    return tuple(round(f / s) for f, s in zip(field, patient.spacing_mm, strict=True))
+
+
 def _axes(shape: tuple[int, ...], patient: _Patient) -> list[Array]:
     """Voxel positions in mm from the field's middle, along z, y and x."""
     return [
@@ -219,25 +236,6 @@ def smooth_noise(shape: tuple[int, ...], step: int, rng: np.random.Generator) ->
         share = (rest / step).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
         noise = noise.take(left, axis) * (1 - share) + noise.take(left + 1, axis) * share
     return noise
-
-
-def _soft_tissue(
-    shape: tuple[int, ...], poses: dict[str, tuple[Array, Array]], patient: _Patient, rng: np.random.Generator
-) -> Array:
-    """Neck without bone: muscle with fat planes, fat under the skin, air around and in the airway."""
-    z, y, x = _axes(shape, patient)
-    tissue = 55 - 130 * np.clip(smooth_noise(shape, 8, rng) - 0.7, 0, 1)
-    radius = np.hypot(x[None, :] / (64 * patient.scale), y[:, None] / (1.07 * y.max()))
-    tissue[:, radius > 0.93] = -95
-    tissue[:, radius > 1.0] = -1000
-    depths, fronts = zip(*sorted((pose[0][0], pose[0][1]) for pose in poses.values()), strict=True)
-    front = np.interp(z, depths, fronts) - (24.0 + 3.0 * np.sin(z / 31.0)) * patient.scale
-    wide = (5.5 + 2.0 * np.sin(z / 23.0 + rng.uniform(0, 6)))[:, None, None] * patient.scale
-    airway = np.hypot(
-        (x[None, None, :] - rng.normal(0, 2)) / (1.3 * wide), (y[None, :, None] - front[:, None, None]) / wide
-    )
-    tissue[airway < 1] = -1000
-    return tissue
 
 
 def _local(
@@ -261,17 +259,43 @@ def _local(
 def _fill_between(
     level: str, block: tuple[slice, ...], grid: LocalGrid, tissue: Array, patient: _Patient
 ) -> None:
-    """Disc above a body, and the canal with its cord behind it, in place."""
+    """Disc above a body, and the canal with its cord behind it, in place; in the skull, brain."""
+    if level == SKULL:
+        _put(_BRAIN_HU, *BRAINCASE, block, grid, tissue)
+        return
     d = DIMENSIONS["C2" if level == "C1" else level]
     a, b, h = d.body
-    canal_y = 14.0 if level == "C1" else d.canal_y
-    within = np.abs(grid.z) < h + patient.disc_mm + 4
-    part = tissue[block]
-    part[within & (np.hypot(grid.x / d.canal[0], (grid.y - canal_y) / d.canal[1]) < 1)] = 12.0
-    part[within & (np.hypot(grid.x / 6.5, (grid.y - canal_y) / 4.0) < 1)] = 42.0
+    canal_y = 14.5 if level == "C1" else d.canal_y
+    half = h + patient.disc_mm + 4
+    up = 30.0 if level == "C1" else half  # through the foramen magnum
+    for (rx, ry), hu in ((d.canal, _CSF_HU), ((6.5, 4.0), _CORD_HU)):
+        _put(hu, (0.0, canal_y, 0.0), (rx, ry, np.inf), block, grid, tissue, between=(-up, half))
     if level not in ("C1", "C2"):
-        disc = (np.hypot(grid.x / (a * 0.95), grid.y / (b * 0.95)) < 1) & (grid.z < 0)
-        part[disc & (grid.z > -h - patient.disc_mm - 3)] = 90.0
+        ends = (-h - patient.disc_mm - 3, 0.0)
+        _put(_DISC_HU, (0.0, 0.0, 0.0), (0.95 * a, 0.95 * b, np.inf), block, grid, tissue, between=ends)
+
+
+def _put(
+    hu: float,
+    centre: Point,
+    radii: Point,
+    block: tuple[slice, ...],
+    grid: LocalGrid,
+    tissue: Array,
+    *,
+    between: tuple[float, float] = (-100.0, 100.0),
+) -> None:
+    """Fill an ellipsoid, or an upright elliptic cylinder whose height's radius is infinite, in place."""
+    low, high = np.subtract(centre, radii), np.add(centre, radii)
+    low[2], high[2] = max(low[2], between[0]), min(high[2], between[1])
+    window = grid.window(tuple(low), tuple(high), pad=0.0)
+    x, y, z = grid.x[window], grid.y[window], grid.z[window]
+    away = sum(
+        ((p - np.float32(c)) * np.float32(1 / r)) ** 2
+        for p, c, r in zip((x, y, z), centre, radii, strict=True)
+        if r < np.inf
+    )
+    tissue[block][window][(away < 1) & (z > low[2]) & (z < high[2])] = hu
 
 
 def _render_vertebra(
@@ -281,31 +305,45 @@ def _render_vertebra(
     tissue: Array,
     texture: Array,
     free: Array,
+    above_mm: Array,
     patient: _Patient,
     rng: np.random.Generator,
 ) -> tuple[Array, Array]:
-    """Draw one vertebra over its block of the tissue, in place; return its voxels and its fracture voxels."""
-    mimics = draw_mimics(level, rng)
+    """Draw one bone over its block of the tissue, in place; return its voxels and its fracture voxels."""
+    mimics = [] if level == SKULL else draw_mimics(level, rng)
     distance = vertebra_distance(level, displace(broken, level, grid))
+    np.maximum(distance, (_JOINT_MM - above_mm) / np.float32(patient.scale), out=distance)
     in_body = grid.y < (DIMENSIONS[level].body[1] + 1.5 if level in DIMENSIONS else -np.inf)
     marrow = np.where(in_body, np.float32(235), np.float32(390)) * patient.density + texture
-    shell = np.where(in_body, np.float32(0.9), np.float32(1.5)) * np.float32(patient.cortex)
+    shell = np.where(in_body, np.float32(1.1), np.float32(1.5)) * np.float32(patient.cortex)
     cortex = np.clip((distance + 1.5 * shell) / shell, 0, 1)
     hu = marrow + cortex * (np.float32(830 * (0.4 + 0.6 * patient.density)) - marrow)
     add_mimics(mimics, grid, distance, hu)
     truth = break_bone(broken, level, grid, distance, hu)
-    share = np.clip(0.5 - distance / np.float32(patient.spacing_mm[1] / patient.scale), 0, 1)
+    voxel_mm = np.mean(patient.spacing_mm[:2]) / patient.scale
+    share = np.clip(0.5 - distance / np.float32(voxel_mm), 0, 1)
     tissue += share * free * (hu - tissue)
+    np.minimum(above_mm, distance * np.float32(patient.scale), out=above_mm)
     return distance < 0, truth
 
 
 def _scan(tissue: Array, patient: _Patient, rng: np.random.Generator) -> Array:
     """Reconstruction kernel and noise; across the shoulders noise grows and streaks from side to side."""
     sigma = [0.25 / patient.spacing_mm[0]] + [patient.blur_mm / s for s in patient.spacing_mm[1:]]
-    volume = ndimage.gaussian_filter(tissue, sigma, truncate=3.0)
-    noise = ndimage.gaussian_filter(rng.standard_normal(tissue.shape, dtype=np.float32), sigma, truncate=3.0)
-    noise *= np.float32(patient.noise_hu) / noise.std()
-    streak = rng.standard_normal(tissue.shape[:2], dtype=np.float32)[:, :, None]
     shoulders = np.clip(np.linspace(-1.2, 1.0, tissue.shape[0], dtype=np.float32), 0, 1)[:, None, None]
-    volume += noise * (1 + shoulders) + streak * shoulders * np.float32(0.7 * patient.noise_hu)
-    return np.clip(volume, -1024, 3071)
+    noise = rng.standard_normal(tissue.shape, dtype=np.float32)
+    noise *= np.float32(patient.noise_hu / np.prod([_noise_left(its) for its in sigma])) * (1 + shoulders)
+    noise += tissue  # one filter for both: it is a third of all the time
+    volume = ndimage.gaussian_filter(noise, sigma, truncate=_KERNEL_REACH)
+    streak = rng.standard_normal(tissue.shape[:2], dtype=np.float32)[:, :, None]
+    volume += streak * shoulders * np.float32(0.7 * patient.noise_hu)
+    return np.clip(volume, -1024, 3071, out=volume)
+
+
+def _noise_left(sigma: float) -> float:
+    """Standard deviation of white noise of 1 after a Gaussian filter along one axis."""
+    impulse = np.zeros(2 * int(_KERNEL_REACH * sigma + 0.5) + 1)
+    impulse[impulse.size // 2] = 1
+    return float(
+        np.linalg.norm(ndimage.gaussian_filter1d(impulse, sigma, mode="constant", truncate=_KERNEL_REACH))
+    )
