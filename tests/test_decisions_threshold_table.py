@@ -15,7 +15,7 @@ from cspine_helpers.decisions.test_split import freeze
 from cspine_helpers.decisions.threshold_table import COLUMNS, threshold_table
 from cspine_helpers.decisions.thresholds import Decision, Rule, choose_decision
 from cspine_helpers.decisions.triage import Triage
-from cspine_helpers.evaluation.calibration import Calibrator
+from cspine_helpers.evaluation.calibration import fit_calibrator
 from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.files.records import write_sealed
 from cspine_helpers.labels import UID
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 RULES = Rule(precision_floor=0.3), Rule("max_f1", level="patient", aggregation=MAX)
 CHOSEN = [choose_decision(WHOLE, rule) for rule in RULES]
 PROMISE = guarantee_on_validation(WHOLE, RecallTarget(0.8, level="patient", delta=0.1, aggregation=MAX))
-HALVED = Calibrator("platt", "all", 60, 420, 42, slope=2.0, intercept=-1.0)
+PLATT = fit_calibrator(Cases.of(WHOLE, split="validation"), kind="platt")
 
 
 def rows_of(table):
@@ -35,7 +35,7 @@ def rows_of(table):
 
 def test_decision_guarantee_and_triage_stand_in_one_table_with_their_calibrated_twins(tmp_path):
     covered = Decision(RULES[1], PROMISE.require(), 0, 0, "")
-    freeze(tmp_path, CHOSEN, WHOLE, calibrators=HALVED)
+    freeze(tmp_path, CHOSEN, WHOLE, calibrators=PLATT)
     cases = Cases.of(WHOLE, split="validation")
     sure = fit_confidence("distance", cases, p_low=PROMISE.require()).of(cases)
     triage = Triage(PROMISE, "distance", 0.5, by_vertebra=True)
@@ -55,7 +55,8 @@ def test_decision_guarantee_and_triage_stand_in_one_table_with_their_calibrated_
     ]
     of_vertebra = found.loc[("decision", "vertebra")]
     assert of_vertebra["threshold"] == CHOSEN[0].threshold
-    assert of_vertebra["calibrated"] == pytest.approx(expit(2 * logit(CHOSEN[0].threshold) - 1))
+    by_hand = expit(PLATT.slope * logit(CHOSEN[0].threshold) + PLATT.intercept)
+    assert of_vertebra["calibrated"] == pytest.approx(by_hand)
     assert of_vertebra["purpose"] == "Highest recall, precision ≥ 0.3"
     assert of_vertebra["chosen_on"] == f"validation: 420 vertebrae, {cases.label.sum()} fractured"
     assert (
@@ -89,7 +90,7 @@ def test_a_frozen_guarantee_is_a_row_of_its_own(tmp_path):
 
 
 def test_what_was_frozen_with_other_predictions_says_so_and_is_not_calibrated(tmp_path):
-    freeze(tmp_path, CHOSEN, WHOLE, calibrators=HALVED)
+    freeze(tmp_path, CHOSEN, WHOLE, calibrators=PLATT)
     freeze_triage(tmp_path, Triage(PROMISE, by_vertebra=True), WHOLE)
     other = WHOLE.assign(probability=WHOLE["probability"] / 2)
     table = threshold_table(tmp_path, other)
