@@ -109,17 +109,16 @@ def _of_triage(triage: FrozenTriage, frozen: Frozen | None, predictions: pd.Data
         status += ", beside another decision"
     elif record["predictions_sha256"] != predictions_sha256(predictions):
         status += ", for other predictions"
-    (low,) = _rows("triage, p_low", made.guarantee, status)
-    *head, rule, on, _ = low
-    yield (*head, f"negative below it: {rule}", on, status)
+    for name, level, scale, mark, rule, on, _ in _rows("triage, p_low", made.guarantee, status):
+        yield name, level, scale, mark, f"negative below it: {rule}", on, status
     if made.confidence is not None and made.cut is not None:
         purpose = f"at or above p_low, positive from this {made.confidence}, else inconclusive"
         if made.confidence == "distance":  # of logits, see `confidence`
             purpose += f"; the same as from a probability of {expit(logit(made.p_low) + made.cut):.4f}"
-        level = _level(made.answered, None if made.by_vertebra else made.aggregation)
+        answered = _level(made.answered, None if made.by_vertebra else made.aggregation)
         plural = PLURALS[made.answered]
         on = f"{_ON}: {record['chosen_on'][plural]:,} {plural}"
-        yield "triage, cut", level, made.confidence, made.cut, purpose, on, status
+        yield "triage, cut", answered, made.confidence, made.cut, purpose, on, status
 
 
 def _rows(name: str, found: Decision | Guarantee, status: str) -> Iterator[Row]:
@@ -135,7 +134,8 @@ def _rows(name: str, found: Decision | Guarantee, status: str) -> Iterator[Row]:
     cases = (
         "" if found.cases is None else f": {found.cases:,} {PLURALS[rule.level]}, {found.positives} fractured"
     )
-    for vertebra, mark in (found.thresholds or {"": found.threshold}).items():
+    marks: Mapping[str, float | None] = found.thresholds or {"": found.threshold}
+    for vertebra, mark in marks.items():
         level = vertebra or _level(rule.level, rule.aggregation)
         yield name, level, "probability", _number(mark), purpose, f"{_ON}{cases}", status
 
