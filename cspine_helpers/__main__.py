@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cspine_helpers import __version__
+from cspine_helpers import versions
 from cspine_helpers.files import paths
 
 if TYPE_CHECKING:
@@ -1060,21 +1060,11 @@ _COMMANDS = {
 }
 
 
-def _versions() -> str:
-    """What a question should come with: this package, Python, the system, what decides numbers."""
-    import platform
-    from importlib.metadata import version
-
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "numpy", "scikit-learn"))
-    python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    return f"cspine_helpers {__version__}; {python}; {libraries}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; returns the exit status, see `--help`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _Parser(prog="python -m cspine_helpers", description=_DOES, epilog=_STATUS)
-    parser.add_argument("--version", action="version", version=_versions())
+    parser.add_argument("--version", action="version", version=versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     asked = next((each for each in arguments if not each.startswith("-")), None)
     for name, command in _COMMANDS.items():

@@ -23,11 +23,8 @@ from cspine_helpers.labels import PATIENT, UID, VERTEBRAE, validate_labels
 from cspine_helpers.model import FractureClassifier
 
 ROOT = Path(__file__).parents[1]
-MODULES = [
-    info.name
-    for info in pkgutil.walk_packages(cspine_helpers.__path__, "cspine_helpers.")
-    if not info.name.endswith("__main__")
-]
+INSIDE = [info.name for info in pkgutil.walk_packages(cspine_helpers.__path__, "cspine_helpers.")]
+MODULES = ["cspine_helpers", *(name for name in INSIDE if not name.endswith("__main__"))]
 WITH_EXAMPLES = [name for name in MODULES if ">>>" in inspect.getsource(importlib.import_module(name))]
 FACES = sorted({name.rpartition(".")[0] for name in MODULES if name.count(".") == 2})
 

@@ -1,6 +1,7 @@
 """The committed notebooks: their form, and outputs that read well where nobody runs them."""
 
 import ast
+import builtins
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import nbformat
 import pandas as pd
 import pytest
 import run as runner
+import torch
 from conftest import RSNA, needs_rsna
 from nbformat import NotebookNode
 from test_evaluation_cases import toy, with_own
@@ -23,6 +25,7 @@ from cspine_helpers.decisions.test_split import evaluate_on_test, freeze
 from cspine_helpers.decisions.thresholds import Rule, choose_decision
 from cspine_helpers.evaluation.cases import Aggregation
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels, write_labels
+from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
 from cspine_helpers.patient_page.cases import TITLES
 from cspine_helpers.predictions import read_predictions, write_predictions
 from cspine_helpers.splits import adopt, split_hash, split_patients, write_split
@@ -74,6 +77,31 @@ def saved_figures(notebook: NotebookNode) -> list[str]:
     return [name.value for name in names if isinstance(name, ast.Constant)]
 
 
+def sections(notebook: NotebookNode) -> list[str]:
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    return [title for text in texts for title in re.findall(r"^## (.+)$", text, re.MULTILINE)]
+
+
+def solutions(name: str) -> list[str]:
+    """The code of a notebook's folded solutions."""
+    folded = r"<details><summary>Solution \d</summary>\n\n```python\n(.*?)```.*?</details>"
+    return [found for cell in read(name).cells for found in re.findall(folded, cell.source, re.DOTALL)]
+
+
+def names_of(sources: list[str]) -> tuple[set[str], set[str]]:
+    """The names that some code makes, and those that it reads."""
+    made: set[str] = set()
+    used: set[str] = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else made).add(node.id)
+        elif isinstance(node, ast.alias):
+            made.add(node.asname or node.name.partition(".")[0])
+        elif isinstance(node, ast.FunctionDef | ast.arg):
+            made.add(node.name if isinstance(node, ast.FunctionDef) else node.arg)
+    return made, used
+
+
 def test_the_pages_of_08_are_there_and_small():
     pages = [ROOT / "figures" / f"patient_{name}.png" for name in TITLES]
     assert [page.name for page in pages if not 0 < page.stat().st_size < 300_000] == []
@@ -91,6 +119,28 @@ def test_code_cells_are_short_over_the_series():
 def test_04_needs_few_imports():
     imports = [node for node in nodes(read("04_thresholds")) if isinstance(node, ast.Import | ast.ImportFrom)]
     assert sum(node.end_lineno - node.lineno + 1 for node in imports) <= 5
+
+
+def test_the_picture_of_the_network_in_03_has_the_shapes_of_the_network():
+    table = next(cell.source for cell in read("03_train").cells if "| step |" in cell.source)
+    rows = re.findall(r"^\| `?([\w ]+)`? \|.*\| ([\d, ]+) \|$", table, re.MULTILINE)
+    said = {name: tuple(map(int, shape.split(","))) for name, shape in rows}
+    model = FractureClassifier(ModelConfig.small()).eval()
+    found = {}
+    for name, part in model.named_children():
+        part.register_forward_hook(lambda _, given, made, name=name: found.update({name: (given, made)}))
+    sequences = torch.zeros(said["input"], dtype=torch.uint8)
+    with torch.inference_mode():
+        maps = model.backbone.forward_features(sequences.flatten(0, 1)[:, :5].float())
+        output = model(sequences)
+    plain = ("mask_encoder", "slice_head", "attention", "head")
+    shapes = {name: tuple(found[name][1].shape) for name in plain}
+    shapes = {name: shape[:-1] if shape[-1] == 1 else shape for name, shape in shapes.items()}
+    shapes |= {"lstm": tuple(found["lstm"][1][0].shape), "features": tuple(found["lstm"][0][0].shape)}
+    shapes |= {"backbone": tuple(maps.shape), "weighted sum": tuple(found["head"][0][0].shape)}
+    assert {name: said[name] for name in shapes} == shapes
+    assert said["slice_head"] == output.slice_logit.shape
+    assert len(said) == len(shapes) + 3  # the input, unstacked, and pooled
 
 
 @pytest.mark.parametrize("name", SERIES)
@@ -148,6 +198,21 @@ class TestForm:
         calls = [c.source for c in code(notebook) if re.search(r"(?<!\w)(training\.)?train\(", c.source)]
         assert len(calls) == (name == "03_train")
         assert all("if RETRAIN" in source for source in calls)
+
+    def test_contents_link_to_every_section_in_order(self, name):
+        notebook = read(name)
+        links = re.findall(r"\[[^\]]+\]\(#([^)]+)\)", notebook.cells[0].source.partition("*Contents*")[2])
+        assert links == [title.replace(" ", "-") for title in sections(notebook)]  # as JupyterLab names them
+
+    def test_exercises_have_solutions_that_know_every_name(self, name):
+        assert 2 <= len(solutions(name)) <= 3
+        known, _ = names_of([cell.source for cell in code(read(name))])
+        for solution in solutions(name):
+            made, used = names_of([solution])
+            assert used - made - known - set(dir(builtins)) == set()
+
+    def test_the_last_code_cell_prints_the_versions(self, name):
+        assert code(read(name))[-1].source.splitlines()[-1] == "print(versions())"
 
     def test_closing_cell_has_lesson_limits_and_the_way_on(self, name):
         last = read(name).cells[-1]

@@ -15,7 +15,7 @@ import pytest
 import run as runner
 from conftest import RSNA, needs_rsna
 from simulated import image_table, radiograph_run
-from test_notebooks import FAILURES, read, saved_figures
+from test_notebooks import FAILURES, read, saved_figures, solutions
 
 from cspine_helpers import checkpoints, labels, predictions, splits
 
@@ -48,6 +48,14 @@ def notebooks(project: Path, numbers: tuple[str, ...]) -> list[Path]:
     return [path for path in found if numbers or not runner.of_radiographs(path)]
 
 
+def append_solutions(project: Path) -> None:
+    """Let the exercises' solutions run after each notebook's last cell."""
+    for path in notebooks(project, ()):
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells += [nbformat.v4.new_code_cell(each) for each in solutions(path.stem)]
+        nbformat.write(notebook, path)
+
+
 def run_series(project: Path, numbers: tuple[str, ...] = (), **parameters: object) -> dict[str, str]:
     """Run notebooks; returns the text that each shows, by number."""
     texts = {}
@@ -77,6 +85,7 @@ def test_the_cached_run_carries_the_series(project):
             (project / "data" / "builtin" / name).symlink_to(made / name)
     make_cohort("builtin")
     before = (project / "checkpoints" / "builtin" / "model.safetensors").read_bytes()
+    append_solutions(project)
     run_series(project)
     assert set(missing_figures(project, "figures")) <= FAILURES
     assert (project / "checkpoints" / "builtin" / "model.safetensors").read_bytes() == before

@@ -23,6 +23,7 @@ from cspine_helpers.decisions.test_split import (
     read_decision,
     read_openings,
 )
+from cspine_helpers.decisions.threshold_table import threshold_table
 from cspine_helpers.decisions.thresholds import (
     Rule,
     apply_decision,

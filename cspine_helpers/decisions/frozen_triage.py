@@ -152,6 +152,24 @@ def read_triage(run_folder: str | Path) -> FrozenTriage:
         >>> read_triage(run_folder).triage.confidence
         'distance'
     """
+    stored = triage_as_written(run_folder)
+    wanted, found = stored.record["decision_sha256"], read_decision(stored.folder).sha256
+    if wanted != found:
+        raise ValueError(
+            f"{stored.folder / TRIAGE} was frozen beside another decision: the SHA-256 of that is {wanted}, "
+            f"of what is frozen now {found}. Bring that decision back, or {_AGAIN}"
+        )
+    return stored
+
+
+def triage_as_written(run_folder: str | Path) -> FrozenTriage:
+    """What `<run>/triage.json` holds, whatever decision is beside it: to be listed, not to be used.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON, of another format, not as it was written, not whole, or a link out of the
+            folder.
+    """
     folder = Path(run_folder)
     record = _record(folder)
     try:
@@ -160,12 +178,6 @@ def read_triage(run_folder: str | Path) -> FrozenTriage:
         triage = Triage.from_record(record["triage"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / TRIAGE} is no whole triage: {error} Freeze a triage again.") from error
-    stored, found = record["decision_sha256"], read_decision(folder).sha256
-    if stored != found:
-        raise ValueError(
-            f"{folder / TRIAGE} was frozen beside another decision: the SHA-256 of that is {stored}, of what "
-            f"is frozen now {found}. Bring that decision back, or {_AGAIN}"
-        )
     return FrozenTriage(folder, triage, record)
 
 
