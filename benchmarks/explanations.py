@@ -1,28 +1,27 @@
-"""What explanations of the built-in run are worth: short trainings to compare with, and what was measured.
+"""What explanations of the built-in run are worth: trainings to compare with, and what was measured.
 
-    python benchmarks/explanations.py train reference mask_pooling    about ten minutes each on one core
-    python benchmarks/explanations.py train                           all of them, one after another
-    python benchmarks/explanations.py measure sanity agreement        tables of the built-in run
-    python benchmarks/explanations.py measure fracatlas --folder DIR  of three runs there, m0, m1 and m2
+    python -m benchmarks.explanations train whole_slice seed_1        a quarter of an hour each on two cores
+    python -m benchmarks.explanations train                           all of them, one after another
+    python -m benchmarks.explanations measure sanity agreement        tables of the built-in run
+    python -m benchmarks.explanations measure fracatlas --folder DIR  of three runs there, m0, m1 and m2
     python -m benchmarks.map_scores builtin                           maps against the truth, case by case
 
-The short trainings have the recipe of the built-in run with fewer epochs, and keep the last. `seed_1` and
-`random_labels` (those of other patients) begin with random weights. `reference`, `mask_pooling` and
-`mask_inside` begin with the encoders of the built-in run, the rest random, and differ in the pooling alone.
+`whole_slice` is trained as the built-in run, but for its pooling, which was the built-in run's before;
+`seed_1` differs in the seed alone. `random_labels` learns those of other patients, in fewer epochs.
 """
 
 import argparse
-import copy
 import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
-from accelerate import Accelerator
 from torch import nn
 
+from benchmarks.triage import HARD
 from cspine_helpers.checkpoints import Run, load_run
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.dataset.sequence import SequenceDataset
@@ -51,29 +50,22 @@ from cspine_helpers.explain.sanity import (
 from cspine_helpers.files import paths
 from cspine_helpers.files.tables import write_table
 from cspine_helpers.inference.prediction import predict
-from cspine_helpers.labels import UID, write_labels
+from cspine_helpers.labels import UID, expand, read_labels, write_labels
 from cspine_helpers.packed import read_manifest, write_manifest
-from cspine_helpers.phantom.cohort import fracture_truth, neighbour_masks
-from cspine_helpers.predictions import read_predictions
+from cspine_helpers.phantom.cohort import CohortConfig, fracture_truth, make_cohort, neighbour_masks
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
 from cspine_helpers.radiographs.maps import framed, map_radiographs
 from cspine_helpers.radiographs.task import load_radiograph_run
 from cspine_helpers.splits import studies_of
-from cspine_helpers.training.config import TrainConfig
-from cspine_helpers.training.run import check_vacant, train, train_task
-from cspine_helpers.training.sequence_task import SequenceTask
+from cspine_helpers.training.run import train
 from cspine_helpers.training.settings import Settings, preset
 
 COHORT = RUN = "builtin"
-EPOCHS = {  # of slices and of sequences; the built-in run has 80 and 8
-    "reference": (0, 2),
-    "mask_pooling": (0, 2),
-    "mask_inside": (0, 2),
-    "seed_1": (60, 2),
-    "random_labels": (30, 1),
+OTHERWISE: dict[str, dict[str, object]] = {  # of the recipe, what is different in a training
+    "whole_slice": {"pooling": "avgmax"},
+    "seed_1": {"seed": 1},
+    "random_labels": {"slice_epochs": 30, "epochs": 1, "warmup_epochs": 0.25, "keep": "last"},
 }
-POOLING = {"mask_pooling": "avgmax_mask", "mask_inside": "avgmax_inside"}
-BEGUN = ("reference", *POOLING)  # with the built-in run's encoders
 PERMUTATION_SEED = 14
 CHECKED: tuple[Method, ...] = ("grad_cam", "layer_cam", "gradient_input")
 AGREED: tuple[Method, ...] = ("grad_cam", "hires_cam", "layer_cam", "gradient_input")
@@ -82,37 +74,21 @@ RADIOGRAPH_CHECKED = ("grad_cam", "hires_cam", "gradient_input", "mask")
 CASCADED = 16  # patients whose maps are computed by each randomised network
 CENTRAL = 2  # of a sequence's five channels, the position's own slice
 RECALL = 0.95  # that a run's threshold reaches on the validation split
-AGAINST = (("builtin_inside", "builtin"), ("mask_pooling", "reference"), ("mask_inside", "reference"))
+UNSEEN = {"fresh": CohortConfig(studies=200, seed=4711), "hard": HARD}  # by every training
 
 
 def settings_of(name: str) -> Settings:
-    """The recipe cut short, and what is different in a run of this name."""
-    its, (slice_epochs, epochs) = preset(COHORT), EPOCHS[name]
-    model = replace(its.model, pooling=POOLING.get(name, its.model.pooling))
-    seed = 1 if name == "seed_1" else its.train.seed
-    few = {"epochs": epochs, "slice_epochs": slice_epochs, "warmup_epochs": 0.25}
-    return replace(its, model=model, train=replace(its.train, **few, seed=seed, keep="last"))
+    """The built-in run's recipe, and what is different in a training of this name."""
+    its, other = preset(COHORT), OTHERWISE[name]
+    of_model = {field: value for field, value in other.items() if field in asdict(its.model)}
+    of_training = {field: value for field, value in other.items() if field not in of_model}
+    return replace(its, model=replace(its.model, **of_model), train=replace(its.train, **of_training))
 
 
-def train_short(name: str, folder: Path) -> None:
+def train_other(name: str, folder: Path) -> None:
     """Train what has this name, or resume it."""
-    its, cohort = settings_of(name), read_cohort(cohort_of(name))
-    if name not in BEGUN:
-        train(cohort, folder, model=its.model, config=its.train, rule=its.rule, resume=True)
-        return
-    shipped = load_run(paths.run_dir(RUN))
-
-    def begun(config: TrainConfig, accelerator: Accelerator) -> SequenceTask:
-        task = SequenceTask(cohort, its.model, config, its.rule, accelerator)
-        for part in ("backbone", "mask_encoder"):
-            its_own, theirs = (getattr(model, part) for model in (task.model, shipped.model))
-            its_own.load_state_dict(theirs.state_dict())
-        return task
-
-    setting = {"model": asdict(its.model), "rule": asdict(its.rule), "data": cohort.fingerprint()}
-    setting |= {"left_out": {}, "encoders_of": shipped.record["weights_sha256"]}
-    check_vacant(folder, resume=True)
-    train_task(folder, its.train, begun, setting=setting, fit=lambda accelerator, earlier: its.train)
+    its = settings_of(name)
+    train(read_cohort(cohort_of(name)), folder, model=its.model, config=its.train, rule=its.rule, resume=True)
 
 
 def cohort_of(name: str) -> Path:
@@ -220,45 +196,35 @@ def measure_mask_ablation(runs: Path, out: Path) -> None:
     write_table(mask_ablation_table(rows).assign(method=ABLATED), out / "mask_ablation.csv", sealed=True)
 
 
-def inside_alone(run: Run) -> Run:
-    """The run as it was trained, with its features pooled inside the mask."""
-    model = copy.deepcopy(run.model)
-    model.config = replace(run.config, pooling="avgmax_inside")
-    return replace(run, model=model)
-
-
 def measure_neighbours(runs: Path, out: Path) -> None:
     """`neighbours.csv`, false alarms beside broken bone; `pooling.csv`, what pooling in the mask changes.
 
-    Each run's threshold is the highest that finds 95 % of the fractures of the validation split. The short
-    trainings chose nothing on that split, so that they are compared on it, too. Of hard phantoms there is
-    what `benchmarks/triage.py` keeps of the built-in run.
+    Each run's threshold is the highest that finds 95 % of the fractures of the validation split. Compared on
+    the test split, and on phantoms that neither has seen: 200 like those of the cohort, 200 hard ones.
     """
-    shipped, cohort = load_run(paths.run_dir(RUN)), read_cohort(paths.cohort_dir(COHORT))
-    its = {"builtin": shipped, "builtin_inside": inside_alone(shipped)}
-    its |= {name: load_run(runs / name) for name in BEGUN}
-    predicted, thresholds, tables, rows = {}, {}, [], []
-    for name, run in its.items():
-        parts = {
-            split: predict(run, cohort.samples[split], cohort.packed, split=split)
-            for split in ("validation", "test")
-        }
-        found = np.sort(parts["validation"]["probability"][parts["validation"]["label"] == 1])
+    cohort = read_cohort(paths.cohort_dir(COHORT))
+    trained = {"builtin": load_run(paths.run_dir(RUN)), "whole_slice": load_run(runs / "whole_slice")}
+    thresholds, predicted, tables, rows = {}, {}, [], []
+    for name, run in trained.items():
+        chosen = predict(run, cohort.samples["validation"], cohort.packed, split="validation")
+        found = np.sort(chosen["probability"][chosen["label"] == 1])
         thresholds[name] = float(found[int((1 - RECALL) * len(found))])
-        predicted[name] = {"test": parts["test"]}
-        if name in BEGUN:
-            predicted[name]["validation and test"] = pd.concat(parts.values()).assign(split="test")
-    if (hard := out / "hard_predictions.csv").is_file():
-        predicted["builtin"]["hard"] = read_predictions(hard)
-    for name, places in predicted.items():
-        for place, table in places.items():
-            effect = neighbour_effect(table, threshold=thresholds[name])
-            tables.append(effect.assign(run=name, cohort=place, threshold=thresholds[name]))
+        predicted[name, "test"] = predict(run, cohort.samples["test"], cohort.packed, split="test")
+    for place, config in UNSEEN.items():
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / place
+            make_cohort(folder, config)
+            labels = read_labels(folder / "train.csv")
+            for name, run in trained.items():
+                samples = expand(labels, labels[UID])
+                predicted[name, place] = predict(run, samples, folder / "packed", split="test")
+    for (name, place), table in predicted.items():
+        effect = neighbour_effect(table, threshold=thresholds[name])
+        tables.append(effect.assign(run=name, cohort=place, threshold=thresholds[name]))
     write_table(pd.concat(tables, ignore_index=True), out / "neighbours.csv", sealed=True)
-    for name, against in AGAINST:
-        for place in predicted[name]:
-            pair = [(predicted[each][place], thresholds[each]) for each in (against, name)]
-            rows.append(pooling_rows(*pair).assign(cohort=place, run=name, against=against))
+    for place in ("test", *UNSEEN):
+        pair = [(predicted[name, place], thresholds[name]) for name in ("whole_slice", "builtin")]
+        rows.append(pooling_rows(*pair).assign(cohort=place, run="builtin", against="whole_slice"))
     write_table(pd.concat(rows, ignore_index=True), out / "pooling.csv", sealed=True)
 
 
@@ -334,19 +300,19 @@ MEASURED = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=("train", "measure"))
-    known = f"to train: {', '.join(EPOCHS)}; to measure: {', '.join(MEASURED)}"
+    known = f"to train: {', '.join(OTHERWISE)}; to measure: {', '.join(MEASURED)}"
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all; {known}")
     parser.add_argument(
-        "--folder", type=Path, default=paths.run_dir("explain"), help="where the short trainings are"
+        "--folder", type=Path, default=paths.run_dir("explain"), help="where these trainings are"
     )
     parser.add_argument("--out", type=Path, help="of the tables (default: the run's own)")
     options = parser.parse_args()
-    there = EPOCHS if options.what == "train" else MEASURED
+    there = OTHERWISE if options.what == "train" else MEASURED
     if unknown := set(options.names) - set(there):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(there)}")
     for name in options.names or there:
         if options.what == "train":
-            train_short(name, options.folder / name)
+            train_other(name, options.folder / name)
         else:
             out = options.out or paths.run_dir("fracatlas" if name == "fracatlas" else RUN) / "measured"
             out.mkdir(parents=True, exist_ok=True)

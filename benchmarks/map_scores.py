@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.triage import HARD
 from cspine_helpers.checkpoints import Run, load_run
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.explain.attention import attention_table
@@ -39,13 +40,12 @@ from cspine_helpers.files.tables import write_table
 from cspine_helpers.labels import UID, expand, read_labels
 from cspine_helpers.model.forward import as_on_a_cpu
 from cspine_helpers.packed import MASK, open_sequence, sequence_path
-from cspine_helpers.phantom.cohort import CohortConfig, fracture_truth, make_cohort
+from cspine_helpers.phantom.cohort import fracture_truth, make_cohort
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
 from cspine_helpers.radiographs.maps import Framed, framed, map_radiographs
 from cspine_helpers.radiographs.task import load_radiograph_run
 
 MEASURED = "measured"
-HARD = CohortConfig(studies=200, seed=2611, difficulty="hard")
 MAPPED = tuple(name for name in METHODS if name != "occlusion")
 RADIOGRAPHS_MAPPED = tuple(name for name in MAPPED if name != "integrated_gradients")
 OWN_MASK = "own_mask"  # of a radiograph network: the probability of each cell

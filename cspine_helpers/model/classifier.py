@@ -102,7 +102,7 @@ class ModelConfig:
             backbone="tf_efficientnetv2_b0",
             size=64,
             feature_stride=4,
-            pooling="avgmax",
+            pooling="avgmax_inside",
             mask_features=16,
             lstm_hidden=64,
             lstm_layers=1,
