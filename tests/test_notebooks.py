@@ -199,6 +199,15 @@ class TestForm:
         assert len(calls) == (name == "03_train")
         assert all("if RETRAIN" in source for source in calls)
 
+    def test_opening_says_what_is_read_and_written_and_a_time_that_the_runner_corrects(self, name):
+        opening = read(name).cells[0].source
+        assert [line.split()[0] for line in opening.splitlines() if line.startswith("*")][:3] == [
+            "*Reads*",
+            "*Writes*",
+            "*Time*",
+        ]
+        assert runner.SAID.search(opening)
+
     def test_contents_link_to_every_section_in_order(self, name):
         notebook = read(name)
         links = re.findall(r"\[[^\]]+\]\(#([^)]+)\)", notebook.cells[0].source.partition("*Contents*")[2])

@@ -43,6 +43,17 @@ def test_rendering_in_place_twice_gives_the_same_bytes(notebook):
     assert [cell.id for cell in cells] == ["p", "c0", "c1"]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(4.1, 10), (25.0, 10), (31.0, 35), (2.0, 5), (400.2, 405)], ids=str
+)
+def test_the_time_an_opening_says_is_corrected_where_it_is_far_off(seconds, said):
+    opening = nbformat.v4.new_markdown_cell(
+        "*Reads* a.  \n*Time* about 10 seconds on 2 CPU cores; 20 before."
+    )
+    runner.say_time(nbformat.v4.new_notebook(cells=[opening]), seconds)
+    assert opening.source == f"*Reads* a.  \n*Time* about {said} seconds on 2 CPU cores; 20 before."
+
+
 @pytest.mark.slow
 def test_parameters_are_injected_into_the_copy_only(notebook, tmp_path):
     path = notebook("print(COHORT, 'RETRAIN' in globals())")
