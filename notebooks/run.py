@@ -129,7 +129,8 @@ def clean(notebook: NotebookNode) -> None:
 def say_time(notebook: NotebookNode, seconds: float) -> None:
     """Correct what the opening cell says of *Time* where it is off by a factor of 3, to the next 5 seconds.
 
-    What is nearly right stays, so that a notebook that runs again stays as it is.
+    What is nearly right stays, so that a notebook that runs again stays as it is. Seconds are those of the
+    CPU, which other programs disturb least.
     """
     opening = notebook.cells[0]
     if (said := SAID.search(opening.source)) and not 1 / 3 <= seconds / int(said[1]) <= 3:
@@ -190,12 +191,13 @@ def execute(path: Path, parameters: dict[str, object] | None = None, *, out: Pat
     if found := complaints(notebook):
         raise RuntimeError(f"{path.stem} wrote on stderr; fix the cause:\n" + "\n".join(found))
     clean(notebook)
-    say_time(notebook, seconds)
+    cost = "".join(output.text for output in probe.outputs)  # one print may arrive in several messages
+    cpu_seconds, peak_mib = map(float, cost.split())
+    say_time(notebook, cpu_seconds)
     out = out or path
     with paths.atomic_path(out) as temporary:
         nbformat.write(notebook, temporary)
-    cost = "".join(output.text for output in probe.outputs)  # one print may arrive in several messages
-    return Run(path.stem, seconds, *map(float, cost.split()))
+    return Run(path.stem, seconds, cpu_seconds, peak_mib)
 
 
 def table(runs: Sequence[Run]) -> str:
