@@ -9,6 +9,8 @@ copies go to `notebooks/rendered/<cohort>/`, those of a run with another name to
 
 import argparse
 import ast
+import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -123,6 +125,14 @@ def clean(notebook: NotebookNode) -> None:
         cell.outputs = kept
 
 
+def relink(notebook: NotebookNode, folder: Path, copies: Path) -> None:
+    """Let links of a notebook in `folder` that begin with `../` lead to the same files from `copies`."""
+    up = Path(os.path.relpath(folder.parent, copies)).as_posix()
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\(\.\./", f"]({up}/", cell.source)
+
+
 def complaints(notebook: NotebookNode) -> list[str]:
     """Everything the cells wrote on stderr (warnings, as a rule), a line each with the cell's number.
 
@@ -177,6 +187,7 @@ def execute(path: Path, parameters: dict[str, object] | None = None, *, out: Pat
         raise RuntimeError(f"{path.stem} wrote on stderr; fix the cause:\n" + "\n".join(found))
     clean(notebook)
     out = out or path
+    relink(notebook, path.parent, out.parent)
     with paths.atomic_path(out) as temporary:
         nbformat.write(notebook, temporary)
     cost = "".join(output.text for output in probe.outputs)  # one print may arrive in several messages
