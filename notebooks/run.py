@@ -10,6 +10,7 @@ copies go to `notebooks/rendered/<cohort>/`, those of a run with another name to
 import argparse
 import ast
 import math
+import os
 import re
 import sys
 import time
@@ -138,6 +139,14 @@ def say_time(notebook: NotebookNode, seconds: float) -> None:
         opening.source = opening.source[: said.start(1)] + str(found) + opening.source[said.end(1) :]
 
 
+def relink(notebook: NotebookNode, folder: Path, copies: Path) -> None:
+    """Let links of a notebook in `folder` that begin with `../` lead to the same files from `copies`."""
+    up = Path(os.path.relpath(folder.parent, copies)).as_posix()
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\(\.\./", f"]({up}/", cell.source)
+
+
 def complaints(notebook: NotebookNode) -> list[str]:
     """Everything the cells wrote on stderr (warnings, as a rule), a line each with the cell's number.
 
@@ -195,6 +204,7 @@ def execute(path: Path, parameters: dict[str, object] | None = None, *, out: Pat
     cpu_seconds, peak_mib = map(float, cost.split())
     say_time(notebook, cpu_seconds)
     out = out or path
+    relink(notebook, path.parent, out.parent)
     with paths.atomic_path(out) as temporary:
         nbformat.write(notebook, temporary)
     return Run(path.stem, seconds, cpu_seconds, peak_mib)

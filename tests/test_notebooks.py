@@ -11,6 +11,7 @@ import sys
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
 import pandas as pd
@@ -24,6 +25,7 @@ from test_evaluation_cases import toy, with_own
 from cspine_helpers.decisions.test_split import evaluate_on_test, freeze
 from cspine_helpers.decisions.thresholds import Rule, choose_decision
 from cspine_helpers.evaluation.cases import Aggregation
+from cspine_helpers.figures import style
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels, write_labels
 from cspine_helpers.model.classifier import FractureClassifier, ModelConfig
 from cspine_helpers.patient_page.cases import TITLES
@@ -141,6 +143,48 @@ def test_the_picture_of_the_network_in_03_has_the_shapes_of_the_network():
     assert {name: said[name] for name in shapes} == shapes
     assert said["slice_head"] == output.slice_logit.shape
     assert len(said) == len(shapes) + 3  # the input, unstacked, and pooled
+
+
+@pytest.mark.parametrize("name", ["series", "network"])
+def test_what_is_drawn_by_hand_is_small_said_in_words_and_in_the_colours_of_the_project(name):
+    path = ROOT / "figures" / f"{name}.svg"
+    drawn = path.read_text()
+    assert len(drawn.encode()) < 12_000
+    root = ElementTree.fromstring(drawn)
+    assert {part.tag.rpartition("}")[2] for part in root.iter()}.isdisjoint({"script", "image", "use"})
+    assert re.findall(r"@import|@font-face|\bon\w+=|href|url\((?!#)", drawn) == []
+    for part in ("title", "desc"):
+        said = root.find(f"{{*}}{part}")
+        assert said.text.strip()
+        assert said.get("id") in root.get("aria-labelledby").split()
+    known = {colour for colour in vars(style).values() if isinstance(colour, str)} | {"#fff"}
+    assert set(re.findall(r"#[0-9A-Fa-f]{3,8}\b", drawn)) <= known
+    linked = rf"!\[[^\]]{{100,}}\]\((?:\.\./)?figures/{name}\.svg\)"  # with words for who cannot see it
+    where = [ROOT / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    found = [each.name for each in where if re.search(linked, each.read_text())]
+    assert found == (["README.md", "00_pack_ct.ipynb"] if name == "series" else ["03_train.ipynb"])
+
+
+def drawn_texts(name: str) -> list[str]:
+    """Each text of a drawing, and each of its parts in bold."""
+    root = ElementTree.parse(ROOT / "figures" / f"{name}.svg").getroot()
+    parts = [part for part in root.iter() if part.tag.endswith(("}text", "}tspan"))]
+    return ["".join(part.itertext()) for part in parts]
+
+
+def test_the_drawing_of_the_series_names_each_notebook_and_file_of_a_run():
+    texts = drawn_texts("series")
+    assert sorted(text for text in texts if re.fullmatch(r"\d\d", text)) == [name[:2] for name in SERIES]
+    run = ["run.json", "model.safetensors", "predictions.csv", "decision.json", "triage.json"]
+    assert {*run, "train.csv", "split.csv", "packed/", "MODEL_CARD.md"} <= set(texts)
+    assert [name for name in run if not (ROOT / "checkpoints" / "builtin" / name).is_file()] == []
+
+
+def test_the_drawing_of_the_network_has_each_step_and_shape_of_the_table_in_03():
+    table = next(cell.source for cell in read("03_train").cells if "| step |" in cell.source)
+    rows = re.findall(r"^\| `?([\w ]+)`? \|.*\| ([^|]+) \| [\d, ]+ \|$", table, re.MULTILINE)
+    assert len(rows) == 11
+    assert {part for row in rows for part in row} - set(drawn_texts("network")) == set()
 
 
 @pytest.mark.parametrize("name", SERIES)

@@ -65,6 +65,18 @@ def test_parameters_are_injected_into_the_copy_only(notebook, tmp_path):
     assert nbformat.read(out, as_version=4).cells[0].source == 'COHORT = "builtin"'
 
 
+def test_links_of_a_copy_lead_where_those_of_the_notebook_do(tmp_path):
+    folder, copies = tmp_path / "notebooks", tmp_path / "notebooks" / "rendered" / "quick" / "mine"
+    source = "![Drawn](../figures/series.svg) and [next](01_tiny.ipynb)"
+    cells = [nbformat.v4.new_markdown_cell(source), nbformat.v4.new_code_cell("'](../figures'")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    runner.relink(notebook, folder, folder)
+    assert notebook.cells[0].source == source
+    runner.relink(notebook, folder, copies)
+    assert notebook.cells[0].source == source.replace("../", "../../../../")
+    assert notebook.cells[1].source == "'](../figures'"
+
+
 @pytest.mark.slow
 def test_prints_stay_where_they_are_between_pictures(notebook):
     path = notebook("print('a')\nprint('b', flush=True)\ndisplay(1)\nprint('c')")
