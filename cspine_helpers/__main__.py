@@ -237,8 +237,8 @@ def _pack_slices(options: Namespace) -> int:
 
 
 def _radiographs_options(parser: ArgumentParser) -> None:
-    from cspine_helpers.radiographs.dataset import ImagePackConfig
     from cspine_helpers.radiographs.groups import FRACTIONS, GroupConfig
+    from cspine_helpers.radiographs.packing import ImagePackConfig
 
     alike, frame = GroupConfig(), ImagePackConfig()
     parser.add_argument("--cohort", required=True, help="folder of data/ that is made")
@@ -296,8 +296,8 @@ def _radiographs_options(parser: ArgumentParser) -> None:
 
 def _radiographs(options: Namespace) -> int:
     from cspine_helpers.labels import SPLITS
-    from cspine_helpers.radiographs.dataset import ImagePackConfig, pack_images
     from cspine_helpers.radiographs.groups import GroupConfig, split_images
+    from cspine_helpers.radiographs.packing import ImagePackConfig, pack_images
     from cspine_helpers.radiographs.sources import (
         consolidate,
         read_fracatlas,

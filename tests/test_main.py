@@ -27,7 +27,7 @@ from cspine_helpers.packed import check_sequences
 from cspine_helpers.packing.crop import PackConfig
 from cspine_helpers.predictions import read_predictions
 from cspine_helpers.radiographs import blend, prediction
-from cspine_helpers.radiographs.dataset import ImagePackConfig, pack_images
+from cspine_helpers.radiographs.packing import ImagePackConfig, pack_images
 from cspine_helpers.radiographs.task import radiograph_guide, radiograph_preset, radiograph_settings_of
 from cspine_helpers.runs import read_ensemble, read_history, read_record, write_record
 from cspine_helpers.training.config import TrainConfig
