@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from cspine_helpers.radiographs.augment import ImageAugment
 from cspine_helpers.radiographs.dataset import RadiographDataset, image_loader, image_order
+from cspine_helpers.radiographs.image_table import read_images
 from cspine_helpers.radiographs.packing import ImagePackConfig, pack_images
-from cspine_helpers.radiographs.sources import read_images
 
 SMALL = ImagePackConfig(long=96, short=64)
 

@@ -11,10 +11,12 @@ from radiograph_folders import radiograph_cohort
 
 from cspine_helpers.radiographs import packing as room
 from cspine_helpers.radiographs.annotations import rasterise
+from cspine_helpers.radiographs.consolidation import consolidate
 from cspine_helpers.radiographs.dataset import RadiographDataset
+from cspine_helpers.radiographs.image_table import read_images, read_regions
 from cspine_helpers.radiographs.images import Frame, read_radiograph
 from cspine_helpers.radiographs.packing import ImagePackConfig, pack_images, read_packing
-from cspine_helpers.radiographs.sources import consolidate, read_fracatlas, read_images, read_regions
+from cspine_helpers.radiographs.sources.fracatlas import read_fracatlas
 
 FRACATLAS = REAL_DATA / "fracatlas"
 needs_fracatlas = pytest.mark.skipif(not FRACATLAS.is_dir(), reason=f"FracAtlas is not at {FRACATLAS}")

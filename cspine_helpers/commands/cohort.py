@@ -123,15 +123,13 @@ def _radiographs_options(parser: ArgumentParser) -> None:
 
 def _radiographs(options: Namespace) -> int:
     from cspine_helpers.labels import SPLITS
+    from cspine_helpers.radiographs.consolidation import consolidate
     from cspine_helpers.radiographs.groups import GroupConfig, split_images
+    from cspine_helpers.radiographs.image_table import read_sources
     from cspine_helpers.radiographs.packing import ImagePackConfig, pack_images
-    from cspine_helpers.radiographs.sources import (
-        consolidate,
-        read_fracatlas,
-        read_mura,
-        read_sources,
-        read_yolo,
-    )
+    from cspine_helpers.radiographs.sources.fracatlas import read_fracatlas
+    from cspine_helpers.radiographs.sources.mura import read_mura
+    from cspine_helpers.radiographs.sources.yolo import read_yolo
     from cspine_helpers.splits import SplitConfig, write_split
 
     # 1. What is asked for.

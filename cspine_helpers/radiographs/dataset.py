@@ -50,6 +50,8 @@ class RadiographDataset(Dataset[dict[str, Tensor]]):
             does not fit; patches are asked for, and fractured images have no outline.
 
     Example:
+        >>> from cspine_helpers.radiographs.image_table import read_images
+        >>> from cspine_helpers.radiographs.packing import pack_images
         >>> dataset = RadiographDataset(read_images(radiographs), pack_images(radiographs))
         >>> {name: tuple(value.shape) for name, value in dataset[0].items() if value.ndim}
         {'image': (448, 384), 'mask': (112, 96)}
@@ -219,6 +221,8 @@ def image_loader(
         ValueError: `batch_size` or `workers` is no number of them, or the order cannot be drawn.
 
     Example:
+        >>> from cspine_helpers.radiographs.image_table import read_images
+        >>> from cspine_helpers.radiographs.packing import pack_images
         >>> dataset = RadiographDataset(read_images(radiographs), pack_images(radiographs))
         >>> [tuple(batch["image"].shape) for batch in image_loader(dataset, batch_size=16)]
         [(16, 448, 384), (2, 448, 384), (6, 384, 448)]

@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from cspine_helpers.files.paths import atomic_path, exclusive, inside, listing, sha256_of
 from cspine_helpers.files.records import check_settings, read_sealed, setting, whole, write_sealed
 from cspine_helpers.radiographs.annotations import rasterise
+from cspine_helpers.radiographs.image_table import read_images, read_regions
 from cspine_helpers.radiographs.images import Frame, read_radiograph
-from cspine_helpers.radiographs.sources import read_images, read_regions
 
 PACKING_VERSION = 1  # raised by hand when the same images give other arrays
 Kind = Literal["images", "masks"]  # folders in `packed`
