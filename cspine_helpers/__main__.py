@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; returns the exit status, see `--help`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _Parser(prog="python -m cspine_helpers", description=_DOES, epilog=STATUS)
-    parser.add_argument("--version", action="version", version=versions())
+    version = versions() if "--version" in arguments else ""  # it looks all libraries up
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     asked = next((each for each in arguments if not each.startswith("-")), None)
     for name, command in _COMMANDS.items():
