@@ -28,10 +28,10 @@ from cspine_helpers.labels import UID
 from cspine_helpers.radiographs.cohort import RadiographCohort, read_radiograph_cohort
 from cspine_helpers.radiographs.evaluation import ablation, compare, evaluate
 from cspine_helpers.radiographs.groups import leakage
+from cspine_helpers.radiographs.image_table import read_images, read_pairs, read_regions
 from cspine_helpers.radiographs.images import read_radiograph
 from cspine_helpers.radiographs.mask_cases import MaskCases
 from cspine_helpers.radiographs.prediction import Predictor
-from cspine_helpers.radiographs.sources import read_images, read_pairs, read_regions
 from cspine_helpers.radiographs.task import radiograph_preset, train_radiographs
 from cspine_helpers.splits import write_split
 from cspine_helpers.training.settings import Settings

@@ -23,10 +23,10 @@ from cspine_helpers.radiographs.card import MEASURED
 from cspine_helpers.radiographs.cohort import RadiographCohort, copy_images, read_radiograph_cohort
 from cspine_helpers.radiographs.evaluation import examples
 from cspine_helpers.radiographs.folder import image_threshold
+from cspine_helpers.radiographs.image_table import read_images, read_regions
 from cspine_helpers.radiographs.mask_cases import MaskCases, judged_images
 from cspine_helpers.radiographs.masks import read_masks
 from cspine_helpers.radiographs.prediction import Predictor
-from cspine_helpers.radiographs.sources import read_images, read_regions
 
 EACH = 12  # fractured images of the sample, and intact ones
 ORIENTATION = 0x0112  # of EXIF

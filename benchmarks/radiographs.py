@@ -24,10 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.measure import Row, interleaved, milliseconds, ratio, spread
 from cspine_helpers.files.paths import cohort_dir
 from cspine_helpers.radiographs.annotations import rasterise
-from cspine_helpers.radiographs.dataset import ImageAugment, RadiographDataset, image_loader, pack_images
+from cspine_helpers.radiographs.augment import ImageAugment
+from cspine_helpers.radiographs.consolidation import consolidate
+from cspine_helpers.radiographs.dataset import RadiographDataset, image_loader
+from cspine_helpers.radiographs.image_table import read_images, read_regions
 from cspine_helpers.radiographs.losses import LossConfig, RadiographLoss
 from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel, RadiographOutput
-from cspine_helpers.radiographs.sources import consolidate, read_images, read_regions, read_yolo
+from cspine_helpers.radiographs.packing import pack_images
+from cspine_helpers.radiographs.sources.yolo import read_yolo
 from cspine_helpers.training.config import adamw
 from cspine_helpers.training.trainer import train_epoch
 

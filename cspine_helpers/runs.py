@@ -117,6 +117,14 @@ def check_task(record: Mapping[str, Any], task: str, folder: Path) -> None:
         )
 
 
+def of_radiographs(folder: Path) -> bool:
+    """Whether a run, or an ensemble, is of radiographs; False where there is none."""
+    for name, read in ((RECORD, read_record), (ENSEMBLE, read_ensemble)):
+        if (folder / name).is_file():
+            return task_of(read(folder)) == RADIOGRAPHS
+    return False
+
+
 def _consecutive(history: pd.DataFrame) -> Iterator[str]:
     if history["epoch"].tolist() != list(range(1, len(history) + 1)):
         found = listing(map("{:g}".format, history["epoch"]), quoted=False)

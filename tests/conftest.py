@@ -63,3 +63,20 @@ def no_network(tmp_path, monkeypatch):
     monkeypatch.setenv("NETWORK_ATTEMPTS", str(attempts))
     yield attempts
     assert not attempts.exists(), attempts.read_text()
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """The command line in a project folder: exit status, output, errors."""
+    from cspine_helpers.__main__ import main
+
+    def run(root: Path, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("CSPINE_ROOT", str(root))
+        capsys.readouterr()
+        try:
+            status = main(arguments)
+        except SystemExit as error:
+            status = error.code
+        return status, *capsys.readouterr()
+
+    return run

@@ -15,7 +15,8 @@ import pandas as pd
 from PIL import Image
 
 from cspine_helpers.labels import UID
-from cspine_helpers.radiographs.sources import consolidate, read_fracatlas
+from cspine_helpers.radiographs.consolidation import consolidate
+from cspine_helpers.radiographs.sources.fracatlas import read_fracatlas
 from cspine_helpers.splits import write_split
 
 PARTS = ("hand", "leg", "hip", "shoulder")
@@ -284,3 +285,10 @@ def radiograph_cohort(folder: Path, *, images: int = 24, fractured: int = 8, see
     split = pd.DataFrame({UID: table["image"], "split": names[place], "patient": table["patient"]})
     write_split(split, cohort / "split.csv")
     return cohort
+
+
+def change(path: Path, was: str, now: str) -> None:
+    """Replace a piece of text in a file, once."""
+    text = path.read_text(encoding="utf-8")
+    assert was in text
+    path.write_text(text.replace(was, now, 1), encoding="utf-8")

@@ -15,8 +15,8 @@ from cspine_helpers.checkpoints import Run
 from cspine_helpers.decisions.thresholds import Rule, choose_threshold
 from cspine_helpers.radiographs import prediction
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
-from cspine_helpers.radiographs.dataset import ImagePackConfig, pack_images
 from cspine_helpers.radiographs.model import RadiographConfig, RadiographOutput
+from cspine_helpers.radiographs.packing import ImagePackConfig, pack_images
 from cspine_helpers.runs import RADIOGRAPHS, read_record, write_record
 
 LONG, SHORT = 96, 64

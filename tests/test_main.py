@@ -13,8 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from radiograph_folders import radiograph_cohort
-from radiograph_runs import Runs, packed_cohort
 from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers import __main__ as cli
@@ -22,37 +20,16 @@ from cspine_helpers import __version__
 from cspine_helpers.checkpoints import load_run
 from cspine_helpers.cohort import read_cohort
 from cspine_helpers.inference.prediction import predict
-from cspine_helpers.labels import UID, expand, read_labels
-from cspine_helpers.packed import check_sequences
+from cspine_helpers.labels import UID
 from cspine_helpers.packing.crop import PackConfig
 from cspine_helpers.predictions import read_predictions
-from cspine_helpers.radiographs import blend, prediction
-from cspine_helpers.radiographs.dataset import ImagePackConfig, pack_images
-from cspine_helpers.radiographs.task import radiograph_guide, radiograph_preset, radiograph_settings_of
-from cspine_helpers.runs import read_ensemble, read_history, read_record, write_record
+from cspine_helpers.runs import read_ensemble, read_history, write_record
 from cspine_helpers.training.config import TrainConfig
-from cspine_helpers.training.settings import guide, preset, settings_of
 
 CONFIG = TrainConfig(epochs=2, batch_size=8, accumulate=1, workers=0, vertebra_weights="equal")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """The command line in a project folder: exit status, output, errors."""
-
-    def run(root: Path, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setenv("CSPINE_ROOT", str(root))
-        capsys.readouterr()
-        try:
-            status = cli.main(arguments)
-        except SystemExit as error:
-            status = error.code
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -94,18 +71,6 @@ def test_a_run_is_predicted_and_its_card_written(root, command):
     assert Path(out.strip()).read_text(encoding="utf-8").startswith("# Model card: `toy`")
 
 
-def test_a_cohort_of_phantoms_is_made_and_stays_as_it_was_made(tmp_path, command):
-    options = "--studies 1 --seed 4 --workers 1 --truth rsna --size 24"
-    assert command(tmp_path, "phantom", "--cohort", "tiny", *options.split())[0] == 0
-    folder = tmp_path / "data" / "tiny"
-    table = read_labels(folder / "train.csv")
-    assert len(table) == 1
-    check_sequences(folder / "packed", expand(table, table[UID]), slices=15, size=24)
-    assert json.loads((folder / "cohort.json").read_text())["config"]["truth"] == "rsna"
-    status, out, _ = command(tmp_path, "phantom", "--cohort", "tiny")  # made again it would be the same
-    assert (status, out) == (0, "tiny: 1 studies are there already.\n")
-
-
 @pytest.mark.slow
 def test_a_page_is_written_for_one_patient_and_says_that_there_is_no_ct(root, command):
     samples = read_cohort(root / "data" / "toy").samples
@@ -143,45 +108,6 @@ def test_a_run_of_other_data_is_not_predicted(root, command):
     assert status == 100
     assert "trained on other data" in err
     (folder / "run.json").write_bytes(before)
-
-
-def test_the_settings_of_a_preset_are_printed_as_a_file_that_train_takes(tmp_path, command):
-    status, out, _ = command(tmp_path, "settings", "--json", "--cohort", "rsna2022")
-    assert status == 0
-    (tmp_path / "mine.json").write_text(out)
-    assert settings_of(tmp_path / "mine.json", cohort="builtin") == preset("rsna2022")
-    assert command(tmp_path, "settings") == (0, f"{guide()}\n{radiograph_guide()}", "")
-    (limbs := tmp_path / "data" / "limbs").mkdir(parents=True)
-    (limbs / "images.csv").touch()
-    status, out, _ = command(tmp_path, "settings", "--json", "--cohort", "limbs")
-    assert (status, out) == (0, radiograph_preset().text())
-    status, out, _ = command(tmp_path, "settings", "--json", "--preset", "resnet50")
-    (tmp_path / "mine.json").write_text(out)
-    assert radiograph_settings_of(tmp_path / "mine.json") == radiograph_preset("resnet50")
-
-
-def test_a_cohort_of_radiographs_is_trained_as_such(tmp_path, command):
-    cohort = radiograph_cohort(tmp_path / "made")
-    (tmp_path / "data").mkdir()
-    pack_images(cohort.rename(tmp_path / "data" / "limbs"), ImagePackConfig(long=64, short=32))
-    settings = {"model": {"long": 64, "short": 32}, "train": {"epochs": 1, "warmup_epochs": 0, "workers": 0}}
-    (tmp_path / "mine.json").write_text(json.dumps(settings))
-    train = ("train", "--cohort", "limbs", "--settings", str(tmp_path / "mine.json"), "--preset")
-    status, out, err = command(tmp_path, *train, "simple_cnn")
-    assert (status, "validation_auroc" in out) == (0, True), err
-    record = read_record(tmp_path / "checkpoints" / "limbs")
-    assert (record["task"], record["model"]["architecture"]) == ("radiographs", "simple_cnn")
-    for wrong, said in (
-        (("--folds", "3"), "--folds is for cohorts of CT; limbs holds radiographs"),
-        (("--skip-unusable",), "--skip-unusable is for cohorts of CT"),
-        (("--run", "x", "--preset", "none"), "Named settings of radiographs are"),
-    ):
-        status, _, err = command(tmp_path, *train, "simple_cnn", *wrong)
-        assert status == 100
-        assert said in err
-    make_toy_cohort(tmp_path / "data" / "toy")
-    status, _, err = command(tmp_path, "train", "--cohort", "toy", "--preset", "resnet50")
-    assert (status, "--preset is for radiographs; toy holds none" in err) == (100, True)
 
 
 @pytest.mark.parametrize(
@@ -371,90 +297,6 @@ def test_folds_and_ensembles_that_make_no_sense_are_refused_in_a_sentence(senten
     status, _, error = command(root, name, "--cohort", "toy", *options, *of)
     assert (status, sentence in error, error.count("\n")) == (100, True, 1)
     assert sorted((root / "checkpoints").rglob("*")) == before
-
-
-@pytest.fixture(scope="module")
-def of_radiographs(tmp_path_factory):
-    """A project with a cohort of radiographs and three runs that were not trained, but predict."""
-    root = tmp_path_factory.mktemp("radiographs")
-    cohort = packed_cohort(root / "made")
-    (root / "data").mkdir()
-    cohort.rename(root / "data" / "limbs")
-    runs = Runs(root / "data" / "limbs", root / "checkpoints")
-    for name, bright in (("one", 200.0), ("two", 150.0), ("three", 180.0)):
-        runs(name, bright=bright)
-    with runs.loaded():
-        yield root
-
-
-def test_radiographs_are_predicted_by_the_task_of_their_run(of_radiographs, command):
-    folder = of_radiographs / "checkpoints" / "one"
-    status, out, err = command(of_radiographs, "predict", "--run", "one", "--device", "cpu")
-    assert (status, out) == (0, f"{folder / 'predictions.csv'}: 12 images of 12 groups.\n"), err
-    assert set(read_predictions(folder / "predictions.csv")["vertebra"]) == {"image"}
-    assert (folder / "masks.csv").is_file()
-
-
-def test_an_ensemble_of_radiographs_is_blended_and_predicted_again_by_its_name(
-    of_radiographs, command, monkeypatch
-):
-    monkeypatch.setattr(
-        prediction, "search_blend", lambda outputs, folds: blend.search_blend(outputs, folds=2)
-    )
-    ensemble = ("predict", "--ensemble", "one", "two", "--run", "mean", "--device", "cpu", "--blend", "--tta")
-    status, out, _ = command(of_radiographs, *ensemble)
-    assert status == 0
-    assert "chosen out of fold" in out
-    assert re.search(r"Weights: one \d\.\d\d, two \d\.\d\d\. Views: 4\.", out)
-    table = read_predictions(of_radiographs / "checkpoints" / "mean" / "predictions.csv")
-    again = ("predict", "--run", "mean", "--device", "cpu")
-    assert command(of_radiographs, *again)[0] == 100  # it is there
-    assert command(of_radiographs, *again, "--replace")[0] == 0
-    pd.testing.assert_frame_equal(
-        read_predictions(of_radiographs / "checkpoints" / "mean" / "predictions.csv"), table
-    )
-
-
-def test_a_folder_of_radiographs_is_answered_and_damage_is_a_status(of_radiographs, command, tmp_path):
-    images = tmp_path / "xrays"
-    shutil.copytree(of_radiographs / "data" / "limbs" / "images", images)
-    asked = ("predict", "--run", "three", "--images", str(images), "--device", "cpu")
-    status, out, _ = command(of_radiographs, *asked)
-    answers = of_radiographs / "checkpoints" / "three" / "images" / "xrays"
-    assert status == 0
-    assert out.startswith("36 radiographs, ")
-    assert str(answers) in out
-    assert len(pd.read_csv(answers / "predictions.csv")) == 36
-    (images / "torn.png").write_bytes(b"")
-    status, out, _ = command(of_radiographs, *asked, "--out", str(tmp_path / "again"), "--threshold", "0.2")
-    assert status == 3
-    assert "Not readable (1), see unreadable.csv: 'torn.png'" in out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ("--run one --images x --study 1", "--study cannot be used with --images"),
-        ("--run one --images x --blend --cohort limbs", "--cohort and --blend cannot be used with --images"),
-        ("--run one --images nowhere", "No folder at nowhere"),
-        ("--run two --study 1", "--study cannot be used with a run of radiographs"),
-        ("--run two --threshold 0.5", "--threshold is for --images"),
-        ("--run two --skip-unusable", "--skip-unusable cannot be used with a run of radiographs"),
-        ("--ensemble one two", "--ensemble needs --run"),
-        ("--run nobody --images x", "No run at"),
-    ],
-)
-def test_what_radiographs_cannot_be_asked_is_one_sentence(of_radiographs, command, arguments, sentence):
-    (of_radiographs / "x").mkdir(exist_ok=True)
-    shutil.copyfile(
-        next((of_radiographs / "data" / "limbs" / "images").iterdir()), of_radiographs / "x" / "1.jpg"
-    )
-    before = sorted(of_radiographs.rglob("*"))
-    arguments = arguments.replace("--images x", f"--images {of_radiographs / 'x'}")
-    status, out, err = command(of_radiographs, "predict", *arguments.split())
-    assert (status, out) == (100, "")
-    assert sentence in err
-    assert sorted(of_radiographs.rglob("*")) == before
 
 
 def test_a_blend_is_of_radiographs(root, command):

@@ -15,10 +15,10 @@ from cspine_helpers.radiographs.blend import read_blend
 from cspine_helpers.radiographs.card import write_radiograph_card
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
 from cspine_helpers.radiographs.evaluation import evaluate, hardware_shortcut, subgroups
+from cspine_helpers.radiographs.image_table import read_regions
 from cspine_helpers.radiographs.mask_cases import MaskCases, judged_images
 from cspine_helpers.radiographs.masks import read_masks
 from cspine_helpers.radiographs.prediction import predict_radiographs
-from cspine_helpers.radiographs.sources import read_regions
 
 FEW = 60  # resamples: enough for these tests
 

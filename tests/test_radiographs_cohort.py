@@ -8,7 +8,7 @@ from radiograph_folders import radiograph_cohort
 from cspine_helpers.files.paths import sha256_of
 from cspine_helpers.labels import UID
 from cspine_helpers.radiographs.cohort import copy_images, is_radiographs, read_radiograph_cohort
-from cspine_helpers.radiographs.sources import read_images, read_regions, read_sources
+from cspine_helpers.radiographs.image_table import read_images, read_regions, read_sources
 from cspine_helpers.splits import read_split, split_hash, write_split
 
 

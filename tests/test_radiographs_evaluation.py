@@ -27,6 +27,7 @@ from cspine_helpers.radiographs.evaluation import (
     study_scores,
     subgroups,
 )
+from cspine_helpers.radiographs.image_table import read_images, read_regions
 from cspine_helpers.radiographs.mask_cases import (
     MaskCases,
     dice,
@@ -34,7 +35,6 @@ from cspine_helpers.radiographs.mask_cases import (
     judged_images,
     resized,
 )
-from cspine_helpers.radiographs.sources import read_images, read_regions
 
 FRACATLAS = REAL_DATA / "fracatlas"
 SHAPE = (40, 30)

@@ -18,8 +18,9 @@ from cspine_helpers.checkpoints import load_run
 from cspine_helpers.labels import UID
 from cspine_helpers.radiographs import mask_cases, task
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
-from cspine_helpers.radiographs.dataset import ImagePackConfig, RadiographDataset, image_loader, pack_images
+from cspine_helpers.radiographs.dataset import RadiographDataset, image_loader
 from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel
+from cspine_helpers.radiographs.packing import ImagePackConfig, pack_images
 from cspine_helpers.radiographs.task import (
     MASK_THRESHOLDS,
     PRESETS,

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from toy_cohort import make_toy_cohort, tiny_model
 
 from cspine_helpers.checkpoints import load_run
-from cspine_helpers.radiographs.dataset import ImagePackConfig, pack_images
 from cspine_helpers.radiographs.model import RadiographConfig
+from cspine_helpers.radiographs.packing import ImagePackConfig, pack_images
 from cspine_helpers.radiographs.task import RadiographTrainConfig, load_radiograph_run
 from cspine_helpers.runs import read_history, read_record
 from cspine_helpers.training.config import TrainConfig, TrainerConfig

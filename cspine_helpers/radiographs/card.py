@@ -22,6 +22,7 @@ from cspine_helpers.radiographs.cohort import (
     read_radiograph_cohort,
 )
 from cspine_helpers.radiographs.evaluation import evaluate, hardware_shortcut, subgroups
+from cspine_helpers.radiographs.image_table import read_regions
 from cspine_helpers.radiographs.mask_cases import (
     FRAME,
     SUBGROUPS,
@@ -29,7 +30,6 @@ from cspine_helpers.radiographs.mask_cases import (
     judged_images,
 )
 from cspine_helpers.radiographs.masks import MASKS, read_masks
-from cspine_helpers.radiographs.sources import read_regions
 from cspine_helpers.runs import member_folders, read_record, recorded_cohort
 
 RESAMPLES = 1000

@@ -10,7 +10,7 @@ import pandas as pd
 from cspine_helpers.files.paths import listing, sha256_of
 from cspine_helpers.files.records import parse_json
 from cspine_helpers.labels import SPLITS, UID
-from cspine_helpers.radiographs.sources import (
+from cspine_helpers.radiographs.image_table import (
     ANNOTATIONS,
     IMAGES,
     read_images,
@@ -189,11 +189,10 @@ def copy_images(
     ]
     kept = {each["id"] for each in entries}
     outlines = [each for each in coco["annotations"] if each["image_id"] in kept]
-    record = read_sources(whole.folder)
     rows = {name: part["label"] for name, part in table.groupby("source")}
     told = [
         source | {"images": len(label), "positive": int(label.sum()), "left_out": {}, "notes": [note]}
-        for source in record["sources"]
+        for source in read_sources(whole.folder)["sources"]
         if (label := rows.get(source["name"])) is not None
     ]
 
@@ -203,7 +202,7 @@ def copy_images(
         table.assign(file=names),
         where,
         coco | {"images": entries, "annotations": outlines},
-        {"format": record["format"], "sources": told},
+        {"sources": told},
         copy=True,
     )
     write_split(whole.split[whole.split[UID].isin(images)], folder / SPLIT)

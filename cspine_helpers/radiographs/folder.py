@@ -31,12 +31,12 @@ from cspine_helpers.predictions import read_predictions
 from cspine_helpers.radiographs.annotations import encode_rle
 from cspine_helpers.radiographs.blend import BLEND, read_blend
 from cspine_helpers.radiographs.cohort import SPLIT, is_radiographs, read_radiograph_cohort
+from cspine_helpers.radiographs.image_ids import file_ids
 from cspine_helpers.radiographs.images import Frame, read_radiograph, why_unusable
 from cspine_helpers.radiographs.maps import map_radiographs
 from cspine_helpers.radiographs.masks import MASKS
 from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel
 from cspine_helpers.radiographs.prediction import Answer, Predictor
-from cspine_helpers.radiographs.sources import file_ids
 from cspine_helpers.runs import recorded_cohort
 from cspine_helpers.splits import split_hash
 

@@ -62,7 +62,7 @@ def framed(cohort: RadiographCohort, rows: pd.DataFrame) -> list[Framed]:
 
     Example:
         >>> from cspine_helpers.radiographs.cohort import read_radiograph_cohort
-        >>> from cspine_helpers.radiographs.dataset import pack_images
+        >>> from cspine_helpers.radiographs.packing import pack_images
         >>> _ = pack_images(radiographs)
         >>> cohort = read_radiograph_cohort(radiographs)
         >>> [part.pixels.shape[1:] for part in framed(cohort, cohort.of("test"))]

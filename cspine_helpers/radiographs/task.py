@@ -23,11 +23,13 @@ from cspine_helpers.files.paths import listing
 from cspine_helpers.files.records import one_of, optional, setting, whole, within
 from cspine_helpers.metrics import auroc, average_precision
 from cspine_helpers.model.forward import as_on_a_cpu
+from cspine_helpers.radiographs.augment import ImageAugment
 from cspine_helpers.radiographs.cohort import RadiographCohort, read_radiograph_cohort
-from cspine_helpers.radiographs.dataset import ImageAugment, RadiographDataset, image_loader, read_packing
+from cspine_helpers.radiographs.dataset import RadiographDataset, image_loader
 from cspine_helpers.radiographs.losses import LossConfig, RadiographLoss
 from cspine_helpers.radiographs.mask_cases import EPSILON
 from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel
+from cspine_helpers.radiographs.packing import read_packing
 from cspine_helpers.runs import RADIOGRAPHS
 from cspine_helpers.training.config import Keep, Precision, TrainerConfig
 from cspine_helpers.training.memory import largest_batch, take_step

@@ -1,0 +1,94 @@
+"""Sources joined into a cohort."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from radiograph_folders import mura_folder, radiograph_cohort
+
+from cspine_helpers.radiographs.consolidation import consolidate
+from cspine_helpers.radiographs.groups import GroupConfig
+from cspine_helpers.radiographs.image_table import read_regions, read_sources
+from cspine_helpers.radiographs.sources.fracatlas import read_fracatlas
+from cspine_helpers.radiographs.sources.mura import read_mura
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """FracAtlas and MURA folders, and a cohort of the first; read only."""
+    folder = tmp_path_factory.mktemp("published")
+    mura_folder(folder / "positive MURA-v1.1")
+    radiograph_cohort(folder)
+    return folder
+
+
+@pytest.fixture
+def fracatlas(made, tmp_path) -> Path:
+    """A FracAtlas folder to damage."""
+    return shutil.copytree(made / "source", tmp_path / "fracatlas")
+
+
+def test_sources_are_joined_and_equal_names_are_kept_apart(made, tmp_path):
+    one, two = read_fracatlas(made / "source"), read_fracatlas(made / "source", name="again")
+    only = replace(two, table=two.table[:2], regions={})
+    table = consolidate([one, only], tmp_path / "cohort")
+    assert len(table) == 26
+    assert {"fracatlas-IMG0000000", "again-IMG0000000", "IMG0000002"} < set(table["image"])
+    assert table["image"].is_unique
+    regions = read_regions(tmp_path / "cohort")
+    assert len(regions["fracatlas-IMG0000000"]) == 2
+    assert regions["again-IMG0000000"] == []
+
+
+def test_labels_of_different_meaning_are_not_joined(made, tmp_path):
+    sources = [read_fracatlas(made / "source"), read_mura(made / "positive MURA-v1.1" / "MURA-v1.1")]
+    with pytest.raises(ValueError, match=r"fracatlas: fractured, mura: abnormal"):
+        consolidate(sources, tmp_path / "cohort")
+    assert not (tmp_path / "cohort").exists()
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_cohort_is_of_sources_of_different_names(made, tmp_path, number):
+    with pytest.raises(ValueError, match="sources of different names"):
+        consolidate([read_fracatlas(made / "source")] * number, tmp_path / "cohort")
+
+
+def damaged(fracatlas: Path) -> list[str]:
+    """Damage two intact images as downloads do: cut off, and empty."""
+    cut, empty = (fracatlas / "images" / "Non_fractured" / f"IMG000000{n}.jpg" for n in (1, 2))
+    cut.write_bytes(cut.read_bytes()[:-900])
+    empty.write_bytes(b"")
+    return [cut.stem, empty.stem]
+
+
+def test_images_that_cannot_be_read_are_named_and_nothing_is_written(fracatlas, tmp_path):
+    names = damaged(fracatlas)
+    with pytest.raises(ValueError, match=r"images that cannot be read") as error:
+        consolidate([read_fracatlas(fracatlas, skip_unusable=True)], tmp_path / "cohort")
+    assert any(name in str(error.value) for name in names)
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_images_that_cannot_be_read_are_left_out_when_asked_and_recorded_with_the_reason(fracatlas, tmp_path):
+    names, cohort = damaged(fracatlas), tmp_path / "cohort"
+    table = consolidate([read_fracatlas(fracatlas, skip_unusable=True)], cohort, skip_unusable=True)
+    assert len(table) == 22
+    assert not set(names) & set(table["image"])
+    (told,) = read_sources(cohort)["sources"]
+    assert {Path(name).stem for name in told["left_out"]} == set(names)
+    assert all("cannot be read" in reason for reason in told["left_out"].values())
+    assert sorted(path.stem for path in (cohort / "images").iterdir()) == table["image"].tolist()
+
+
+def test_images_of_two_labels_are_left_out_and_both_are_named(fracatlas, tmp_path):
+    one, other = "Fractured/IMG0000000.jpg", "Non_fractured/IMG0000001.jpg"
+    shutil.copy(fracatlas / "images" / one, fracatlas / "images" / other)
+    table = consolidate([read_fracatlas(fracatlas)], tmp_path / "cohort", group=GroupConfig())
+    assert len(table) == 22
+    (told,) = read_sources(tmp_path / "cohort")["sources"]
+    assert told["left_out"] == {
+        f"images/{one}": f"label 1, and identical to fracatlas: images/{other} with label 0",
+        f"images/{other}": f"label 0, and identical to fracatlas: images/{one} with label 1",
+    }
+    assert len([*(tmp_path / "cohort" / "images").iterdir()]) == 22
