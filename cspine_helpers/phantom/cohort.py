@@ -31,7 +31,7 @@ from cspine_helpers.files.records import parse_json
 from cspine_helpers.packed import PackedVertebra, write_manifest
 from cspine_helpers.packing.crop import PackConfig, manifest_row, pack_vertebra, packed_voxels
 from cspine_helpers.packing.slice_truth import packed_truth, read_packed_boxes
-from cspine_helpers.phantom.difficulty import STANDARD, Hard
+from cspine_helpers.phantom.difficulty import Hard
 from cspine_helpers.phantom.rendering import Study, generator, render_study, study_uid
 from cspine_helpers.phantom.weak_truth import WeakTruth, framed, has_boxes, segmented, wrong_labels
 
@@ -260,7 +260,7 @@ def _make_study(config: CohortConfig, patient: _Patient, folder: Path) -> tuple[
 
 def _study(config: CohortConfig, patient: _Patient) -> Study:
     """A study, with the label map that it is packed with."""
-    hard = _HARD if config.difficulty == "hard" else STANDARD
+    hard = _HARD if config.difficulty == "hard" else None
     study = render_study(config.seed, patient.index, patient.fractured, hard=hard)
     if config.truth == "full":
         return study
