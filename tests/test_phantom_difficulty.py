@@ -12,7 +12,6 @@ from cspine_helpers.phantom.anatomy import LocalGrid, vertebra_distance
 from cspine_helpers.phantom.cohort import CohortConfig
 from cspine_helpers.phantom.difficulty import (
     METAL_HU,
-    STANDARD,
     Findings,
     Hard,
     add_metal,
@@ -64,13 +63,6 @@ def test_each_finding_is_drawn_as_often_and_as_strong_as_meant():
     for values, ends in zip(zip(*thin, strict=True), (hard.density, hard.cortex), strict=True):
         assert ends[0] <= min(values) < max(values) <= ends[1]
     assert {draw_findings(NONE, 1.0, rng(i)) for i in range(20)} == {Findings()}
-
-
-def test_standard_phantoms_have_hairline_cracks_alone_and_hard_ones_keep_them():
-    drawn = [[draw_findings(its, 1.0, rng(i)) for its in (STANDARD, Hard())] for i in range(2000)]
-    assert np.mean([usual.is_hairline for usual, _ in drawn]) == pytest.approx(0.25, abs=0.03)
-    assert {replace(usual, is_hairline=False) for usual, _ in drawn} == {Findings()}
-    assert all(hard.is_hairline for usual, hard in drawn if usual.is_hairline)
 
 
 @pytest.mark.parametrize("level", VERTEBRAE)
