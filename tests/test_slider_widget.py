@@ -24,14 +24,13 @@ from cspine_helpers.decisions.thresholds import Rule, choose_decision, choose_pe
 from cspine_helpers.decisions.triage import Triage
 from cspine_helpers.evaluation.cases import LEVELS, Aggregation, Cases
 from cspine_helpers.evaluation.intervals import bootstrap
-from cspine_helpers.figures.curves import ink_over
 from cspine_helpers.figures.style import FRACTURED, GREY, INCONCLUSIVE, INK, INTACT, PINK
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import from_wide, read_predictions, write_predictions
 from cspine_helpers.slider import widget
 from cspine_helpers.slider.operating_point import digits
-from cspine_helpers.slider.picture import written
+from cspine_helpers.slider.picture import ink_on, written
 from cspine_helpers.slider.widget import ThresholdExplorer, practise
 
 
@@ -570,7 +569,7 @@ def test_texts_and_colours_stand_out_from_the_paper_in_both_themes(look):
     assert all(on_white(colour) > 2 for colour in (FRACTURED, INTACT, INCONCLUSIVE, PINK, GREY))
     for share in np.linspace(0, 1, 21):  # the large figures in the confusion matrix
         cell = np.array(matplotlib.colormaps["Blues"](share / 1.2)[:3])
-        assert contrast(look(np.array(to_rgb(ink_over(share)))), look(cell)) > 3
+        assert contrast(look(np.array(to_rgb(ink_on(share)))), look(cell)) > 3
 
 
 def test_what_a_notebook_stores_shows_without_a_kernel(standing):

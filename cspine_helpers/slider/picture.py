@@ -70,6 +70,11 @@ _MARKERS = ("D", "^", "s")
 _ANCHORS = {"left": "ls", "center": "ms", "right": "rs"}  # of text that stands on its baseline
 
 
+def ink_on(share: float) -> str:
+    """`ink_over`, but black for INK, which a dark theme would turn into too dim a grey."""
+    return "black" if (colour := ink_over(share)) == INK else colour
+
+
 def written(estimate: Estimate, decimals: int = 3) -> str:
     """A number with its interval; a dash where it is undefined."""
     value, low, high = (f"{number:.{decimals}f}" for number in estimate)
@@ -275,7 +280,7 @@ class _Matrix:
         self.shapes[0].set_facecolor([_BLUES(share / 1.2) for share in shares.values()])
         for name, share in shares.items():
             for text, words in zip(self._texts[name], (f"{counts[name]:,}", f"{share:.1%}"), strict=True):
-                text.set(text=words, color=ink_over(share))
+                text.set(text=words, color=ink_on(share))
 
 
 class _Bars:
