@@ -29,7 +29,7 @@ from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import from_wide, read_predictions, write_predictions
 from cspine_helpers.slider import widget
-from cspine_helpers.slider.operating_point import digits
+from cspine_helpers.slider.operating_point import digits, rounded
 from cspine_helpers.slider.picture import ink_on, written
 from cspine_helpers.slider.widget import ThresholdExplorer, practise
 
@@ -146,6 +146,17 @@ def test_what_is_shown_is_what_is_counted_though_thresholds_are_scores(scores, u
         assert called == (table["probability"] >= threshold).sum()
 
 
+def test_the_picture_and_the_buttons_round_to_four_decimals_and_the_box_and_the_words_do_not():
+    table = made_table()
+    table.loc[[3, 4], "probability"] = 0.40996, 0.40991
+    explorer = ThresholdExplorer(table, threshold=0.40996)
+    assert explorer._box.value == explorer.threshold == 0.40996
+    assert "threshold 0.40996:" in said(explorer)
+    assert explorer._jumps["start"].description == "start 0.4100"
+    assert "threshold 0.4100" in texts(explorer)
+    assert [rounded(one) for one in (0, 1, 0.00002, 0.99998)] == ["0.0000", "1.0000", "0.00002", "0.99998"]
+
+
 def test_a_dragged_slider_is_written_without_the_noise_of_its_steps_and_not_tugged_at(undrawn):
     explorer = ThresholdExplorer(made_table(), threshold=0.2)
     explorer._slider.value = 0.41600000000000004  # what a browser sends for 0.416
@@ -196,7 +207,7 @@ def test_starts_at_a_decision_and_marks_it_and_the_guarantee_at_their_level(undr
     for button, threshold in ((chosen, decision.threshold), (guaranteed, promise.threshold)):
         assert button.layout.display is None
         button.click()
-        assert button.description.endswith(f" {digits(explorer.threshold)}")
+        assert button.description.endswith(f" {explorer.threshold:.4f}")
         assert explorer.summary()["tp"] == (table["probability"][table["label"] == 1] >= threshold).sum()
     explorer.level = "C2"
     assert (chosen.layout.display, guaranteed.layout.display) == (None, "none")

@@ -33,7 +33,7 @@ from cspine_helpers.slider.operating_point import (
     OperatingPoint,
     OperatingPoints,
     TriagePoint,
-    digits,
+    rounded,
 )
 
 BARS = {  # rate → how it is called, and its colour
@@ -142,9 +142,9 @@ class Panels:
         ends, patients = [point.low, point.high], [point.low.missed, point.high.called_back]
         if isinstance(point, TriagePoint):
             patients = [point.workload, *patients]
-            words = f"inconclusive {digits(point.low.threshold)} – {digits(point.high.threshold)}"
+            words = f"inconclusive {rounded(point.low.threshold)} – {rounded(point.high.threshold)}"
         else:
-            ends, words = [point], f"threshold {digits(point.threshold)}"
+            ends, words = [point], f"threshold {rounded(point.threshold)}"
         self._threshold.set_text(words)
         self._place.set_text(f"○ {place}" if restated else place)  # the key to the hollow point
         self._curve.fill(ends, restated=restated)
@@ -201,7 +201,7 @@ class _Curve:
         for marker, (name, threshold) in zip(_MARKERS, marks.items(), strict=False):
             found = operating.at(threshold).found
             style: dict[str, Any] = {"ms": 9, "mfc": "none", "mec": INK, "linestyle": "none"}
-            label = f"{name} {digits(threshold)}"
+            label = f"{name} {rounded(threshold)}"
             axes.plot([found["recall"]], [found["precision"]], marker, label=label, **style)
         if marks:  # off the curve
             axes.figure.legend(loc="outside lower center", fontsize=9)

@@ -33,6 +33,7 @@ from cspine_helpers.slider.operating_point import (
     Presets,
     TriagePoint,
     digits,
+    rounded,
     weigh,
 )
 from cspine_helpers.slider.picture import (
@@ -352,7 +353,7 @@ class ThresholdExplorer:
         self._other.disabled = not self._both_kinds()
         for name, button in self._jumps.items():
             button.layout.display = None if name in marks else "none"
-            button.description = f"{name} {digits(marks[name])}" if name in marks else ""
+            button.description = f"{name} {rounded(marks[name])}" if name in marks else ""
         point, restated = self._point(), self.prevalence is not None
         for name, png in self._panels[level].pngs(point, self._place(), restated=restated).items():
             self._images[name].value = png
