@@ -1,14 +1,17 @@
 import io
+import re
 import shutil
 from base64 import b64decode
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import RSNA, needs_rsna
+from matplotlib.colors import to_rgb
 from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
 from PIL import Image, ImageFilter
 from scipy.special import expit, logit
@@ -21,12 +24,13 @@ from cspine_helpers.decisions.thresholds import Rule, choose_decision, choose_pe
 from cspine_helpers.decisions.triage import Triage
 from cspine_helpers.evaluation.cases import LEVELS, Aggregation, Cases
 from cspine_helpers.evaluation.intervals import bootstrap
+from cspine_helpers.figures.style import FRACTURED, GREY, INCONCLUSIVE, INK, INTACT, PINK
 from cspine_helpers.labels import UID, VERTEBRAE, read_labels
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import from_wide, read_predictions, write_predictions
 from cspine_helpers.slider import widget
-from cspine_helpers.slider.operating_point import digits
-from cspine_helpers.slider.picture import written
+from cspine_helpers.slider.operating_point import digits, rounded
+from cspine_helpers.slider.picture import ink_on, written
 from cspine_helpers.slider.widget import ThresholdExplorer, practise
 
 
@@ -72,6 +76,11 @@ def note(explorer):
 
 def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def texts(explorer):
+    """What changes in the picture and is written."""
+    return [text.get_text() for one in explorer._panels["all"].images.values() for text in one._texts]
 
 
 def assert_summary_is_metrics(explorer, table):
@@ -137,6 +146,17 @@ def test_what_is_shown_is_what_is_counted_though_thresholds_are_scores(scores, u
         assert called == (table["probability"] >= threshold).sum()
 
 
+def test_the_picture_and_the_buttons_round_to_four_decimals_and_the_box_and_the_words_do_not():
+    table = made_table()
+    table.loc[[3, 4], "probability"] = 0.40996, 0.40991
+    explorer = ThresholdExplorer(table, threshold=0.40996)
+    assert explorer._box.value == explorer.threshold == 0.40996
+    assert "threshold 0.40996:" in said(explorer)
+    assert explorer._jumps["start"].description == "start 0.4100"
+    assert "threshold 0.4100" in texts(explorer)
+    assert [rounded(one) for one in (0, 1, 0.00002, 0.99998)] == ["0.0000", "1.0000", "0.00002", "0.99998"]
+
+
 def test_a_dragged_slider_is_written_without_the_noise_of_its_steps_and_not_tugged_at(undrawn):
     explorer = ThresholdExplorer(made_table(), threshold=0.2)
     explorer._slider.value = 0.41600000000000004  # what a browser sends for 0.416
@@ -158,13 +178,14 @@ def test_a_slider_that_reports_its_own_step_moves_nothing(undrawn):
 def test_slider_and_number_box_move_each_other_and_draw_once():
     explorer = ThresholdExplorer(made_table(), threshold=0.2)
     drawn = []
-    explorer._image.observe(drawn.append, names="value")
+    for image in explorer._images.values():
+        image.observe(lambda change: drawn.append(change["owner"]), names="value")
     explorer._box.value = 0.123456
     assert explorer.threshold == 0.123456  # exactly as typed
     assert explorer._slider.value == 0.123
     explorer._slider.value = 0.3
     assert explorer._box.value == explorer.threshold == 0.3
-    assert len(drawn) == 2
+    assert drawn == [*explorer._images.values()] * 2
 
 
 def test_without_a_threshold_starts_at_the_highest_f1_and_says_so(undrawn):
@@ -186,7 +207,7 @@ def test_starts_at_a_decision_and_marks_it_and_the_guarantee_at_their_level(undr
     for button, threshold in ((chosen, decision.threshold), (guaranteed, promise.threshold)):
         assert button.layout.display is None
         button.click()
-        assert button.description.endswith(f" {digits(explorer.threshold)}")
+        assert button.description.endswith(f" {explorer.threshold:.4f}")
         assert explorer.summary()["tp"] == (table["probability"][table["label"] == 1] >= threshold).sum()
     explorer.level = "C2"
     assert (chosen.layout.display, guaranteed.layout.display) == (None, "none")
@@ -264,7 +285,7 @@ def test_patients_called_back_stand_beside_the_missed_with_an_interval():
     point, summary = explorer._point(), explorer.summary()
     assert f"called back without fracture {written(point.called_back, 1)}" in said(explorer)
     assert [summary[f"called_back_per_1000{end}"] for end in ("", "_low", "_high")] == [*point.called_back]
-    drawn = [text.get_text() for text in explorer._panels["all"].picture._texts]
+    drawn = texts(explorer)
     assert written(point.missed, 1) in drawn
     assert written(point.called_back, 1) in drawn
 
@@ -278,7 +299,7 @@ def test_the_curve_is_labelled_as_observed_also_where_the_point_is_restated():
     title = panels._curve._title
     assert title.get_text() == "All vertebrae"
     axes = title.axes
-    assert axes.get_xlabel() == "recall (curve, band and chance as observed)"
+    assert axes.get_xlabel() == "recall\n(curve, band and chance as observed)"
 
 
 def test_a_guarantee_without_threshold_says_why(undrawn):
@@ -347,7 +368,8 @@ def test_the_controls_move_picture_and_numbers():
         words.append(explorer._numbers.value)
     assert len({*pictures}) == len({*words}) == 4
     assert (explorer.threshold, explorer.level) == (0.41, "patient")
-    assert explorer._image.value == pictures[-1]
+    live = [pixels(image.value) for image in explorer._images.values()]
+    assert (np.concatenate(live, axis=1) == pixels(pictures[-1])).all()
     assert said(explorer) in words[-1]
 
 
@@ -381,7 +403,8 @@ def test_the_quick_redraw_equals_a_whole_drawing(prevalence, defer):
     explorer = ThresholdExplorer(made_table(), threshold=0.2, defer=defer)
     explorer.threshold, explorer.prevalence = 0.35, prevalence
     quick = Image.open(io.BytesIO(shown(explorer))).convert("RGB")
-    whole = Image.fromarray(drawn_whole(explorer._panels["all"].picture))
+    drawn = [drawn_whole(one) for one in explorer._panels["all"].images.values()]
+    whole = Image.fromarray(np.concatenate(drawn, axis=1))
     soft = [np.asarray(image.filter(ImageFilter.GaussianBlur(2))).astype(int) for image in (quick, whole)]
     assert (
         np.abs(soft[0] - soft[1]).max() < 40
@@ -428,7 +451,7 @@ def test_the_words_name_all_three_answers_and_what_the_reader_has_to_decide():
         f"of 1,000 patients inconclusive {written(point.workload, 1)}, missed {written(point.low.missed, 1)}",
     ):
         assert words in said(explorer)
-    drawn = [text.get_text() for text in explorer._panels["all"].picture._texts]
+    drawn = texts(explorer)
     assert written(point.workload, 1) in drawn
     assert "inconclusive 0.2000 – 0.4000" in drawn
     assert pixels(shown(explorer)).shape[2] == 3
@@ -490,9 +513,74 @@ def test_freezing_leaves_the_second_handle_out(tmp_path, undrawn):
     assert explorer.decision.threshold == 0.2
 
 
-def test_the_picture_has_no_tooltip_at_which_jupyterlab_fails(standing):
-    """It asks for the description of what has one, and an image has none."""
-    assert standing._image.tooltip is None
+def test_the_images_have_alternative_texts_that_follow_the_slider(undrawn):
+    explorer = ThresholdExplorer(made_table(), threshold=0.2)
+    for level, name in (("all", "All vertebrae"), ("patient", "Patients")):
+        explorer.level = level
+        curve, counts, rates = (image.tooltip for image in explorer._images.values())
+        assert curve == f"Precision–recall curve, {name}, with the point that the threshold gives"
+        found = explorer._point().recalls
+        assert (
+            counts == f"Confusion matrix; recall: {', '.join(f'{c} {written(found[c])}' for c in VERTEBRAE)}"
+        )
+        assert rates == "Rates, and how many of 1,000 patients, with 95 % intervals"
+    explorer.threshold = 0.9
+    assert explorer._images["counts"].tooltip != counts
+    for image in explorer._images.values():
+        assert image.get_state()["description"] == ""  # without it, JupyterLab fails at a tooltip
+    two = ThresholdExplorer(made_table(), threshold=0.2, defer=0.4)._images["counts"].tooltip
+    assert re.search("; recall, deferred found: C1 .*; recall, deferred lost: C1 ", two)
+
+
+def test_no_control_shows_null_as_its_tooltip(standing):
+    """That is what JupyterLab makes of a control with a label and without one."""
+    deferring = ThresholdExplorer(made_table(), threshold=0.2, defer=0.4)
+    for explorer in (standing, deferring):
+        for control in (explorer._slider, *explorer._boxes, explorer._percent):
+            assert control.tooltip
+
+
+def test_a_line_above_the_slider_says_to_re_run_the_cell(standing, capture_display):
+    standing._ipython_display_()
+    (line, _), (slider, options) = capture_display
+    assert "Re-run this cell" in line.data
+    assert (slider, options) == (standing._repr_mimebundle_(), {"raw": True})
+    looks = standing.widget.children[-1].value  # hides it while the slider is there and alive
+    assert re.search(
+        r":has\(\.cspine-rerun\):has\(.*\.cspine-explorer:not\(\.jupyter-widgets-disconnected\)", looks
+    )
+    assert 'class="cspine-rerun"' in line.data
+
+
+def filtered(rgb):
+    """Colours (n, 3) in 0 … 1 as the dark theme's filter shows them.
+
+    Source: W3C, Filter Effects Module Level 1, sections 13.3 (hueRotate) and 13.6 (invert).
+    """
+    amount = float(re.search(r"invert\(([\d.]+)\) hue-rotate\(180deg\)", widget._LOOKS)[1])
+    light = np.array([0.213, 0.715, 0.072])
+    turned = 2 * np.tile(light, (3, 1)) - np.eye(3)  # cos 180° = −1, sin 180° = 0
+    return np.clip((amount + rgb * (1 - 2 * amount)) @ turned.T, 0, 1)
+
+
+def contrast(one, other):
+    """Source: WCAG 2.2, relative luminance and contrast ratio."""
+    linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in (one, other)]
+    bright = sorted(c @ [0.2126, 0.7152, 0.0722] for c in linear)
+    return (bright[1] + 0.05) / (bright[0] + 0.05)
+
+
+@pytest.mark.parametrize("look", [np.asarray, filtered], ids=["light", "dark"])
+def test_texts_and_colours_stand_out_from_the_paper_in_both_themes(look):
+    def on_white(colour):
+        return contrast(look(np.array(to_rgb(colour))), look(np.ones(3)))
+
+    assert on_white(INK) > 7
+    assert on_white(GREY) > 3.9  # of small notes
+    assert all(on_white(colour) > 2 for colour in (FRACTURED, INTACT, INCONCLUSIVE, PINK, GREY))
+    for share in np.linspace(0, 1, 21):  # the large figures in the confusion matrix
+        cell = np.array(matplotlib.colormaps["Blues"](share / 1.2)[:3])
+        assert contrast(look(np.array(to_rgb(ink_on(share)))), look(cell)) > 3
 
 
 def test_what_a_notebook_stores_shows_without_a_kernel(standing):
@@ -538,9 +626,18 @@ def asked_and_confirmed(explorer):
 
 
 @pytest.fixture
+def capture_display(monkeypatch):
+    """What is handed to the notebook to show, with its options."""
+    shown = []
+    monkeypatch.setattr(widget, "display", lambda what, **options: shown.append((what, options)))
+    return shown
+
+
+@pytest.fixture
 def undrawn(monkeypatch):
     """Explorers without a picture, for what is frozen and what is said."""
-    monkeypatch.setattr(widget, "Panels", lambda *_, **__: SimpleNamespace(png=lambda *_, **__: b""))
+    none = SimpleNamespace(png=lambda *_, **__: b"", pngs=lambda *_, **__: {})
+    monkeypatch.setattr(widget, "Panels", lambda *_, **__: none)
 
 
 @pytest.fixture

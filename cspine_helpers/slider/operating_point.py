@@ -50,6 +50,12 @@ def digits(threshold: float) -> str:
     return np.format_float_positional(threshold, unique=True, min_digits=DECIMALS)
 
 
+def rounded(threshold: float) -> str:
+    """A threshold in four decimals, as notebooks write it; in all where four would make it 0 or 1."""
+    words = f"{threshold:.{DECIMALS}f}"
+    return digits(threshold) if float(words) in (0, 1) else words
+
+
 class Presets:
     """What is marked on the slider: the threshold to start at, the chosen one, the guaranteed one.
 

@@ -1,6 +1,7 @@
-"""The slider's picture: the curve, the rates, the confusion matrix, and the recall of each vertebra if any.
+"""The slider's picture: the curve, the confusion matrix over the recall of each vertebra, and the rates.
 
-It changes many times a second: what stays is drawn once, what moves is drawn over it (blitting).
+It changes many times a second: what stays is drawn once, what moves is drawn over it (blitting). It is three
+images in a row, which a narrow window breaks.
 """
 
 import struct
@@ -32,7 +33,7 @@ from cspine_helpers.slider.operating_point import (
     OperatingPoint,
     OperatingPoints,
     TriagePoint,
-    digits,
+    rounded,
 )
 
 BARS = {  # rate → how it is called, and its colour
@@ -52,12 +53,26 @@ TRIAGE_BARS = {  # the same, of cases some of which are inconclusive
 }
 _CALLED = {"predicted\nfractured": ("tp", "fp"), "predicted\nintact": ("fn", "tn")}
 _ANSWERED = {
-    answer: (f"fractured_{answer}", f"intact_{answer}") for answer in ("positive", "inconclusive", "negative")
+    label: (f"fractured_{answer}", f"intact_{answer}")
+    for answer, label in {
+        "positive": "positive",
+        "inconclusive": "incon-\nclusive",
+        "negative": "negative",
+    }.items()
 }
+WIDTHS = {"curve": 296, "counts": 292, "rates": 372}  # image → pixels; a row of them fits most notebooks
+_HEIGHT = 430
+_DPI = 100
+_STYLE = STYLE | {"axes.titlesize": 10, "figure.constrained_layout.w_pad": 0.08}
 _POINTS = 300  # of the piece of the curve between two thresholds
 _BLUES = matplotlib.colormaps["Blues"]
 _MARKERS = ("D", "^", "s")
 _ANCHORS = {"left": "ls", "center": "ms", "right": "rs"}  # of text that stands on its baseline
+
+
+def ink_on(share: float) -> str:
+    """`ink_over`, but black for INK, which a dark theme would turn into too dim a grey."""
+    return "black" if (colour := ink_over(share)) == INK else colour
 
 
 def written(estimate: Estimate, decimals: int = 3) -> str:
@@ -67,7 +82,7 @@ def written(estimate: Estimate, decimals: int = 3) -> str:
 
 
 class Panels:
-    """The picture of one level.
+    """The picture of one level, in the images of `WIDTHS`.
 
     Args:
         operating: the level's numbers.
@@ -75,7 +90,7 @@ class Panels:
         triage: whether it is of two thresholds, with inconclusive cases between them.
 
     Attributes:
-        picture: as it was last drawn.
+        images: as they were last drawn.
     """
 
     def __init__(
@@ -86,38 +101,50 @@ class Panels:
         if triage:
             bars, columns, colours = TRIAGE_BARS | _keyed(TRIAGE_BARS), _ANSWERED, [INCONCLUSIVE, FRACTURED]
             lines = {"inconclusive": "a reader decides about"} | lines
-        last = "recalls" if operating.positives else "rates"  # of several vertebrae, each with a recall
-        with matplotlib.rc_context(STYLE):
-            figure = Figure(figsize=(8.8, 6.4 if triage else 5.8), dpi=100)  # as wide as most notebooks
-            panels = figure.subplot_mosaic(
-                [["curve", "rates"], ["matrix", last]], height_ratios=[1.4 if triage else 1.2, 1]
+        with matplotlib.rc_context(_STYLE):
+            curve, counts, rates = (
+                Figure(figsize=(width / _DPI, _HEIGHT / _DPI), dpi=_DPI) for width in WIDTHS.values()
             )
-            self._curve = _Curve(panels["curve"], operating, marks, triage=triage)
-            self._threshold = panels["matrix"].set_title(" ", y=1)
-            self._matrix = _Matrix(panels["matrix"], operating, columns)
-            self._place = panels["rates"].set_title(" ", y=1)
-            self._bars = _Bars(panels["rates"], bars, lines)
-            parts: list[_Part] = [self._curve, self._matrix, self._bars]
-            self._towers: list[_Towers] = []
-            if operating.positives:
-                parts += (towers := [_Towers(panels["recalls"], operating, colours)])
-                self._towers = towers
-            self.picture = _MovingPicture(figure, parts, (self._threshold, self._place))
+            self._curve = _Curve(curve.subplots(), operating, marks, triage=triage)
+            several = bool(operating.positives)  # vertebrae, each with a recall
+            parts = counts.subfigures(1 + several, squeeze=False)[:, 0]  # which share no left edge
+            matrix, *recalls = (part.subplots() for part in parts)
+            self._threshold = matrix.set_title(" ", y=1, x=-0.34)  # above the rows' names
+            self._matrix = _Matrix(matrix, operating, columns)
+            self._towers = [_Towers(axes, operating, colours) for axes in recalls]
+            self._bars = _Bars(rates.subplots(), bars, lines)
+            self._place = rates.axes[0].set_title(" ", y=1)
+            self.images = {
+                "curve": _MovingPicture(curve, [self._curve], []),
+                "counts": _MovingPicture(counts, [self._matrix, *self._towers], [self._threshold]),
+                "rates": _MovingPicture(rates, [self._bars], [self._place]),
+            }
 
-    def png(self, point: OperatingPoint | TriagePoint, place: str, *, restated: bool = False) -> bytes:
-        """The picture of one point, or of two.
+    def pngs(
+        self, point: OperatingPoint | TriagePoint, place: str, *, restated: bool = False
+    ) -> dict[str, bytes]:
+        """The images of one point, or of two.
 
         Args:
             point: of the level's `OperatingPoints`.
             place: which prevalence the rates hold at, in words.
             restated: whether that is another than found; a hollow point then shows precision there.
         """
+        self._fill(point, place, restated=restated)
+        return {name: _png(image.pixels()) for name, image in self.images.items()}
+
+    def png(self, point: OperatingPoint | TriagePoint, place: str, *, restated: bool = False) -> bytes:
+        """The same as one image, all in a row."""
+        self._fill(point, place, restated=restated)
+        return _png(np.concatenate([image.pixels() for image in self.images.values()], axis=1))
+
+    def _fill(self, point: OperatingPoint | TriagePoint, place: str, *, restated: bool) -> None:
         ends, patients = [point.low, point.high], [point.low.missed, point.high.called_back]
         if isinstance(point, TriagePoint):
             patients = [point.workload, *patients]
-            words = f"inconclusive {digits(point.low.threshold)} – {digits(point.high.threshold)}"
+            words = f"inconclusive {rounded(point.low.threshold)} – {rounded(point.high.threshold)}"
         else:
-            ends, words = [point], f"threshold {digits(point.threshold)}"
+            ends, words = [point], f"threshold {rounded(point.threshold)}"
         self._threshold.set_text(words)
         self._place.set_text(f"○ {place}" if restated else place)  # the key to the hollow point
         self._curve.fill(ends, restated=restated)
@@ -125,7 +152,6 @@ class Panels:
         self._bars.fill(point.rates, patients)
         for towers in self._towers:
             towers.fill(*(end.recalls for end in ends))
-        return self.picture.png()
 
 
 def _keyed(bars: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
@@ -175,11 +201,11 @@ class _Curve:
         for marker, (name, threshold) in zip(_MARKERS, marks.items(), strict=False):
             found = operating.at(threshold).found
             style: dict[str, Any] = {"ms": 9, "mfc": "none", "mec": INK, "linestyle": "none"}
-            label = f"{name} {digits(threshold)}"
+            label = f"{name} {rounded(threshold)}"
             axes.plot([found["recall"]], [found["precision"]], marker, label=label, **style)
         if marks:  # off the curve
-            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, fontsize=9)
-        axes.set_xlabel("recall (curve, band and chance as observed)")
+            axes.figure.legend(loc="outside lower center", fontsize=9)
+        axes.set_xlabel("recall\n(curve, band and chance as observed)", fontsize=9)
         axes.add_collection(cross := LineCollection([], color=INK, linewidth=1.2, zorder=4), autolim=False)
         (elsewhere,) = axes.plot([], [], "o", mfc="white", mec=INK, ms=9, zorder=5)
         points = [axes.plot([], [], "o", color=INK, ms=10, mec="white", zorder=6)[0]]
@@ -254,7 +280,7 @@ class _Matrix:
         self.shapes[0].set_facecolor([_BLUES(share / 1.2) for share in shares.values()])
         for name, share in shares.items():
             for text, words in zip(self._texts[name], (f"{counts[name]:,}", f"{share:.1%}"), strict=True):
-                text.set(text=words, color=ink_over(share))
+                text.set(text=words, color=ink_on(share))
 
 
 class _Bars:
@@ -331,6 +357,7 @@ class _Towers:
         axes.set_axisbelow(True)
         axes.set_xticks(self._places, [f"{name}\n{count:,}" for name, count in operating.positives.items()])
         axes.set_title("recall of patients, by fracture" if level == "patient" else "recall of each vertebra")
+        size = 9 if len(colours) == 1 else 8.5  # beside which "found" and "lost" stand
         chosen = [level in (name, "all", "patient") for name in names]
         weights = ["bold" if here else "normal" for here in chosen]
         self.texts: list[Text] = []
@@ -342,7 +369,8 @@ class _Towers:
                 word = "lost" if place else "found"
                 axes.text(-0.6, height, word, ha="right", color=GREY, fontsize=9)
             self.texts += [
-                axes.text(x, height, "", ha="center", weight=weight) for x, weight in enumerate(weights)
+                axes.text(x, height, "", ha="center", weight=weight, fontsize=size)
+                for x, weight in enumerate(weights)
             ]
             nothing = _boxes(self._places, 0, 0, 0)
             self._bodies.append(PolyCollection(nothing, facecolor=faded, linewidth=0))
@@ -401,8 +429,11 @@ class _MovingPicture:
             text.set(transform=IdentityTransform(), position=(round(x), round(y)))
         self._background = self._canvas.copy_from_bbox(figure.bbox)
 
-    def png(self) -> bytes:
-        """The picture as it is now: shapes by matplotlib, texts by Pillow in a tenth of the time."""
+    def pixels(self) -> NDArray[np.uint8]:
+        """The picture as it is now, (H, W, 4).
+
+        Shapes are drawn by matplotlib, texts by Pillow in a tenth of the time.
+        """
         self._canvas.restore_region(self._background)
         for shape in self._shapes:
             shape.draw(self._canvas.get_renderer())
@@ -416,7 +447,7 @@ class _MovingPicture:
             font = _font(text.get_fontproperties(), self._canvas.figure.dpi)
             ink, anchor = to_hex(text.get_color()), _ANCHORS[text.get_horizontalalignment()]
             pen.text((x, height - y), text.get_text(), fill=ink, font=font, anchor=anchor)
-        return _png(np.asarray(pixels))
+        return np.asarray(pixels)
 
 
 @cache

@@ -15,6 +15,8 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import pandas as pd
+from IPython.display import HTML, display
+from traitlets import Unicode
 
 from cspine_helpers.decisions.guarantees import Guarantee
 from cspine_helpers.decisions.test_split import DECISION, OPENINGS, freeze, read_openings
@@ -31,11 +33,13 @@ from cspine_helpers.slider.operating_point import (
     Presets,
     TriagePoint,
     digits,
+    rounded,
     weigh,
 )
 from cspine_helpers.slider.picture import (
     BARS,
     TRIAGE_BARS,
+    WIDTHS,
     Panels,
     written,
 )
@@ -48,6 +52,28 @@ _COPIED = (DECISION, OPENINGS, RECORD, seal_of(PREDICTIONS).name, PREDICTIONS)  
 _COLOUR = "var(--jp-content-font-color1, inherit)"  # of text, in the light and the dark theme
 _WRAP = {"flex_flow": "row wrap", "align_items": "center"}  # rows break where the window is narrow
 _FITTING = {"width": "auto"}
+_LIMIT = "Cases with at least this probability are predicted fractured."
+_SMALLEST, _LARGEST = 0.84, 1.2  # times its width: an image shrinks that far before the row breaks
+_LOOKS = """<style>
+body[data-jp-theme-light="false"] .cspine-picture img { filter: invert(0.93) hue-rotate(180deg); }
+.jp-OutputArea-child:has(.cspine-rerun):has(+ * .cspine-explorer:not(.jupyter-widgets-disconnected)) {
+    display: none;
+}
+</style>"""  # white paper is #121212 in a dark theme; nobody has to re-run a cell whose slider moves
+_RERUN = (
+    '<p class="cspine-rerun">No slider below, or one that does not move? Re-run this cell: the slider needs '
+    "the running kernel.</p>"
+)
+
+
+class _Image(ipywidgets.Image):
+    """A PNG with alternative text.
+
+    It is the tooltip, as ipywidgets gives an image nothing else that is read aloud, and JupyterLab fails at
+    the tooltip of what has no `description`.
+    """
+
+    description = Unicode("").tag(sync=True)
 
 
 class ThresholdExplorer:
@@ -107,23 +133,26 @@ class ThresholdExplorer:
         rows += [[self._freezer.widget]] if freeze is not None else []
         controls = [ipywidgets.HBox(row, layout=_WRAP) for row in rows]
         note = ipywidgets.HTML(_paragraph(self._presets.note))
-        self.widget = ipywidgets.VBox([*controls, note, self._image, self._numbers])
+        looks = ipywidgets.HTML(_LOOKS, layout={"display": "none"})
+        self.widget = ipywidgets.VBox([*controls, note, self._picture, self._numbers, looks])
         self.widget.add_class("cspine-explorer")
         self._redraw()
 
     def _make_controls(self) -> None:
         style = {"description_width": "auto"}
         one = self._upper is None
+        # ipywidgets gives a handle no name for screen readers, only its value; the boxes have their labels.
         self._slider = (ipywidgets.FloatSlider if one else ipywidgets.FloatRangeSlider)(
             value=self._steps(), min=0, max=1, step=STEP, readout=False,
             description="Threshold" if one else "Inconclusive", style={} if one else style,
+            tooltip=_LIMIT if one else "Cases between the two are left to a reader.",
             layout={"flex": "1 1 360px"},
         )  # fmt: skip
         names = {"exactly": "190px"} if one else {"negative below": "210px", "positive from": "210px"}
         self._boxes = [
             ipywidgets.BoundedFloatText(
                 value=value, min=0, max=1, step=10**-DECIMALS,
-                description=name, style=style, layout={"width": width},
+                description=name, style=style, layout={"width": width}, tooltip=_LIMIT,
             )
             for value, (name, width) in zip(self._handles(), names.items(), strict=True)
         ]  # fmt: skip
@@ -134,8 +163,9 @@ class ThresholdExplorer:
         )  # fmt: skip
         self._other = ipywidgets.Checkbox(description="Another prevalence:", indent=False, layout=_FITTING)
         self._percent = ipywidgets.FloatText(
-            value=round(100 * SCREENING_PREVALENCE, 1), step=0.1, layout={"width": "80px"}
-        )
+            value=round(100 * SCREENING_PREVALENCE, 1), step=0.1, layout={"width": "80px"},
+            tooltip="Percent of patients who are fractured",  # read aloud, as it has no description
+        )  # fmt: skip
         self._jumps = {name: ipywidgets.Button(layout=_FITTING) for name in ("start", "chosen", "guaranteed")}
         self._freezer = _ConfirmedButton(
             "Freeze this decision …",
@@ -144,11 +174,23 @@ class ThresholdExplorer:
             act=self._act,
             undo=None if self._run() is None else self._put_back,
         )
-        self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})  # a tooltip would break it
+        self._images = {
+            name: _Image(
+                format="png",
+                layout={
+                    "flex": f"{width} 1 {_SMALLEST * width:.0f}px", "max_width": f"{_LARGEST * width:.0f}px",
+                    "margin": "0", "min_width": "0",
+                },
+            )
+            for name, width in WIDTHS.items()
+        }  # fmt: skip
+        self._picture = ipywidgets.HBox(
+            [*self._images.values()], layout={"flex_flow": "row wrap", "align_items": "flex-start"}
+        )
         self._numbers = ipywidgets.HTML()
         parts = {"threshold": self._box, "level": self._levels, "other": self._other}
         parts |= {"defer": self._boxes[-1]} if not one else {}
-        for name, part in (parts | {"numbers": self._numbers}).items():
+        for name, part in (parts | {"numbers": self._numbers, "picture": self._picture}).items():
             part.add_class(f"cspine-{name}")  # by which it is found on the page
         self._slider.observe(lambda change: self._slide(change["new"]), names="value")
         self._box.observe(lambda change: self._move(change["new"], self._upper), names="value")
@@ -311,9 +353,12 @@ class ThresholdExplorer:
         self._other.disabled = not self._both_kinds()
         for name, button in self._jumps.items():
             button.layout.display = None if name in marks else "none"
-            button.description = f"{name} {digits(marks[name])}" if name in marks else ""
+            button.description = f"{name} {rounded(marks[name])}" if name in marks else ""
         point, restated = self._point(), self.prevalence is not None
-        self._image.value = self._panels[level].png(point, self._place(), restated=restated)
+        for name, png in self._panels[level].pngs(point, self._place(), restated=restated).items():
+            self._images[name].value = png
+        for name, words in self._alternatives(point).items():
+            self._images[name].tooltip = words
         self._numbers.value = _paragraph(self._words(point), role="status")
         self._freezer.withdraw()
 
@@ -338,6 +383,19 @@ class ThresholdExplorer:
         if isinstance(point, TriagePoint) and self._presets.guarantee(self.level, self.threshold):
             standing += " Recall is guaranteed with what is inconclusive counted as found."
         return f"{words} {standing}".rstrip()
+
+    def _alternatives(self, point: OperatingPoint | TriagePoint) -> dict[str, str]:
+        """Alternative texts of the images; what they leave out stands below in words."""
+        counted, several = "Confusion matrix", isinstance(point, TriagePoint)
+        for each, fate in ((point.low, "found"), (point.high, "lost"))[: 1 + several]:
+            recalls = ", ".join(f"{name} {written(found)}" for name, found in each.recalls.items())
+            counted += f"; recall{f', deferred {fate}' if several else ''}: {recalls}" if recalls else ""
+        level = level_name(self._at_level().cases)
+        return {
+            "curve": f"Precision–recall curve, {level}, with the point that the threshold gives",
+            "counts": counted,
+            "rates": "Rates, and how many of 1,000 patients, with 95 % intervals",
+        }
 
     def _question(self) -> str:
         """What the freezing button asks."""
@@ -393,12 +451,19 @@ class ThresholdExplorer:
         self._undo()
         return f"Undone: {DECISION} is as it was before."
 
+    def _ipython_display_(self) -> None:
+        """Show it under a line that says what to do where no kernel holds it; hidden while one does."""
+        display(HTML(_RERUN))
+        display(self._repr_mimebundle_(), raw=True)
+
     def _repr_mimebundle_(self, **kwargs: object) -> dict[str, Any]:
         """The live widget for front ends with a kernel, its picture as PNG for all others."""
+        point, restated = self._point(), self.prevalence is not None
+        png = self._panels[self.level].png(point, self._place(), restated=restated)
         return {
             **self.widget._repr_mimebundle_(),
-            "image/png": b64encode(self._image.value).decode(),
-            "text/plain": self._words(self._point()),
+            "image/png": b64encode(png).decode(),
+            "text/plain": self._words(point),
         }
 
 

@@ -19,11 +19,11 @@ from cspine_helpers.evaluation.cases import Cases
 from cspine_helpers.figures.curves import LEVEL_NAMES
 from cspine_helpers.metrics import confusion, rates
 from cspine_helpers.predictions import read_predictions
-from cspine_helpers.slider.picture import BARS
+from cspine_helpers.slider.picture import BARS, WIDTHS
 from cspine_helpers.slider.widget import BUILTIN, PRACTICE
 
 pytestmark = pytest.mark.browser
-PICTURE, BOX = ".cspine-explorer img", ".cspine-threshold input"
+PICTURE, BOX = ".cspine-picture", ".cspine-threshold input"
 CONTRAST = """selector => {  // [text, its contrast to what lies behind it] of all that is visible
     const parts = colour => colour.match(/[\\d.]+/g).map(Number);
     const light = colour => parts(colour).slice(0, 3).map(c => c / 255)
@@ -48,6 +48,16 @@ WATCH = """selector => {  // where the picture is in each frame, until the watch
     })();
 }"""
 SEEN = "() => { window.watching = false; return [window.frames_seen, [...window.seen]]; }"
+PLACES = """() => {  // edges of the notebook's panel, and of what is looked at while a hand drags
+    const places = selector => [...document.querySelectorAll(selector)].map(found => {
+        const {left, top, right, bottom} = found.getBoundingClientRect();
+        return [left, top, right, bottom];
+    });
+    document.querySelector(".cspine-explorer").scrollIntoView({block: "start"});
+    return [places(".jp-WindowedPanel-outer")[0], places(
+        ".cspine-explorer .noUi-handle, .cspine-explorer input, .cspine-picture img, .cspine-numbers"
+    ).filter(([left, _, right]) => right > left), places(".cspine-picture img")];
+}"""
 ZOOM = {"viewport": {"width": 1024, "height": 720}, "device_scale_factor": 1.25}  # 1280 × 900 pixels
 
 
@@ -280,7 +290,13 @@ def test_readable_in_the_light_and_in_the_dark_theme(explorer, screenshots):
     page.wait_for_timeout(1000)
     page.screenshot(path=screenshots / "dark.png")
     assert readable(explorer) == {}
-    assert (picture(explorer) == light).mean() > 0.99  # it has its own paper
+    dark = picture(explorer)
+    assert np.median(light, axis=(0, 1)).tolist() == [255] * 3
+    theme = page.locator(".jp-Notebook").first.evaluate("found => getComputedStyle(found).backgroundColor")
+    paper = [int(part) for part in re.findall(r"\d+", theme)[:3]]
+    assert np.abs(np.median(dark, axis=(0, 1)) - paper).max() <= 3
+    assert (dark.mean(axis=2) < 60).mean() > 0.6
+    assert dark.mean(axis=2).max() > 190  # letters
     explorer.run("apputils:change-theme", theme="JupyterLab Light")
     page.wait_for_function("document.body.dataset.jpThemeLight === 'true'")
 
@@ -327,11 +343,13 @@ def test_readable_at_125_percent(explorer, screenshots):
     browser = explorer.page.context.browser
     page = lab.open_explorer(browser, explorer.address, run=False, **ZOOM).page
     page.screenshot(path=screenshots / "zoom_125.png")
-    box, cell = page.locator(PICTURE).bounding_box(), page.locator(".cspine-explorer").bounding_box()
-    assert box["width"] <= cell["width"] + 1  # nothing is cut off
-    natural = page.locator(PICTURE).evaluate("image => image.naturalWidth")
-    smallest = 9 * 100 / 72 * box["width"] / natural * 1.25  # pixels of the smallest letters' size
-    assert smallest > 9
+    cell = page.locator(".cspine-explorer").bounding_box()
+    for image in page.locator(f"{PICTURE} img").all():
+        box = image.bounding_box()
+        assert box["x"] + box["width"] <= cell["x"] + cell["width"] + 1  # nothing is cut off
+        natural = image.evaluate("image => image.naturalWidth")
+        smallest = 8.5 * 100 / 72 * box["width"] / natural * 1.25  # pixels of the smallest letters' size
+        assert smallest > 9
     for control in page.locator(".cspine-explorer :is(input, select, button, .noUi-base)").all():
         if control.is_visible():
             place = control.bounding_box()
@@ -341,7 +359,64 @@ def test_readable_at_125_percent(explorer, screenshots):
     page.close()
 
 
-TWO_HANDLES = """
+@contextmanager
+def window(explorer, width, height=900):
+    """As wide and high, without the list of files where that would leave no room."""
+    narrow, before = width < 1000, explorer.page.viewport_size
+    if narrow:
+        explorer.run("application:toggle-left-area")
+    explorer.page.set_viewport_size({"width": width, "height": height})
+    explorer.show()
+    yield
+    if narrow:
+        explorer.run("application:toggle-left-area")
+    explorer.page.set_viewport_size(before)
+
+
+def assert_all_is_in_view(explorer, screenshot):
+    """Slider, boxes, picture and numbers together, the picture in one row."""
+    panel, shown, images = explorer.page.evaluate(PLACES)
+    explorer.page.screenshot(path=screenshot)
+    assert len(images) == 3
+    assert len({round(top) for _, top, _, _ in images}) == 1
+    for left, top, right, bottom in shown:
+        assert panel[0] <= left < right <= panel[2]
+        assert panel[1] <= top < bottom <= panel[3], f"{bottom - panel[3]:.0f} pixels lie below the fold"
+
+
+@pytest.mark.parametrize("level", ["all", "patient"])
+def test_at_1400_by_900_nothing_lies_below_the_fold(explorer, screenshots, level):
+    with window(explorer, 1400):
+        explorer.ask(f"slider.level = {level!r}")
+        explorer.page.wait_for_timeout(500)
+        assert_all_is_in_view(explorer, screenshots / f"wide_{level}.png")
+    explorer.ask("slider.level = 'all'")
+
+
+@pytest.mark.parametrize(("width", "rows"), [(700, 2), (480, 3)])
+def test_in_a_narrow_window_the_images_stand_below_one_another(explorer, screenshots, width, rows):
+    with window(explorer, width, 2000):
+        panel, shown, images = explorer.page.evaluate(PLACES)
+        explorer.page.screenshot(path=screenshots / f"narrow_{width}.png")
+        assert len({round(top) for _, top, _, _ in images}) == rows
+        for (left, _, right, _), natural in zip(images, WIDTHS.values(), strict=True):
+            assert right - left > 0.84 * natural
+        assert all(panel[0] <= left < right <= panel[2] for left, _, right, _ in shown)
+
+
+def test_images_have_alternative_texts_and_a_live_slider_no_line_to_re_run_it(explorer):
+    read_aloud = [image.get_attribute("title") for image in explorer.page.locator(f"{PICTURE} img").all()]
+    assert read_aloud == json.loads(
+        explorer.ask("import json; print(json.dumps([one.tooltip for one in slider._images.values()]))")
+    )
+    assert "C7 " in read_aloud[1]
+    assert explorer.page.locator(".cspine-explorer [title=null]:visible").count() == 0
+    assert not explorer.page.locator(".cspine-rerun").is_visible()
+
+
+TWO_HANDLES = """from cspine_helpers.slider import ThresholdExplorer
+
+validation = predictions[predictions["split"] == "validation"]
 explorer = ThresholdExplorer(validation, threshold=0.2, defer=0.6)
 explorer"""
 
@@ -383,3 +458,24 @@ def test_both_handles_move_by_keyboard_and_defer_what_lies_between(explorer, val
     page.wait_for_function("document.querySelector('.cspine-numbers').innerText.includes('from 0.6000')")
     page.screenshot(path=screenshots / "two_handles.png")
     assert readable(explorer) == {}
+    with window(explorer, 1400):
+        assert_all_is_in_view(explorer, screenshots / "wide_two_handles.png")
+
+
+def test_where_the_kernel_no_longer_holds_the_slider_a_line_says_to_re_run_the_cell(explorer, screenshots):
+    """Comes last: the kernel starts again."""
+    page, line = explorer.page, explorer.page.locator(".cspine-rerun")
+    explorer.run("docmanager:save")
+    page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    line.wait_for()  # above a slider that is dead
+    page.screenshot(path=screenshots / "restarted.png")
+    page.goto(explorer.address)
+    line.wait_for(state="attached")
+    line.scroll_into_view_if_needed()
+    line.wait_for()
+    page.screenshot(path=screenshots / "reloaded.png")
+    assert page.locator(".cspine-explorer").count() == 0
+    page.wait_for_function("jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'")
+    assert explorer.run("notebook:run-all-cells")
+    explorer.show()
+    assert not line.is_visible()
