@@ -67,7 +67,7 @@ OTHERWISE: dict[str, dict[str, object]] = {  # of the recipe, what is different 
     "random_labels": {"slice_epochs": 30, "epochs": 1, "warmup_epochs": 0.25, "keep": "last"},
 }
 PERMUTATION_SEED = 14
-CHECKED: tuple[Method, ...] = ("grad_cam", "layer_cam", "gradient_input")
+CHECKED: tuple[Method, ...] = ("grad_cam", "hires_cam", "layer_cam", "gradient_input")
 AGREED: tuple[Method, ...] = ("grad_cam", "hires_cam", "layer_cam", "gradient_input")
 ABLATED: Method = "gradient_input"  # of these the one that knows most of the truth
 RADIOGRAPH_CHECKED = ("grad_cam", "hires_cam", "gradient_input", "mask")

@@ -228,7 +228,7 @@ def test_the_command_explains_a_packed_study_and_a_ct_alike(explained, tmp_path)
     assert [row.split()[0] for row in table[1:]] == ["C2", "C5"]
     assert (
         Path(map_path)
-        == tmp_path / "checkpoints" / "toy" / "maps" / study.uid / f"{study.uid}_gradient_input.nii.gz"
+        == tmp_path / "checkpoints" / "toy" / "maps" / study.uid / f"{study.uid}_layer_cam.nii.gz"
     )
     values, volume = (SimpleITK.ReadImage(path) for path in (map_path, ct_path))
     theirs = read_ct(ct)

@@ -48,10 +48,9 @@ def _explain_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=RADIOGRAPH_METHODS,
-        help="how maps are computed; mask: what a run of radiographs marks itself (default: "
-        "gradient_input, the best of all against the truth about CT, as notebook 09 measures them, and "
-        "it passes the sanity checks, which grad_cam does not; with --images mask, the best there, where "
-        "the run has one)",
+        help="how maps are computed; mask: what a run of radiographs marks itself (default: of CT layer_cam, "
+        "which points at the fracture and passes the sanity checks, as notebook 09 measures them; with "
+        "--images mask, the best there, where the run has one, else gradient_input)",
     )
     parser.add_argument(
         "--layer",
@@ -91,7 +90,7 @@ def _explain(options: Namespace) -> int:
         refuse(options, ("cohort",), "--ct, which is of no cohort")
     if options.ct and not options.masks:
         raise ValueError("--ct needs --masks, the file or folder that says where its vertebrae are.")
-    method = options.method or "gradient_input"
+    method = options.method or "layer_cam"
     _check_method(method, options.layer)
     if method == "mask":
         raise ValueError("--method mask is for --images: a run of CT marks nothing itself. Choose another.")
