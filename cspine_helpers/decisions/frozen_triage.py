@@ -99,7 +99,7 @@ def freeze_triage(
         >>> confidences = table[["StudyInstanceUID", "vertebra"]].assign(
         ...     confidence=abs(table["probability"] - triage.p_low))
         >>> freeze_triage(run_folder, triage, table, confidences, replace=True).record["test_openings_before"]
-        3
+        2
     """
     # 1. What is handed in must belong to these predictions and to the frozen decision.
     path = inside(Path(run_folder) / TRIAGE)

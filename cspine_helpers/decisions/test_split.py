@@ -221,7 +221,7 @@ def read_decision(run_folder: str | Path) -> Frozen:
 
     Example:
         >>> round(read_decision(run_folder).decisions["patient"].threshold, 3)
-        0.297
+        0.159
 
     Raises:
         FileNotFoundError: there is none.

@@ -55,7 +55,7 @@ def threshold_table(
 
     Example:
         >>> threshold_table(run_folder, predictions)["threshold"].round(4).tolist()
-        [0.2216, 0.2216, 0.297, 0.1866, 1.3934]
+        [0.1592, 0.1592, 0.1592, 0.1592, 0.7341]
     """
     folder = Path(run_folder)
     frozen = read_decision(folder) if (folder / DECISION).is_file() else None
