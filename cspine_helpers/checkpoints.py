@@ -148,7 +148,7 @@ def load_run(folder: str | Path) -> Run[FractureClassifier, ModelConfig]:
     Example:
         >>> run = load_run(run_folder)
         >>> run.config.backbone, round(run.threshold, 2)
-        ('tf_efficientnetv2_b0', 0.22)
+        ('tf_efficientnetv2_b0', 0.16)
     """
     return load_task_run(folder, SEQUENCES, ModelConfig, FractureClassifier, classes=VERTEBRAE, later=_LATER)
 

@@ -158,7 +158,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
     Example:
         >>> read_record(run_folder)["best_epoch"]
-        8
+        7
     """
     return read_sealed(
         Path(folder) / RECORD,

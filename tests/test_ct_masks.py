@@ -129,7 +129,7 @@ def test_the_field_is_the_part_of_the_ct_that_the_mask_covers(tmp_path):
     """Voxels of the CT whose middles lie inside the mask's grid, edge to edge."""
     scan = excerpt()
     affine = affine_of(scan.spacing_mm)
-    labels, other = mask_on((2.0, 1.5, 1.1), shift_mm=(14.0, -9.0, 12.0), margin_mm=-8.0)
+    labels, other = mask_on((2.0, 1.5, 1.1), shift_mm=(14.0, -9.0, 12.3), margin_mm=-8.0)
     found = read_label_map(save_nifti(tmp_path / "mask.nii", labels, other), volume_of(scan))
     back = np.linalg.inv(other)
     for axis in range(3):

@@ -267,7 +267,7 @@ def test_the_command_explains_a_packed_study_and_a_ct_alike(explained, tmp_path)
         ("--study ../2", "cannot be file names"),
         ("--study 1.2.826.0", "No CT of 1.2.826.0 in"),
         (
-            "--study 1.2 --layer backbone",
+            "--study 1.2 --method gradient_input --layer backbone",
             "maps no layer's cells; found --layer backbone. Leave it out, or add",
         ),
         ("--images xrays --out here.txt", "here.txt is a file"),

@@ -266,7 +266,7 @@ def begun(tmp_path_factory):
     """A model whose weights had ImageNet's mean and deviation, and a file of these weights."""
     path = tmp_path_factory.mktemp("weights") / "b0.safetensors"
     save_file(timm.create_model(CONFIG.backbone).state_dict(), path)
-    return build(pretrained=str(path)).eval(), path
+    return build(pretrained=str(path), pooling="avgmax").eval(), path
 
 
 def test_pixels_are_normalised_as_the_pretrained_weights_had_it_also_at_the_border(begun):

@@ -396,7 +396,7 @@ def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Verte
     here = label_map.array[slices_of(box)]
     number = VERTEBRAE.index(level) + 1
     mask = here == number
-    warnings, problem = [], ""
+    warnings, problem, large = [], "", 1
     middle = sum(box[0]) / 2
     pieces, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     if count > 1:
@@ -404,10 +404,11 @@ def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Verte
         largest = ndimage.find_objects(pieces)[sizes.argmax()][0]
         middle = box[0][0] + (largest.start + largest.stop) / 2
         far, small = apart_mm > MAX_APART_MM, sizes < SMALL * sizes.sum()
+        large = int((~small).sum())
         if (far & ~small).any():
             problem = f"its mask is in {count} pieces, up to {apart_mm.max():.0f} mm apart; correct the mask"
-        elif (~small).sum() > 1:
-            warnings.append(f"in {(~small).sum()} pieces, up to {apart_mm[~small].max():.0f} mm apart")
+        elif large > 1:
+            warnings.append(f"in {large} pieces, up to {apart_mm[~small].max():.0f} mm apart")
         if (far & small).any():
             specks = np.isin(pieces, np.flatnonzero(far & small) + 1)
             here[specks], mask[specks] = 0, False
@@ -418,7 +419,9 @@ def _examine(level: str, box: Box, label_map: LabelMap, volume: Volume) -> Verte
             mask = mask[inner]
     size_mm3 = float(np.count_nonzero(mask) * np.prod(volume.spacing_mm))
     height_mm = len(mask) * volume.spacing_mm[0]
-    if size_mm3 > MAX_VOLUME_MM3 or (height_mm > MAX_HEIGHT_MM and not problem):
+    if size_mm3 > MAX_VOLUME_MM3 or (
+        height_mm > MAX_HEIGHT_MM and (not problem or large > 2)  # two may be a vertebra and a mistake
+    ):
         raise ValueError(
             f"{level} is {height_mm:.0f} mm high and {size_mm3 / 1000:.0f} cm³ in the mask, as large as "
             "several vertebrae: it looks like a binary mask of the whole spine. Take one with a label each."

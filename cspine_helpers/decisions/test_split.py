@@ -350,7 +350,7 @@ def read_openings(run_folder: str | Path, *, whatever_is_left: bool = False) -> 
 
     Example:
         >>> read_openings(run_folder)["objective"].tolist()
-        ['max_recall', 'max_recall and max_recall', 'triage by distance']
+        ['max_recall and max_recall', 'triage by distance']
 
     Raises:
         ValueError: the file is not the one that was written, was deleted or is an older one, is no such

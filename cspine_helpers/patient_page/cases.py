@@ -60,7 +60,7 @@ def choose_cases(frozen: Frozen, predictions: pd.DataFrame, packed: Path | None 
         >>> from cspine_helpers.predictions import read_predictions
         >>> table = read_predictions(run_folder / "predictions.csv")
         >>> list(choose_cases(read_decision(run_folder), table))
-        ['true_call', 'neighbour_alarm', 'miss', 'clear_negative', 'missing_vertebra']
+        ['true_call', 'neighbour_alarm', 'clear_negative', 'missing_vertebra']
     """
     if lacking := [level for level in ("vertebra", "patient") if level not in frozen.decisions]:
         raise ValueError(
