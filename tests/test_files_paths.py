@@ -64,7 +64,9 @@ def test_the_environment_variable_decides_where_the_root_is(tmp_path, monkeypatc
     assert paths.cohort_dir("rsna2022") == tmp_path / "data" / "rsna2022"
     assert paths.run_dir("builtin") == tmp_path / "checkpoints" / "builtin"
     assert paths.figures_dir() == tmp_path / "figures"
-    assert paths.figures_dir("quick") == tmp_path / "figures" / "quick"
+    assert paths.figures_dir("quick") == paths.figures_dir("quick", "quick") == tmp_path / "figures" / "quick"
+    assert paths.figures_dir("quick", "builtin") == tmp_path / "figures" / "quick" / "builtin"
+    assert paths.figures_dir("builtin", "theirs") == tmp_path / "figures" / "builtin" / "theirs"
 
 
 def test_without_notebooks_above_the_error_names_the_folder_and_the_way_out(tmp_path, monkeypatch):

@@ -30,9 +30,6 @@ ICONS: dict[Verdict, tuple[str, str]] = {  # shape and colour
 }
 TRUE = "◆ true"
 ABSENT, CUT_OFF = "not packed", "not in the scan"  # the second where the scan is known to end above it
-ATTENTION_TO = (
-    0.7  # where the axis of attention ends on every page; of 497 built-in vertebrae 0.62 is the most
-)
 SHOWN = 3  # slices of a vertebra
 
 
@@ -468,20 +465,19 @@ def _draw_attention(axes: Axes, look: Look) -> None:
         axes.fill_between(np.r_[0.5, places + 0.5], np.r_[look.profile[:1], look.profile], step="pre",
                           color="#BFC3C9", linewidth=0, zorder=1, label="mean of intact")  # fmt: skip
     colours = [INK if place - 1 in look.shown else SKY for place in places]
-    axes.bar(places, np.minimum(look.attention, ATTENTION_TO), width=0.62, color=colours, zorder=2)
+    axes.bar(places, look.attention, width=0.62, color=colours, zorder=2)
     best = look.shown[0]
     value = look.attention[best]
-    axes.text(
-        best + 1, min(value, ATTENTION_TO) + 0.015, f"{100 * value:.0f} %", ha="center", va="bottom", size=7
-    )
+    said = f"{100 * value:.0f} %"
+    if value < 0.75:
+        axes.text(best + 1, value + 0.02, said, size=7, ha="center", va="bottom")
+    else:  # beside the bar, on the side with more room
+        aside = -0.5 if best >= count / 2 else 0.5
+        axes.text(best + 1 + aside, 0.98, said, size=7, ha="right" if aside < 0 else "left", va="top")
     for place in look.fractured:
         axes.text(place + 1, -0.02, "◆", ha="center", va="top", size=7, gid="truth")
-    axes.set(xlim=(0.4, count + 0.6), ylim=(0, ATTENTION_TO))
-    axes.set_yticks(
-        [0, ATTENTION_TO / 2, ATTENTION_TO],
-        [f"{100 * tick:.0f}" for tick in (0, ATTENTION_TO / 2, ATTENTION_TO)],
-        size=7,
-    )
+    axes.set(xlim=(0.4, count + 0.6), ylim=(0, 1))  # of every page: attention sums to 1
+    axes.set_yticks([0, 0.5, 1], ["0", "50", "100"], size=7)
     axes.set_xticks([1, count], ["1 (head)", f"{count} (feet)"], size=7)
     axes.tick_params(length=2, pad=7 if look.fractured else 2)
     axes.set_title(

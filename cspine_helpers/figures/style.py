@@ -206,8 +206,10 @@ def _with_palette(png: io.BytesIO, colours: int) -> bytes:
     return buffer.getvalue()
 
 
-def save_figure(figure: Figure, name: str, *, cohort: str = "builtin", pdf: bool = False) -> Path:
-    """Save a picture as `figures/<name>.png` (`figures/<cohort>/<name>.png` for other cohorts).
+def save_figure(
+    figure: Figure, name: str, *, cohort: str = "builtin", run: str | None = None, pdf: bool = False
+) -> Path:
+    """Save a picture as `figures/<name>.png`, or where `files.figures_dir` has those of a cohort and a run.
 
     The same figure gives the same bytes: the file holds no date and no version. With `pdf`, there is also
     `<name>.pdf` beside it, whose words can be searched and whose lines stay sharp in print.
@@ -222,7 +224,7 @@ def save_figure(figure: Figure, name: str, *, cohort: str = "builtin", pdf: bool
         >>> save_figure(Picture(), "01_empty", cohort="mine").name  # doctest: +SKIP
         '01_empty.png'
     """
-    path = figures_dir(cohort) / f"{checked_name(name, 'figure')}.png"
+    path = figures_dir(cohort, run) / f"{checked_name(name, 'figure')}.png"
     if pdf:
         write_figure(figure, path.with_suffix(".pdf"))
     return write_figure(figure, path)

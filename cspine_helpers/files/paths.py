@@ -207,10 +207,16 @@ def exchange(one: Path, other: Path) -> None:
     moved.rename(one)
 
 
-def figures_dir(cohort: str = "builtin") -> Path:
-    """Folder of a cohort's figures: `figures/` for the built-in cohort, else `figures/<cohort>`."""
-    figures = project_root() / "figures"
-    return figures if cohort == "builtin" else inside(figures / checked_name(cohort, "cohort"))
+def figures_dir(cohort: str = "builtin", run: str | None = None) -> Path:
+    """Folder of figures: `figures/` for the built-in cohort and its run, else `figures/<cohort>`.
+
+    Those of a run with another name than its cohort have a folder of that name in `figures/<cohort>`.
+    """
+    figures, run = project_root() / "figures", run or cohort
+    if cohort == run == "builtin":
+        return figures
+    folder = inside(figures / checked_name(cohort, "cohort"))
+    return folder if run == cohort else inside(folder / checked_name(run, "run"))
 
 
 def checked_name(name: str, kind: str) -> str:
