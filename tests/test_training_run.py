@@ -248,7 +248,7 @@ def test_a_run_that_another_process_trains_is_refused(cohort, tmp_path, monkeypa
 
 def test_a_run_is_never_overwritten_but_set_aside(run, cohort, tmp_path):
     folder, _ = run
-    with pytest.raises(FileExistsError, match=r"holds a run already, .*set_aside"):
+    with pytest.raises(FileExistsError, match=r"holds a run already, .*--run"):
         train(cohort, folder, model=tiny_model(), config=CONFIG)
     for name in (*FILES - {"train.log"}, "state.safetensors"):
         run_folder = tmp_path / "only" / name.partition(".")[0]

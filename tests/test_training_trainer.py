@@ -73,7 +73,7 @@ def test_a_state_that_is_missing_or_damaged_says_so(tmp_path):
     whole = (tmp_path / STATE).read_bytes()
     for damaged in (whole[:-10], whole[:100], b"", b"\x80\x04pickle", b"\xff" * 64):
         (tmp_path / STATE).write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"not the whole state of a training .*set_aside"):
+        with pytest.raises(ValueError, match=r"not the whole state of a training .*away"):
             read_state(tmp_path)
 
 

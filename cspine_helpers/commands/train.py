@@ -172,7 +172,7 @@ TRAIN = Command(
     "Train a run of a cohort, on one process or, through `accelerate launch -m`, on many.",
     "train --cohort rsna2022 --run mine --resume\n"
     "  python -m cspine_helpers train --cohort rsna2022 --run mine5 --folds 5",
-    "Whole epochs are kept; --resume continues, and --folds by itself.",
+    "Whole epochs are kept: the same command continues with --resume, and with --folds as it is.",
     _train_options,
     _train,
 )

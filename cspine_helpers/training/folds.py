@@ -68,7 +68,7 @@ def train_folds(
     if held := [name for name in foreign if (folder / name).exists()]:
         raise FileExistsError(
             f"{folder} holds a run that was not trained in folds, or predictions ({listing(held)}). Train "
-            "the folds in another folder, or move it aside with training.set_aside(...)."
+            "the folds in another folder, or move this one away."
         )
     # 2. Every fold can be trained.
     whole = read_cohort(cohort_folder)

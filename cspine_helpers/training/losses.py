@@ -174,6 +174,6 @@ def vertebra_weights(samples: pd.DataFrame) -> dict[str, float]:
     if without:
         raise ValueError(
             f"No fracture among the samples of {', '.join(without)}, so their weight is undefined. "
-            "Train on more studies, or without vertebra weights."
+            "Train on more studies, or set vertebra_weights to 'equal'."
         )
     return {name: float(weight) for name, weight in (prevalence.max() / prevalence).items()}

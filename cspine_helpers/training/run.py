@@ -209,8 +209,7 @@ def check_vacant(run_folder: str | Path, *, resume: bool) -> Path:
     if held := _held(folder, _LATER) if not own else [] if resume else own:
         raise FileExistsError(
             f"{folder} holds a run already, or what was made with one ({listing(held)}). Train into another "
-            "folder, move it aside with training.set_aside(...), or resume a training that stopped with "
-            "resume=True."
+            "folder (--run), move this one away, or resume a training that stopped (--resume, resume=True)."
         )
     paths.check_own(folder / LOG)
     return folder
@@ -364,5 +363,5 @@ def _check_same(setting: dict[str, Any], stored: dict[str, Any], folder: Path) -
     if differ := [line for line in found if not line.startswith(("train.workers ", "train.tracker "))]:
         raise ValueError(
             f"The training in {folder} has another setting: {listing(differ, separator='; ', quoted=False)}. "
-            "Resume it with its own, or move it aside with training.set_aside(...)."
+            "Resume it with its own, or move it away."
         )

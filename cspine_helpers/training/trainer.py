@@ -115,8 +115,7 @@ def read_state(folder: str | Path) -> tuple[TrainingState, dict[str, Tensor]]:
             raise ValueError("its content is not what was written")
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{path} is not the whole state of a training ({error}). Move the run aside with "
-            "training.set_aside(...), and train again."
+            f"{path} is not the whole state of a training ({error}). Move the run away, and train again."
         ) from error
     return state, tensors
 
