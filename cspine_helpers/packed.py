@@ -30,7 +30,7 @@ MASK = 5  # the mask's channel; a pixel belongs to the vertebra where it is abov
 _NPY_1_0 = b"\x93NUMPY\x01\x00"
 _DTYPES = tuple(map(np.dtype, ("|u1", "<f2", "<f4", "<f8")))
 _REMEDY = (
-    "Make them again (the built-in cohort: make cohort), drop the studies with labels.without(...), or, where "
+    "Make them again (the built-in cohort: make cohort), drop the studies with labels.without(...), or, if "
     "all are of another size, take settings of that size (model.size; in checkpoints/builtin/run.json 64)."
 )
 
