@@ -134,7 +134,7 @@ def test_real_labels_and_predictions_run_without_images(project):
     (project / "checkpoints" / "oof").mkdir(parents=True)
     predictions.write_predictions(real, project / "checkpoints" / "oof" / "predictions.csv")
     run_series(project, ("04", "06", "07"), COHORT="rsna2022", RUN="oof")
-    assert missing_figures(project, "figures/rsna2022", ("04", "06", "07")) == []
+    assert missing_figures(project, "figures/rsna2022/oof", ("04", "06", "07")) == []
 
 
 def unprivileged() -> None:

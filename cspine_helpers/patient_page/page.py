@@ -399,7 +399,7 @@ class PatientPages:
             f"Probability that this patient has a fracture: {percent(value, apart=threshold)} ({scale}); "
             f"a patient is called from {percent(threshold, apart=value)}"
         )
-        rule = _rule(decision.rule)
+        rule = _rule(decision.rule, is_calibrated=answer.patient_calibrated is not None)
         if called and not answer.patient_called:
             rule = (
                 f"{', '.join(called)} called as vertebra, the patient not, by a threshold of its own. {rule}"
@@ -558,14 +558,11 @@ def _truth(labels: dict[str, bool]) -> str:
     return f"◆ true: {'fracture of ' + ', '.join(broken) if broken else 'no fracture'}"
 
 
-def _rule(rule: Rule) -> str:
+def _rule(rule: Rule, *, is_calibrated: bool) -> str:
     """The rule in words: "Threshold: highest recall with precision at 70 % or more in validation; …"."""
     floors = " and ".join(f"{name} at {100 * floor:g} % or more" for name, floor in rule.floors.items())
-    made = (
-        f"; the patient's probability is {rule.aggregation.phrase}, calibrated for patients"
-        if rule.aggregation
-        else ""
-    )
+    made = f"; the patient's probability is {rule.aggregation.phrase}" if rule.aggregation else ""
+    made += ", calibrated for patients" if made and is_calibrated else ""
     title = f"{rule.title[0].lower()}{rule.title[1:]}"
     return f"Threshold: {title}{' with ' + floors if floors else ''} in validation{made}."
 
