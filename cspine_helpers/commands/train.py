@@ -1,14 +1,17 @@
 """Commands of training: a run or its folds, the settings of one, the weights that one begins with."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cspine_helpers.commands.command import Command
 from cspine_helpers.commands.options import named_device, named_path, run_options
 from cspine_helpers.files import paths
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cspine_helpers.training.settings import Settings
 
 
@@ -28,10 +31,7 @@ def _train_options(parser: ArgumentParser) -> None:
 
 
 def _train(options: Namespace) -> int:
-    from accelerate import PartialState
-
     from cspine_helpers.radiographs.cohort import is_radiographs
-    from cspine_helpers.training.config import SHOWN
     from cspine_helpers.training.run import train
     from cspine_helpers.training.settings import preset, settings_of
 
@@ -48,30 +48,16 @@ def _train(options: Namespace) -> int:
         settings.check_split(cohort)
     if options.folds is not None:
         return _train_folds(options, settings)
-    history = train(
-        cohort,
-        paths.run_dir(options.run or options.cohort),
-        model=settings.model,
-        config=settings.train,
-        rule=settings.rule,
-        resume=options.resume,
-        skip_unusable=options.skip_unusable,
-    )
-    if PartialState().is_main_process:
-        print(history.filter(["epoch", *SHOWN]).to_string(index=False))
-    return 0
+    return _trained(train, options, cohort, settings, skip_unusable=options.skip_unusable)
 
 
 def _train_radiographs(options: Namespace, cohort: Path) -> int:
     """Train on a cohort of radiographs."""
-    from accelerate import PartialState
-
     from cspine_helpers.radiographs.task import (
         radiograph_preset,
         radiograph_settings_of,
         train_radiographs,
     )
-    from cspine_helpers.training.config import SHOWN
 
     if options.folds is not None or options.skip_unusable:
         given = "--skip-unusable" if options.folds is None else "--folds"
@@ -82,13 +68,29 @@ def _train_radiographs(options: Namespace, cohort: Path) -> int:
     settings = radiograph_preset(*([options.preset] if options.preset else []))
     if options.settings:
         settings = radiograph_settings_of(options.settings, preset=options.preset)
-    history = train_radiographs(
+    return _trained(train_radiographs, options, cohort, settings)
+
+
+def _trained(
+    train: "Callable[..., pd.DataFrame]",
+    options: Namespace,
+    cohort: Path,
+    settings: "Settings[Any, Any]",
+    **more: bool,
+) -> int:
+    """Train with these settings and print the history, once."""
+    from accelerate import PartialState
+
+    from cspine_helpers.training.config import SHOWN
+
+    history = train(
         cohort,
         paths.run_dir(options.run or options.cohort),
         model=settings.model,
         config=settings.train,
         rule=settings.rule,
         resume=options.resume,
+        **more,
     )
     if PartialState().is_main_process:
         print(history.filter(["epoch", *SHOWN]).to_string(index=False))
