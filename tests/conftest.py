@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,34 @@ def command(monkeypatch, capsys):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory) -> Path:
+    """`source/`, a FracAtlas folder as published, and `cohort/`, made of it; read only."""
+    from radiograph_folders import radiograph_cohort
+
+    return radiograph_cohort(tmp_path_factory.mktemp("published")).parent
+
+
+@pytest.fixture
+def fracatlas(published, tmp_path) -> Path:
+    """A FracAtlas folder to damage."""
+    return shutil.copytree(published / "source", tmp_path / "fracatlas")
+
+
+@pytest.fixture(scope="session")
+def packed(published, tmp_path_factory) -> Path:
+    """That cohort, packed in a small frame: its folder `packed`; read only."""
+    from radiograph_folders import SMALL
+
+    from cspine_helpers.radiographs.packing import pack_images
+
+    cohort = tmp_path_factory.mktemp("packed") / "cohort"
+    return pack_images(shutil.copytree(published / "cohort", cohort, symlinks=True), SMALL)
+
+
+@pytest.fixture
+def own_packed(packed, tmp_path) -> Path:
+    """A packed cohort that a test may damage."""
+    return shutil.copytree(packed.parent, tmp_path / "cohort", symlinks=True) / "packed"

@@ -16,6 +16,7 @@ from PIL import Image
 
 from cspine_helpers.labels import UID
 from cspine_helpers.radiographs.consolidation import consolidate
+from cspine_helpers.radiographs.packing import ImagePackConfig
 from cspine_helpers.radiographs.sources.fracatlas import read_fracatlas
 from cspine_helpers.splits import write_split
 
@@ -23,6 +24,7 @@ PARTS = ("hand", "leg", "hip", "shoulder")
 VIEWS = (("frontal",), ("lateral",), ("oblique",), ("frontal", "lateral"))
 YOLO_NAMES = ("elbow positive", "fingers positive", "forearm fracture", "humerus")
 YOLO_LABELS = {"elbow positive": 1, "fingers positive": 1, "forearm fracture": 1, "humerus": 0}
+SMALL = ImagePackConfig(long=96, short=64)  # a frame that packs fast
 ROTATED = 1  # the fractured image, counted from 0, that a FracAtlas folder holds with EXIF orientation 6
 FRACATLAS_COLUMNS = (
     *("image_id", *PARTS, "mixed", "hardware", "multiscan", "fractured", "fracture_count"),

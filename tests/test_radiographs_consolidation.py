@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from radiograph_folders import mura_folder, radiograph_cohort
+from radiograph_folders import mura_folder
 
 from cspine_helpers.radiographs.consolidation import consolidate
 from cspine_helpers.radiographs.groups import GroupConfig
@@ -14,23 +14,8 @@ from cspine_helpers.radiographs.sources.fracatlas import read_fracatlas
 from cspine_helpers.radiographs.sources.mura import read_mura
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """FracAtlas and MURA folders, and a cohort of the first; read only."""
-    folder = tmp_path_factory.mktemp("published")
-    mura_folder(folder / "positive MURA-v1.1")
-    radiograph_cohort(folder)
-    return folder
-
-
-@pytest.fixture
-def fracatlas(made, tmp_path) -> Path:
-    """A FracAtlas folder to damage."""
-    return shutil.copytree(made / "source", tmp_path / "fracatlas")
-
-
-def test_sources_are_joined_and_equal_names_are_kept_apart(made, tmp_path):
-    one, two = read_fracatlas(made / "source"), read_fracatlas(made / "source", name="again")
+def test_sources_are_joined_and_equal_names_are_kept_apart(published, tmp_path):
+    one, two = read_fracatlas(published / "source"), read_fracatlas(published / "source", name="again")
     only = replace(two, table=two.table[:2], regions={})
     table = consolidate([one, only], tmp_path / "cohort")
     assert len(table) == 26
@@ -41,17 +26,17 @@ def test_sources_are_joined_and_equal_names_are_kept_apart(made, tmp_path):
     assert regions["again-IMG0000000"] == []
 
 
-def test_labels_of_different_meaning_are_not_joined(made, tmp_path):
-    sources = [read_fracatlas(made / "source"), read_mura(made / "positive MURA-v1.1" / "MURA-v1.1")]
+def test_labels_of_different_meaning_are_not_joined(published, tmp_path):
+    sources = [read_fracatlas(published / "source"), read_mura(mura_folder(tmp_path / "positive MURA-v1.1"))]
     with pytest.raises(ValueError, match=r"fracatlas: fractured, mura: abnormal"):
         consolidate(sources, tmp_path / "cohort")
     assert not (tmp_path / "cohort").exists()
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_a_cohort_is_of_sources_of_different_names(made, tmp_path, number):
+def test_a_cohort_is_of_sources_of_different_names(published, tmp_path, number):
     with pytest.raises(ValueError, match="sources of different names"):
-        consolidate([read_fracatlas(made / "source")] * number, tmp_path / "cohort")
+        consolidate([read_fracatlas(published / "source")] * number, tmp_path / "cohort")
 
 
 def damaged(fracatlas: Path) -> list[str]:

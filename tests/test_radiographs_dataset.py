@@ -1,42 +1,21 @@
 import json
-import shutil
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from radiograph_folders import radiograph_cohort
+from radiograph_folders import SMALL
 from torch.utils.data import DataLoader
 
 from cspine_helpers.radiographs.augment import ImageAugment
 from cspine_helpers.radiographs.dataset import RadiographDataset, image_loader, image_order
 from cspine_helpers.radiographs.image_table import read_images
-from cspine_helpers.radiographs.packing import ImagePackConfig, pack_images
-
-SMALL = ImagePackConfig(long=96, short=64)
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> Path:
-    return pack_images(radiograph_cohort(tmp_path_factory.mktemp("radiographs")), SMALL)
-
-
-@pytest.fixture
-def own(packed, tmp_path) -> Path:
-    """A packed cohort that a test may damage."""
-    return shutil.copytree(packed.parent, tmp_path / "cohort", symlinks=True) / "packed"
-
-
-def table_of(packed: Path) -> pd.DataFrame:
-    return read_images(packed.parent)
-
+from cspine_helpers.radiographs.packing import pack_images
 
 # Items.
 
 
 def test_without_augmentation_items_are_as_packed_in_every_epoch(packed):
-    table = table_of(packed)
+    table = read_images(packed.parent)
     dataset = RadiographDataset(table, packed)
     for index, row in enumerate(table.itertuples()):
         item = dataset[7, index]
@@ -54,7 +33,7 @@ def test_without_augmentation_items_are_as_packed_in_every_epoch(packed):
 
 
 def test_a_mask_has_any_stride_that_divides_the_frame(packed):
-    table = table_of(packed)
+    table = read_images(packed.parent)
     whole = RadiographDataset(table, packed, stride=1)[0]["mask"]
     assert whole.shape == (96, 64)
     assert set(whole.unique().tolist()) == {0, 255}
@@ -63,7 +42,7 @@ def test_a_mask_has_any_stride_that_divides_the_frame(packed):
 
 
 def test_variation_depends_on_seed_epoch_and_index_alone(packed):
-    table = table_of(packed)
+    table = read_images(packed.parent)
     make = [RadiographDataset(table, packed, augment=ImageAugment(), seed=seed) for seed in (1, 1, 2)]
     one, again, other = (dataset[3, 0]["image"] for dataset in make)
     assert torch.equal(one, again)
@@ -73,14 +52,14 @@ def test_variation_depends_on_seed_epoch_and_index_alone(packed):
     assert torch.equal(together, one)
 
 
-def test_a_fracture_without_an_outline_is_not_annotated_and_refused_where_patches_need_it(own):
-    annotations = json.loads((own.parent / "annotations.json").read_text())
+def test_a_fracture_without_an_outline_is_not_annotated_and_refused_where_patches_need_it(own_packed):
+    annotations = json.loads((own_packed.parent / "annotations.json").read_text())
     lost = annotations["annotations"].pop()["image_id"]
     annotations["annotations"] = [each for each in annotations["annotations"] if each["image_id"] != lost]
-    (own.parent / "annotations.json").write_text(json.dumps(annotations))
-    pack_images(own.parent, SMALL)
-    table = table_of(own)
-    dataset = RadiographDataset(table, own)
+    (own_packed.parent / "annotations.json").write_text(json.dumps(annotations))
+    pack_images(own_packed.parent, SMALL)
+    table = read_images(own_packed.parent)
+    dataset = RadiographDataset(table, own_packed)
     (index,) = np.flatnonzero(~dataset.annotated)
     item = dataset[int(index)]
     assert item["label"] == 1
@@ -88,25 +67,25 @@ def test_a_fracture_without_an_outline_is_not_annotated_and_refused_where_patche
     assert item["mask"].max() == 0
     name = table["image"][index]
     with pytest.raises(ValueError, match=f"1 fractured images have no outline.*'{name}'. Leave them out"):
-        RadiographDataset(table, own, patch=32)
+        RadiographDataset(table, own_packed, patch=32)
 
 
-def test_a_file_that_is_cut_off_after_the_check_is_named(own):
-    table = table_of(own)
-    dataset = RadiographDataset(table, own)
-    path = own / "images" / f"{table['image'][0]}.npy"
+def test_a_file_that_is_cut_off_after_the_check_is_named(own_packed):
+    table = read_images(own_packed.parent)
+    dataset = RadiographDataset(table, own_packed)
+    path = own_packed / "images" / f"{table['image'][0]}.npy"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="is not whole any more"):
         dataset[0]
     with pytest.raises(ValueError, match=r"1 of 24 packed images in .*\(not whole\)"):
-        RadiographDataset(table, own)
+        RadiographDataset(table, own_packed)
 
 
 def test_no_images_are_refused(packed):
     with pytest.raises(ValueError, match="There are no images"):
-        RadiographDataset(table_of(packed).iloc[:0], packed)
+        RadiographDataset(read_images(packed.parent).iloc[:0], packed)
     with pytest.raises(ValueError, match=r"lacks the column\(s\) 'label'"):
-        RadiographDataset(table_of(packed).drop(columns="label"), packed)
+        RadiographDataset(read_images(packed.parent).drop(columns="label"), packed)
 
 
 # Patches.
@@ -114,7 +93,7 @@ def test_no_images_are_refused(packed):
 
 @pytest.mark.parametrize("augment", [None, ImageAugment()])
 def test_a_fractured_patch_always_shows_fracture_and_all_patches_are_of_the_asked_size(packed, augment):
-    dataset = RadiographDataset(table_of(packed), packed, augment=augment, patch=32)
+    dataset = RadiographDataset(read_images(packed.parent), packed, augment=augment, patch=32)
     for epoch in range(12):
         batch = dataset.__getitems__([(epoch, index) for index in range(24)])
         assert batch["image"].shape == (24, 32, 32)
@@ -124,9 +103,9 @@ def test_a_fractured_patch_always_shows_fracture_and_all_patches_are_of_the_aske
 
 
 def test_patches_of_intact_images_are_cut_out_about_the_models_false_marks(packed):
-    dataset = RadiographDataset(table_of(packed), packed, patch=32)
+    dataset = RadiographDataset(read_images(packed.parent), packed, patch=32)
     intact = int(np.flatnonzero(dataset.labels == 0)[0])
-    whole = RadiographDataset(table_of(packed), packed)[intact]["image"].numpy()
+    whole = RadiographDataset(read_images(packed.parent), packed)[intact]["image"].numpy()
     windows = np.lib.stride_tricks.sliding_window_view(whole, (32, 32))
     dataset.focus[intact] = torch.tensor([12.0, 80.0])
     for epoch in range(10):
@@ -142,7 +121,7 @@ def test_patches_of_intact_images_are_cut_out_about_the_models_false_marks(packe
 @pytest.mark.parametrize("patch", [16, 48, 96])
 def test_patches_that_no_network_or_frame_takes_are_refused(packed, patch):
     with pytest.raises(ValueError, match=f"multiple of 32 from 32 to 64, .*found {patch}"):
-        RadiographDataset(table_of(packed), packed, patch=patch)
+        RadiographDataset(read_images(packed.parent), packed, patch=patch)
 
 
 # Order and batches.
@@ -186,7 +165,7 @@ def test_an_epoch_of_one_class_is_refused_unless_all_images_are_asked_for(label)
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"processes": 2}])
 def test_training_batches_have_one_orientation_and_steps_the_sizes_that_are_announced(packed, options):
-    dataset = RadiographDataset(table_of(packed), packed)
+    dataset = RadiographDataset(read_images(packed.parent), packed)
     shares = range(options.get("processes", 1))
     loaders = [
         image_loader(dataset, batch_size=3, training=True, seed=5, process=share, **options)
@@ -213,7 +192,7 @@ def test_training_batches_have_one_orientation_and_steps_the_sizes_that_are_anno
 
 
 def test_weights_that_change_between_epochs_change_what_is_drawn(packed):
-    dataset = RadiographDataset(table_of(packed), packed)
+    dataset = RadiographDataset(read_images(packed.parent), packed)
     loader = image_loader(dataset, batch_size=4, training=True)
     hard = np.flatnonzero(dataset.labels == 0)[:8]
     dataset.weights[:] = 0
@@ -224,7 +203,7 @@ def test_weights_that_change_between_epochs_change_what_is_drawn(packed):
 
 
 def test_evaluation_shows_every_image_once_whatever_the_processes(packed):
-    dataset = RadiographDataset(table_of(packed), packed)
+    dataset = RadiographDataset(read_images(packed.parent), packed)
     alone = [batch["index"].tolist() for batch in image_loader(dataset, batch_size=5)]
     shared = [
         [batch["index"].tolist() for batch in image_loader(dataset, batch_size=5, process=p, processes=2)]
@@ -235,7 +214,7 @@ def test_evaluation_shows_every_image_once_whatever_the_processes(packed):
 
 
 def test_a_plain_loader_over_both_orientations_is_told_which_to_use(packed):
-    dataset = RadiographDataset(table_of(packed), packed)
+    dataset = RadiographDataset(read_images(packed.parent), packed)
     with pytest.raises(ValueError, match="A batch holds images of one orientation: load them with image_loa"):
         next(iter(DataLoader(dataset, batch_size=24)))
 
@@ -243,14 +222,14 @@ def test_a_plain_loader_over_both_orientations_is_told_which_to_use(packed):
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": 1, "workers": -1}])
 def test_a_batch_without_an_image_or_fewer_workers_than_none_are_refused(packed, wrong):
     with pytest.raises(ValueError, match="A batch holds 1 image or more, and 0 workers or more load it"):
-        image_loader(RadiographDataset(table_of(packed), packed), **wrong)
+        image_loader(RadiographDataset(read_images(packed.parent), packed), **wrong)
 
 
 @pytest.mark.slow
 def test_workers_load_the_same_batches_and_know_a_changed_focus(packed):
     loaders = [
         image_loader(
-            RadiographDataset(table_of(packed), packed, augment=ImageAugment(), patch=32),
+            RadiographDataset(read_images(packed.parent), packed, augment=ImageAugment(), patch=32),
             batch_size=4,
             training=True,
             workers=workers,

@@ -1,13 +1,12 @@
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import REAL_DATA
 from PIL import Image
-from radiograph_folders import radiograph_cohort
+from radiograph_folders import SMALL
 
 from cspine_helpers.radiographs import packing as room
 from cspine_helpers.radiographs.annotations import rasterise
@@ -20,26 +19,10 @@ from cspine_helpers.radiographs.sources.fracatlas import read_fracatlas
 
 FRACATLAS = REAL_DATA / "fracatlas"
 needs_fracatlas = pytest.mark.skipif(not FRACATLAS.is_dir(), reason=f"FracAtlas is not at {FRACATLAS}")
-SMALL = ImagePackConfig(long=96, short=64)
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> Path:
-    return pack_images(radiograph_cohort(tmp_path_factory.mktemp("radiographs")), SMALL)
-
-
-@pytest.fixture
-def own(packed, tmp_path) -> Path:
-    """A packed cohort that a test may damage."""
-    return shutil.copytree(packed.parent, tmp_path / "cohort", symlinks=True) / "packed"
-
-
-def table_of(packed: Path) -> pd.DataFrame:
-    return read_images(packed.parent)
 
 
 def test_a_packed_radiograph_is_its_frame_and_masks_are_its_outlines_there(packed):
-    table, regions = table_of(packed), read_regions(packed.parent)
+    table, regions = read_images(packed.parent), read_regions(packed.parent)
     assert sorted(path.stem for path in (packed / "images").iterdir()) == table["image"].tolist()
     marked = [image for image, polygons in regions.items() if polygons]
     assert sorted(path.stem for path in (packed / "masks").iterdir()) == sorted(marked)
@@ -96,60 +79,60 @@ def _is_one_of(each: dict, names: list[str]) -> bool:
     return each["filename"].removesuffix(".jpg") in names
 
 
-def test_packing_again_writes_nothing_and_a_stopped_packing_goes_on(own):
-    whole = {path: path.read_bytes() for path in own.rglob("*.npy")}
-    first, second, *_ = sorted((own / "images").iterdir())
-    mask = sorted((own / "masks").iterdir())[-1]
+def test_packing_again_writes_nothing_and_a_stopped_packing_goes_on(own_packed):
+    whole = {path: path.read_bytes() for path in own_packed.rglob("*.npy")}
+    first, second, *_ = sorted((own_packed / "images").iterdir())
+    mask = sorted((own_packed / "masks").iterdir())[-1]
     first.unlink()
     for path in (second, mask):
         path.write_bytes(whole[path][:-1])  # as after a power failure
-    before = {path: path.stat().st_mtime_ns for path in own.rglob("*.npy")}
-    pack_images(own.parent, SMALL)
-    assert {path: path.read_bytes() for path in own.rglob("*.npy")} == whole
+    before = {path: path.stat().st_mtime_ns for path in own_packed.rglob("*.npy")}
+    pack_images(own_packed.parent, SMALL)
+    assert {path: path.read_bytes() for path in own_packed.rglob("*.npy")} == whole
     again = {path.stem for path in whole if path.stat().st_mtime_ns != before.get(path)}
     assert again == {first.stem, second.stem, mask.stem}
 
 
-def test_another_frame_or_another_packing_begins_from_nothing(own, monkeypatch):
-    pack_images(own.parent, ImagePackConfig(long=64, short=64))
-    assert {np.load(path).shape for path in (own / "images").iterdir()} == {(64, 64)}
+def test_another_frame_or_another_packing_begins_from_nothing(own_packed, monkeypatch):
+    pack_images(own_packed.parent, ImagePackConfig(long=64, short=64))
+    assert {np.load(path).shape for path in (own_packed / "images").iterdir()} == {(64, 64)}
     with monkeypatch.context() as patch:
         patch.setattr(room, "PACKING_VERSION", 99)
         with pytest.raises(ValueError, match=r"was packed by another version of the package. Now pack the"):
-            read_packing(own)
-        (own / "images" / "left.npy").touch()
-        pack_images(own.parent, SMALL)
-        assert not (own / "images" / "left.npy").exists()
-        assert read_packing(own)["packing"] == 99
+            read_packing(own_packed)
+        (own_packed / "images" / "left.npy").touch()
+        pack_images(own_packed.parent, SMALL)
+        assert not (own_packed / "images" / "left.npy").exists()
+        assert read_packing(own_packed)["packing"] == 99
 
 
-def test_packing_of_other_images_or_outlines_is_noticed(own):
-    folder = own.parent
-    RadiographDataset(table_of(own), own)
+def test_packing_of_other_images_or_outlines_is_noticed(own_packed):
+    folder = own_packed.parent
+    RadiographDataset(read_images(own_packed.parent), own_packed)
     annotations = json.loads((folder / "annotations.json").read_text())
     annotations["annotations"][0]["segmentation"][0][0] += 1
     (folder / "annotations.json").write_text(json.dumps(annotations))
     with pytest.raises(ValueError, match=r"was packed with other outlines than annotations.json holds. Now"):
-        RadiographDataset(table_of(own), own)
+        RadiographDataset(read_images(own_packed.parent), own_packed)
     table = pd.read_csv(folder / "images.csv")
     table.loc[0, "sha256"] = "0" * 64
     table.to_csv(folder / "images.csv", index=False)
     with pytest.raises(ValueError, match=r"of other images than images.csv lists and with other outlines"):
-        read_packing(own)
+        read_packing(own_packed)
     pack_images(folder, SMALL)
-    assert read_packing(own)["frame"] == {"long": 96, "short": 64}
+    assert read_packing(own_packed)["frame"] == {"long": 96, "short": 64}
 
 
-def test_another_split_or_patient_leaves_the_packing_valid(own):
-    table = pd.read_csv(own.parent / "images.csv")
+def test_another_split_or_patient_leaves_the_packing_valid(own_packed):
+    table = pd.read_csv(own_packed.parent / "images.csv")
     table["split"] = "train"
-    table.to_csv(own.parent / "images.csv", index=False)
-    assert read_packing(own)["packing"] == room.PACKING_VERSION
+    table.to_csv(own_packed.parent / "images.csv", index=False)
+    assert read_packing(own_packed)["packing"] == room.PACKING_VERSION
 
 
-def test_damaged_images_are_named_and_the_others_packed(own):
-    folder, table = own.parent, table_of(own)
-    shutil.rmtree(own)
+def test_damaged_images_are_named_and_the_others_packed(own_packed):
+    folder, table = own_packed.parent, read_images(own_packed.parent)
+    shutil.rmtree(own_packed)
     paths = [folder / file for file in table["file"][:3]]
     whole = [path.read_bytes() for path in paths]
     for path in paths:
@@ -161,27 +144,27 @@ def test_damaged_images_are_named_and_the_others_packed(own):
         pack_images(folder, SMALL)
     assert all(f"{image} (" in str(error.value) for image in table["image"][:3])
     assert "it has 40 × 50 pixels, images.csv says 160 × 128" in str(error.value)
-    assert len(list((own / "images").iterdir())) == 21
+    assert len(list((own_packed / "images").iterdir())) == 21
     with pytest.raises(ValueError, match=r"3 of 24 packed images in .* cannot be used: \w+ \(missing\), "):
-        RadiographDataset(table, own)
+        RadiographDataset(table, own_packed)
 
 
-def test_outlines_beside_their_image_are_refused(own):
-    annotations = json.loads((own.parent / "annotations.json").read_text())
+def test_outlines_beside_their_image_are_refused(own_packed):
+    annotations = json.loads((own_packed.parent / "annotations.json").read_text())
     lines = annotations["annotations"][-1]["segmentation"]
     annotations["annotations"][-1]["segmentation"] = [[at + 1000 for at in line] for line in lines]
-    (own.parent / "annotations.json").write_text(json.dumps(annotations))
+    (own_packed.parent / "annotations.json").write_text(json.dumps(annotations))
     with pytest.raises(ValueError, match=r"1 of 24 images cannot be packed: \w+ \(its outlines lie beside"):
-        pack_images(own.parent, SMALL)
+        pack_images(own_packed.parent, SMALL)
 
 
-def test_a_folder_of_other_sequences_is_left_alone(own):
-    (own / "packing.json").unlink()
+def test_a_folder_of_other_sequences_is_left_alone(own_packed):
+    (own_packed / "packing.json").unlink()
     with pytest.raises(FileExistsError, match=r"holds what was not packed here. Move it aside"):
-        pack_images(own.parent, SMALL)
+        pack_images(own_packed.parent, SMALL)
     with pytest.raises(FileNotFoundError, match=r"No packed radiographs at .* First pack the cohort again"):
-        read_packing(own)
-    assert len(list((own / "images").iterdir())) == 24
+        read_packing(own_packed)
+    assert len(list((own_packed / "images").iterdir())) == 24
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import REAL_DATA
 from PIL import Image
-from radiograph_folders import change, fracatlas_folder, radiograph_cohort
+from radiograph_folders import change, fracatlas_folder
 
 from cspine_helpers.radiographs.consolidation import consolidate
 from cspine_helpers.radiographs.image_table import read_regions
@@ -20,23 +20,9 @@ from cspine_helpers.radiographs.sources.fracatlas import read_fracatlas
 FRACATLAS = REAL_DATA / "fracatlas"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A FracAtlas folder, and a cohort of it; read only."""
-    folder = tmp_path_factory.mktemp("published")
-    radiograph_cohort(folder)
-    return folder
-
-
-@pytest.fixture
-def fracatlas(made, tmp_path) -> Path:
-    """A FracAtlas folder to damage."""
-    return shutil.copytree(made / "source", tmp_path / "fracatlas")
-
-
-def test_fracatlas_is_read_as_its_table_says(made):
-    source = read_fracatlas(made / "source")
-    rows = pd.read_csv(made / "source" / "dataset.csv").sort_values("image_id")
+def test_fracatlas_is_read_as_its_table_says(published):
+    source = read_fracatlas(published / "source")
+    rows = pd.read_csv(published / "source" / "dataset.csv").sort_values("image_id")
     table = source.table
     assert (table["image"] + ".jpg").tolist() == rows["image_id"].tolist()
     assert table["label"].tolist() == rows["fractured"].tolist()
@@ -251,9 +237,9 @@ def test_images_of_other_kinds_have_their_polygons_where_they_are_displayed(frac
     assert np.allclose(points, before.points, atol=0.001)
 
 
-def test_the_right_folder_is_named_where_another_was_given(made):
+def test_the_right_folder_is_named_where_another_was_given(published):
     with pytest.raises(FileNotFoundError, match=r"Did you mean .*source\?"):
-        read_fracatlas(made)
+        read_fracatlas(published)
 
 
 # The real one
