@@ -665,7 +665,7 @@ def test_freezing_on_the_built_in_run_touches_nothing_but_a_copy(shipped):
     explorer = ThresholdExplorer(table[table["split"] == "validation"], threshold=0.798, freeze=shipped)
     asked = asked_and_confirmed(explorer)
     assert 'The built-in run stays as it is: this goes to a copy, the run "practice".' in asked
-    assert "The test split has been opened once." in asked
+    assert "the test split has been opened once before." in asked
     assert explorer._freezer.words == "Frozen in the copy 'practice': threshold 0.7980 at vertebra level."
     assert contents(shipped) == before
     found = read_decision(practice)
@@ -674,7 +674,7 @@ def test_freezing_on_the_built_in_run_touches_nothing_but_a_copy(shipped):
     assert found.said("vertebra", "test_openings_before") == 1
     evaluate_on_test(practice, table)  # the copy is a run of its own
     explorer.threshold = 0.5
-    assert "The test split has been opened 2 times." in asked_and_confirmed(explorer)
+    assert "the test split has been opened 2 times before." in asked_and_confirmed(explorer)
     assert contents(shipped) == before
 
 
@@ -712,7 +712,7 @@ def test_the_question_about_a_copy_of_earlier_predictions_says_that_it_is_made_a
         "The copy there is of earlier predictions: it is replaced, and what was done there is lost." in asked
     )
     assert "It replaces what" not in asked
-    assert "The test split has not been opened." in asked
+    assert "the test split has not been opened yet." in asked
     assert explorer._freezer.words.startswith("Frozen in the copy 'practice'")
     assert list(read_decision(copy).decisions) == ["vertebra"]
 
@@ -876,7 +876,7 @@ def test_freezing_can_be_undone_until_the_test_split_is_opened(shipped):
     assert freezer._back not in freezer.widget.children  # there is nothing to undo
     asked = asked_and_confirmed(explorer)
     assert "copy" not in asked
-    assert "The test split has been opened once." in asked
+    assert "the test split has been opened once before." in asked
     assert read_decision(run).decisions["vertebra"].threshold == 0.6
     explorer.threshold = 0.7
     assert freezer._back in freezer.widget.children
@@ -894,7 +894,7 @@ def test_freezing_can_be_undone_until_the_test_split_is_opened(shipped):
 def test_undoing_the_first_freezing_leaves_no_decision(tmp_path, undrawn):
     write_predictions(made_table(), tmp_path / "predictions.csv")
     explorer = ThresholdExplorer(made_table(), threshold=0.2, freeze=tmp_path)
-    assert "The test split has not been opened." in asked_and_confirmed(explorer)
+    assert "the test split has not been opened yet." in asked_and_confirmed(explorer)
     assert (tmp_path / "decision.json").exists()
     explorer._freezer._back.click()
     assert not (tmp_path / "decision.json").exists()

@@ -420,8 +420,9 @@ class ThresholdExplorer:
         if (there / DECISION).is_file():
             words.append(f"It replaces what {run.name}/{DECISION} holds for that level.")
         opened = len(read_openings(there))
-        times = {0: "has not been opened", 1: "has been opened once"}
-        words.append(f"The test split {times.get(opened, f'has been opened {opened} times')}.")
+        once = {0: "not been opened yet", 1: "been opened once before"}
+        times = once.get(opened, f"been opened {opened} times before")
+        words.append(f"With this run's predictions the test split has {times}.")
         return " ".join([*words, "It is then opened with this one; choose no other after that."])
 
     def _run(self) -> Path | None:
