@@ -53,8 +53,10 @@ def curve(at):
 
 
 def shortcut():
-    what = ["all images", "without hardware", "hardware alone", "without − all"]
-    table = pd.DataFrame({"what": what, "value": [0.943, 0.921, 0.574, -0.022], "images": 610})
+    what = ["all images", "without", "alone", "without − all"]
+    first = pd.DataFrame({"what": what, "value": [0.943, 0.921, 0.574, -0.022], "images": 610})
+    second = first.assign(value=[0.943, 0.95, 0.61, 0.007], sign="over 454 pixels")
+    table = pd.concat([first.assign(sign="with hardware"), second])
     return table.assign(low=table["value"] - 0.02, high=table["value"] + 0.02, fractured=108)
 
 
@@ -245,8 +247,18 @@ def test_the_shortcut_writes_each_area_with_its_interval():
         "0.943 (0.923 to 0.963)",
         "0.921 (0.901 to 0.941)",
         "0.574 (0.554 to 0.594)",
+        "0.950 (0.930 to 0.970)",
+        "0.610 (0.590 to 0.630)",
     ]
-    assert [text.get_text() for text in right.texts] == ["−0.022 (−0.042 to −0.002)"]
+    assert [text.get_text() for text in right.texts] == [
+        "−0.022 (−0.042 to −0.002)",
+        "0.007 (−0.013 to 0.027)",
+    ]
+    names = [text.get_text().split("\n")[0] for text in left.get_yticklabels()]
+    assert [names[row] for row in (text.xy[1] for text in right.texts)] == [
+        "without those with hardware",
+        "without those over 454 pixels",
+    ]
 
 
 def test_an_outline_is_drawn_on_each_panel_under_its_name_and_within_the_image():

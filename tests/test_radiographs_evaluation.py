@@ -22,7 +22,7 @@ from cspine_helpers.radiographs.evaluation import (
     evaluate,
     examples,
     froc,
-    hardware_shortcut,
+    shortcut,
     study_metrics,
     study_scores,
     subgroups,
@@ -446,35 +446,59 @@ def test_a_subgroup_of_one_image_is_flagged_and_not_refused():
 
 # ------------------------------------------------------------------------------------------ the shortcut
 def test_the_hardware_shortcut_is_measured_with_without_and_alone(cases):
-    found = hardware_shortcut(cases, resamples=200).set_index("what")
+    found = shortcut(cases, resamples=200).set_index("what")
+    assert set(found["sign"]) == {"with hardware"}
     table = cases.images
     bare = table[table["hardware"] == 0]
     assert found["value"]["all images"] == pytest.approx(
         sk.roc_auc_score(table["label"], table["probability"])
     )
-    assert found["value"]["without hardware"] == pytest.approx(
-        sk.roc_auc_score(bare["label"], bare["probability"])
-    )
-    assert found["value"]["hardware alone"] == pytest.approx(
-        sk.roc_auc_score(table["label"], table["hardware"])
-    )
+    assert found["value"]["without"] == pytest.approx(sk.roc_auc_score(bare["label"], bare["probability"]))
+    assert found["value"]["alone"] == pytest.approx(sk.roc_auc_score(table["label"], table["hardware"]))
     change = found.loc["without − all"]
-    assert change["value"] == pytest.approx(found["value"]["without hardware"] - found["value"]["all images"])
+    assert change["value"] == pytest.approx(found["value"]["without"] - found["value"]["all images"])
     wide = found["high"] - found["low"]
-    assert wide["without − all"] < 0.6 * wide["without hardware"]  # the pair shares its images
+    assert wide["without − all"] < 0.6 * wide["without"]  # the pair shares its images
     assert found["images"].tolist() == [len(table), len(bare), len(table), len(table)]
 
 
 def test_images_whose_hardware_is_not_stated_are_left_out_of_the_shortcut():
     table = images([1, 0, 1, 0, 1], [0.9, 0.2, 0.4, 0.3, 0.8], hardware=[0, 0, 1, np.nan, np.nan])
-    found = hardware_shortcut(MaskCases.of(table, truth={}), resamples=50)
+    found = shortcut(MaskCases.of(table, truth={}), resamples=50)
     assert found["images"].tolist() == [3, 2, 3, 3]
-    with pytest.raises(ValueError, match="0 of 5 images have hardware"):
-        hardware_shortcut(MaskCases.of(table.assign(hardware=0), truth={}))
+    with pytest.raises(ValueError, match='0 of 5 images are "with hardware"'):
+        shortcut(MaskCases.of(table.assign(hardware=0), truth={}))
     with pytest.raises(ValueError, match="lacks the column"):
-        hardware_shortcut(MaskCases.of(table.drop(columns="hardware"), truth={}))
+        shortcut(MaskCases.of(table.drop(columns="hardware"), truth={}))
     with pytest.raises(ValueError, match="only where both classes occur"):
-        hardware_shortcut(MaskCases.of(table.assign(label=[1, 1, 0, 0, 0]), truth={}))
+        shortcut(MaskCases.of(table.assign(label=[1, 1, 0, 0, 0]), truth={}))
+
+
+def test_any_subgroup_may_be_the_sign_of_a_shortcut(cases):
+    table = images([1, 0, 1, 0, 0], [0.9, 0.2, 0.4, 0.3, 0.8], part=["leg", "leg+hip", "hip", "leg", "leg"])
+    found = shortcut(MaskCases.of(table, truth={}), by="part", resamples=50)
+    assert set(found["sign"]) == {"hip"}  # the rarest
+    assert found[["images", "fractured"]].to_numpy().tolist() == [[5, 2], [3, 1], [5, 2], [5, 2]]
+    named = shortcut(cases, by="hardware", subgroup="without hardware", resamples=50).set_index("what")
+    metal = cases.images[cases.images["hardware"] == 1]
+    assert named.loc["without", ["images", "fractured"]].tolist() == [len(metal), metal["label"].sum()]
+    alone = shortcut(cases, resamples=50).set_index("what").loc["alone", "value"]
+    assert named.loc["alone", "value"] == pytest.approx(1 - alone)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sizes"),
+    [
+        ([454, 454, 512], ["up to 454 pixels", "up to 454 pixels", "over 454 pixels"]),
+        ([512, 512, 300], ["512 pixels", "512 pixels", "under 512 pixels"]),
+        ([512, 512, 512], ["512 pixels"] * 3),
+    ],
+)
+def test_images_are_of_two_sizes_at_most(lengths, sizes):
+    table = images([1, 0, 1], [0.9, 0.1, 0.4])
+    predictions = table.rename(columns={"image": "StudyInstanceUID"}).assign(vertebra="image", split="test")
+    found = judged_images(predictions, table.assign(height=lengths, width=100), split="test")
+    assert found["size"].tolist() == sizes
 
 
 # --------------------------------------------------------------------------------------------- comparisons
@@ -730,7 +754,7 @@ def test_every_metric_is_the_same_from_the_tables_that_are_shipped(cases, other,
         lambda one, two: evaluate(one, threshold=0.4, **few),
         lambda one, two: froc(one, at=[0.1, 0.25, 1, 4], **few),
         lambda one, two: subgroups(one, threshold=0.4, by=["part", "view", "hardware"], **few),
-        lambda one, two: hardware_shortcut(one, **few),
+        lambda one, two: shortcut(one, **few),
         lambda one, two: compare(one, two, threshold=0.4, **few),
         lambda one, two: ablation({"one": one, "two": two}, reference="one", **few),
         lambda one, two: examples(one, threshold=0.4)[["image", "kind", "probability", "dice"]],

@@ -427,37 +427,53 @@ def subgroup_dots(
 
 @in_style
 def shortcut_dots(table: pd.DataFrame, *, title: str = "") -> Picture:
-    """AUROC of all images, of those without hardware and of hardware alone: `hardware_shortcut`.
+    """AUROC of all images, of those without a sign and of the sign alone, and what its absence changes.
+
+    Args:
+        table: of `radiographs.shortcut`, of one sign or of several, one below another.
+        title: above all.
 
     Example:
-        >>> what = ["all images", "without hardware", "hardware alone", "without − all"]
+        >>> what = ["all images", "without", "alone", "without − all"]
         >>> table = pd.DataFrame({"what": what, "value": [0.94, 0.92, 0.58, -0.02], "images": 600})
         >>> table = table.assign(low=table["value"] - 0.02, high=table["value"] + 0.02, fractured=107)
-        >>> figure = shortcut_dots(table)
+        >>> figure = shortcut_dots(table.assign(sign="with hardware"))
     """
-    figure, (left, right) = canvas(9.5, 2.7, 1, 2, width_ratios=[2, 1])
-    change = table["what"] == "without − all"
-    for axes, part in ((left, table[~change]), (right, table[change])):
-        for row, found in enumerate(part.to_dict("records")):
-            style.interval_dot(axes, found, row, FRACTURED if found["what"] == "hardware alone" else INTACT)
-            text = f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})".replace("-", "−")
-            axes.annotate(text, (found["value"], row), (0, 7), textcoords="offset points", ha="center",
-                          fontsize=8.5, bbox=style.UNDER)  # fmt: skip
-        axes.set_ylim(len(part) - 0.5, -0.7)
+    same = ["what", "value", "images", "fractured"]  # all images are drawn once, where none is left out
+    rows = table[(table["what"] != "all images") | ~table.duplicated(same)].reset_index(drop=True)
+    change = rows["what"] == "without − all"
+    place = rows[~change].reset_index(drop=True)
+    height = 1.0 + 0.55 * len(place)
+    figure, (left, right) = canvas(11, height, 1, 2, width_ratios=[1.6, 1], sharey=True)
+    beside = {row.sign: n for n, row in enumerate(place.itertuples()) if row.what == "without"}
+    for found in rows[change].to_dict("records"):
+        _written_dot(right, found, beside[found["sign"]], INTACT)
+    for row, found in enumerate(place.to_dict("records")):
+        _written_dot(left, found, row, FRACTURED if found["what"] == "alone" else INTACT)
+    names = {"without": "without those {}", "alone": "“{}” in place of the model"}
+    left.set_yticks(range(len(place)), [
+        f"{names.get(row.what, row.what).format(row.sign)}\n{row.fractured:,} fractured of {row.images:,}"
+        for row in place.itertuples()
+    ], fontsize=8.5)  # fmt: skip
+    left.set_ylim(len(place) - 0.5, -0.7)
+    for axes, text in ((left, "AUROC (dashed: chance)"), (right, "Difference of AUROC, without − all")):
         axes.margins(x=0.3)
-        axes.set_yticks(range(len(part)), [
-            f"{row.what}\n{row.fractured:,} fractured of {row.images:,}" for row in part.itertuples()
-        ], fontsize=8.5)  # fmt: skip
-    style.value_axis(left, "AUROC (dashed: chance)")
-    style.value_axis(right, "Change where metal is left out")
+        style.value_axis(axes, text)
     left.set_xticks(np.arange(4, 11) / 10)
     left.set_xlim(min(0.45, left.get_xlim()[0]), 1.06)
-    right.xaxis.set_major_locator(MaxNLocator(3))
-    right.set_yticks([])
+    right.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     style.reference(left, 0.5, "x", colour=GREY)
     style.reference(right, 0, "x", colour=GREY)
     figure.head(title)
     return figure
+
+
+def _written_dot(axes: Axes, found: Mapping[Any, Any], row: float, colour: str) -> None:
+    """A dot with its interval, and both in digits above it."""
+    style.interval_dot(axes, found, row, colour)
+    text = f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})".replace("-", "−")
+    axes.annotate(text, (found["value"], row), (0, 7), textcoords="offset points", ha="center",
+                  fontsize=8.5, bbox=style.UNDER)  # fmt: skip
 
 
 @in_style

@@ -6,7 +6,7 @@ from cspine_helpers.radiographs.evaluation import (
     evaluate,
     examples,
     froc,
-    hardware_shortcut,
+    shortcut,
     study_metrics,
     study_scores,
     subgroups,

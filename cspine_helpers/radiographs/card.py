@@ -1,19 +1,21 @@
 """The model card of radiographs: what a general card cannot know of them.
 
-Masks and lesions, subgroups, and what hardware alone would explain need the cohort, and are left out where it
-is not at hand; how class, mask and members are blended needs `blend.json`.
+Masks and lesions, subgroups, studies of several views, and what metal or size alone would explain need the
+cohort, or what was measured of it, and are left out where neither is at hand; how class, mask and members are
+blended needs `blend.json`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from cspine_helpers.labels import UID
 from cspine_helpers.model_card.card import write_card
-from cspine_helpers.model_card.results import UNKNOWN, RunFiles, cell, markdown, number, share
+from cspine_helpers.model_card.results import TITLES, UNKNOWN, RunFiles, cell, markdown, number, share
 from cspine_helpers.radiographs.blend import BLEND, SCORES, read_blend
 from cspine_helpers.radiographs.cohort import (
     SPLIT,
@@ -21,7 +23,15 @@ from cspine_helpers.radiographs.cohort import (
     is_radiographs,
     read_radiograph_cohort,
 )
-from cspine_helpers.radiographs.evaluation import evaluate, hardware_shortcut, subgroups
+from cspine_helpers.radiographs.evaluation import (
+    FEW,
+    How,
+    evaluate,
+    shortcut,
+    study_metrics,
+    study_scores,
+    subgroups,
+)
 from cspine_helpers.radiographs.image_table import read_regions
 from cspine_helpers.radiographs.mask_cases import (
     FRAME,
@@ -41,17 +51,20 @@ _TITLES = {
     "pixel_precision": "pixel precision, pooled",
     "pixel_recall": "pixel recall, pooled",
     "lesion_recall": "lesions hit",
-    "false_marks": "false marks an image",
-    "missed_whole": "fractured images that the mask misses whole",
+    "false_marks": "false marks per image",
+    "missed_whole": "fractured images that the mask misses entirely",
     "intact_marked": "intact images with a mark",
 }
-_REPORTED = """Parts of the body, views, and images with metal or of several scans are reported below. Age,
-sex, device and hospital are not known of these images, so their influence must be studied before any use on
-patients. A missed fracture and a false alarm do different harm, so both are counted, and no single score
-replaces them."""
+_REPORTED = """Parts of the body, views, images with metal or of several exposures, and sizes of the image are
+reported below. Age, sex, device and hospital are not known of these images, so their influence must be
+studied before any use on patients. A missed fracture and a false alarm do different harm, so both are
+counted, and no single score replaces them."""
 MEASURED = "measured"  # in a run's folder: what `MaskCases.write` keeps of each split
 _NOT_OUTLINED = "Nobody outlined anything in these images, so nothing is said of the masks."
 _UNSEARCHED = "A probability is that of the presence head; the mask has no part in it."
+_ON_TEST = ("ablation.csv", "leakage.csv", f"{MEASURED}/maps.csv")  # comparisons, in a run's folder
+_SIGNS = ("hardware", "size")  # that may tell the label without the fracture
+_STUDY_TITLES = TITLES | {"kappa": "Cohen's kappa"}
 _OF_SUBGROUPS = {"auroc": "AUROC", "recall": "recall", "specificity": "specificity", "dice_pos": "dice_pos"}
 
 
@@ -86,14 +99,15 @@ def write_radiograph_card(run_folder: str | Path) -> Path:
         added["subgroups"] = _REPORTED
         if cohort and (folder / MASKS).is_file() and not any(read_regions(cohort.folder).values()):
             added["subgroups"] += f"\n\n{_NOT_OUTLINED}"
-        metal: list[str] = []
+        limits = [*_compared(folder)] if run.opened else []
         for split in run.splits:
             if split == "test" and not run.opened:
                 continue
             cases = _cases(run, cohort, folder, split) if cohort else _measured(run, folder, split)
-            added[split] = _results(cases, _threshold(run))
-            metal += _metal(cases, split)
-        return added | {"limits": "\n".join(metal)}
+            signs = _shortcuts(cases)
+            added[split] = _results(cases, _threshold(run), signs)
+            limits += _told(signs, split)
+        return added | {"limits": "\n".join(limits)}
 
     return write_card(folder, more=more)
 
@@ -191,7 +205,7 @@ def _measured(run: RunFiles, folder: Path, split: str) -> MaskCases:
     return cases
 
 
-def _results(cases: MaskCases, threshold: float | None) -> str:
+def _results(cases: MaskCases, threshold: float | None, signs: Sequence[pd.DataFrame]) -> str:
     """The results of a split that need the cohort, as Markdown."""
     parts = []
     options: dict[str, Any] = {"threshold": threshold, "resamples": RESAMPLES}
@@ -212,22 +226,52 @@ def _results(cases: MaskCases, threshold: float | None) -> str:
         table = subgroups(cases, by=by, **options)
         parts += [
             "### Subgroups",
-            "Of fewer than 10 groups there is no interval. An image of several views counts in each.",
+            f"There is no interval where fewer than {FEW} groups bear what the number is about: of either "
+            "class for the AUROC, fractured for recall and Dice, intact for specificity. An image of several "
+            "views counts in each.",
             markdown(["subgroup", "images", "fractured", *_OF_SUBGROUPS.values()], _of_subgroups(table)),
         ]
-    try:
-        found = hardware_shortcut(cases, resamples=RESAMPLES)
-    except ValueError:  # no hardware, or nothing but: there is no shortcut to measure
-        return "\n\n".join(parts)
     rows = [
-        [str(row.what), _estimate(row), f"{row.images:,}", f"{row.fractured:,}"] for row in found.itertuples()
+        [str(row.sign), str(row.what), _estimate(row), f"{row.images:,}", f"{row.fractured:,}"]
+        for found in signs
+        for row in found.itertuples()
     ]
-    parts += [
-        "### Metal as a shortcut",
-        "AUROC of all images, of those without hardware, and of hardware in place of the model.",
-        markdown(["AUROC", "value (95 % interval)", "images", "fractured"], rows),
-    ]
-    return "\n\n".join(parts)
+    if rows:
+        parts += [
+            "### Shortcuts",
+            "AUROC of all images, of those without a sign that is no fracture, and of the sign alone, in "
+            "place of the model.",
+            markdown(["sign", "AUROC of", "value (95 % interval)", "images", "fractured"], rows),
+        ]
+    return "\n\n".join([*parts, *_studies(cases, threshold)])
+
+
+def _shortcuts(cases: MaskCases) -> list[pd.DataFrame]:
+    """What each sign that the images bear could explain."""
+    found = []
+    for sign in _SIGNS:
+        with suppress(ValueError):  # not stated, or on all images or none: there is no shortcut to measure
+            found.append(shortcut(cases, by=sign, resamples=RESAMPLES))
+    return found
+
+
+def _studies(cases: MaskCases, threshold: float | None) -> Iterable[str]:
+    """Studies of several views, as of MURA: what they reach by the mean and the highest of their views."""
+    table = cases.images
+    if threshold is None or "study" not in table or not table["study"].duplicated().any():
+        return
+    rows = []
+    for how in get_args(How):
+        with suppress(ValueError):  # one class, or one patient
+            found = study_metrics(study_scores(table, how), threshold=threshold, resamples=RESAMPLES)
+            rows += [
+                [how, _STUDY_TITLES[str(row.metric)], _estimate(row), f"{row.n:,}"]
+                for row in found.itertuples()
+            ]
+    if rows:
+        yield "### Studies"
+        yield "A study's probability is the mean, or the highest, of its views'; patients are resampled."
+        yield markdown(["views", "metric", "value (95 % interval)", "studies"], rows)
 
 
 def _of_subgroups(table: pd.DataFrame) -> Iterable[list[str]]:
@@ -246,13 +290,22 @@ def _estimate(row: Any) -> str:
     return f"{number(row.value)} ({low}{' to ' if '−' in low + high else '–'}{high})"
 
 
-def _metal(cases: MaskCases, split: str) -> Iterable[str]:
-    """The known shortcut, as a limit."""
-    if "hardware" not in cases.images.columns:
-        return
-    metal = cases.images[pd.to_numeric(cases.images["hardware"], errors="coerce") == 1]
-    if len(metal):
+def _told(signs: Iterable[pd.DataFrame], split: str) -> Iterable[str]:
+    """How much each sign tells of the label, as a limit."""
+    for found in signs:
+        whole, without = (found.set_index("what").loc[what] for what in ("all images", "without"))
+        images, fractured = (whole[name] - without[name] for name in ("images", "fractured"))
         yield (
-            f"- On {cell(split)}, {int(metal['label'].sum()):,} of {len(metal):,} images with hardware are "
-            "fractured: a model may call metal in place of a fracture (see the table of metal as a shortcut)."
+            f"- On {cell(split)}, {fractured:,} of {images:,} images {cell(whole['sign'])} are fractured, "
+            f"and {without['fractured']:,} of the {without['images']:,} others: a model may call the sign in "
+            "place of a fracture (see the table of shortcuts)."
+        )
+
+
+def _compared(folder: Path) -> Iterable[str]:
+    """What was judged on the test split without an opening of it."""
+    if found := [f"`{name}`" for name in _ON_TEST if (folder / name).is_file()]:
+        yield (
+            f"- Other settings or maps were judged on the test split, too ({', '.join(found)}): the record "
+            "of openings does not count that."
         )

@@ -345,9 +345,7 @@ def subgroups(
     require_columns(cases.images, by, what="The table of images")
     tables = []
     for column in by:
-        cells = cases.images[column]
-        is_flag = bool(numbers(cells[cells.notna() & (cells.astype(str) != "")]).isin([0, 1]).all())
-        words = [_words(column, cell, is_flag=is_flag) for cell in cells]
+        words = _members(cases, column)
         for name in sorted({word for each in words for word in each}, key=_order):
             kept = np.array([name in each for each in words])
             part = cases.where(kept)
@@ -356,6 +354,13 @@ def subgroups(
             shown = {"by": column, "subgroup": name, "images": len(part), "fractured": fractured}
             tables.append(pd.DataFrame([shown]).merge(found, how="cross"))
     return pd.concat(tables, ignore_index=True)
+
+
+def _members(cases: MaskCases, column: str) -> list[list[str]]:
+    """The subgroups of a column that each image belongs to, (n,)."""
+    cells = cases.images[column]
+    is_flag = bool(numbers(cells[cells.notna() & (cells.astype(str) != "")]).isin([0, 1]).all())
+    return [_words(column, cell, is_flag=is_flag) for cell in cells]
 
 
 def _words(column: str, cell: Any, *, is_flag: bool) -> list[str]:
@@ -386,59 +391,80 @@ def _of_few(
     return found
 
 
-def hardware_shortcut(
-    cases: MaskCases, *, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
+def shortcut(
+    cases: MaskCases,
+    *,
+    by: str = "hardware",
+    subgroup: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """How much of the AUROC metal could explain: nearly every image with hardware may be fractured.
+    """How much of the AUROC a sign could explain: nearly every image with metal may be fractured.
 
-    Images whose `hardware` is not stated are left out of all rows.
+    Images of which `by` is not stated are left out of all rows.
+
+    Args:
+        cases: of one split.
+        by: a column of `cases.images`, as in `subgroups`.
+        subgroup: the one whose images bear the sign; None: those with it, of a column of 0 and 1; of another
+            column the rarest.
+        resamples: of the groups.
+        seed: of the resamples.
+        confidence: of each interval by itself.
 
     Returns:
-        Columns `what, value, low, high, images, fractured`: AUROC of `all images`; of those `without
-        hardware`; of `hardware alone`, the column in place of the model; and the difference `without − all`,
-        both measured on the same resamples.
+        Columns `sign` (the subgroup), `what, value, low, high, images, fractured`: AUROC of `all images`; of
+        those `without` the sign; of the sign `alone`, in place of the model; and the difference
+        `without − all`, both measured on the same resamples.
 
     Raises:
-        ValueError: no column `hardware`, or it is the same for all; one class only without hardware.
+        ValueError: no such column, the sign is on all images or on none; one class only without it.
 
     Example:
         >>> table = pd.DataFrame({"image": [*"abcde"], "patient": [*"abcde"], "label": [1, 1, 0, 0, 1]})
         >>> table = table.assign(probability=[0.9, 0.3, 0.4, 0.1, 0.8], hardware=[1, 0, 0, 0, 0])
-        >>> found = hardware_shortcut(MaskCases.of(table, truth={})).set_index("what")["value"]
-        >>> found.round(2).to_dict()["hardware alone"]
+        >>> found = shortcut(MaskCases.of(table, truth={})).set_index("what")["value"]
+        >>> found.round(2).to_dict()["alone"]
         0.67
     """
     check_confidence(confidence)
-    require_columns(cases.images, ["hardware"], what="The table of images")
-    cases = cases.where(cases.images["hardware"].notna().to_numpy() & (cases.images["hardware"] != ""))
-    metal = cases.images["hardware"].astype(float).to_numpy() == 1
-    if metal.all() or not metal.any():
+    require_columns(cases.images, [by], what="The table of images")
+    words = pd.Series(_members(cases, by), dtype=object)
+    stated = words.map(lambda each: f"{by} {NOT_STATED}" not in each).to_numpy(dtype=bool)
+    cases, words = cases.where(stated), words[stated]
+    if subgroup is None:
+        many = words.explode().value_counts()
+        subgroup = f"with {by}" if {f"with {by}", f"without {by}"} & {*many.index} else str(many.idxmin())
+    sign = words.map(lambda each: subgroup in each).to_numpy(dtype=bool)
+    if sign.all() or not sign.any():
         raise ValueError(
-            f"{metal.sum()} of {len(cases)} images have hardware: the shortcut needs both. Use more images."
+            f'{sign.sum()} of {len(cases)} images are "{subgroup}": the shortcut needs both. Use more images.'
         )
     presence = cases.presence
-    without = presence.where(~metal)
+    without = presence.where(~sign)
     check_scores(without.label, without.probability, both_classes=True)
-    three = [presence, without, presence.with_probability(metal.astype(float))]
-    rankings = [Ranking(each) for each in three]
-    ones = np.ones((len(presence.population), 1))
-    values = [float(ranking.areas(ones)[0, 0]) for ranking in rankings]
-    weights = patient_weights(len(ones), resamples, seed, rows=len(presence))
+    named = {
+        "all images": presence,
+        "without": without,
+        "alone": presence.with_probability(sign.astype(float)),
+    }
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "confidence": confidence}
+    tables = [_presence_table(each, None, options).query("metric == 'auroc'") for each in named.values()]
+    found = pd.concat(tables)[["value", "low", "high"]].assign(what=[*named])
+    found["images"] = [len(each) for each in named.values()]
+    found["fractured"] = [int(each.label.sum()) for each in named.values()]
+    rankings = [Ranking(presence), Ranking(without)]
+    weights = patient_weights(len(presence.population), resamples, seed, rows=len(presence))
     draws = np.concatenate([[r.areas(drawn)[0] for r in rankings] for drawn in weights], axis=1)
     draws = draws[:, ~np.isnan(draws).any(axis=0)]
-    rows = []
-    for name, each, value, drawn in zip(
-        ("all images", "without hardware", "hardware alone"), three, values, draws, strict=True
-    ):
-        groups = _ranked(each)
-        independent = effective_cases(value, drawn, np.inf, groups)
-        limits = _score(value, independent, confidence, max(groups - 1, 1))
-        rows.append((name, value, *limits, len(each), int(each.label.sum())))
     freedom = max(_ranked(without) - 1, 1)
     half = t.ppf((1 + confidence) / 2, freedom) * (draws[1] - draws[0]).std() * np.sqrt(1 + 1 / freedom)
-    change = values[1] - values[0]
-    rows.append(("without − all", change, change - half, change + half, len(presence), rows[0][-1]))
-    return pd.DataFrame(rows, columns=["what", "value", "low", "high", "images", "fractured"])
+    change = found["value"].iloc[1] - found["value"].iloc[0]
+    limits = {"value": change, "low": change - half, "high": change + half}
+    last = found.iloc[:1].assign(what="without − all", **limits)
+    found = pd.concat([found, last], ignore_index=True).assign(sign=subgroup)
+    return found[["sign", "what", "value", "low", "high", "images", "fractured"]]
 
 
 def _ranked(cases: Cases) -> int:

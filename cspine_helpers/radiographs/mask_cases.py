@@ -33,7 +33,8 @@ from cspine_helpers.radiographs.annotations import rasterise
 
 EPSILON = 1e-6  # of Dice, as the public FracAtlas benchmark adds it: an empty pair counts as 1
 FRAME = (384, 384)  # height and width of the square that the benchmark measures on
-SUBGROUPS = ("part", "view", "hardware", "multiscan")
+_WORDS, _FLAGS = ("part", "view", "size"), ("hardware", "multiscan")
+SUBGROUPS = ("part", "view", "hardware", "multiscan", "size")
 _COUNTED = (  # columns of each image, where masks were predicted
     *("true", "predicted", "overlap", "dice", "dice_frame", "true_frame"),
     *("lesions", "lesions_hit", "marks", "false_marks"),
@@ -46,8 +47,8 @@ _OF_IMAGE = (
     Column("label", "whole", among=(0, 1)),
     Column("probability", "number", low=0, high=1),
     Column("study", optional=True),
-    *(Column(name, optional=True, empty=True) for name in SUBGROUPS[:2]),
-    *(Column(name, "whole", among=(0, 1), optional=True, empty=True) for name in SUBGROUPS[2:]),
+    *(Column(name, optional=True, empty=True) for name in _WORDS),
+    *(Column(name, "whole", among=(0, 1), optional=True, empty=True) for name in _FLAGS),
     Column("rule"),
 )
 _COUNTS = tuple(
@@ -445,7 +446,8 @@ def judged_images(predictions: pd.DataFrame, images: pd.DataFrame, *, split: str
         split: the one that is judged.
 
     Returns:
-        Columns `image, patient, split, label, probability, study`, and those of `SUBGROUPS` that there are.
+        Columns `image, patient, split, label, probability, study`, and those of `SUBGROUPS` that there are:
+        `size` comes from `height` and `width`, "up to" or "over" the median length of the longer side.
 
     Raises:
         ValueError: no prediction is of the split, one is of an image that the table lacks, or the two
@@ -463,6 +465,8 @@ def judged_images(predictions: pd.DataFrame, images: pd.DataFrame, *, split: str
         raise ValueError(
             f"The predictions have no image of the split {split!r}; found {known}. Name another."
         )
+    if {"height", "width"} <= set(images.columns):
+        images = images.assign(size=_sizes(images[["height", "width"]].max(axis=1)))
     columns = [name for name in ("image", "study", *SUBGROUPS) if name in images.columns]
     if "patient" not in rows.columns:
         columns.append("patient")
@@ -479,6 +483,14 @@ def judged_images(predictions: pd.DataFrame, images: pd.DataFrame, *, split: str
         )
     names = ["image", "patient", "split", "label", "probability", *columns[1:]]
     return found[list(dict.fromkeys(names))]
+
+
+def _sizes(longer: pd.Series) -> pd.Series:
+    """Images by the length of their longer side: a sign of where they were taken, not of what they show."""
+    middle = int(longer.median())
+    if (longer > middle).any():
+        return (longer > middle).map({False: f"up to {middle} pixels", True: f"over {middle} pixels"})
+    return (longer < middle).map({False: f"{middle} pixels", True: f"under {middle} pixels"})
 
 
 def _checked(table: pd.DataFrame) -> pd.DataFrame:
