@@ -138,16 +138,16 @@ def leakage_table(runs: Mapping[str, Path], whole: RadiographCohort) -> pd.DataF
 
 
 def _shared(whole: RadiographCohort) -> Iterator[tuple[str, str, float, float, float, int]]:
-    """Rows of what training and the judged images have in common, by the published split and by ours."""
+    """Rows of what any two splits have in common, by the published split and by ours."""
     table, pairs = read_images(whole.folder), read_pairs(whole.folder)
     published = table.set_index("image")["split"]
     own = whole.split.set_index(UID)["split"]
-    for name, split in (("published split", published[published != ""]), ("grouped split", own)):
-        found = leakage(table, split.to_dict(), pairs).iloc[0]
-        columns = ("groups", "identical", "alike", "fractured_neighbours")
-        for metric in columns:
-            n = found["fractured"] if metric == "fractured_neighbours" else len(split)
-            yield name, metric, float(found[metric]), np.nan, np.nan, int(n)
+    for which, split in (("published", published[published != ""]), ("grouped", own)):
+        for found in leakage(table, split.to_dict(), pairs).to_dict("records"):
+            name = f"{which}: {found['split']} and {found['other']}"
+            for metric in ("groups", "identical", "alike", "fractured_neighbours"):
+                n = found["fractured"] if metric == "fractured_neighbours" else len(split)
+                yield name, metric, float(found[metric]), np.nan, np.nan, int(n)
 
 
 def main() -> None:

@@ -135,9 +135,9 @@ def note_of(chosen: pd.DataFrame, cohort: RadiographCohort, split: str) -> str:
     longest = int(cohort.images[["height", "width"]].to_numpy().max())
     return (
         f"{len(chosen)} of {len(cohort.images):,} images of {cohort.folder.name}, all of its {split} split, "
-        f"one a patient (group). Chosen by measure ({kinds}; spread over the predicted probability; every "
+        f"one per patient (group). Chosen by rule ({kinds}; spread over the predicted probability; every "
         "part, hardware, several views, one turned by its EXIF), to look at: shares in it say nothing about "
-        f"the run. Changes: reduced to {longest} pixels on the longer side and saved as JPEG again."
+        f"the run. Changes: those longer than {longest} pixels reduced to that length, all saved as JPEG again."
     )
 
 

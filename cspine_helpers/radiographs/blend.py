@@ -442,6 +442,7 @@ class FrozenBlend:
             for each, weight in zip(self.record["members"], blend.weights, strict=True)
         )
         table = pd.DataFrame(self.record["scores"]).set_index("blend").rename_axis(None)
+        table = table.rename(columns={"dice_pos": "dice_pos in the network's frame"})
         return (
             f"Probability: {blend.class_share:.3g} of the class, the rest the mean of the mask's "
             f"{blend.top_cells} highest cells. Mask from {blend.mask_threshold:.3g}, regions of "
