@@ -112,6 +112,7 @@ def test_a_call_is_named_and_wrong_ones_are_framed():
         "false alarm, 0.87",
         "cleared, 0.87",
     ]
+    assert "a fractured image that is called" in figure.legends[0].get_title().get_text()
     assert [axes.spines["left"].get_visible() for axes in panels] == [False, True, True, False]
 
 

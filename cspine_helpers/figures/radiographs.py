@@ -213,7 +213,8 @@ def _legend(figure: Picture) -> None:
         Patch(facecolor=(*to_rgb(PREDICTED), 0.35), edgecolor=PREDICTED, label="predicted mask"),
         Patch(facecolor="none", edgecolor=FRACTURED, linewidth=2, label="called wrongly"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
+    key: dict[str, Any] = {"title": _CALLS, "title_fontsize": 9, "fontsize": 9}
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, **key)
     figure.colours = 256  # a smaller file
 
 
