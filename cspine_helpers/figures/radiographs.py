@@ -590,8 +590,10 @@ def split_leaks(
     by_group = named.groupby("patient", sort=False)[published].agg(["nunique", "size"])
     torn = by_group[by_group["nunique"] > 1].sort_values("size", ascending=False, kind="stable")
     shown = torn.index[:groups] if len(torn) else by_group.index[:groups]
-    drawn = named[named["patient"].isin(shown)].sort_values(published, kind="stable")
-    longest = min(int(drawn["patient"].value_counts().max()), _CELLS)
+    drawn = named[named["patient"].isin(shown)]
+    drawn = drawn.sort_values(published, kind="stable", ascending=False)  # training, the most, is cut off
+    largest = int(drawn["patient"].value_counts().max())
+    longest, more = min(largest, _CELLS), "; +n: n more, not drawn" if largest > _CELLS else ""
     figure, panels = canvas(9.5, whole_inches(0.21 * len(shown) + 1.9), 1, 2)
     names = ("Published split", "Split by group")
     for axes, column, name in zip(panels, (published, grouped), names, strict=True):
@@ -605,7 +607,7 @@ def split_leaks(
         for row, group in enumerate(shown):
             _group_row(axes, row, drawn[drawn["patient"] == group], column)
         axes.set(xlim=(0, longest + 0.8), ylim=(len(shown) - 0.4, -0.6), xticks=[], yticks=[])
-        axes.set_xlabel("images of the group, in one order", fontsize=9)
+        axes.set_xlabel("images of a group, coloured by split" + more, fontsize=9)
         axes.spines[:].set_visible(False)
     panels[0].set_ylabel(f"{len(shown)} groups, the largest first")
     handles: list = [
