@@ -241,10 +241,10 @@ def test_learning_curves_show_each_column_under_its_name(history):
     columns = {
         ("Loss", "train"): "train_loss",
         ("Loss", "validation"): "validation_loss",
-        ("Ranking", "AUROC"): "validation_auroc",
-        ("Ranking", "average precision"): "validation_average_precision",
-        ("At the threshold", "recall"): "validation_recall",
-        ("At the threshold", "precision"): "validation_precision",
+        ("Ranking, validation", "AUROC"): "validation_auroc",
+        ("Ranking, validation", "average precision"): "validation_average_precision",
+        ("At the threshold, validation", "recall"): "validation_recall",
+        ("At the threshold, validation", "precision"): "validation_precision",
         ("Learning rate", "_child0"): "learning_rate",
     }
     assert set(drawn) == set(columns)
@@ -252,6 +252,8 @@ def test_learning_curves_show_each_column_under_its_name(history):
         assert drawn[key].get_xdata().tolist() == [1, 2, 3, 4, 5]
         assert drawn[key].get_ydata().tolist() == history[column].tolist()
     assert {axes.get_xlabel() for axes in figure.axes} == {"epoch"}
+    units = [axes.get_ylabel() for axes in figure.axes]
+    assert units == ["loss", "area under the curve", "rate", "learning rate"]
 
 
 def test_learning_curves_show_the_dice_of_masks_where_there_are_masks(history):
@@ -259,7 +261,10 @@ def test_learning_curves_show_the_dice_of_masks_where_there_are_masks(history):
     for dice, count in ((shown, 3), (math.nan, 2)):
         axes = curves.learning_curves(history.assign(validation_dice_pos=dice)).axes[2]
         assert len(axes.lines) == count
-    masks = curves.learning_curves(history.assign(validation_dice_pos=shown)).axes[2].lines[-1]
+    axes = curves.learning_curves(history.assign(validation_dice_pos=shown)).axes[2]
+    assert axes.get_title(loc="left") == "Calls and masks, validation"  # Dice has nothing of the threshold
+    assert axes.get_ylabel() == "rate at the threshold;\nmean Dice of masks"
+    masks = axes.lines[-1]
     assert (masks.get_label(), list(masks.get_ydata())) == ("Dice of masks", shown)
 
 

@@ -43,7 +43,8 @@ def ablated():
         if (place, metric) != (3, "dice_pos")
     ]
     columns = ["run", "metric", "value", "difference", "difference_low", "difference_high"]
-    return pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(n=table["metric"].map({"dice_pos": 110}).fillna(1615))
 
 
 def curve(at):
@@ -113,6 +114,7 @@ def test_a_call_is_named_and_wrong_ones_are_framed():
         "false alarm, 0.87",
         "cleared, 0.87",
     ]
+    assert "a fractured image that is called" in figure.legends[0].get_title().get_text()
     assert [axes.spines["left"].get_visible() for axes in panels] == [False, True, True, False]
 
 
@@ -181,22 +183,27 @@ def test_a_cohorts_sheet_shows_each_part_and_label_with_its_number():
         radiographs.cohort_sheet({"hand": ([], [])})
 
 
-def test_a_froc_curve_is_solid_only_as_far_as_the_run_makes_marks():
+def test_a_froc_curve_its_band_and_its_points_end_where_the_run_makes_no_more_marks():
     at = np.linspace(0, 1.5, 31)
-    (axes,) = radiographs.froc_curves({"run": curve(at)}, points={"run": curve([0.5])}).axes
-    dotted, solid, point = axes.lines
-    assert dotted.get_xdata().max() == 1.5
-    assert solid.get_xdata().max() < 0.8
+    (axes,) = radiographs.froc_curves({"run": curve(at)}, points={"run": curve([0.5, 1.0])}).axes
+    line, end, point = axes.lines  # none of the point at 1.0
+    (band,) = axes.collections
+    assert line.get_xdata().max() == end.get_xdata()[0] == band.get_paths()[0].vertices[:, 0].max() == at[15]
+    assert axes.texts[0].get_text() == "all marks: fewer than\n0.80 false ones per image"
     assert point.get_xydata().tolist() == [[0.5, curve([0.5])["lesion_recall"][0]]]
     assert "144 lesions" in axes.get_ylabel()
     assert "610 images" in axes.get_xlabel()
+    (axes,) = radiographs.froc_curves({"run": curve(at[:10])}).axes
+    assert (len(axes.lines), len(axes.texts), axes.get_xlim()) == (1, 0, (0, at[9]))  # there may be more
     with pytest.raises(ValueError, match="no curve"):
         radiographs.froc_curves({})
 
 
-def test_few_patients_are_hollow_and_have_no_interval():
+def test_few_groups_are_hollow_and_have_no_interval():
     table = crowded(["auroc"])
-    (axes,) = radiographs.subgroup_dots(table, metrics=["auroc"]).axes
+    figure = radiographs.subgroup_dots(table, metrics=["auroc"])
+    assert "too few groups for an interval" in [text.get_text() for text in figure.legends[0].texts]
+    (axes,) = figure.axes
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     hollow = [line.get_ydata()[0] for line in dots if line.get_markerfacecolor() == "white"]
     assert hollow == [1]  # the hip
@@ -207,10 +214,22 @@ def test_few_patients_are_hollow_and_have_no_interval():
         radiographs.subgroup_dots(table, metrics=["beauty"])
 
 
+def test_shares_of_subgroups_go_from_0_to_1_and_areas_from_chance_or_the_lowest():
+    for lower, least in ((0, 0.5), (0.4, 0.2)):
+        table = crowded()
+        table[["value", "low", "high"]] -= lower
+        area, *shares = radiographs.subgroup_dots(table).axes
+        assert least - 0.05 < area.get_xlim()[0] < least < 1 < area.get_xlim()[1] < 1.05
+        assert {axes.get_xlim() for axes in shares} == {(-0.03, 1.03)}
+
+
 def test_the_ablation_shows_paired_differences_and_the_runs_own_values():
     figure = radiographs.ablation_dots(ablated(), reference="shipped, three seeds")
     dice = figure.axes[2]
     assert [text.get_text() for text in dice.texts] == ["0.940", "0.920", "0.900", "no mask"]
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[0] == "AUROC\n1,615 images"
+    assert titles[2] == "Dice of fractured images\n110 fractured images"
     dots = {line.get_ydata()[0]: line.get_xdata()[0] for line in dice.lines if line.get_marker() in "oD"}
     assert dots == {0: 0, 1: -0.02, 2: -0.04}
     for options in ({"reference": "best"}, {"reference": "classifier only", "metrics": ["beauty"]}):
@@ -224,11 +243,13 @@ def test_a_torn_group_is_drawn_in_two_colours_and_whole_where_it_is_split_by_gro
     assert before.get_title(loc="left") == "Published split\n2 of 4 groups in several splits (17 images)"
     assert after.get_title(loc="left") == "Split by group\n0 of 4 groups in several splits (0 images)"
 
-    def seen(axes):
-        return {tuple(np.round(bar.get_facecolor(), 2)) for bar in axes.patches if round(bar.get_y()) == 1}
+    def seen(axes, row):
+        return {tuple(np.round(bar.get_facecolor(), 2)) for bar in axes.patches if round(bar.get_y()) == row}
 
-    assert len(seen(before)) == 2
-    assert len(seen(after)) == 1
+    assert len(seen(before, 1)) == 2
+    assert len(seen(before, 0)) == 2  # the one image of validation is among the 12 that are drawn
+    assert len(seen(after, 1)) == 1
+    assert before.get_xlabel() == "images of a group, coloured by split; +n: n more, not drawn"
     assert [text.get_text() for text in before.texts] == ["+3"]  # of 15 images, 12 are drawn
     assert {BLUE, AMBER, GREEN} <= colours(picture(figure))
     with pytest.raises(ValueError, match="No image has a split in the column 'split'"):
@@ -237,8 +258,9 @@ def test_a_torn_group_is_drawn_in_two_colours_and_whole_where_it_is_split_by_gro
 
 def test_where_no_group_is_torn_the_picture_still_says_so():
     whole = torn().assign(split="train")
-    before, _ = radiographs.split_leaks(whole).axes
-    assert "0 of 4 groups" in before.get_title(loc="left")
+    before, _ = radiographs.split_leaks(whole[whole["patient"] != "d"]).axes
+    assert before.get_xlabel() == "images of a group, coloured by split"
+    assert "0 of 3 groups" in before.get_title(loc="left")
 
 
 def test_the_shortcut_writes_each_area_with_its_interval():

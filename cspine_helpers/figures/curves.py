@@ -374,6 +374,8 @@ def learning_curves(
 ) -> Picture:
     """Loss, ranking and operating point over the epochs of a run's history; a line marks the epoch kept.
 
+    Ranking and operating point are of the validation split.
+
     The fourth panel shows the learning rate, or the loss of the slice-level pretraining where there was one;
     the third the Dice of masks, too, where a history has them.
 
@@ -381,30 +383,36 @@ def learning_curves(
         >>> from cspine_helpers.runs import read_history
         >>> figure = learning_curves(read_history(run_folder), best_epoch=3)
     """
-    figure, grid = canvas(9, 6, 2, 2)
-    panels = {
-        "Loss": {"train_loss": "train", "validation_loss": "validation"},
-        "Ranking": {"validation_auroc": "AUROC", "validation_average_precision": "average precision"},
-        "At the threshold": {"validation_recall": "recall", "validation_precision": "precision"},
-        "Learning rate": {"learning_rate": ""},
-    }
+    figure, grid = canvas(9, 6.4, 2, 2)
+    rates = {"validation_recall": "recall", "validation_precision": "precision"}
+    calls, unit = "At the threshold", "rate"
     if history.get("validation_dice_pos", pd.Series(dtype=float)).notna().any():
-        panels["At the threshold"]["validation_dice_pos"] = "Dice of masks"
+        rates["validation_dice_pos"] = "Dice of masks"
+        calls, unit = "Calls and masks", "rate at the threshold;\nmean Dice of masks"
+    areas = {"validation_auroc": "AUROC", "validation_average_precision": "average precision"}
+    panels = [
+        ("Loss", "loss", {"train_loss": "train", "validation_loss": "validation"}),
+        ("Ranking, validation", "area under the curve", areas),
+        (f"{calls}, validation", unit, rates),
+        ("Learning rate", "learning rate", {"learning_rate": ""}),
+    ]
     *three, last = grid.flat
-    for axes, (name, lines) in zip(three if slice_losses else grid.flat, panels.items(), strict=False):
+    for axes, (name, unit, lines) in zip(three if slice_losses else grid.flat, panels, strict=False):
         for (column, label), colour in zip(lines.items(), (INTACT, FRACTURED, GREY), strict=False):
             axes.plot(history["epoch"], history[column], "o-", color=colour, ms=3.5, label=label)
         if len(lines) > 1:
-            axes.legend(labelcolor="linecolor", handlelength=1)
+            below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 3}
+            axes.legend(labelcolor="linecolor", handlelength=1, **below)
         if best_epoch is not None:
             axes.axvline(best_epoch, color=GREY, linewidth=1, linestyle="--", zorder=0)
-        axes.set_title(name)
+        axes.set(title=name, ylabel=unit)
         axes.set_xlabel("epoch" if best_epoch is None else f"epoch (dashed: kept, {best_epoch})")
     if slice_losses:
         last.plot(range(1, len(slice_losses) + 1), slice_losses, color=INTACT)
         last.axhline(np.log(2), color=GREY, linewidth=1, linestyle=":")
         last.text(len(slice_losses), np.log(2), "guessing", color=GREY, ha="right", va="bottom", fontsize=9)
-        last.set(ylim=(0, 0.8), title="Slice-level pretraining: loss", xlabel="epoch of single slices")
+        last.set(ylim=(0, 0.8), title="Slice-level pretraining", xlabel="epoch of single slices")
+        last.set_ylabel("loss")
     else:
         last.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
     for axes in grid.flat:

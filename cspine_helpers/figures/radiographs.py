@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 from numpy.typing import ArrayLike, NDArray
 
 from cspine_helpers.figures import style
@@ -28,12 +28,22 @@ METRICS = {  # as panels name them
     "dice_pos_frame": "Dice as the benchmark has it",
     "dice": "Dice of all images",
     "lesion_recall": "Lesions hit",
-    "false_marks": "False marks an image",
+    "false_marks": "False marks per image",
     "missed_whole": "Missed whole by the mask",
     "intact_marked": "Intact images marked",
     "pixel_precision": "Pixel precision",
     "pixel_recall": "Pixel recall",
 }
+_COUNTED = {  # what `n` counts of a metric, where it is not all images
+    **dict.fromkeys(("recall", "dice_pos", "dice_pos_frame", "missed_whole"), "fractured images"),
+    **dict.fromkeys(("specificity", "intact_marked"), "intact images"),
+    "precision": "images called",
+    "lesion_recall": "lesions",
+    "pixel_precision": "pixels marked",
+    "pixel_recall": "pixels of lesions",
+}
+_CALLS = """hit: a fractured image that is called; miss: not called
+false alarm: an intact image that is called; cleared: not called"""
 _SPLITS = {"train": INTACT, "training": INTACT, "test": style.GREEN}
 _SPLITS |= dict.fromkeys(("val", "valid", "validation"), style.AMBER)
 _CELLS = 12  # images of a group that are drawn
@@ -203,7 +213,8 @@ def _legend(figure: Picture) -> None:
         Patch(facecolor=(*to_rgb(PREDICTED), 0.35), edgecolor=PREDICTED, label="predicted mask"),
         Patch(facecolor="none", edgecolor=FRACTURED, linewidth=2, label="called wrongly"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
+    key: dict[str, Any] = {"title": _CALLS, "title_fontsize": 9, "fontsize": 9}
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, **key)
     figure.colours = 256  # a smaller file
 
 
@@ -328,11 +339,14 @@ def froc_curves(
     rule: str = "",
     title: str = "",
 ) -> Picture:
-    """Lesions hit against false marks an image, of one run or several, with bands; thin where all are taken.
+    """Lesions hit against false marks per image, of one run or several, with bands.
+
+    A curve ends at its last point that is `reached`: where the run makes no more marks, an upright stroke.
 
     Args:
         curves: name → table of `radiographs.froc` at many points.
-        points: name → the same at the few that are read off, written beside the curve of the first name.
+        points: name → the same at the few that are read off, written beside the curve of the first name;
+            those not reached are left out.
         rule: when a mark hits a lesion, as `MaskCases.rule` says it.
         title: above the axes.
 
@@ -349,12 +363,20 @@ def froc_curves(
     figure, axes = canvas(9, 4.8)
     colours = (INTACT, FRACTURED, style.GREEN, style.PINK, INK)
     for place, (name, table) in enumerate(curves.items()):
-        colour, found = colours[place % len(colours)], table["reached"] == 1
+        colour, found = colours[place % len(colours)], table[table["reached"] == 1]
         band = {"color": colour, "alpha": 0.13, "linewidth": 0}
-        axes.fill_between(table["false_marks"], table["low"], table["high"], **band)
-        axes.plot(table["false_marks"], table["lesion_recall"], color=colour, lw=1, linestyle=":")
-        axes.plot(table["false_marks"][found], table["lesion_recall"][found], color=colour, label=name)
-        for row in (points or {}).get(name, pd.DataFrame()).itertuples():
+        axes.fill_between(found["false_marks"], found["low"], found["high"], **band)
+        axes.plot(found["false_marks"], found["lesion_recall"], color=colour, label=name)
+        if 0 < len(found) < len(table):
+            end = found["false_marks"].iloc[-1], found["lesion_recall"].iloc[-1]
+            beyond = table["false_marks"][table["reached"] == 0].min()
+            axes.plot(*end, "|", color=colour, ms=14, mew=2)
+            if place == 0:
+                axes.annotate(f"all marks: fewer than\n{beyond:.2f} false ones per image", end, (9, 0),
+                              textcoords="offset points", va="center", fontsize=9, color=colour,
+                              bbox=style.UNDER)  # fmt: skip
+        read = (points or {}).get(name, table[:0])
+        for row in read[read["reached"] == 1].itertuples():
             axes.plot(row.false_marks, row.lesion_recall, "o", color=colour, mec="white", ms=8, zorder=4)
             if place == 0:
                 axes.annotate(f"{row.lesion_recall:.2f}\n({row.low:.2f}–{row.high:.2f})",
@@ -362,8 +384,12 @@ def froc_curves(
                               ha="left", va="top", fontsize=9, color=colour, bbox=style.UNDER)  # fmt: skip
     first = next(iter(curves.values()))
     lesions, images = int(first["lesions"].iloc[0]), int(first["images"].iloc[0])
-    axes.set(xlim=(0, None), ylim=(0, 1.02), ylabel=f"share of {lesions:,} lesions that are hit")
-    axes.set_xlabel(f"false marks an image, {images:,} images (dotted: the run makes no more)")
+    every = pd.concat(curves.values())
+    reached = every["reached"] == 1
+    most = every["false_marks"][reached].max() * (1 if reached.all() else 1.35)  # room for the words
+    axes.set(xlim=(0, most if most > 0 else None), ylim=(0, 1.02))
+    axes.set_ylabel(f"share of {lesions:,} lesions that are hit")
+    axes.set_xlabel(f"false marks per image, {images:,} images")
     style.grid_behind(axes)
     if rule:
         axes.text(0.995, 0.015, f"hit: {rule}", transform=axes.transAxes, ha="right", fontsize=9, color=GREY,
@@ -381,7 +407,9 @@ def subgroup_dots(
     whole: Mapping[str, float] | None = None,
     title: str = "",
 ) -> Picture:
-    """Metrics of subgroups with intervals and how many images they are of; few patients are hollow.
+    """Metrics of subgroups with intervals and how many images they are of; few groups are hollow.
+
+    Shares go from 0 to 1 in every panel, AUROC from 0.5 or the lowest one.
 
     Args:
         table: of `radiographs.subgroups`.
@@ -409,6 +437,11 @@ def subgroup_dots(
         if whole and metric in whole:
             style.reference(axes, whole[metric], "x", colour=GREY)
         style.value_axis(axes, METRICS.get(metric, metric))
+        if metric != "false_marks":
+            shown = axes.dataLim.intervalx[0]
+            least = min(0.5, np.floor(10 * shown) / 10) if metric == "auroc" else 0
+            axes.set_xlim(least - 0.03 * (1 - least), 1 + 0.03 * (1 - least))
+            axes.xaxis.set_major_locator(MultipleLocator(0.1 if least == 0.5 else 0.2))
         for edge in np.flatnonzero(rows["by"].to_numpy()[1:] != rows["by"].to_numpy()[:-1]):
             axes.axhline(edge + 0.5, color=GREY, linewidth=0.8)
     names = [f"{row.subgroup}\n{row.fractured:,} fractured of {row.images:,}" for row in rows.itertuples()]
@@ -416,7 +449,7 @@ def subgroup_dots(
     panels[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     handles: list = [
         Line2D([], [], color=INTACT, marker="o", label="value, 95% interval"),
-        Line2D([], [], color=INTACT, marker="o", mfc="white", linestyle="", label="too few for an interval"),
+        Line2D([], [], color=INTACT, marker="o", mfc="white", lw=0, label="too few groups for an interval"),
     ]
     if whole:
         handles.append(Line2D([], [], color=GREY, linewidth=1, linestyle="--", label="all images"))
@@ -486,6 +519,8 @@ def ablation_dots(
 ) -> Picture:
     """How far each run is from the reference on the same images, with paired intervals, and its own values.
 
+    A panel's title has what the metric is of: images, fractured ones, lesions.
+
     Args:
         table: of `radiographs.ablation`.
         reference: the run that the others are compared with.
@@ -498,7 +533,7 @@ def ablation_dots(
     Example:
         >>> table = pd.DataFrame({"run": ["plain", "flips"], "metric": "auroc", "value": [0.91, 0.93]})
         >>> table["difference"] = [np.nan, 0.02]
-        >>> table = table.assign(difference_low=0.01, difference_high=0.03)
+        >>> table = table.assign(n=615, difference_low=0.01, difference_high=0.03)
         >>> figure = ablation_dots(table, reference="plain", metrics=["auroc"])
     """
     runs = list(dict.fromkeys(table["run"]))
@@ -507,7 +542,7 @@ def ablation_dots(
         raise ValueError(
             f"The table of runs has no {listing(missing or [reference])}. Choose another metric or reference."
         )
-    shape = whole_inches(min(11, 2.2 + 2.9 * len(metrics))), whole_inches(0.5 * len(runs) + 1.3)
+    shape = whole_inches(min(11, 2.2 + 2.9 * len(metrics))), whole_inches(0.5 * len(runs) + 1.5)
     figure, panels = canvas(*shape, 1, len(metrics), sharey=True, squeeze=False)
     for axes, metric in zip(panels.flat, metrics, strict=True):
         rows = table[table["metric"] == metric].set_index("run")
@@ -526,7 +561,8 @@ def ablation_dots(
             axes.annotate(f"{found['value']:.3f}", (1, row), (4, 0), ("axes fraction", "data"),
                           "offset points", va="center", fontsize=9, annotation_clip=False)  # fmt: skip
         style.reference(axes, 0, "x", colour=GREY)
-        style.value_axis(axes, METRICS.get(metric, metric))
+        of = "–".join(f"{n:,.0f}" for n in dict.fromkeys((rows["n"].min(), rows["n"].max())))
+        style.value_axis(axes, f"{METRICS.get(metric, metric)}\n{of} {_COUNTED.get(metric, 'images')}")
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.margins(x=0.15)
     panels[0, 0].set_yticks(range(len(runs)), runs)
@@ -570,8 +606,10 @@ def split_leaks(
     by_group = named.groupby("patient", sort=False)[published].agg(["nunique", "size"])
     torn = by_group[by_group["nunique"] > 1].sort_values("size", ascending=False, kind="stable")
     shown = torn.index[:groups] if len(torn) else by_group.index[:groups]
-    drawn = named[named["patient"].isin(shown)].sort_values(published, kind="stable")
-    longest = min(int(drawn["patient"].value_counts().max()), _CELLS)
+    drawn = named[named["patient"].isin(shown)]
+    drawn = drawn.sort_values(published, kind="stable", ascending=False)  # training, the most, is cut off
+    largest = int(drawn["patient"].value_counts().max())
+    longest, more = min(largest, _CELLS), "; +n: n more, not drawn" if largest > _CELLS else ""
     figure, panels = canvas(9.5, whole_inches(0.21 * len(shown) + 1.9), 1, 2)
     names = ("Published split", "Split by group")
     for axes, column, name in zip(panels, (published, grouped), names, strict=True):
@@ -585,7 +623,7 @@ def split_leaks(
         for row, group in enumerate(shown):
             _group_row(axes, row, drawn[drawn["patient"] == group], column)
         axes.set(xlim=(0, longest + 0.8), ylim=(len(shown) - 0.4, -0.6), xticks=[], yticks=[])
-        axes.set_xlabel("images of the group, in one order", fontsize=9)
+        axes.set_xlabel("images of a group, coloured by split" + more, fontsize=9)
         axes.spines[:].set_visible(False)
     panels[0].set_ylabel(f"{len(shown)} groups, the largest first")
     handles: list = [
