@@ -137,7 +137,7 @@ def note_of(chosen: pd.DataFrame, cohort: RadiographCohort, split: str) -> str:
         f"{len(chosen)} of {len(cohort.images):,} images of {cohort.folder.name}, all of its {split} split, "
         f"one per patient (group). Chosen by rule ({kinds}; spread over the predicted probability; every "
         "part, hardware, several views, one turned by its EXIF), to look at: shares in it say nothing about "
-        f"the run. Changes: those longer than {longest} pixels reduced to that length, all saved as JPEG again."
+        f"the run. Changes: images over {longest} pixels reduced to that length, all saved as JPEG again."
     )
 
 
