@@ -183,7 +183,7 @@ def _within(groups: Groups, published: Mapping[str, str], unused: dict[str, str]
     return replace(groups, table=groups.table[~groups.table["image"].isin(outside["image"])])
 
 
-def _origins(table: pd.DataFrame) -> dict[str, str]:
+def _origins(table: pd.DataFrame) -> dict[Any, str]:
     """Image → its source and name there."""
     return dict(zip(table["image"], table["source"] + ": " + table["original"], strict=True))
 
