@@ -1,6 +1,7 @@
 """Commands that make a cohort, of phantoms and of radiographs; `link` is tested with the paths."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,19 @@ def test_muras_published_test_images_can_stay_the_test_split(made, tmp_path, rad
         read_split(cohort / "split.csv").set_index("StudyInstanceUID")["split"],
     )
     assert ((table["split"] == "valid") == (table["image"].map(split) == "test")).all()
+
+
+def test_a_copy_of_a_published_test_image_among_the_others_can_be_left_out(tmp_path, radiographs):
+    folder = mura_folder(tmp_path / "source")
+    one = folder / "train/XR_ELBOW/patient00002/study1_positive/image1.png"
+    shutil.copy(one, folder / "valid/XR_ELBOW/patient00008/study1_positive/image1.png")
+    options = ("--published", "valid=test", "--long", 64, "--short", 32, "--fractions", 0.4, 0.4, 0.2)
+    status, _, errors = radiographs("--mura", folder, *options)
+    assert status == 100
+    assert "identical with mura: valid/XR_ELBOW/patient00008/study1_positive/image1.png of valid" in errors
+    status, said, errors = radiographs("--mura", folder, "--skip-unusable", *options)
+    assert status == 0, errors
+    assert "18 images" in said
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from radiograph_folders import fracatlas_folder
 
 from cspine_helpers.radiographs.annotations import (
     Region,
+    UnusableAnnotations,
     decode_rle,
     encode_rle,
     parse_coco,
@@ -278,6 +279,10 @@ def test_all_that_is_wrong_is_named_a_sentence_a_kind_ten_places_and_the_count(t
 def test_images_that_are_not_there_come_twice_or_were_left_out(tmp_path):
     path = vgg_file(tmp_path / "a.json", [vgg_region()], name="gone.jpg")
     assert refusal(parse_vgg, path, SIZES) == "Regions of images that are not there (1): 'gone.jpg'."
+    with pytest.raises(UnusableAnnotations) as error:
+        parse_vgg(path, SIZES)
+    assert error.value.unknown == ("gone.jpg",)
+    assert error.value.sound is not None  # they put no other image in doubt
     assert parse_vgg(path, SIZES, left_out=["gone.jpg"]) == {}
     entry = {"filename": "a.jpg", "regions": []}
     path.write_text(json.dumps({"1": entry, "2": entry}))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,6 +172,12 @@ FRACATLAS_FAULTS = {
         r"intact images with polygons \(1\): 'IMG0000001.jpg'\n- fractured images without a polygon \(1\): ",
         "IMG0000003.jpg",
     ),
+    "polygons without an image": (
+        lambda f: change(f / VGG, '"filename": "IMG0000003.jpg"', '"filename": "IMG0000777.jpg"'),
+        r"regions of images that are not there \(1\): 'IMG0000777.jpg'\n"
+        r"- fractured images without a polygon \(1\): 'IMG0000003.jpg'",
+        "IMG0000003.jpg",
+    ),
     "another class": (
         lambda f: change(f / VGG, '"label": "fractured"', '"label": "metal"'),
         r"images with regions of another class than fractured \(1\): 'IMG0000000.jpg'",
@@ -205,10 +212,167 @@ def test_an_image_is_in_one_published_split(fracatlas):
         read_fracatlas(fracatlas)
 
 
-def test_polygons_of_an_image_that_is_not_there_are_refused(fracatlas):
+def test_polygons_without_an_image_hide_no_other_offender_and_are_left_out_when_asked(fracatlas):
     change(fracatlas / VGG, '"filename": "IMG0000003.jpg"', '"filename": "IMG0000777.jpg"')
-    with pytest.raises(ValueError, match=r"images that are not there \(1\): 'IMG0000777.jpg'"):
-        read_fracatlas(fracatlas, skip_unusable=True)
+    change(fracatlas / "dataset.csv", "IMG0000001.jpg", "IMG9.jpg")
+    with pytest.raises(ValueError, match="refused") as error:
+        read_fracatlas(fracatlas)
+    assert str(error.value).splitlines()[1:] == [
+        "- regions of images that are not there (1): 'IMG0000777.jpg'",
+        "- images without a row in dataset.csv (1): 'IMG0000001.jpg'",
+        "- rows without an image (1): 'IMG9.jpg'",
+        "- fractured images without a polygon (1): 'IMG0000003.jpg'",
+    ]
+    source = read_fracatlas(fracatlas, skip_unusable=True)
+    assert source.left_out["IMG0000777.jpg"] == "regions of images that are not there"
+    assert not {"IMG0000001", "IMG0000003"} & set(source.table["image"])
+    assert len(source.table) == 22
+
+
+def test_regions_of_nobody_knows_which_image_hide_no_other_offender_and_cannot_be_left_out(fracatlas):
+    (fracatlas / VGG).unlink()
+    path = fracatlas / "Annotations/COCO JSON/COCO_fracture_masks.json"
+    content = json.loads(path.read_text())
+    content["annotations"][3]["image_id"] = 999
+    path.write_text(json.dumps(content))
+    change(fracatlas / "dataset.csv", "IMG0000001.jpg", "IMG9.jpg")
+    for skip in (False, True):
+        with pytest.raises(ValueError, match="refused") as error:
+            read_fracatlas(fracatlas, skip_unusable=skip)
+        assert str(error.value).splitlines()[1:] == [
+            "- annotations: annotations of no image, which cannot be left out (1): 'annotation 3: 999'",
+            "- images without a row in dataset.csv (1): 'IMG0000001.jpg'",
+            "- rows without an image (1): 'IMG9.jpg'",
+        ]
+
+
+def only_boxes(folder: Path, kind: str) -> None:
+    """Of the annotations, the boxes of this kind."""
+    for path in (folder / "Annotations").iterdir():
+        if path.name != kind:
+            shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("YOLO", "txt"), ("PASCAL VOC", "xml")])
+def test_files_of_boxes_and_images_belong_together_one_to_one(fracatlas, kind, ending):
+    only_boxes(fracatlas, kind)
+    boxes = fracatlas / "Annotations" / kind
+    shutil.copy(boxes / f"IMG0000000.{ending}", boxes / f"IMG7777777.{ending}")
+    (boxes / f"IMG0000001.{ending}").unlink()  # of an intact image
+    image = fracatlas / "images/Fractured/IMG0000000.jpg"
+    Image.open(image).save(image.with_suffix(".png"))
+    rows = (fracatlas / "dataset.csv").read_text()
+    row = next(row for row in rows.splitlines() if row.startswith("IMG0000000"))
+    (fracatlas / "dataset.csv").write_text(rows + row.replace(".jpg", ".png") + "\n")
+    with pytest.raises(ValueError, match="refused") as error:
+        read_fracatlas(fracatlas)
+    assert str(error.value).splitlines()[1:] == [
+        "- images that share a label file (2): 'IMG0000000.jpg', 'IMG0000000.png'",
+        "- images without a label file (an empty one says intact) (1): 'IMG0000001.jpg'",
+        f"- label files without an image (1): 'Annotations/{kind}/IMG7777777.{ending}'",
+    ]
+    source = read_fracatlas(fracatlas, skip_unusable=True)
+    assert len(source.left_out) == 4
+    assert len(source.table) == 22
+    assert len(source.regions) == 7
+
+
+def renamed(folder: Path, name: str) -> None:
+    """IMG0000003.jpg is called so in every file."""
+    (path,) = folder.glob("images/*/IMG0000003.jpg")
+    path.rename(path.with_name(name))
+    for path in [*folder.rglob("*.csv"), *folder.rglob("*.json")]:
+        text = path.read_text(encoding="utf-8").replace("IMG0000003.jpg", name)
+        path.write_text(text, encoding="utf-8")
+    for path in folder.glob("Annotations/*/IMG0000003.*"):
+        path.rename(path.with_stem(Path(name).stem))
+
+
+@pytest.mark.parametrize(
+    "decomposed", ["images/*/*", "dataset.csv", VGG, "Annotations/YOLO/*", "Utilities/*/*"]
+)
+@pytest.mark.parametrize("regions", ["VGG JSON", "YOLO"])
+def test_accents_composed_and_decomposed_are_the_same_name(tmp_path, decomposed, regions):
+    folder = fracatlas_folder(tmp_path, images=9, fractured=3, split=False)
+    renamed(folder, "Größe 3.jpg")
+    if regions == "YOLO":
+        only_boxes(folder, "YOLO")
+    for path in list(folder.glob(decomposed)):
+        if "Größe" in path.name:
+            path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
+        elif path.suffix == ".json":
+            content = json.dumps(json.loads(path.read_text()), ensure_ascii=False)
+            path.write_text(unicodedata.normalize("NFD", content), encoding="utf-8")
+        elif path.suffix == ".csv":
+            path.write_text(unicodedata.normalize("NFD", path.read_text("utf-8")), encoding="utf-8")
+    source = read_fracatlas(folder)
+    row = source.table.set_index("image").loc["Grosse-3"]
+    assert Path(row["path"]).is_file()
+    assert (row["label"], row["split"], len(source.regions["Grosse-3"])) == (1, "val", 1)
+    assert source.notes == []
+
+
+def test_two_files_of_one_name_but_for_the_composition_of_accents_are_refused(fracatlas):
+    renamed(fracatlas, "Größe 3.jpg")
+    image = fracatlas / "images/Fractured/Größe 3.jpg"
+    shutil.copy(image, image.with_name(unicodedata.normalize("NFD", image.name)))
+    with pytest.raises(
+        ValueError, match=r"one name, with accents composed and decomposed \(1\): 'Größe 3.jpg'"
+    ):
+        read_fracatlas(fracatlas)
+    assert len(read_fracatlas(fracatlas, skip_unusable=True).table) == 23
+
+
+def test_two_files_whose_names_differ_in_capitals_are_refused(fracatlas):
+    image = fracatlas / "images/Non_fractured/IMG0000001.jpg"
+    shutil.copy(image, image.with_name("img0000001.JPG"))
+    with pytest.raises(ValueError, match=r"images without a row in dataset.csv \(1\): 'img0000001.JPG'"):
+        read_fracatlas(fracatlas)
+    rows = (fracatlas / "dataset.csv").read_text()
+    row = next(row for row in rows.splitlines() if row.startswith("IMG0000001"))
+    (fracatlas / "dataset.csv").write_text(rows + row.replace("IMG0000001.jpg", "img0000001.JPG") + "\n")
+    with pytest.raises(ValueError, match=r"in capitals only \(2\): 'IMG0000001.jpg', 'img0000001.JPG'"):
+        read_fracatlas(fracatlas)
+    assert len(read_fracatlas(fracatlas, skip_unusable=True).table) == 23
+
+
+@pytest.mark.parametrize("ending", ["BOM", "semicolons"])
+def test_published_splits_with_bom_or_semicolons_are_read_right(tmp_path, ending):
+    folder = fracatlas_folder(tmp_path, images=9, fractured=3, split=False)
+    before = read_fracatlas(folder).table
+    for path in (folder / "Utilities" / "Fracture Split").iterdir():
+        header, *rows = path.read_text().splitlines()
+        lines = [f"{header};fracture_count", *(f"{row};1" for row in rows)]
+        text = "\ufeff" + path.read_text() if ending == "BOM" else "\n".join([*lines, ""])
+        path.write_text(text, encoding="utf-8")
+    assert read_fracatlas(folder).table.equals(before)
+
+
+def test_a_vgg_file_with_a_bom_is_read_right(fracatlas):
+    before = read_fracatlas(fracatlas).regions
+    path = fracatlas / VGG
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    after = read_fracatlas(fracatlas).regions
+    assert {image: len(its) for image, its in after.items()} == {
+        image: len(its) for image, its in before.items()
+    }
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut off"])
+def test_a_damaged_fractured_image_with_polygons_is_named_and_left_out_when_asked(
+    fracatlas, tmp_path, damage
+):
+    path = fracatlas / "images/Fractured/IMG0000000.jpg"
+    path.write_bytes(b"" if damage == "empty" else path.read_bytes()[:-900])
+    source = read_fracatlas(fracatlas)
+    says = r"cannot be read \(1\): 'fracatlas: images/Fractured/IMG0000000.jpg': it is (empty|cut off)"
+    with pytest.raises(ValueError, match=says):
+        consolidate([source], tmp_path / "cohort")
+    table = consolidate([source], tmp_path / "cohort", skip_unusable=True)
+    assert len(table) == 23
+    regions = read_regions(tmp_path / "cohort")
+    assert "IMG0000000" not in regions
+    assert sum(map(len, regions.values())) == 7
 
 
 def test_more_than_ten_offenders_are_ten_and_their_number(fracatlas):
@@ -220,12 +384,14 @@ def test_more_than_ten_offenders_are_ten_and_their_number(fracatlas):
         read_fracatlas(fracatlas)
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "PNG", "16-bit"])
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "16-bit", "CMYK"])
 def test_images_of_other_kinds_have_their_polygons_where_they_are_displayed(fracatlas, tmp_path, kind):
     path = fracatlas / "images" / "Fractured" / "IMG0000003.jpg"  # turned by its EXIF
     pixels = read_radiograph(path)
     if kind == "16-bit":
         Image.fromarray(pixels.astype(np.uint16) * 16).save(path, format="PNG")
+    elif kind == "CMYK":
+        Image.fromarray(pixels).convert("RGB").convert("CMYK").save(path)
     else:
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -235,6 +401,16 @@ def test_images_of_other_kinds_have_their_polygons_where_they_are_displayed(frac
     (points,) = read_regions(tmp_path / "cohort")["IMG0000003"]
     (before,) = read_fracatlas(fracatlas).regions["IMG0000003"]
     assert np.allclose(points, before.points, atol=0.001)
+
+
+def test_an_animation_is_named_and_left_out_when_asked(fracatlas, tmp_path):
+    path = fracatlas / "images" / "Fractured" / "IMG0000000.jpg"
+    image = Image.open(path).convert("L")
+    image.save(path, format="PNG", save_all=True, append_images=[image.point(lambda value: value // 2)])
+    source = read_fracatlas(fracatlas, skip_unusable=True)
+    with pytest.raises(ValueError, match=r"cannot be read \(1\): .*IMG0000000.jpg': it is animated"):
+        consolidate([source], tmp_path / "cohort")
+    assert len(consolidate([source], tmp_path / "cohort", skip_unusable=True)) == 23
 
 
 def test_the_right_folder_is_named_where_another_was_given(published):

@@ -1,12 +1,18 @@
-"""MURA as it is published, read strictly."""
+"""MURA as it is published, read strictly; and judged by studies."""
 
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from radiograph_folders import change, mura_folder
+from sklearn.metrics import roc_auc_score
 
+from cspine_helpers.radiographs.consolidation import consolidate
+from cspine_helpers.radiographs.evaluation import study_metrics, study_scores
+from cspine_helpers.radiographs.groups import GroupConfig
 from cspine_helpers.radiographs.sources.mura import read_mura
 
 
@@ -52,7 +58,36 @@ def test_muras_tables_are_read_right_with_bom_or_semicolons(mura, ending):
 
 
 _STUDY = "train/XR_ELBOW/patient00002/study1_positive"
+_NEGATIVE = _STUDY.replace("positive", "negative")
+
+
+def both_folders(folder: Path) -> None:
+    """The study is positive, and with other images negative; tables hold both."""
+    (folder / _NEGATIVE).mkdir()
+    for view, other in ((1, "patient00001"), (2, "patient00001")):
+        shutil.copy(folder / f"train/XR_WRIST/{other}/study1_negative/image{view}.png", folder / _NEGATIVE)
+    with (folder / "train_image_paths.csv").open("a") as file:
+        file.writelines(f"MURA-v1.1/{_NEGATIVE}/image{view}.png\n" for view in (1, 2))
+    with (folder / "train_labeled_studies.csv").open("a") as file:
+        file.write(f"MURA-v1.1/{_NEGATIVE}/,0\n")
+
+
 MURA_FAULTS = {
+    "folders of both labels": (
+        both_folders,
+        rf"images of studies whose folders are positive and negative \(4\): '{_NEGATIVE}/image1.png'",
+        2,
+    ),
+    "rows of both labels": (
+        lambda f: (
+            change(
+                f / "train_labeled_studies.csv", f"MURA-v1.1/{_STUDY}/,1\n", f"MURA-v1.1/{_STUDY}/,0\n" * 2
+            )
+            or change(f / "train_labeled_studies.csv", f"{_STUDY}/,0", f"{_STUDY}/,1")
+        ),
+        rf"studies that train_labeled_studies.csv gives two labels \(2\): '{_STUDY}/image1.png'",
+        2,
+    ),
     "label": (
         lambda f: change(f / "train_labeled_studies.csv", f"{_STUDY}/,1", f"{_STUDY}/,0"),
         rf"whose folder contradicts train_labeled_studies.csv \(2\): '{_STUDY}/image1.png'",
@@ -101,7 +136,10 @@ def test_what_does_not_fit_in_mura_is_named_and_left_out_only_when_asked(mura, f
     damage(mura)
     with pytest.raises(ValueError, match=says):
         read_mura(mura)
-    assert len(read_mura(mura, skip_unusable=True).table) == 20 - gone
+    source = read_mura(mura, skip_unusable=True)
+    assert len(source.table) == 20 - gone
+    assert not set(source.left_out) & set(source.table["original"])
+    assert (source.table.groupby("study")["label"].nunique() == 1).all()
 
 
 def test_muras_tables_have_as_many_cells_as_published(mura):
@@ -120,3 +158,63 @@ def test_what_mura_lacks_is_said(mura, name):
 def test_the_right_folder_is_named_where_another_was_given(made):
     with pytest.raises(FileNotFoundError, match=r"Did you mean .*MURA-v1.1\?"):
         read_mura(made / "positive MURA-v1.1")
+
+
+@pytest.mark.parametrize("decomposed", ["file", "table"])
+def test_accents_composed_and_decomposed_are_the_same_name(mura, decomposed):
+    image = mura / _STUDY / "image2.png"
+    name = {form: unicodedata.normalize(form, "größe.png") for form in ("NFC", "NFD")}
+    on_disk, listed = (name["NFD"], name["NFC"]) if decomposed == "file" else (name["NFC"], name["NFD"])
+    image.rename(image.with_name(on_disk))
+    change(mura / "train_image_paths.csv", f"{_STUDY}/image2.png", f"{_STUDY}/{listed}")
+    table = read_mura(mura).table.set_index("image")
+    path = Path(table.loc["elbow-patient00002-study1-grosse", "path"])
+    assert path.is_file()
+    shutil.copy(path, path.with_name(listed))
+    with pytest.raises(ValueError, match=r"one name, with accents composed and decomposed \(1\)"):
+        read_mura(mura)
+    assert len(read_mura(mura, skip_unusable=True).table) == 19
+
+
+def test_names_that_differ_in_capitals_only_are_told_apart(mura):
+    image = mura / _STUDY / "image2.png"
+    image.with_name("IMAGE2.png").write_bytes((mura / _STUDY / "image1.png").read_bytes())
+    change(
+        mura / "train_image_paths.csv",
+        f"MURA-v1.1/{_STUDY}/image2.png\n",
+        "".join(f"MURA-v1.1/{_STUDY}/{name}.png\n" for name in ("image2", "IMAGE2")),
+    )
+    table = read_mura(mura).table
+    assert len(table) == 21
+    assert table["image"].str.casefold().is_unique
+
+
+def test_an_image_under_a_wrong_ending_or_in_cmyk_is_one_of_its_study(mura, tmp_path):
+    one, two = (mura / _STUDY / f"image{view}.png" for view in (1, 2))
+    with Image.open(one) as image:
+        image.convert("RGB").convert("CMYK").save(one, format="TIFF")
+    with Image.open(two) as image:
+        image.save(two, format="JPEG")
+    table = consolidate([read_mura(mura)], tmp_path / "cohort")
+    assert len(table) == 20
+
+
+@pytest.mark.parametrize("group", [None, GroupConfig()])
+def test_the_real_layout_leads_to_scores_of_studies(mura, tmp_path, group):
+    images = consolidate([read_mura(mura)], tmp_path / "cohort", group=group)
+    images = images[images["split"] == "train"]
+    drawn = np.random.default_rng(4).uniform(0, 0.5, len(images)) + images["label"] / 2.5
+    studies = study_scores(images.assign(probability=drawn, split="validation"))
+    # by the folders on disk: 6 patients, the fourth of whom has two studies
+    folders = {path.parent for path in (mura / "train").rglob("*.png")}
+    assert len(studies) == len(folders) == 7
+    assert studies["patient"].nunique() == 6
+    assert (studies["images"] == 2).all()
+    assert studies["label"].sum() == sum(path.name.endswith("positive") for path in folders) == 4
+    mean = drawn[images["study"] == "elbow-patient00002-study1"].mean()
+    found = studies.set_index("StudyInstanceUID")["probability"]
+    assert found["elbow-patient00002-study1"] == pytest.approx(mean)
+    metrics = study_metrics(studies, threshold=0.5, resamples=50).set_index("metric")
+    assert metrics.loc["auroc", ["n", "groups"]].tolist() == [7, 6]
+    expected = roc_auc_score(studies["label"], studies["probability"])
+    assert metrics.loc["auroc", "value"] == pytest.approx(expected)

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
-from radiograph_folders import YOLO_LABELS, change, yolo_folder
+from PIL import Image
+from radiograph_folders import YOLO_LABELS, change, draw_radiograph, yolo_folder
 
 from cspine_helpers.radiographs.consolidation import consolidate
+from cspine_helpers.radiographs.groups import GroupConfig
+from cspine_helpers.radiographs.image_table import read_sources
 from cspine_helpers.radiographs.sources.yolo import read_yolo
 
 
@@ -195,15 +199,54 @@ def test_a_class_map_is_about_every_class_and_no_other(made, labels, says):
         ("nc: 4", "nc: 5", ValueError, "nc = 5"),
         ("names: [", "classes: [", ValueError, "has no names"),
         ("names: [", "names: [1, ", ValueError, "has no names"),
-        ("names: [", "names: ]", ValueError, "is not YAML"),
+        ("names: [", "names: ]", ValueError, r"data.yaml is not YAML that can be read \(.*\). Correct it."),
+        ("names: [", "date: 2020-13-45\nnames: [", ValueError, r"data.yaml .* \(month must be in 1..12\)"),
+        ("names: [", "x: !!timestamp y\nnames: [", ValueError, "data.yaml is not YAML that can be read"),
+        ("names: [", "x: !!bool y\nnames: [", ValueError, "data.yaml is not YAML that can be read"),
+        ("names: [", f"x: {'[' * 700}{']' * 700}\nnames: [", ValueError, "data.yaml is not YAML"),
+        ("names: [", "? [1, 2]\n: 3\nnames: [", ValueError, "data.yaml is not YAML that can be read"),
+        ("names: [", "names: {0: a, b: c}\nold: [", ValueError, "data.yaml has no names, the classes"),
+        ("names: [", "names: {no: a, yes: c}\nold: [", ValueError, "data.yaml has no names, the classes"),
         ("../train/images", "../elsewhere/images", FileNotFoundError, "'../elsewhere/images'"),
         ("../train/images", "../train/labels", FileNotFoundError, "no folder of labels"),
     ],
 )
 def test_a_data_yaml_that_cannot_be_used_is_refused(yolo, was, now, error, says):
     change(yolo / "data.yaml", was, now)
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=says) as raised:
         read_yolo(yolo, labels=YOLO_LABELS)
+    assert "\n" not in str(raised.value)
+
+
+def composed_as(form: str, *paths: Path) -> None:
+    """Write the names of files and folders so."""
+    for path in paths:
+        path.rename(path.with_name(unicodedata.normalize(form, path.name)))
+
+
+@pytest.mark.parametrize("decomposed", ["images", "labels", "folder"])
+def test_accents_composed_and_decomposed_are_the_same_name(yolo, tmp_path, decomposed):
+    before = read_yolo(yolo, labels=YOLO_LABELS)
+    if decomposed == "folder":
+        (yolo / "train").rename(yolo / "Größe")
+        (yolo / "data.yaml").write_text((yolo / "data.yaml").read_text().replace("train/", "Größe/"), "utf-8")
+        composed_as("NFD", yolo / "Größe")
+    else:
+        composed_as("NFD", *(yolo / "train" / decomposed).iterdir())
+    source = read_yolo(yolo, labels=YOLO_LABELS)
+    assert sorted(source.table["image"]) == sorted(before.table["image"])
+    assert source.regions.keys() == before.regions.keys()
+    assert len(consolidate([source], tmp_path / "cohort")) == 12
+
+
+def test_an_image_with_two_label_files_of_one_name_but_for_composed_accents_is_refused(yolo):
+    label = yolo / "train/labels/limb 0 größe_train.txt"
+    label.with_name(unicodedata.normalize("NFD", label.name)).write_text("")  # says intact
+    with pytest.raises(
+        ValueError, match=r"images with two label files of one name \(1\): 'train/images/limb 0 gr"
+    ):
+        read_yolo(yolo, labels=YOLO_LABELS)
+    assert len(read_yolo(yolo, labels=YOLO_LABELS, skip_unusable=True).table) == 11
 
 
 def test_varied_copies_of_one_original_are_one_patients_in_whatever_split(yolo):
@@ -223,7 +266,49 @@ def test_varied_copies_of_one_original_are_one_patients_in_whatever_split(yolo):
         f"{split}/images/Bein 7_jpg.rf.{copy * 32}.jpg": "Bein-7_jpg"
         for split, copy in (("train", "a"), ("train", "b"), ("valid", "c"))
     }
-    assert table["patient"][table["patient"] != ""].to_dict() == patient
+    assert table["copy_of"][table["copy_of"] != ""].to_dict() == patient
+    assert (table["patient"] == "").all()  # an original is a lower bound of a patient
+
+
+@pytest.mark.parametrize("group", [None, GroupConfig()])
+def test_varied_copies_are_one_patients_in_a_cohort_grouped_or_not(yolo, tmp_path, group):
+    for kind, ending in (("images", "jpg"), ("labels", "txt")):
+        for number, copy in ((0, "a"), (1, "b")):  # of other pixels
+            path = yolo / "train" / kind / f"limb {number} größe_train.{ending}"
+            path.rename(path.with_name(f"Bein 7_jpg.rf.{copy}.{ending}"))
+    table = consolidate([read_yolo(yolo, labels=YOLO_LABELS)], tmp_path / "cohort", group=group)
+    assert table["patient"].nunique() == 11
+    assert table.loc[table["image"].str.startswith("Bein"), "patient"].nunique() == 1
+
+
+@pytest.mark.parametrize("text", ["", "0 0.5 0.5 0.5 0.5\n"])
+def test_originals_of_almost_the_same_pixels_are_one_patients_and_of_two_labels_left_out(tmp_path, text):
+    """As the same radiograph, exported under two names."""
+    rng = np.random.default_rng(3)
+    limb = draw_radiograph(rng, fractures=1).pixels.clip(0, 200)
+
+    def put(split: str, name: str, pixels: np.ndarray, text: str) -> None:
+        path = tmp_path / "yolo" / split / "images" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        label = tmp_path / "yolo" / split / "labels" / f"{name}.txt"
+        label.parent.mkdir(exist_ok=True)
+        label.write_text(text)
+
+    for copy, brighter in (("a", 0), ("b", 20)):
+        put("train", f"A_png.rf.{copy}", limb + np.uint8(brighter), "0 0.5 0.5 0.5 0.5\n")
+        put("valid", f"B_png.rf.{copy}", limb + np.uint8(brighter + 1), text)
+    put("train", "x", draw_radiograph(rng).pixels, "")
+    (tmp_path / "yolo/data.yaml").write_text("train: train/images\nval: valid/images\nnames: [broken]\n")
+    source = read_yolo(tmp_path / "yolo", labels={"broken": 1})
+    table = consolidate([source], tmp_path / "cohort", group=GroupConfig())
+    if text:
+        assert len(table) == 5
+        assert table["patient"].nunique() == 2
+    else:
+        assert table["image"].tolist() == ["x"]
+        (told,) = read_sources(tmp_path / "cohort")["sources"]
+        assert len(told["left_out"]) == 4
 
 
 def test_a_folder_named_as_two_splits_is_read_once_and_noted(yolo):

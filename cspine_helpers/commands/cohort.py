@@ -152,7 +152,8 @@ def _radiographs(options: Namespace) -> int:
     if options.mura:
         sources.append(read_mura(options.mura, **skip))
     divide = partial(split_images, config=config, published=published or None)
-    table = consolidate(sources, folder, group=group, copy=options.copy, check=divide, **skip)
+    how = {"group": group, "published": published, "copy": options.copy, "check": divide}
+    table = consolidate(sources, folder, **how, **skip)
     split = divide(table)
     made_with = {"fractions": config.fractions, "seed": config.seed, "published": published}
     write_split(split, folder / "split.csv", made_with=made_with)

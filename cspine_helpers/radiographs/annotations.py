@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cspine_helpers.files.paths import listing
 from cspine_helpers.files.records import parse_json
+from cspine_helpers.radiographs.image_ids import composed
 
 Sizes = Mapping[str, tuple[int, int]]  # image file name → height and width of the displayed frame, pixels
 _BEYOND = 0.01  # of a side: so far may a hand slip off the image, and a box be rounded
@@ -49,6 +50,7 @@ class UnusableAnnotations(ValueError):
     Attributes:
         faults: kind → its places.
         images: image file name → the first thing wrong with its regions.
+        unknown: names of image files, as they are written, that are not there.
         sound: image file name → regions, of the others; None where something is wrong with no image's alone.
     """
 
@@ -56,6 +58,7 @@ class UnusableAnnotations(ValueError):
         super().__init__(message)
         self.faults = dict(reading.faults)
         self.images = reading.images
+        self.unknown = tuple(reading.unknown)
         others = {name: its for name, its in reading.regions.items() if name not in self.images}
         self.sound = None if reading.is_all_in_doubt else others
 
@@ -70,7 +73,11 @@ class _Reading:
     faults: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     at: str | None = None  # the image whose regions are being read
     images: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
     is_all_in_doubt: bool = False
+
+    def __post_init__(self) -> None:
+        self.known = {composed(name): name for name in (*self.left_out, *self.sizes)}
 
     def fault(self, kind: str, place: str) -> None:
         self.faults[kind].append(place)
@@ -82,12 +89,13 @@ class _Reading:
     def begin(self, file: str) -> str | None:
         """The image that a file's name means, None where its regions are not wanted or it is unknown."""
         self.at = None
-        known = file in self.sizes or file in self.left_out
-        name = file if known else PurePosixPath(file.replace("\\", "/")).name
-        if name in self.left_out:
+        last = PurePosixPath(file.replace("\\", "/")).name
+        name = self.known.get(composed(file), self.known.get(composed(last)))
+        if name is None:
+            self.faults["Regions of images that are not there"].append(file)  # they put no other in doubt
+            self.unknown.append(file)
             return None
-        if name not in self.sizes:
-            self.fault("Regions of images that are not there", file)
+        if name in self.left_out:
             return None
         self.at = name
         if name in self.regions:
@@ -250,13 +258,13 @@ def parse_coco(path: str | Path, sizes: Sizes, *, left_out: Collection[str] = ()
         if image not in names:
             reading.fault("Annotations of no image", f"{place}: {its.get('image_id')}")
             continue
+        name = names[image]
+        if name is None:
+            continue
         if category not in labels:
             reading.fault("Annotations of no category", f"{place}: {its.get('category_id')}")
             continue
-        name, label = names[image], labels[category]
-        drawn, box = its.get("segmentation"), its.get("bbox")
-        if name is None:
-            continue
+        label, drawn, box = labels[category], its.get("segmentation"), its.get("bbox")
         place = f"{name} {place}"
         if isinstance(drawn, dict) or its.get("iscrowd"):
             reading.fault("Run-length masks where polygons are read", place)

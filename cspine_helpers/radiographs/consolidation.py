@@ -15,7 +15,13 @@ from tqdm.auto import tqdm
 from cspine_helpers.files import paths
 from cspine_helpers.files.paths import listing
 from cspine_helpers.radiographs.annotations import Regions
-from cspine_helpers.radiographs.groups import GroupConfig, Groups, group_images
+from cspine_helpers.radiographs.groups import (
+    GROUP_LESS,
+    GroupConfig,
+    Groups,
+    group_images,
+    outside_published,
+)
 from cspine_helpers.radiographs.image_ids import file_ids
 from cspine_helpers.radiographs.image_table import read_images, validate_images, write_cohort
 from cspine_helpers.radiographs.images import read_radiograph, why_unusable
@@ -27,6 +33,7 @@ def consolidate(
     cohort_folder: str | Path,
     *,
     group: GroupConfig | None = None,
+    published: Mapping[str, str] | None = None,
     skip_unusable: bool = False,
     copy: bool = False,
     check: Callable[[pd.DataFrame], object] | None = None,
@@ -39,9 +46,12 @@ def consolidate(
     Args:
         sources: of different names. An id that two of them have gets the source's name before it in both.
         cohort_folder: `data/<cohort>`.
-        group: what counts as one patient where none is named, see `groups.group_images`; images of two labels
-            are left out. None: nothing does, and each such image is a patient of its own.
-        skip_unusable: leave out images that cannot be read.
+        group: what counts as one patient where none is named, see `groups.group_images`. None: identical
+            pixels and copies of one original only; each other image is a patient of its own. In any case,
+            images that exist with two labels are left out.
+        published: splits of the sources that will stay as they are, as in `groups.split_images`; images
+            outside of them, of a patient within, are refused.
+        skip_unusable: leave out images that cannot be read, or are outside a published split as above.
         copy: copy the images; else `images/` holds links to where they lie.
         check: is called with the image table before anything is written; what it raises refuses the cohort.
 
@@ -49,8 +59,8 @@ def consolidate(
         The image table, see `read_images`.
 
     Raises:
-        ValueError: images cannot be read, and `skip_unusable` is not set; names them and why. Or label 1 does
-            not mean the same in all sources.
+        ValueError: images cannot be read, or are outside a published split that has their patient, and
+            `skip_unusable` is not set; names them and why. Or label 1 does not mean the same in all sources.
         FileExistsError: the folder holds another image table.
 
     Example:
@@ -86,7 +96,10 @@ def consolidate(
             raise ValueError(
                 f"No image of {listing(names, quoted=False)} can be used. Bring the files again."
             )
-        table, groups = _grouped(table, group, unused)
+        groups = _grouped(table, group or GroupConfig(similarity=1, gap=0), unused)
+        if published:
+            groups = _within(groups, published, unused, skip=skip_unusable)
+        table = groups.table
         suffix = table["path"].map(lambda path: Path(path).suffix.lower())
         table["file"] = "images/" + table["image"] + suffix
         where = dict(zip(table["file"], table["path"], strict=True))
@@ -96,15 +109,15 @@ def consolidate(
 
         # 2. Everything beside its place, then into it.
         annotations = _coco(table, regions)
-        record = _record(sources, table, unused) | ({"groups": groups.report()} if groups else {})
-        write_cohort(folder, table, where, annotations, record, groups, copy=copy)
+        record = _record(sources, table, unused) | ({"groups": groups.report()} if group else {})
+        write_cohort(folder, table, where, annotations, record, groups if group else None, copy=copy)
     return read_images(folder)
 
 
 def _apart(sources: Sequence[Source]) -> list[Source]:
     """The sources with no id, study or patient in two of them: what is gets the source's name before it."""
     shared: dict[str, set[str]] = {}
-    for column in ("image", "study", "patient"):
+    for column in ("image", "study", "patient", "copy_of"):
         each_has = [{name.casefold() for name in source.table[column]} for source in sources]
         often = Counter(name for names in each_has for name in names)
         shared[column] = {name for name, n in often.items() if n > 1 and name}
@@ -144,19 +157,35 @@ def _examined(table: pd.DataFrame, bad: Unusable) -> dict[str, list[Any]]:
     return {"height": [*heights], "width": [*widths], "sha256": [*sums]}
 
 
-def _grouped(
-    table: pd.DataFrame, config: GroupConfig | None, unused: dict[str, str]
-) -> tuple[pd.DataFrame, Groups | None]:
+def _grouped(table: pd.DataFrame, config: GroupConfig, unused: dict[str, str]) -> Groups:
     """The table with every patient filled; what two labels contradict goes to `unused`."""
-    if config is None:
-        return table.assign(patient=table["patient"].where(table["patient"] != "", table["image"])), None
     groups = group_images(table, read_radiograph, config=config)
-    origin = dict(zip(table["image"], table["source"] + ": " + table["original"], strict=True))
+    origin = _origins(table)
     for row in groups.left_out.itertuples():
         unused[origin[row.image]] = (
             f"label {row.label}, and {row.why} to {origin[row.other]} with label {row.other_label}"
         )
-    return groups.table, groups
+    if groups.table.empty:
+        both = listing(groups.left_out["image"].unique())
+        raise ValueError(f"No image is left: all exist with two labels, {both}. Correct the labels.")
+    return groups
+
+
+def _within(groups: Groups, published: Mapping[str, str], unused: dict[str, str], *, skip: bool) -> Groups:
+    """The groups without images outside a published split that has their patient; those go to `unused`."""
+    origin = _origins(groups.table)
+    bad = Unusable("The published split")
+    outside = outside_published(groups.table, published, groups.pairs)
+    for row in outside.itertuples():
+        reason = f"images outside a published split that has their patient (to group less, {GROUP_LESS})"
+        bad.add(reason, [origin[row.image]], f"{row.why} with {origin[row.other]} of {row.split}")
+    unused |= bad.settle(skip=skip)
+    return replace(groups, table=groups.table[~groups.table["image"].isin(outside["image"])])
+
+
+def _origins(table: pd.DataFrame) -> dict[Any, str]:
+    """Image → its source and name there."""
+    return dict(zip(table["image"], table["source"] + ": " + table["original"], strict=True))
 
 
 def _coco(table: pd.DataFrame, regions: Regions) -> dict[str, Any]:

@@ -43,6 +43,10 @@ from cspine_helpers.splits import SplitConfig, stratify, validate_split
 THUMBNAIL = 16  # pixels a side
 _CHUNK = 2048  # rows of the matrix of correlations at once
 _NUMBERED = re.compile(r"(.*?)(\d{1,18})")
+GROUP_LESS = (
+    "GroupConfig(gap=0) makes no series, a higher similarity joins fewer images, with 1 identical ones only "
+    "(on the command line, --gap 0, --similarity 1)"
+)
 FRACTIONS = (
     0.7,
     0.12,
@@ -55,11 +59,11 @@ class GroupConfig:
     """What counts as one patient's, see `group_images`.
 
     Attributes:
-        similarity: correlation of two thumbnails above which images are alike.
+        similarity: correlation of two thumbnails above which images are alike; 1: none are.
         gap: largest difference of two file numbers in a series, with no image between; 0: no series.
     """
 
-    similarity: float = setting(0.995, within("(0, 1)"))
+    similarity: float = setting(0.995, within("(0, 1]"))
     gap: int = setting(2, whole(0))
 
     def __post_init__(self) -> None:
@@ -110,17 +114,18 @@ def group_images(
 ) -> Groups:
     """Put images together that must not be in two splits, as one patient.
 
-    Together are: images of one patient, where the table names one; images of identical pixels; and where no
-    patient is named, images whose thumbnails are alike, and series: neighbours by file number, within one
-    source, that share a part of the body and the label. Whatever is together with a third is together. A
-    group is called by the patient that the table names, or by its first image.
+    Together are: images of one patient, where the table names one; copies of one original; images of
+    identical pixels; and where no patient is named, images whose thumbnails are alike, and series: neighbours
+    by file number, within one source, that share a part of the body and the label. Whatever is together with
+    a third is together. A group is called by the patient that the table names, or by its first image.
 
     Images with identical or alike pixels that have both labels are left out, all of them: which label is
     right is not known.
 
     Args:
         table: image table: image, label, part (several joined by `+`), patient (empty, or the image, where it
-            is unknown), source, and where the file is: `path`, or `file`.
+            is unknown), source, and where the file is: `path`, or `file`; perhaps copy_of, the original that
+            varied copies share. An original is no patient: two may be of one image.
         read: what reads a file as displayed, uint8 `(H, W)`, as `images.read_radiograph`.
         config: what counts as one.
 
@@ -134,7 +139,7 @@ def group_images(
         >>> group_images(images, lambda path: np.eye(32, dtype=np.uint8)).table["patient"].tolist()
         ['IMG1', 'IMG1']
     """
-    config = config or GroupConfig()
+    config, columns = config or GroupConfig(), table.columns
     table = _checked(table)
     digests, thumbnails = _fingerprints(table, read)
 
@@ -163,19 +168,22 @@ def group_images(
     ).sort_values(["image", "other"], ignore_index=True)
 
     # 3. Groups, through those left out, too.
-    given = table["patient"].to_numpy()
-    named = np.flatnonzero(given != "")
-    first_of = pd.Series(named, index=given[named]).groupby(level=0).first()
-    edges = np.column_stack(
-        [np.append(one, named), np.append(two, first_of[given[named]].to_numpy(dtype=int))]
-    )
-    graph = coo_array((np.ones(len(edges)), edges.T), shape=(len(table), len(table)))
+    ends = [(one, two), *(_first_of(table[column]) for column in ("patient", "copy_of"))]
+    edges = np.hstack([np.vstack(each) for each in ends])
+    graph = coo_array((np.ones(edges.shape[1]), edges), shape=(len(table), len(table)))
     group = connected_components(graph, directed=False)[1]
     kept = table.assign(group=group)[~table["image"].isin(both["image"])].sort_values("image", kind="stable")
     called = kept["patient"].where(kept["patient"] != "").groupby(kept["group"]).transform("first")
     called = called.fillna(kept.groupby("group")["image"].transform("first")).astype("str")
-    kept = kept.assign(patient=called).drop(columns="group")
+    kept = kept.assign(patient=called)[columns]
     return Groups(kept.reset_index(drop=True), pairs, both, config)
+
+
+def _first_of(names: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that have a name, and for each the first row of the same."""
+    named = np.flatnonzero(names != "")
+    numbers = pd.Series(named)
+    return named, numbers.groupby(names.to_numpy()[named]).transform("first").to_numpy(dtype=int)
 
 
 def _checked(table: pd.DataFrame) -> pd.DataFrame:
@@ -191,7 +199,10 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(
             f"Labels are 0 or 1; these images have another ({len(wrong)}): {listing(wrong)}. Correct them."
         )
-    plain = {name: table[name].astype("object").fillna("").astype("str") for name in ("part", "patient")}
+    if "copy_of" not in table.columns:
+        table = table.assign(copy_of="")
+    words = ("part", "patient", "copy_of")
+    plain = {name: table[name].astype("object").fillna("").astype("str") for name in words}
     table = table.assign(**plain).reset_index(drop=True)
     return table.assign(patient=table["patient"].where(table["patient"] != table["image"], ""))
 
@@ -239,7 +250,7 @@ def _alike(
 ) -> Iterator[Pair]:
     """Pairs of which one or both are of no named patient: where patients are named, their names count."""
     named = (table["patient"] != "").to_numpy()
-    for start in range(0, len(thumbnails), _CHUNK):
+    for start in range(0, len(thumbnails) if similarity < 1 else 0, _CHUNK):
         correlation = thumbnails[start : start + _CHUNK] @ thumbnails[start:].T
         for one, two in np.argwhere(correlation > similarity):
             both = named[start + one] and named[start + two]
@@ -249,7 +260,7 @@ def _alike(
 
 def _series(table: pd.DataFrame, gap: int) -> Iterator[Pair]:
     """Neighbours by file number that are taken for one patient's."""
-    numbered = _numbered(table[table["patient"] == ""])
+    numbered = _numbered(table[(table["patient"] == "") & (table["copy_of"] == "")])
     for _, its in numbered.sort_values("number").groupby(["source", "prefix"], sort=False):
         rows, numbers = its.index.tolist(), its["number"].tolist()
         parts, labels = [set(words.split("+")) - {""} for words in its["part"]], its["label"].tolist()
@@ -325,23 +336,64 @@ def split_images(
 
 def _kept(table: pd.DataFrame, published: Mapping[str, str]) -> pd.Series:
     """The split of each image that a published one decides, else missing."""
-    found = set(table["split"].dropna()) - {""}
-    if wrong := [name for name in published if name not in found]:
+    if len(torn := outside_published(table, published)):
+        named = [f"{row.image} with {row.other} of {row.split}" for row in torn.itertuples()]
         raise ValueError(
-            f"No image is in the published split {listing(wrong)}; found {listing(sorted(found))}."
+            f"Images are outside a published split that has their patient ({len(torn)}): "
+            f"{listing(named, quoted=False)}. Leave them out, name their split, too, or group less: "
+            f"{GROUP_LESS}."
+        )
+    return table["split"].map(dict(published)).astype("object")
+
+
+def outside_published(
+    table: pd.DataFrame, published: Mapping[str, str], pairs: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Images outside a published split that stays, of a patient (group) who has images in it.
+
+    Where a patient is in several that stay, the one for the test split counts, else that for validation: what
+    is in another is outside.
+
+    Args:
+        table: image table as of `group_images`: image, patient, split.
+        published: as in `split_images`.
+        pairs: `Groups.pairs`, to name the image that it was put together with.
+
+    Returns:
+        A row an image: image, patient, other (the image within, the first where no pair tells), split (of
+        that), why (as in the pairs; "of one patient" where none tells).
+
+    Raises:
+        ValueError: no image is in a published split, or it shall become no split.
+
+    Example:
+        >>> images = pd.DataFrame({"image": ["a", "b"], "patient": "p", "split": ["train", "valid"]})
+        >>> outside_published(images, {"valid": "test"})[["image", "other"]].to_numpy().tolist()
+        [['a', 'b']]
+    """
+    there = set(table["split"].dropna()) - {""}
+    if wrong := [name for name in published if name not in there]:
+        raise ValueError(
+            f"No image is in the published split {listing(wrong)}; found {listing(sorted(there))}."
         )
     if wrong := [name for name in published.values() if name not in SPLITS]:
         raise ValueError(f"Splits are called {listing(SPLITS)}; found {listing(wrong)}.")
-    place = table["split"].map(dict(published)).astype("object")
-    if len(
-        torn := table["patient"][place.fillna("").groupby(table["patient"]).transform("nunique") > 1].unique()
-    ):
-        raise ValueError(
-            f"Patients (groups) have images in a published split and outside it ({len(torn)}): "
-            f"{listing(torn)}. Name their other split, or group less: GroupConfig(gap=0) makes no series, "
-            "a higher similarity joins fewer images (on the command line, --gap 0, --similarity 0.9999)."
-        )
-    return place
+    table = table.sort_values("image", kind="stable").reset_index(drop=True)
+    ranks = {name: SPLITS.index(place) for name, place in published.items()}
+    rank = table["split"].map(ranks).fillna(-1)
+    best = rank.groupby(table["patient"]).transform("max")
+    within, outside = table[(rank == best) & (best >= 0)], table[rank < best]
+    first = within.drop_duplicates("patient").set_index("patient")["image"]
+    found = outside[["image", "patient"]].assign(other=outside["patient"].map(first), why="of one patient")
+    if pairs is not None:
+        both = pd.concat([pairs, pairs.rename(columns={"image": "other", "other": "image"})])
+        both = both[both["image"].isin(outside["image"]) & both["other"].isin(within["image"])]
+        both = both.drop_duplicates("image").set_index("image")
+        told = found["image"].isin(both.index)
+        for column in ("other", "why"):
+            found[column] = found[column].where(~told, found["image"].map(both[column]))
+    found["split"] = found["other"].map(table.set_index("image")["split"])
+    return found[["image", "patient", "other", "split", "why"]].reset_index(drop=True)
 
 
 def _counted(table: pd.DataFrame, group: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Ids of images, made of their file names: they can be file names on every system."""
+"""Names of image files: how they are compared, and ids made of them that are names on every system."""
 
 import re
 import unicodedata
@@ -7,6 +7,18 @@ from collections.abc import Iterable
 from hashlib import sha256
 
 from cspine_helpers.files import paths
+
+
+def composed(name: str) -> str:
+    """A name with its accents as most systems write them (NFC); archives of macOS hold them apart (NFD).
+
+    Names are compared in this form, and files opened by the name that they have.
+
+    Example:
+        >>> len("Kno\u0308chel"), len(composed("Kno\u0308chel"))
+        (8, 7)
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def file_ids(names: Iterable[str], tails: Iterable[str] | None = None) -> list[str]:
@@ -44,4 +56,4 @@ def _plain(name: str) -> str:
 
 
 def _short_hash(text: str) -> str:
-    return sha256(unicodedata.normalize("NFC", text).encode()).hexdigest()[:8]
+    return sha256(composed(text).encode()).hexdigest()[:8]

@@ -1,7 +1,7 @@
 """FracAtlas, as published."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,7 +17,17 @@ from cspine_helpers.radiographs.annotations import (
     parse_voc,
     parse_yolo,
 )
-from cspine_helpers.radiographs.sources.source import Source, Unusable, image_files, readable_size, required
+from cspine_helpers.radiographs.image_ids import composed
+from cspine_helpers.radiographs.sources.source import (
+    CLASSES_FILE,
+    Source,
+    Unusable,
+    image_files,
+    label_files,
+    readable_size,
+    required,
+    twins,
+)
 
 _PARTS, _VIEWS = ("hand", "leg", "hip", "shoulder"), ("frontal", "lateral", "oblique")
 _SPLITS = {"train": "train", "valid": "val", "test": "test"}  # FracAtlas' files of its fractured images
@@ -38,14 +48,14 @@ def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str
 
     Args:
         folder: with `dataset.csv`, `images/Fractured`, `images/Non_fractured`, `Annotations`.
-        skip_unusable: leave out images without row, rows without image, images with a region that cannot be
-            used, and what contradicts itself.
+        skip_unusable: leave out images without row, rows without image, regions without image, images with a
+            region that cannot be used, and what contradicts itself.
         name: of the source.
 
     Raises:
         FileNotFoundError: a file of the layout is not there.
-        ValueError: images, rows and polygons do not fit each other, and `skip_unusable` is not set; names
-            them.
+        ValueError: images, rows and polygons do not fit each other, and `skip_unusable` is not set; or
+            regions are of nobody knows which image. Names them all.
 
     Example:
         >>> read_fracatlas(fracatlas_folder).table["label"].sum()
@@ -64,29 +74,33 @@ def read_fracatlas(folder: str | Path, *, skip_unusable: bool = False, name: str
     )
     columns = [Column("image_id"), *(Column(each, "whole", among=(0, 1)) for each in flags)]
     columns += [Column("fracture_count", "whole", low=0), Column("split", empty=True, optional=True)]
+    found["image_id"] = found["image_id"].map(composed, na_action="ignore")
     rows = checked(found, columns, what=f"{what}: dataset.csv", key=("image_id",)).set_index("image_id")
     files: dict[str, Path] = {}
     for kind in ("Fractured", "Non_fractured"):
         images = required(folder / "images" / kind, what, "folder images/ with all images")
-        for path in image_files(images, Path("images", kind), bad):
-            bad.add(
-                "images in both folders, Fractured and Non_fractured",
-                [path.name] if path.name in files else [],
-            )
-            files[path.name] = path
+        here = image_files(images, Path("images", kind), bad)
+        bad.add("images of one name, with accents composed and decomposed", twins(path.name for path in here))
+        named = {composed(path.name): path for path in here}
+        bad.add("images in both folders, Fractured and Non_fractured", files.keys() & named.keys())
+        files |= named
     sizes = {each: size for each, path in files.items() if (size := readable_size(path))}
     without = [each for each in {**files, **dict.fromkeys(rows.index)} if each not in sizes]
     doubtful: dict[str, str] = {}
     try:
-        regions = _regions(folder / "Annotations", sizes, without, what)
+        regions = _regions(folder / "Annotations", files, sizes, without, bad)
     except UnusableAnnotations as error:
-        if error.sound is None:
-            raise
-        regions, doubtful = error.sound, error.images
+        if error.sound is None:  # of every image, nobody knows whether it has others
+            regions, doubtful = {}, dict.fromkeys(sizes, "")
+            for kind, places in error.faults.items():
+                bad.refuse(f"annotations: {kind[0].lower()}{kind[1:]}", places)
+        else:
+            regions, doubtful = error.sound, error.images
+            bad.add("regions of images that are not there", error.unknown)
+            for each, reason in doubtful.items():
+                bad.add("images with regions that cannot be used", [each], reason)
 
     # 2. What does not fit each other.
-    for each, reason in doubtful.items():
-        bad.add("images with regions that cannot be used", [each], reason)
     folded = Counter(map(str.casefold, rows.index))
     same = [each for each in rows.index if folded[each.casefold()] > 1]
     bad.add("rows whose names differ in capitals only", same)
@@ -144,34 +158,39 @@ def _joined(flags: pd.DataFrame) -> list[str]:
 
 
 def _regions(
-    folder: Path, sizes: Mapping[str, tuple[int, int]], left_out: Sequence[str], what: str
+    folder: Path,
+    files: Collection[str],
+    sizes: Mapping[str, tuple[int, int]],
+    left_out: Sequence[str],
+    bad: Unusable,
 ) -> Regions:
     """File name → regions, from the first that is there: VGG, COCO, or the boxes of Pascal VOC or YOLO."""
     for kind, parse in (("VGG", parse_vgg), ("COCO", parse_coco)):
         path = folder / f"{kind} JSON" / f"{kind}_fracture_masks.json"
         if path.is_file():
             return parse(path, sizes, left_out=left_out)
-    boxes = {kind: _files_of(folder / kind, sizes, suffix) for kind, suffix in _BOXES.items()}
-    if boxes["PASCAL VOC"]:
-        return parse_voc(boxes["PASCAL VOC"], sizes)
-    if boxes["YOLO"]:
-        return parse_yolo(boxes["YOLO"], sizes, ["fractured"])
+    for kind in ("PASCAL VOC", "YOLO"):
+        if labels := _labels_in(folder / kind):
+            of = label_files(files, {f"{folder.name}/{kind}/{path.name}": path for path in labels}, bad)
+            of = {name: path for name, path in of.items() if name in sizes}
+            return parse_voc(of, sizes) if kind == "PASCAL VOC" else parse_yolo(of, sizes, ["fractured"])
     raise FileNotFoundError(
-        f"{what} has no annotations of fractures in {folder}. Bring VGG JSON/VGG_fracture_masks.json."
+        f"{bad.what} has no annotations of fractures in {folder}. Bring VGG JSON/VGG_fracture_masks.json."
     )
 
 
-def _files_of(folder: Path, names: Iterable[str], suffix: str) -> dict[str, Path]:
-    """Image file name → the file of the same stem in a folder, where there is one."""
-    named = {name: folder / f"{PurePosixPath(name).stem}{suffix}" for name in names}
-    return {name: path for name, path in named.items() if path.is_file()}
+def _labels_in(folder: Path) -> list[Path]:
+    """The label files of a folder of boxes, by name; none where there is no such folder."""
+    found = folder.glob(f"[!.]*{_BOXES[folder.name]}")
+    return sorted(path for path in found if path.name != CLASSES_FILE)
 
 
 def _counts_that_differ(rows: pd.DataFrame, regions: Regions, folder: Path) -> list[str]:
     """Where dataset.csv or YOLO files count other fractures than there are polygons: in FracAtlas, thrice."""
     polygons = {each: len(regions.get(each, [])) for each in rows.index}
-    files = _files_of(folder / "YOLO", rows.index, ".txt")
-    boxes = {each: sum(map(bool, path.read_bytes().split(b"\n"))) for each, path in files.items()}
+    files = {composed(path.stem): path for path in _labels_in(folder / "YOLO")}
+    of = {each: files[stem] for each in rows.index if (stem := PurePosixPath(each).stem) in files}
+    boxes = {each: sum(map(bool, path.read_bytes().split(b"\n"))) for each, path in of.items()}
     counts = {"fracture_count of dataset.csv": dict(rows["fracture_count"]), "YOLO boxes": boxes}
     notes = []
     for source, found in counts.items():
@@ -190,8 +209,9 @@ def _published_split(folder: Path, names: Iterable[str]) -> list[str]:
         path = folder / "Utilities" / "Fracture Split" / f"{file}.csv"
         if path.is_file():
             found = read_columns(path, ["image_id"], what="split of FracAtlas", source="")
-            twice += [name for name in dict.fromkeys(found["image_id"]) if name in split]
-            split |= dict.fromkeys(found["image_id"], word)
+            listed = dict.fromkeys(map(composed, found["image_id"].dropna()), word)
+            twice += [name for name in listed if name in split]
+            split |= listed
     if twice:
         raise ValueError(
             f"FracAtlas' splits in {folder / 'Utilities'} share images ({len(twice)}): {listing(twice)}. "

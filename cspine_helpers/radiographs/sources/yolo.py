@@ -14,9 +14,19 @@ from cspine_helpers.files.paths import listing
 from cspine_helpers.files.records import nearest, parse_json
 from cspine_helpers.files.tables import utf8
 from cspine_helpers.radiographs.annotations import Regions, UnusableAnnotations, parse_yolo
-from cspine_helpers.radiographs.image_ids import file_ids
-from cspine_helpers.radiographs.sources.source import Source, Unusable, image_files, readable_size, required
+from cspine_helpers.radiographs.image_ids import composed, file_ids
+from cspine_helpers.radiographs.sources.source import (
+    CLASSES_FILE,
+    Source,
+    Unusable,
+    image_files,
+    label_files,
+    on_disk,
+    readable_size,
+    required,
+)
 
+_NO_VALUE = (ValueError, LookupError, AttributeError, TypeError, RecursionError)  # as of the day 2020-13-45
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm")
 
 
@@ -33,7 +43,8 @@ def read_yolo(
 
     An image is of label 1 where it has a line of such a class. An empty label file says that an image shows
     none; an image without one is refused: nobody said what it shows. Boxes become polygons of four corners.
-    Varied copies of one original, which Roboflow names `<original>.rf.<hash>`, are one patient's.
+    Varied copies of one original, which Roboflow names `<original>.rf.<hash>`, are one patient's; whether
+    another original is this patient's, too, names do not tell.
 
     Args:
         folder: with `data.yaml` and the folders that it names.
@@ -63,31 +74,18 @@ def read_yolo(
         at = images.relative_to(folder) if images.is_relative_to(folder) else images
         files = image_files(images, at, bad)
         where = _labels_of(images, what)
-        texts = {path.stem: path for path in where.glob("[!.]*.txt") if path.name != "classes.txt"}
-        stems = Counter(path.stem for path in files)
+        texts = sorted(path for path in where.glob("[!.]*.txt") if path.name != CLASSES_FILE)
         others = [path for path in files if path.suffix.lower() not in _SUFFIXES]
         bad.add("files among the images that are no image by their name", _named(at, others))
-        files = [path for path in files if path not in others]
-        bad.add(
-            "images that share a label file", _named(at, (path for path in files if stems[path.stem] > 1))
-        )
-        bad.add(
-            "images without a label file (an empty one says intact)",
-            _named(at, (path for path in files if path.stem not in texts)),
-        )
-        bad.add(
-            "label files without an image",
-            _named(at.parent / where.name, (path for stem, path in texts.items() if stem not in stems)),
-        )
+        pictures = {(at / path.name).as_posix(): path for path in files if path not in others}
+        named = _named(at.parent / where.name, texts)
+        labelled = label_files(pictures, dict(zip(named, texts, strict=True)), bad)
         # 2. Their regions.
-        for path in files:
-            original = (at / path.name).as_posix()
-            if path.stem not in texts:
-                continue
-            size = readable_size(path)
-            sizes = {path.name: size or (1, 1)}  # what cannot be read, `consolidate` names
+        for original, text in labelled.items():
+            size = readable_size(pictures[original])
+            sizes = {original: size or (1, 1)}  # what cannot be read, `consolidate` names
             try:
-                marks = parse_yolo({path.name: texts[path.stem]}, sizes, names)[path.name]
+                marks = parse_yolo({original: text}, sizes, names)[original]
             except UnusableAnnotations as error:
                 for kind, lines in error.faults.items():
                     bad.add(f"label files: {kind.lower()}", [original], listing(lines, quoted=False))
@@ -98,7 +96,7 @@ def read_yolo(
     left_out = bad.settle(skip=skip_unusable)
     table = pd.DataFrame(rows, columns=["original", "label", "split"])
     table = table[~table["original"].isin(left_out)].sort_values("original", ignore_index=True)
-    table["patient"] = _copies(table["original"].tolist())
+    table["copy_of"] = _copies(table["original"].tolist())
     return Source.of(
         name,
         folder,
@@ -118,12 +116,14 @@ def _named(folder: Path, files: Iterable[Path]) -> list[str]:
 
 def _data_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
     """What data.yaml says, and its class names by number."""
+    text = utf8(path.read_bytes(), str(path))
     try:
-        content = yaml.safe_load(utf8(path.read_bytes(), path.name))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML ({error}). Correct it.") from error
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, *_NO_VALUE) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path} is not YAML that can be read ({why}). Correct it.") from error
     names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and sorted(names) == [*range(len(names))]:
+    if isinstance(names, dict) and {*map(repr, names)} == {*map(repr, range(len(names)))}:
         names = [names[number] for number in range(len(names))]
     if not (isinstance(names, list) and names and all(isinstance(each, str) for each in names)):
         raise ValueError(
@@ -184,7 +184,7 @@ def _image_folders(folder: Path, content: Mapping[str, Any], what: str) -> Itera
         for each in named if isinstance(named, list) else [named]:
             below = re.sub(r"^(\.\./)+", "", str(each))  # as exported: ../train/images is train/images
             tried = [folder / str(content.get("path") or "") / str(each), folder / str(each), folder / below]
-            images = next((path for path in tried if path.is_dir()), None)
+            images = next((path for path in map(on_disk, tried) if path.is_dir()), None)
             if images is None:
                 raise FileNotFoundError(
                     f"{split} in data.yaml of {what} is no folder of images: {each!r}. Correct or bring it."
@@ -204,8 +204,8 @@ def _labels_of(images: Path, what: str) -> Path:
 
 
 def _copies(originals: Sequence[str]) -> list[str]:
-    """Who is the patient of images with varied copies: the name that these share; of others, empty."""
-    names = [PurePosixPath(each).name.rpartition(".rf.")[0] for each in originals]
+    """Of images with varied copies the name that these share; of others, empty."""
+    names = [composed(PurePosixPath(each).name).rpartition(".rf.")[0] for each in originals]
     several = sorted(name for name, n in Counter(names).items() if n > 1 and name)
     ids = dict(zip(several, file_ids(several), strict=True))
     return [ids.get(name, "") for name in names]
