@@ -52,7 +52,7 @@ def test_a_cohort_is_not_written_over_and_the_same_again_is_no_change(published,
     assert len(read_images(cohort)) == 24
 
 
-@pytest.mark.parametrize("name", ["images", "train.csv"])
+@pytest.mark.parametrize("name", ["images", "annotations.json", "train.csv"])
 def test_a_folder_of_something_else_is_not_touched(published, tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(FileExistsError, match=f"holds '{name}', of no whole cohort of radiographs"):
@@ -103,7 +103,7 @@ def test_a_process_killed_while_it_moves_the_files_is_continued(published, tmp_p
     monkeypatch.undo()
     assert sorted(moved) == sorted(path.name for path in folder.iterdir() if path.name != ".unfinished")
     if moves:
-        with pytest.raises(FileExistsError, match="'images', of no whole cohort of radiographs"):
+        with pytest.raises(FileExistsError, match=r"holds 'images'.*, of no whole cohort of radiographs"):
             consolidate([replace(source, table=source.table[:20])], folder, group=GroupConfig())
     assert len(consolidate([source], folder, group=GroupConfig())) == 24
     wanted = tmp_path / "wanted"

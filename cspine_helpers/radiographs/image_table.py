@@ -39,6 +39,7 @@ IMAGE_COLUMNS = (
 )
 _TEXT = [column.name for column in IMAGE_COLUMNS if column.kind in ("id", "text")]
 _WORDS = ("part", "view", "split")  # empty where nothing is known
+_PARTS = ("images", ANNOTATIONS, SOURCES, PAIRS)  # of a cohort, beside its image table
 _UNFINISHED = ".unfinished"  # where a cohort is written before it is moved into its folder
 _FORMAT = 1
 _REMEDY = "`python -m cspine_helpers radiographs --help` says how such a cohort is made."
@@ -87,9 +88,9 @@ def write_cohort(
         shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed when all was moved
         return
     is_begun = _is_written(staging, table)  # by a process that was killed while it moved the files
-    moved = {"images"} if is_begun and not (staging / "images").exists() else set()
-    foreign = [name for name in ("images", "train.csv", "train_images") if (folder / name).exists()]
-    if found := [name for name in foreign if name not in moved]:
+    moved = {name for name in _PARTS if is_begun and not (staging / name).exists()}
+    held = [name for name in (*_PARTS, "train.csv", "train_images") if (folder / name).exists()]
+    if found := [name for name in held if name not in moved]:
         raise FileExistsError(
             f"{folder} holds {listing(found)}, of no whole cohort of radiographs. Move that aside, or make "
             "this cohort under another name."
@@ -117,7 +118,7 @@ def write_cohort(
             raise
 
     # 3. Into it.
-    for name in ("images", ANNOTATIONS, SOURCES, PAIRS, IMAGES):
+    for name in (*_PARTS, IMAGES):
         if (staging / name).exists():
             (staging / name).replace(folder / name)
     shutil.rmtree(staging, ignore_errors=True)
