@@ -79,6 +79,7 @@ def test_a_folder_of_radiographs_is_answered_and_damage_is_a_status(of_radiograp
         ("--run one --images nowhere", "No folder at nowhere"),
         ("--run two --study 1", "--study cannot be used with a run of radiographs"),
         ("--run two --threshold 0.5", "--threshold is for --images"),
+        ("--run two --inverted", "--inverted is for --images"),
         ("--run two --skip-unusable", "--skip-unusable cannot be used with a run of radiographs"),
         ("--ensemble one two", "--ensemble needs --run"),
         ("--run nobody --images x", "No run at"),

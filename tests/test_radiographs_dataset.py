@@ -142,6 +142,7 @@ def test_an_epoch_shows_each_fracture_once_and_as_many_intact_ones():
     assert not np.array_equal(image_order(labels, seed=1, epoch=3), image_order(labels, seed=2, epoch=3))
     assert len(image_order(labels, intact=3, seed=1, epoch=0)) == 160
     assert len(image_order(labels, intact=30, seed=1, epoch=0)) == 500  # there are no more
+    assert len(image_order(labels, intact=0.001, seed=1, epoch=0)) == 41  # one at least
     assert sorted(image_order(labels, intact=None, seed=1, epoch=0)) == list(range(500))
 
 

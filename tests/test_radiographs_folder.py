@@ -65,7 +65,7 @@ def xrays(tmp_path_factory) -> Path:
     return folder
 
 
-def write_dicom(pixels, path):
+def write_dicom(pixels, path, photometric="MONOCHROME2"):
     found = pydicom.Dataset()
     found.file_meta = pydicom.dataset.FileMetaDataset()
     found.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
@@ -74,8 +74,17 @@ def write_dicom(pixels, path):
     found.SOPClassUID, found.SOPInstanceUID, found.Modality = found.file_meta[0x00020002].value, "1.2.3", "CR"
     found.Rows, found.Columns = pixels.shape
     found.SamplesPerPixel, found.BitsAllocated, found.BitsStored, found.HighBit = 1, 8, 8, 7
-    found.PixelRepresentation, found.PhotometricInterpretation = 0, "MONOCHROME2"
+    found.PixelRepresentation, found.PhotometricInterpretation = 0, photometric
     found.PixelData = pixels.tobytes()
+    found.save_as(path, enforce_file_format=True)
+
+
+def write_dicom_without_image(path, sop_class):
+    found = pydicom.Dataset()
+    found.file_meta = pydicom.dataset.FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    found.file_meta.MediaStorageSOPClassUID, found.file_meta.MediaStorageSOPInstanceUID = sop_class, "1.2"
+    found.FileSetID, found.DirectoryRecordSequence = "X", []
     found.save_as(path, enforce_file_format=True)
 
 
@@ -163,6 +172,125 @@ def test_a_picture_of_a_name_that_is_too_long_with_its_ending_has_a_shorter_one(
     found = predict_folder(made("one"), folder, tmp_path / "out", threshold=0.0)
     assert len(found.table) == 2
     assert len({*(tmp_path / "out" / "overlays").iterdir()}) == 2
+
+
+def test_no_name_is_in_the_way_of_anothers_picture(xrays, made, tmp_path):
+    """A file x beside a folder x.png; names alike but for capitals; a folder too long as text."""
+    (folder := tmp_path / "names").mkdir()
+    deep = os.fsdecode(b"\xe9" * 60)
+    names = ["X.png/y.png", "a.png", "A.PNG", "a.png-2", f"{deep}/z.png", "x"]
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(xrays / ("ward 3/IM000001" if name in ("x", "a.png-2") else "a.png"), folder / name)
+    found = predict_folder(made("one"), folder, tmp_path / "out", threshold=0.0)
+    assert len(found.table) == 6
+    assert found.unreadable.empty
+    pictures = [path for path in (tmp_path / "out" / "overlays").rglob("*") if path.is_file()]
+    places = [path.relative_to(tmp_path / "out" / "overlays").as_posix() for path in pictures]
+    assert len({place.casefold() for place in places}) == 6
+    assert {"X.png/y.png.png", "x-2.png"} <= {*places}
+
+
+def test_what_cannot_be_opened_is_named_and_the_rest_is_answered(xrays, made, tmp_path, monkeypatch):
+    (folder := tmp_path / "some").mkdir()
+    (folder / "closed").mkdir()
+    for name in ("open.png", "closed/in.png", "locked"):
+        shutil.copyfile(xrays / "a.png", folder / name)
+    scan, is_dicom = os.scandir, room._is_dicom
+
+    def scandir(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    def opened(path):
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dicom(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(room, "_is_dicom", opened)
+    found = predict_folder(made("one"), folder, tmp_path / "out", threshold=0.5)
+    assert found.table["file"].tolist() == ["open.png"]
+    assert dict(found.unreadable.itertuples(index=False)) == {
+        "closed": "it is a folder that cannot be opened: Permission denied",
+        "locked": "Permission denied",
+    }
+    (folder / "open.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"What cannot be opened \(2\): '.*locked', '.*closed'\."):
+        find_radiographs(folder)
+
+
+def test_dicom_that_holds_no_image_is_another_file(xrays, made, tmp_path):
+    (folder := tmp_path / "cd").mkdir()
+    shutil.copyfile(xrays / "ward 3" / "IM000001", folder / "IM1")
+    for name, sop_class in {
+        "DICOMDIR": pydicom.uid.MediaStorageDirectoryStorage,
+        "SR1": pydicom.uid.BasicTextSRStorage,
+        "state.dcm": pydicom.uid.GrayscaleSoftcopyPresentationStateStorage,
+    }.items():
+        write_dicom_without_image(folder / name, sop_class)
+    write_dicom_without_image(folder / "lost.dcm", pydicom.uid.ComputedRadiographyImageStorage)
+    write_dicom_without_image(folder / "own", "1.2.3.4")  # a manufacturer's, which may be an image
+    found = predict_folder(made("one"), folder, tmp_path / "out", threshold=0.5)
+    assert found.table["file"].tolist() == ["IM1"]
+    assert found.others == 3
+    assert found.unreadable["file"].tolist() == ["lost.dcm", "own"]
+
+
+def test_pictures_known_to_be_inverted_are_turned_bright_and_dicom_is_as_it_says(made, tmp_path):
+    folder, dark = tmp_path / "bright", tmp_path / "dark"
+    pixels = draw_radiograph(np.random.default_rng(0), hardware=True).pixels
+    for place, shown in ((folder, pixels), (dark, 255 - pixels)):
+        place.mkdir()
+        Image.fromarray(shown).save(place / "a.png")
+        write_dicom(shown, place / "b.dcm", "MONOCHROME2" if place == folder else "MONOCHROME1")
+    one = predict_folder(made("one"), folder, tmp_path / "one", threshold=0.0)
+    other = predict_folder(made("one"), dark, tmp_path / "other", threshold=0.0, inverted=True)
+    pd.testing.assert_frame_equal(one.table, other.table)
+    for name in ("masks.csv", "overlays/a.png.png", "overlays/b.dcm.png"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+    assert one.table["mask_pixels"].min() > 0
+
+
+@pytest.mark.parametrize("options", [[], ["--inverted"]])
+def test_the_command_passes_on_that_pictures_are_inverted(monkeypatch, options):
+    asked = []
+
+    def predicted(run, folder, out, **each):
+        asked.append(each["inverted"])
+        return SimpleNamespace(summary=str, unreadable=[])
+
+    monkeypatch.setattr(room, "predict_folder", predicted)
+    assert main(["predict", "--images", "xrays", "--device", "cpu", *options]) == 0
+    assert asked == [bool(options)]
+
+
+@pytest.mark.slow
+def test_large_cmyk_animated_and_misnamed_files_are_answered_or_named(made, tmp_path):
+    (folder := tmp_path / "kinds").mkdir()
+    pixels = draw_radiograph(np.random.default_rng(0), hardware=True, height=160, width=125).pixels
+    picture = Image.fromarray(pixels)
+    Image.fromarray(pixels.repeat(50, 0).repeat(50, 1)).save(folder / "large.png", compress_level=1)
+    picture.convert("RGB").convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    picture.save(folder / "moving.gif", save_all=True, append_images=[Image.fromarray(pixels // 2)])
+    picture.save(folder / "png.jpg", format="png")
+    write_dicom(pixels, folder / "dicom.png")
+    picture.save(folder / "jpeg.dcm", format="jpeg", quality=95)
+    found = predict_folder(made("one"), folder, tmp_path / "out", threshold=0.0)
+    table = found.table.set_index("file")
+    assert sorted(table.index) == ["cmyk.jpg", "dicom.png", "jpeg.dcm", "large.png", "png.jpg"]
+    assert table.loc["large.png", "height"] * table.loc["large.png", "width"] == 50_000_000
+    assert table.loc["png.jpg", "probability"] == table.loc["dicom.png", "probability"]
+    assert np.ptp(table["probability"]) < 0.05
+    assert found.unreadable.to_dict("records") == [
+        {"file": "moving.gif", "reason": "it is animated or has pages, 2 images in one file"}
+    ]
+    masks = pd.read_csv(tmp_path / "out" / "masks.csv").set_index("file")
+    large = decode_rle(masks.loc["large.png", "mask"], 8_000, 6_250)
+    assert large.sum() == table.loc["large.png", "mask_pixels"] > 0
+    with Image.open(tmp_path / "out" / "overlays" / "large.png.png") as drawn:
+        assert drawn.size == (6_250, 8_000)
 
 
 def test_what_is_called_is_what_label_1_means(made, xrays, tmp_path):
@@ -268,11 +396,11 @@ def test_what_is_there_is_replaced_only_when_asked_and_only_when_it_is_from_here
 def test_a_stop_leaves_nothing_behind(made, xrays, tmp_path, monkeypatch):
     real, calls = room.read_radiograph, []
 
-    def read(path):
+    def read(path, **options):
         calls.append(path)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return real(path)
+        return real(path, **options)
 
     monkeypatch.setattr(room, "read_radiograph", read)
     with pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,10 @@ from PIL import Image, ImageOps
 from radiograph_folders import change
 
 from cspine_helpers.files.paths import sha256_of
+from cspine_helpers.radiographs import image_table
+from cspine_helpers.radiographs.cohort import copy_images
 from cspine_helpers.radiographs.consolidation import consolidate
+from cspine_helpers.radiographs.groups import GroupConfig
 from cspine_helpers.radiographs.image_table import read_images, read_regions, read_sources
 from cspine_helpers.radiographs.sources.fracatlas import read_fracatlas
 
@@ -49,7 +52,7 @@ def test_a_cohort_is_not_written_over_and_the_same_again_is_no_change(published,
     assert len(read_images(cohort)) == 24
 
 
-@pytest.mark.parametrize("name", ["images", "train.csv"])
+@pytest.mark.parametrize("name", ["images", "annotations.json", "train.csv"])
 def test_a_folder_of_something_else_is_not_touched(published, tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(FileExistsError, match=f"holds '{name}', of no whole cohort of radiographs"):
@@ -58,21 +61,77 @@ def test_a_folder_of_something_else_is_not_touched(published, tmp_path, name):
 
 
 def test_what_a_killed_process_left_is_made_again(published, tmp_path):
-    (tmp_path / ".images").mkdir()
-    (tmp_path / ".images" / "half.jpg").write_bytes(b"x")
+    (tmp_path / ".unfinished" / "images").mkdir(parents=True)
+    (tmp_path / ".unfinished" / "images" / "half.jpg").write_bytes(b"x")
     consolidate([read_fracatlas(published / "source")], tmp_path)
     assert len([*(tmp_path / "images").iterdir()]) == 24
-    assert not (tmp_path / ".images").exists()
+    assert not (tmp_path / ".unfinished").exists()
 
 
-def test_a_failure_while_writing_leaves_no_cohort(published, tmp_path, monkeypatch):
+@pytest.mark.parametrize("writes", ["write_table", "write_sealed", "atomic_path", "shutil.copyfile"])
+def test_a_failure_while_writing_leaves_nothing_and_the_same_call_then_succeeds(
+    published, tmp_path, monkeypatch, writes
+):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shutil.copyfile", full)
+    source, folder = read_fracatlas(published / "source"), tmp_path / "cohort"
+    monkeypatch.setattr(writes if "." in writes else f"{image_table.__name__}.{writes}", full)
     with pytest.raises(OSError, match="No space left"):
-        consolidate([read_fracatlas(published / "source")], tmp_path / "cohort", copy=True)
-    assert [*(tmp_path / "cohort").iterdir()] == []
+        consolidate([source], folder, copy=True)
+    assert [*folder.iterdir()] == []
+    monkeypatch.undo()
+    assert len(consolidate([source], folder, copy=True)) == 24
+
+
+@pytest.mark.parametrize("moves", [0, 1, 4])
+def test_a_process_killed_while_it_moves_the_files_is_continued(published, tmp_path, monkeypatch, moves):
+    real, moved = Path.replace, []
+
+    def dying(path: Path, target: Path) -> Path:
+        if path.parent.name != ".unfinished":
+            return real(path, target)
+        if len(moved) == moves:
+            raise KeyboardInterrupt
+        moved.append(path.name)
+        return real(path, target)
+
+    source, folder = read_fracatlas(published / "source"), tmp_path / "cohort"
+    monkeypatch.setattr(Path, "replace", dying)
+    with pytest.raises(KeyboardInterrupt):
+        consolidate([source], folder, group=GroupConfig())
+    monkeypatch.undo()
+    assert sorted(moved) == sorted(path.name for path in folder.iterdir() if path.name != ".unfinished")
+    if moves:
+        with pytest.raises(FileExistsError, match=r"holds 'images'.*, of no whole cohort of radiographs"):
+            consolidate([replace(source, table=source.table[:20])], folder, group=GroupConfig())
+    assert len(consolidate([source], folder, group=GroupConfig())) == 24
+    wanted = tmp_path / "wanted"
+    consolidate([source], wanted, group=GroupConfig())
+    contents = [
+        {path.name: path.is_dir() or path.read_bytes() for path in its.iterdir()} for its in (folder, wanted)
+    ]
+    assert contents[0] == contents[1]
+    assert len([*(folder / "images").iterdir()]) == 24
+
+
+def test_images_of_somebody_else_are_not_taken_for_those_of_a_killed_process(
+    published, tmp_path, monkeypatch
+):
+    source, folder = read_fracatlas(published / "source"), tmp_path / "cohort"
+    monkeypatch.setattr(Path, "replace", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        consolidate([source], folder)
+    monkeypatch.undo()
+    (folder / "images").mkdir()
+    (folder / "images" / "own.png").write_bytes(b"x")
+    with pytest.raises(FileExistsError, match="holds 'images', of no whole cohort of radiographs"):
+        consolidate([source], folder)
+    assert [path.name for path in (folder / "images").iterdir()] == ["own.png"]
+
+
+def _killed(path: Path, target: Path) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("copy", [True, False])
@@ -124,11 +183,47 @@ def test_an_image_table_that_breaks_a_rule_is_refused(published, tmp_path, colum
 def test_annotations_of_other_images_are_refused(published, tmp_path):
     cohort = shutil.copytree(published / "cohort", tmp_path / "cohort", symlinks=True)
     change(cohort / "annotations.json", "images/IMG0000000.jpg", "images/IMG9999999.jpg")
-    with pytest.raises(ValueError, match=r"of other images than images.csv \(2\)"):
+    with pytest.raises(ValueError, match=r"images that are not there \(1\): 'images/IMG9999999.jpg'"):
         read_regions(cohort)
     (cohort / "annotations.json").unlink()
     with pytest.raises(FileNotFoundError, match="No annotations"):
         read_regions(cohort)
+
+
+OUTSIDE = [1000, 1000, 2000, 1000, 2000, 2000]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "says"),
+    [
+        ("file", [], "holds no object of annotations but list"),
+        ("file", {"annotations": [], "categories": []}, "lacks COCO's lists of images, annotations"),
+        ("images", [], r"does not name 24 of the images of images.csv: 'images/IMG0000000.jpg', .* 14 more"),
+        ("image_id", 999, r"Annotations of no image \(9\): 'annotation 1: 999', "),
+        ("category_id", 7, r"Annotations of no category \(9\): 'annotation 1: 7', "),
+        ("segmentation", [[1, 2, 3]], r"Polygons with not as many x as y \(9\): .*IMG0000000"),
+        ("segmentation", [["a", "b", "c", "d"]], r"Coordinates that are no numbers \(9\)"),
+        ("segmentation", [[1, 1, 2, 1]], r"Polygons of fewer than three points \(9\)"),
+        ("segmentation", [OUTSIDE], r"Regions that reach out of their image \(9\)"),
+        ("segmentation", {"counts": [1]}, r"Run-length masks where polygons are read \(9\)"),
+    ],
+)
+def test_damaged_annotations_are_refused_and_all_of_them_named(published, tmp_path, part, change, says):
+    cohort = shutil.copytree(published / "cohort", tmp_path / "cohort", symlinks=True)
+    path = cohort / "annotations.json"
+    coco = json.loads(path.read_text())
+    if part == "file":
+        coco = change
+    elif part == "images":
+        coco |= {"images": change, "annotations": []}
+    else:
+        coco["annotations"] = [each | {part: change} for each in coco["annotations"]]
+    path.write_text(json.dumps(coco))
+    with pytest.raises(ValueError, match=f"(?s){cohort}.*{says}.*radiographs --help"):
+        read_regions(cohort)
+    with pytest.raises(ValueError, match=says):
+        copy_images(cohort, ["IMG0000000"], tmp_path / "some", note="")
+    assert not (tmp_path / "some").exists()
 
 
 def test_where_no_cohort_is_it_says_how_one_is_made(tmp_path):

@@ -147,6 +147,11 @@ def test_a_picture_known_to_be_inverted_is_turned_bright(tmp_path):
     np.testing.assert_array_equal(read_radiograph(path, inverted=True), limb())
 
 
+def test_a_tiff_says_itself_whether_it_is_inverted(tmp_path):
+    path = saved(Image.fromarray(limb()), tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_radiograph(path, inverted=True), limb())
+
+
 def test_colour_becomes_luminance(tmp_path):
     """ITU-R 601, as JPEG and PIL have it; a grey written in colours stays as it is."""
     colours = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)

@@ -149,12 +149,15 @@ def test_damaged_images_are_named_and_the_others_packed(own_packed):
         RadiographDataset(table, own_packed)
 
 
-def test_outlines_beside_their_image_are_refused(own_packed):
-    annotations = json.loads((own_packed.parent / "annotations.json").read_text())
-    lines = annotations["annotations"][-1]["segmentation"]
-    annotations["annotations"][-1]["segmentation"] = [[at + 1000 for at in line] for line in lines]
-    (own_packed.parent / "annotations.json").write_text(json.dumps(annotations))
-    with pytest.raises(ValueError, match=r"1 of 24 images cannot be packed: \w+ \(its outlines lie beside"):
+def test_outlines_beside_their_image_are_refused(own_packed, monkeypatch):
+    regions = read_regions(own_packed.parent)
+    name = next(image for image, outlines in regions.items() if outlines)
+    regions[name] = [points + 1000 for points in regions[name]]
+    monkeypatch.setattr(room, "read_regions", lambda folder: regions)
+    (own_packed / "masks" / f"{name}.npy").unlink()
+    with pytest.raises(
+        ValueError, match=rf"1 of 24 images cannot be packed: {name} \(its outlines lie beside"
+    ):
         pack_images(own_packed.parent, SMALL)
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from cspine_helpers.checkpoints import load_run
 from cspine_helpers.labels import UID
 from cspine_helpers.radiographs import mask_cases, task
-from cspine_helpers.radiographs.cohort import read_radiograph_cohort
+from cspine_helpers.radiographs.cohort import RadiographCohort, read_radiograph_cohort
 from cspine_helpers.radiographs.dataset import RadiographDataset, image_loader
 from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel
 from cspine_helpers.radiographs.packing import ImagePackConfig, pack_images
@@ -33,7 +33,7 @@ from cspine_helpers.radiographs.task import (
     radiograph_settings_of,
     train_radiographs,
 )
-from cspine_helpers.runs import read_history, read_record
+from cspine_helpers.runs import read_history, read_record, write_record
 from cspine_helpers.splits import read_split, write_split
 from cspine_helpers.training import trainer
 from cspine_helpers.training.config import best_epoch
@@ -214,6 +214,71 @@ def test_an_epoch_shows_every_fractured_image_and_as_many_intact_ones(cohort):
         assert len(each - fractured) == len(fractured)
     assert (epochs[0] & epochs[1]) == fractured  # eleven intact ones take turns, five an epoch
     assert (epochs[0] | epochs[1]) - fractured < intact
+
+
+def test_an_epoch_shows_one_intact_image_at_least(cohort):
+    mine = task_of(cohort, replace(CONFIG, intact=0.001))
+    assert [len(shown(mine, epoch)) for epoch in (1, 2)] == [6, 6]  # five of them fractured
+
+
+def metal(cohort: Path, hardware) -> RadiographCohort:
+    """The cohort, with other images that have hardware: of the table's place → 0, 1 or nothing."""
+    known = read_radiograph_cohort(cohort)
+    values = [hardware(place, row) for place, row in enumerate(known.images.itertuples())]
+    return replace(known, images=known.images.assign(hardware=pd.array(values, dtype="Int64")))
+
+
+def test_without_hardware_no_image_with_metal_is_drawn_and_validation_keeps_its_own(cohort):
+    known = metal(cohort, lambda place, row: int(place % 4 == 0))
+    config = replace(HARD, hardware=False, hard_after=0)
+    mine = RadiographTask(known, MODEL, config, RULE, Accelerator(cpu=True))
+    train, names = known.of("train"), mine._seen._images.astype(str)
+    drawn = {names[row] for epoch in range(1, 6) for row in shown(mine, epoch)}
+    has_metal = train["hardware"] == 1
+    assert 0 < train["label"][has_metal].sum() < has_metal.sum()
+    assert not drawn & {*train["image"][has_metal]}
+    assert {*train["image"][~has_metal & (train["label"] == 1)]} < drawn
+    assert len(mine._held_out) == len(known.of("validation"))
+    (row,) = np.flatnonzero(train["image"] == names[-1])  # hard images are looked for among the same
+    np.testing.assert_allclose(
+        mine._marks(np.array([len(names) - 1])), task_of(cohort)._marks(np.array([row])), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("hardware", "said"),
+    [
+        (
+            lambda place, row: row.label,
+            r"Split 'train' holds 0 fractured of 11 images without hardware; trai",
+        ),
+        (lambda place, row: 1 - row.label, r"Split 'train' holds 5 fractured of 5 images without hardware"),
+        (lambda place, row: None, r"of 16 of 16 training images nobody stated whether .* and 6 more\. State"),
+        (
+            lambda place, row: None if place == 0 else 0,
+            r"of 1 of 16 training images .*: 'IMG0000000'\. State",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_without_hardware_is_a_sentence(cohort, tmp_path, hardware, said):
+    config = replace(CONFIG, hardware=False)
+    with pytest.raises(ValueError, match=said):
+        train_radiographs(metal(cohort, hardware), tmp_path / "run", model=MODEL, config=config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_from_before_hardware_was_a_setting_is_read_and_resumed(cohort, run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    record = read_record(folder)
+    assert record["train"].pop("hardware") is True
+    write_record(folder, record)
+    assert load_radiograph_run(folder).config == MODEL
+    assert radiograph_settings_of(folder / "run.json").train == HARD
+    again = train_radiographs(cohort, folder, model=MODEL, config=HARD, resume=True)
+    pd.testing.assert_frame_equal(again, run[1], check_dtype=False)
+    bare = replace(HARD, hardware=False)
+    with pytest.raises(ValueError, match=r"another setting: train\.hardware is True, not False\."):
+        train_radiographs(cohort, folder, model=MODEL, config=bare, resume=True)
 
 
 def test_hard_images_are_those_that_the_model_marks_most(cohort, monkeypatch):

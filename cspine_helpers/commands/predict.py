@@ -55,6 +55,11 @@ def _predict_options(parser: ArgumentParser) -> None:
         "checkpoints/<run>/images/<name of FOLDER>)",
     )
     images.add_argument(
+        "--inverted",
+        action="store_true",
+        help="with --images: bone is dark in these PNG or JPEG files; DICOM and TIFF say so themselves",
+    )
+    images.add_argument(
         "--blend",
         action="store_true",
         help="of a cohort: first choose on validation how class, mask and runs are blended, blend.json",
@@ -84,6 +89,8 @@ def _predict(options: Namespace) -> int:
 
     if options.images:
         return _predict_images(options)
+    if options.inverted:
+        raise ValueError("--inverted is for --images, a folder of radiographs. Name it, or leave this out.")
     if of_radiographs(paths.run_dir(options.ensemble[0]) if options.ensemble else named_run(options)):
         return _predict_radiographs(options)
     if options.blend:
@@ -230,6 +237,7 @@ def _predict_images(options: Namespace) -> int:
         tta=options.tta,
         threshold=options.threshold,
         device=named_device(options.device),
+        inverted=options.inverted,
         replace=options.replace,
     )
     print(answer.summary())

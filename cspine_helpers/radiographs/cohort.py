@@ -14,6 +14,7 @@ from cspine_helpers.radiographs.image_table import (
     ANNOTATIONS,
     IMAGES,
     read_images,
+    read_regions,
     read_sources,
     write_cohort,
 )
@@ -160,7 +161,7 @@ def copy_images(
 
     Raises:
         FileExistsError: another cohort is at `target`.
-        ValueError: the cohort does not hold all the images, or none is named.
+        ValueError: the cohort does not hold all the images, or none is named; its annotations are damaged.
 
     Example:
         >>> some = copy_images(radiographs, ["IMG0000000", "IMG0000001"], "some", note="the first two")
@@ -182,6 +183,7 @@ def copy_images(
     where = {name: str(whole.folder / file) for name, file in zip(names, table["file"], strict=True)}
 
     # 2. Outlines and sources of these.
+    read_regions(whole.folder)  # refuses damaged ones
     coco = parse_json((whole.folder / ANNOTATIONS).read_bytes(), ANNOTATIONS)
     new = dict(zip(table["file"], names, strict=True))
     entries = [

@@ -151,6 +151,16 @@ class RadiographDataset(Dataset[dict[str, Tensor]]):
             cv2.resize(mask, size, dst=mask_place, interpolation=cv2.INTER_AREA)
 
 
+def intact_images(intact: float, fractured: int, available: int) -> int:
+    """Intact images of an epoch: `intact` for each fractured one, at least one, no more than there are.
+
+    Example:
+        >>> [intact_images(ratio, 10, 100) for ratio in (0.5, 0.001, 30)]
+        [5, 1, 100]
+    """
+    return min(max(round(intact * fractured), 1), available)
+
+
 def image_order(
     labels: np.ndarray,
     *,
@@ -163,7 +173,7 @@ def image_order(
 
     Args:
         labels: `(N,)` of 0/1.
-        intact: how many intact images for each fractured one, none twice; None: all images.
+        intact: how many intact images for each fractured one, none twice, at least one; None: all images.
         weights: `(N,)`, an intact image is drawn the more readily the larger its own, at 0 never; None: all
             alike.
         seed: of the training.
@@ -181,7 +191,7 @@ def image_order(
         return rng.permutation(len(labels))
     fractured, others = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     chances = np.ones(len(others)) if weights is None else np.asarray(weights, dtype=float)[others]
-    wanted = min(round(intact * len(fractured)), int(np.count_nonzero(chances)))
+    wanted = intact_images(intact, len(fractured), int(np.count_nonzero(chances)))
     if not len(fractured) or not wanted:
         raise ValueError(
             f"An epoch needs fractured and intact images; found {len(fractured)} fractured and "

@@ -7,11 +7,12 @@ leaves nothing behind.
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -32,7 +33,7 @@ from cspine_helpers.radiographs.annotations import encode_rle
 from cspine_helpers.radiographs.blend import BLEND, read_blend
 from cspine_helpers.radiographs.cohort import SPLIT, is_radiographs, read_radiograph_cohort
 from cspine_helpers.radiographs.image_ids import file_ids
-from cspine_helpers.radiographs.images import Frame, read_radiograph, why_unusable
+from cspine_helpers.radiographs.images import Frame, holds_no_image, read_radiograph, why_unusable
 from cspine_helpers.radiographs.maps import map_radiographs
 from cspine_helpers.radiographs.masks import MASKS
 from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel
@@ -41,10 +42,11 @@ from cspine_helpers.runs import recorded_cohort
 from cspine_helpers.splits import split_hash
 
 UNREADABLE, OVERLAYS, MAPS = "unreadable.csv", "overlays", "maps.csv"
+_OF_DICOM = (".dcm", ".dicom", ".ima")
 SUFFIXES = frozenset(
     (
         *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
-        *(".jp2", ".j2k", ".pgm", ".pnm", ".dcm", ".dicom", ".ima"),
+        *(".jp2", ".j2k", ".pgm", ".pnm", *_OF_DICOM),
     )
 )
 _DICOM_MARK, _PREAMBLE = b"DICM", 128  # bytes of a DICOM file, and where they are
@@ -64,8 +66,8 @@ class FolderPrediction:
         table: one row an image: `file` (below the folder that was asked about), `probability`, `called` (0/1,
             at or above the threshold), `mask_pixels`, `height`, `width`, `trained_on` (1 where the run was
             trained on these pixels; missing where that is not known).
-        unreadable: `file` and `reason`.
-        others: how many files are no radiographs by their name.
+        unreadable: `file` and `reason`; a folder that cannot be opened, too.
+        others: how many files are no radiographs by their name, or DICOM that holds no image.
         threshold: probability from which an image is called.
         threshold_source: `frozen decision`, `blend.json`, `run.json` or `given`.
         warnings: what to know before believing it, a sentence each.
@@ -92,18 +94,37 @@ class FolderPrediction:
             names = listing(self.unreadable["file"])
             lines.append(f"Not readable ({len(self.unreadable):,}), see {UNREADABLE}: {names}")
         if self.others:
-            lines.append(f"{self.others:,} files are no images by their names, and were left alone.")
+            lines.append(
+                f"{self.others:,} files are no images by their names, or DICOM without one: they were left "
+                "alone."
+            )
         lines += [f"Warning: {text}" for text in self.warnings]
         return "\n".join([*lines, f"{NOTICE} The absence of a call is no all-clear."])
 
 
-def find_radiographs(folder: str | Path) -> tuple[list[Path], int]:
-    """Images below a folder, sorted, by their names, DICOM files without one by content; and how many others.
+class Search(NamedTuple):
+    """What `find_radiographs` found.
 
-    Hidden files and folders are passed over, links to folders not followed.
+    Attributes:
+        files: images, sorted.
+        others: how many files are none.
+        closed: what cannot be opened, folders too → why.
+    """
+
+    files: list[Path]
+    others: int
+    closed: dict[Path, str]
+
+
+def find_radiographs(folder: str | Path) -> Search:
+    """Images below a folder, by their names, DICOM files without one by content.
+
+    Hidden files and folders are passed over, links to folders not followed. DICOM that holds no image, such
+    as the directory of a CD, is none.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
+        ImportError: there is DICOM, and the libraries of the group ct are not installed.
 
     Example:
         >>> find_radiographs("nowhere")
@@ -114,20 +135,40 @@ def find_radiographs(folder: str | Path) -> tuple[list[Path], int]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"No folder at {folder}. Name one that holds radiographs.")
-    found, others = [], 0
-    for where, folders, names in os.walk(folder):
+    found, others, closed = [], 0, dict[Path, str]()
+
+    def refused(error: OSError) -> None:
+        closed[Path(error.filename or folder)] = (
+            f"it is a folder that cannot be opened: {why_unusable(error)}"
+        )
+
+    for where, folders, names in os.walk(folder, onerror=refused):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(where, name) for name in sorted(names) if not name.startswith(".")):
-            if path.suffix.lower() in SUFFIXES or _is_dicom(path):
+            try:
+                is_image = _is_image(path)
+            except OSError as error:
+                closed[path] = why_unusable(error)
+                continue
+            if is_image:
                 found.append(path)
             else:
                 others += 1
     if not found:
+        shut = f" What cannot be opened ({len(closed):,}): {listing(map(str, closed))}." if closed else ""
         raise FileNotFoundError(
             f"No radiograph in {folder}, nor in its folders ({others:,} other files). They are known by "
-            f"{listing(sorted(SUFFIXES), quoted=False)}, DICOM files by their content, too."
+            f"{listing(sorted(SUFFIXES), quoted=False)}, DICOM files by their content, too.{shut}"
         )
-    return found, others
+    return Search(found, others, closed)
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file is an image by its name, or DICOM that may hold one."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES and (suffix not in _OF_DICOM or not path.is_file()):
+        return True
+    return (suffix in _OF_DICOM or _is_dicom(path)) and not holds_no_image(path)
 
 
 def _is_dicom(path: Path) -> bool:
@@ -147,6 +188,7 @@ def predict_folder(
     threshold: float | None = None,
     device: str = "cpu",
     overlays: bool = True,
+    inverted: bool = False,
     replace: bool = False,
 ) -> FolderPrediction:
     """Predict every radiograph of a folder, and of the folders in it.
@@ -164,6 +206,7 @@ def predict_folder(
             frozen blend, else the one that training chose.
         device: "cpu" or "cuda".
         overlays: whether pictures are written.
+        inverted: whether bone is dark in these PNG or JPEG files; DICOM and TIFF say so themselves.
         replace: replace what an earlier call wrote there.
 
     Raises:
@@ -183,16 +226,16 @@ def predict_folder(
     folder, out = Path(folder), Path(out)
     _check_apart(folder, out)
     _check_free(out, replace=replace)
-    files, others = find_radiographs(folder)
+    files, others, closed = find_radiographs(folder)
     predictor = Predictor.of(run_folder, tta=tta, device=device)
     limit, source = image_threshold(predictor, threshold)
     known = _Training.of(predictor)
 
     # 2. Each image.
     rows, masks = [], []
-    unreadable: list[dict[str, str]] = []
+    pictures, unreadable = _pictures([_name(path, folder) for path in files]), _closed(closed, folder)
     with _staged(out, replace=replace) as staging:
-        for path, name, image in _readable(files, folder, "predict", unreadable):
+        for path, name, image in _readable(files, folder, "predict", unreadable, inverted=inverted):
             answer = predictor.predict(image)
             called = answer.probability >= limit
             rows.append(
@@ -202,7 +245,7 @@ def predict_folder(
                 size = {"height": image.shape[0], "width": image.shape[1]}
                 masks.append({"file": name, **size, "mask": encode_rle(answer.mask)})
                 if overlays and (called or answer.mask.any()):
-                    write_overlay(image, answer.mask, staging / OVERLAYS / _picture(name))
+                    write_overlay(image, answer.mask, staging / OVERLAYS / pictures[name])
 
         # 3. The tables.
         table = pd.DataFrame(rows, columns=_COLUMNS).astype({"trained_on": "Int64"})
@@ -257,16 +300,16 @@ def explain_folder(
     folder, out = Path(folder), Path(out)
     _check_apart(folder, out)
     _check_free(out, replace=replace)
-    files, _ = find_radiographs(folder)
+    files, _, closed = find_radiographs(folder)
     size, rows = {"long": run.config.long, "short": run.config.short}, []
-    unreadable: list[dict[str, str]] = []
+    pictures, unreadable = _pictures([_name(path, folder) for path in files]), _closed(closed, folder)
     with _staged(out, replace=replace) as staging:
         for _, name, image in _readable(files, folder, method, unreadable):
             pixels = Frame.of(*image.shape, **size).pixels(image)
             found = map_radiographs(run, pixels[None], method=method, layer=layer)
             values = found.on_radiograph(0, *image.shape)
             place = _highest(values)
-            write_map_overlay(image, values, staging / OVERLAYS / _picture(name))
+            write_map_overlay(image, values, staging / OVERLAYS / pictures[name])
             y, x = place or (pd.NA, pd.NA)
             height, width = image.shape
             row = (name, float(found.probability[0]), method, float(values.max()), x, y, height, width)
@@ -317,10 +360,36 @@ def _row(
     }
 
 
-def _picture(name: str) -> str:
-    """Where below `overlays/` a file's picture goes: its name and `.png`, hashed where that is too long."""
-    head, slash, end = name.rpartition("/")
-    return f"{head}{slash}{end if len(end.encode()) <= _LONGEST else file_ids([end], [name])[0]}.png"
+def _name(path: Path, folder: Path) -> str:
+    """How answers call a file: its path below the folder that was asked about, as text."""
+    return printable(path.relative_to(folder).as_posix())
+
+
+def _closed(closed: dict[Path, str], folder: Path) -> list[dict[str, str]]:
+    """Rows of `unreadable.csv`."""
+    return [{"file": _name(path, folder), "reason": why} for path, why in closed.items()]
+
+
+def _pictures(names: Sequence[str]) -> dict[str, str]:
+    """Name of a file → where below `overlays/` its picture goes: that name and `.png`.
+
+    Hashed where it is too long for a disk, numbered where another picture or a folder has it, as a file x
+    beside a folder x.png.
+    """
+    fitting = {name: PurePosixPath(*map(_fitting, PurePosixPath(name).parts)) for name in names}
+    taken = {str(folder).casefold() for path in fitting.values() for folder in path.parents}
+    found = {}
+    for name, path in fitting.items():
+        marks = chain([""], (f"-{number}" for number in count(2)))
+        free = (f"{path}{mark}.png" for mark in marks)
+        found[name] = next(picture for picture in free if picture.casefold() not in taken)
+        taken.add(found[name].casefold())
+    return found
+
+
+def _fitting(part: str) -> str:
+    """A part of a path, short enough for a disk with the ending of a picture."""
+    return part if len(part.encode()) <= _LONGEST else file_ids([part])[0]
 
 
 def write_overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], path: Path) -> None:
@@ -340,13 +409,13 @@ def _write_png(picture: NDArray[Any], path: Path) -> None:
 
 
 def _readable(
-    files: list[Path], folder: Path, doing: str, unreadable: list[dict[str, str]]
+    files: list[Path], folder: Path, doing: str, unreadable: list[dict[str, str]], *, inverted: bool = False
 ) -> Iterator[tuple[Path, str, NDArray[np.uint8]]]:
     """Each file that can be read, its name below the folder, its pixels; the others go to `unreadable`."""
     for path in tqdm(files, desc=doing, unit="image", mininterval=1):
-        name = printable(path.relative_to(folder).as_posix())
+        name = _name(path, folder)
         try:
-            image = read_radiograph(path)
+            image = read_radiograph(path, inverted=inverted)
             _check_size(image)
         except (OSError, ValueError) as error:
             unreadable.append({"file": name, "reason": why_unusable(error)})

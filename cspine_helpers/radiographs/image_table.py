@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from cspine_helpers.files.paths import atomic_path, listing
-from cspine_helpers.files.records import parse_json, read_sealed, write_sealed
+from cspine_helpers.files.records import read_sealed, write_sealed
 from cspine_helpers.files.tables import Column, checked, read_columns, write_table
+from cspine_helpers.radiographs.annotations import parse_coco
 from cspine_helpers.radiographs.groups import Groups
 
 IMAGES, ANNOTATIONS, SOURCES, PAIRS = "images.csv", "annotations.json", "sources.json", "pairs.csv"
@@ -38,6 +39,8 @@ IMAGE_COLUMNS = (
 )
 _TEXT = [column.name for column in IMAGE_COLUMNS if column.kind in ("id", "text")]
 _WORDS = ("part", "view", "split")  # empty where nothing is known
+_PARTS = ("images", ANNOTATIONS, SOURCES, PAIRS)  # of a cohort, beside its image table
+_UNFINISHED = ".unfinished"  # where a cohort is written before it is moved into its folder
 _FORMAT = 1
 _REMEDY = "`python -m cspine_helpers radiographs --help` says how such a cohort is made."
 
@@ -54,6 +57,9 @@ def write_cohort(
 ) -> None:
     """Write a cohort, the image table last: a folder with one is whole. Links to nowhere are mended.
 
+    All is written beside its place first and then moved there: a full disk leaves nothing behind, and the
+    same call completes what a killed process had only begun to move.
+
     Args:
         folder: `data/<cohort>`.
         table: image table.
@@ -65,42 +71,65 @@ def write_cohort(
 
     Raises:
         FileExistsError: the folder holds another image table, or part of a cohort.
+        OSError: it cannot be written, for instance to a full disk.
     """
+    # 1. What is there.
+    staging = folder / _UNFINISHED
     if (folder / IMAGES).exists():
-        if _stored(folder).equals(table):
-            for link, source in ((folder / name, source) for name, source in where.items()):
-                if link.is_symlink() and not link.exists():  # the images have moved
-                    link.unlink()
-                    link.symlink_to(source)
-            return
-        raise FileExistsError(
-            f"{folder / IMAGES} is kept as it is: another image table is there already. Move it aside, or "
-            "make this cohort under another name."
-        )
-    if found := [name for name in ("images", "train.csv", "train_images") if (folder / name).exists()]:
+        if not _stored(folder).equals(table):
+            raise FileExistsError(
+                f"{folder / IMAGES} is kept as it is: another image table is there already. Move it aside, "
+                "or make this cohort under another name."
+            )
+        for link, source in ((folder / name, source) for name, source in where.items()):
+            if link.is_symlink() and not link.exists():  # the images have moved
+                link.unlink()
+                link.symlink_to(source)
+        shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed when all was moved
+        return
+    is_begun = _is_written(staging, table)  # by a process that was killed while it moved the files
+    moved = {name for name in _PARTS if is_begun and not (staging / name).exists()}
+    held = [name for name in (*_PARTS, "train.csv", "train_images") if (folder / name).exists()]
+    if found := [name for name in held if name not in moved]:
         raise FileExistsError(
             f"{folder} holds {listing(found)}, of no whole cohort of radiographs. Move that aside, or make "
             "this cohort under another name."
         )
-    unfinished = folder / ".images"
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-    unfinished.mkdir(parents=True)
+
+    # 2. Everything beside its place.
+    if not is_begun:
+        shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed while it wrote
+        try:
+            (staging / "images").mkdir(parents=True)
+            for name, source in where.items():
+                target = staging / "images" / PurePosixPath(name).name
+                if copy:
+                    shutil.copyfile(source, target)
+                else:
+                    target.symlink_to(source)
+            with atomic_path(staging / ANNOTATIONS) as file:
+                file.write_text(json.dumps(annotations, ensure_ascii=False), encoding="utf-8")
+            write_sealed(staging / SOURCES, {"format": _FORMAT, **record})
+            if groups:
+                write_table(groups.pairs, staging / PAIRS)
+            write_table(table, staging / IMAGES)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+    # 3. Into it.
+    for name in (*_PARTS, IMAGES):
+        if (staging / name).exists():
+            (staging / name).replace(folder / name)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_written(staging: Path, table: pd.DataFrame) -> bool:
+    """Whether a folder holds a whole cohort of this image table, but for what was moved out of it."""
     try:
-        for name, source in where.items():
-            target = unfinished / PurePosixPath(name).name
-            if copy:
-                shutil.copyfile(source, target)
-            else:
-                target.symlink_to(source)
-        with atomic_path(folder / ANNOTATIONS) as file:
-            file.write_text(json.dumps(annotations, ensure_ascii=False), encoding="utf-8")
-        write_sealed(folder / SOURCES, {"format": _FORMAT, **record})
-        if groups:
-            write_table(groups.pairs, folder / PAIRS)
-        unfinished.rename(folder / "images")
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    write_table(table, folder / IMAGES)
+        return _stored(staging).equals(table)
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def validate_images(table: pd.DataFrame, what: str) -> pd.DataFrame:
@@ -171,7 +200,8 @@ def read_regions(cohort_folder: str | Path) -> dict[str, list[np.ndarray]]:
 
     Raises:
         FileNotFoundError: there are no annotations.
-        ValueError: they are not those of the image table.
+        ValueError: they are damaged, or not those of the image table: all that `parse_coco` refuses, and
+            images that they do not name. Names them all.
 
     Example:
         >>> regions = read_regions(radiographs)
@@ -182,19 +212,19 @@ def read_regions(cohort_folder: str | Path) -> dict[str, list[np.ndarray]]:
     path, table = folder / ANNOTATIONS, read_images(folder)
     if not path.is_file():
         raise FileNotFoundError(f"No annotations at {path}. {_REMEDY}")
-    coco = parse_json(path.read_bytes(), str(path))
-    found = {each["file_name"]: each["id"] for each in coco["images"]}
-    if found.keys() != set(table["file"]):
-        differ = found.keys() ^ set(table["file"])
+    sizes = zip(table["height"].tolist(), table["width"].tolist(), strict=True)
+    try:
+        found = parse_coco(path, dict(zip(table["file"], sizes, strict=True)))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error} {_REMEDY}") from None
+    if missing := [file for file in table["file"] if file not in found]:
         raise ValueError(
-            f"{path} is of other images than {IMAGES} ({len(differ)}): {listing(sorted(differ))}. {_REMEDY}"
+            f"{path} does not name {len(missing)} of the images of {IMAGES}: {listing(missing)}. {_REMEDY}"
         )
-    marked: dict[int, list[np.ndarray]] = {number: [] for number in found.values()}
-    for each in coco["annotations"]:
-        marked[each["image_id"]] += [
-            np.array(flat, dtype=float).reshape(-1, 2) for flat in each["segmentation"]
-        ]
-    return {image: marked[found[file]] for image, file in zip(table["image"], table["file"], strict=True)}
+    return {
+        image: [region.points for region in found[file]]
+        for image, file in zip(table["image"], table["file"], strict=True)
+    }
 
 
 def read_sources(cohort_folder: str | Path) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def read_radiograph(path: str | Path, *, inverted: bool = False) -> NDArray[np.u
 
     Args:
         path: the file.
-        inverted: whether it shows bone dark on bright though nothing in it says so.
+        inverted: whether it shows bone dark on bright though nothing in it says so; of DICOM and TIFF, which
+            say it themselves, what they say holds.
 
     Returns:
         (H, W).
@@ -107,10 +108,10 @@ def read_radiograph(path: str | Path, *, inverted: bool = False) -> NDArray[np.u
             with _quiet():
                 image = _of_dicom(path)
         else:
-            image = _of_picture(path.read_bytes())
+            image = _of_picture(path.read_bytes(), inverted=inverted)
         if image.min() == image.max():
             raise _Unusable("it shows nothing: all its pixels have one value")
-    return 255 - image if inverted else image
+    return image
 
 
 def displayed_size(path: str | Path) -> tuple[int, int]:
@@ -175,21 +176,37 @@ def why_unusable(error: Exception) -> str:
         >>> why_unusable(UnusableRadiograph("/home/me/a.png", "it is empty (0 bytes)"))
         'it is empty (0 bytes)'
     """
-    return " ".join((error.reason if isinstance(error, UnusableRadiograph) else str(error)).split())
+    disk = getattr(error, "strerror", None)
+    return " ".join((error.reason if isinstance(error, UnusableRadiograph) else disk or str(error)).split())
+
+
+def holds_no_image(path: Path) -> bool:
+    """Whether a file is DICOM without an image, by its SOP class: a directory, a report, how to show images.
+
+    Raises:
+        ImportError: it is DICOM, and the libraries of the group ct are not installed.
+        OSError: it cannot be opened.
+    """
+    header = read_header(path)
+    if header is None or not header.sop_class:
+        return False
+    with _quiet():
+        name = optional("pydicom").uid.UID(header.sop_class).name
+    return name != header.sop_class and "Image" not in name  # of the standard's, not of a manufacturer's own
 
 
 # 1. Pictures.
 
 
-def _of_picture(content: bytes) -> NDArray[np.uint8]:
-    """What a file's bytes show, turned, in grey."""
+def _of_picture(content: bytes, *, inverted: bool) -> NDArray[np.uint8]:
+    """What a file's bytes show, turned, in grey; `inverted` where they cannot say that they are."""
     # 1. What it is, before anything is decoded.
     image = _opened(io.BytesIO(content))
     _check_whole(image, content)
     is_colour, is_tiff = image.mode[0] not in "IF", image.format == "TIFF"
-    is_negative = (
-        is_tiff and not is_colour and image.tag_v2.get(_WHITE_IS_ZERO) == 0
-    )  # of 8 bits, PIL inverts
+    is_negative = inverted
+    if is_tiff:
+        is_negative = not is_colour and image.tag_v2.get(_WHITE_IS_ZERO) == 0  # of 8 bits, PIL inverts
     # 2. Decoded. Of 16 bits a colour, PIL would take 8.
     values: NDArray[Any]
     if image.format in ("JPEG", "MPO"):

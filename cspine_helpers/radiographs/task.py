@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader
 from cspine_helpers.checkpoints import Run, load_task_run
 from cspine_helpers.decisions.thresholds import Rule, choose_threshold
 from cspine_helpers.files.paths import listing
-from cspine_helpers.files.records import one_of, optional, setting, whole, within
+from cspine_helpers.files.records import TRUE_OR_FALSE, one_of, optional, setting, whole, within
+from cspine_helpers.files.tables import require_columns
 from cspine_helpers.metrics import auroc, average_precision
 from cspine_helpers.model.forward import as_on_a_cpu
 from cspine_helpers.radiographs.augment import ImageAugment
 from cspine_helpers.radiographs.cohort import RadiographCohort, read_radiograph_cohort
-from cspine_helpers.radiographs.dataset import RadiographDataset, image_loader
+from cspine_helpers.radiographs.dataset import RadiographDataset, image_loader, intact_images
 from cspine_helpers.radiographs.losses import LossConfig, RadiographLoss
 from cspine_helpers.radiographs.mask_cases import EPSILON
 from cspine_helpers.radiographs.model import RadiographConfig, RadiographModel
@@ -48,8 +49,10 @@ class RadiographTrainConfig(TrainerConfig):
     """How a run of radiographs is trained; the defaults are for FracAtlas on two CPU cores.
 
     Attributes:
-        intact: intact images in an epoch for each fractured one. Every fractured image is shown once an
-            epoch; the intact ones take turns, so that none is shown twice before all were.
+        intact: intact images in an epoch for each fractured one, at least one. Every fractured image is
+            shown once an epoch; the intact ones take turns, so that none is shown twice before all were.
+        hardware: whether images with metal train, too. False: they are not drawn in training, so that metal
+            cannot stand for a fracture; validation and test keep them.
         hard_share: share of an epoch's intact images that are hard ones: those of some candidates which the
             model itself, as it is before the epoch, marks most strongly; 0 turns it off. Their patches are
             cut out about that mark.
@@ -74,6 +77,7 @@ class RadiographTrainConfig(TrainerConfig):
     keep: Keep = setting("last", one_of(*get_args(Keep)))
     workers: int = setting(1, whole(0))
     intact: float = setting(1.0, within("(0, inf)"))
+    hardware: bool = setting(True, TRUE_OR_FALSE)
     hard_share: float = setting(0.0, within("[0, 1]"))
     hard_after: int = setting(4, whole(0))
     hard_candidates: int = setting(3, whole(1))
@@ -142,9 +146,9 @@ class RadiographTask:
             self.model.checkpoint_gradients()
         self._config, self._rule, self._accelerator, self._cohort = config, rule, accelerator, cohort
         self._shares = {"process": accelerator.process_index, "processes": accelerator.num_processes}
-        seen = cohort.of("train")
+        self._table = training_images(cohort, hardware=config.hardware)
         self._seen = RadiographDataset(
-            seen, cohort.packed, augment=config.augment, seed=config.seed, patch=config.patch
+            self._table, cohort.packed, augment=config.augment, seed=config.seed, patch=config.patch
         )
         self._intact = np.flatnonzero(self._seen.labels == 0)
         self._held_out = self._whole(cohort.of("validation"))
@@ -203,7 +207,7 @@ class RadiographTask:
     @property
     def _drawn(self) -> int:
         """Intact images of an epoch."""
-        return min(round(self._config.intact * self._fractured), len(self._intact))
+        return intact_images(self._config.intact, self._fractured, len(self._intact))
 
     def _draw(self, epoch: int) -> None:
         """Choose the intact images of an epoch: those whose turn it is, and hard ones in their stead."""
@@ -225,7 +229,7 @@ class RadiographTask:
 
     def _marks(self, rows: np.ndarray) -> np.ndarray:
         """How strongly the model, as it is, marks these training images, and where, x and y: `(M, 3)`."""
-        table = self._cohort.of("train").iloc[np.sort(rows)].reset_index(drop=True)
+        table = self._table.iloc[np.sort(rows)].reset_index(drop=True)
         scores = self._scores(self.model, self._in_order(self._whole(table)))
         marks = torch.cat([scores.mark[:, None], scores.place], dim=1)
         return marks.numpy()[np.argsort(np.argsort(rows))]
@@ -317,6 +321,35 @@ class RadiographTask:
         return torch.cat([head, place.double(), areas], dim=1)
 
 
+def training_images(cohort: RadiographCohort, *, hardware: bool = True) -> pd.DataFrame:
+    """The images that a training draws from: those of the training split.
+
+    Args:
+        cohort: in question.
+        hardware: False leaves out images with metal, see `RadiographTrainConfig`.
+
+    Raises:
+        ValueError: metal is to be left out, and of some images nobody stated whether they show any.
+
+    Example:
+        >>> from cspine_helpers.radiographs.cohort import read_radiograph_cohort
+        >>> cohort = read_radiograph_cohort(radiographs)
+        >>> [len(training_images(cohort, hardware=hardware)) for hardware in (True, False)]
+        [16, 15]
+    """
+    table = cohort.of("train")
+    if hardware:
+        return table
+    require_columns(table, ("hardware",), what="The table of training images")
+    if len(unknown := table["image"][table["hardware"].isna()]):
+        raise ValueError(
+            f"Images with hardware are to be left out of training, and of {len(unknown)} of {len(table)} "
+            f"training images nobody stated whether they show any: {listing(unknown)}. State it in the "
+            "column hardware of images.csv, or set hardware to true."
+        )
+    return table[table["hardware"] == 0].reset_index(drop=True)
+
+
 def in_turn(images: int, wanted: int, *, seed: int, epoch: int) -> np.ndarray:
     """Which images an epoch shows, `(wanted,)`, where all take turns in a random order.
 
@@ -368,8 +401,9 @@ def train_radiographs(
         FileExistsError: the folder holds a run and `resume` is not set, or predictions without a run.
         FileNotFoundError: the cohort lacks images or split, or is not packed.
         BlockingIOError: another process trains in this folder.
-        ValueError: an input breaks its schema, images are packed in another frame, a split lacks a class, the
-            loss is not finite, or what is to be resumed has other settings (names each).
+        ValueError: an input breaks its schema, images are packed in another frame, a split lacks a class (of
+            training, among the images that are drawn), images without hardware are asked for and not known,
+            the loss is not finite, or what is to be resumed has other settings (names each).
 
     Example:
         >>> settings = radiograph_preset("fracatlas")
@@ -383,7 +417,7 @@ def train_radiographs(
     # 2. The data.
     cohort = cohort if isinstance(cohort, RadiographCohort) else read_radiograph_cohort(cohort)
     _check_frame(cohort, model)
-    _check_classes(cohort)
+    _check_classes(cohort, config)
     # 3. Train, where it has not ended.
     return train_task(
         folder,
@@ -409,13 +443,17 @@ def _check_frame(cohort: RadiographCohort, model: RadiographConfig) -> None:
         )
 
 
-def _check_classes(cohort: RadiographCohort) -> None:
+def _check_classes(cohort: RadiographCohort, config: RadiographTrainConfig) -> None:
     for name in TRAINING_SPLITS:
-        label = cohort.of(name)["label"]
+        bare = name == "train" and not config.hardware
+        label = (training_images(cohort, hardware=False) if bare else cohort.of(name))["label"]
         if label.nunique() < 2:
+            which, else_ = (
+                (" without hardware", "set hardware to true") if bare else ("", "divide them otherwise")
+            )
             raise ValueError(
-                f"Split {name!r} holds {label.sum()} fractured of {len(label)} images; training needs both "
-                "kinds. Add images, or divide them otherwise."
+                f"Split {name!r} holds {label.sum()} fractured of {len(label)} images{which}; training needs "
+                f"both kinds. Add images, or {else_}."
             )
 
 

@@ -278,7 +278,7 @@ def train_task(
         }
         whole = json.loads(json.dumps(whole))  # as it will be read again: lists for tuples
         if earlier:
-            _check_same(whole, earlier, folder)
+            _check_same(whole, earlier, folder, usual=asdict(type(config)()))
         accelerator.wait_for_everyone()  # until all processes have read what the first one may now write
         if ended is not None:
             return ended
@@ -353,12 +353,16 @@ def _watched(accelerator: Accelerator, config: TrainerConfig, folder: Path) -> I
         lines.close()
 
 
-def _check_same(setting: dict[str, Any], stored: dict[str, Any], folder: Path) -> None:
+def _check_same(
+    setting: dict[str, Any], stored: dict[str, Any], folder: Path, *, usual: dict[str, Any]
+) -> None:
     """Refuse to resume a training of another setting; the number of workers and the tracker may differ.
 
-    One of an earlier version kept the best epoch.
+    Settings of training that came later than what is stored have their `usual` value; an earlier version kept
+    the best epoch.
     """
-    stored = {**stored, "train": {"keep": "best", **stored.get("train", {})}}
+    usual = json.loads(json.dumps(usual))
+    stored = {**stored, "train": {**usual, "keep": "best", **stored.get("train", {})}}
     found = differences({name: stored.get(name) for name in setting}, setting)
     if differ := [line for line in found if not line.startswith(("train.workers ", "train.tracker "))]:
         raise ValueError(
