@@ -485,8 +485,9 @@ def shortcut_dots(table: pd.DataFrame, *, title: str = "") -> Picture:
         _written_dot(left, found, row, FRACTURED if found["what"] == "alone" else INTACT)
     names = {"without": "without those {}", "alone": "“{}” in place of the model"}
     left.set_yticks(range(len(place)), [
-        f"{names.get(row.what, row.what).format(row.sign)}\n{row.fractured:,} fractured of {row.images:,}"
-        for row in place.itertuples()
+        f"{names.get(row['what'], row['what']).format(row['sign'])}\n"
+        f"{row['fractured']:,} fractured of {row['images']:,}"
+        for row in place.to_dict("records")
     ], fontsize=8.5)  # fmt: skip
     left.set_ylim(len(place) - 0.5, -0.7)
     for axes, text in ((left, "AUROC (dashed: chance)"), (right, "Difference of AUROC, without − all")):
