@@ -14,7 +14,7 @@ from cspine_helpers.radiographs import card as room
 from cspine_helpers.radiographs.blend import read_blend
 from cspine_helpers.radiographs.card import write_radiograph_card
 from cspine_helpers.radiographs.cohort import read_radiograph_cohort
-from cspine_helpers.radiographs.evaluation import evaluate, shortcut, subgroups
+from cspine_helpers.radiographs.evaluation import evaluate, shortcut, study_metrics, study_scores, subgroups
 from cspine_helpers.radiographs.image_table import read_regions
 from cspine_helpers.radiographs.mask_cases import MaskCases, judged_images
 from cspine_helpers.radiographs.masks import read_masks
@@ -134,6 +134,33 @@ def test_metal_is_a_limit_where_it_is_at_hand(root, monkeypatch):
     }
     assert rows["without"]["value (95 % interval)"].split(" ")[0] == number(value)
     assert re.search(r"- On validation, [01] of 1 images with hardware are fractured, and \d+ of the", text)
+
+
+def test_studies_of_several_views_have_results_of_their_own(root, monkeypatch):
+    real = room.judged_images
+
+    def judged(*arguments, **options):
+        """Two views a study, each study a patient."""
+        rows = real(*arguments, **options)
+        pairs = rows.groupby("label").cumcount() // 2
+        study = rows["label"].astype(str) + "-" + pairs.astype(str)
+        return rows.assign(study=study, patient=study)
+
+    assert "### Studies" not in text_of(root / "checkpoints" / "mean")  # one view each
+    monkeypatch.setattr(room, "judged_images", judged)
+    text = text_of(root / "checkpoints" / "mean")
+    threshold = float(re.search(r"\| threshold \| ([\d.e-]+) ?;", text)[1])
+    shown = tables_of(text)["Results on validation", "views", "metric"]
+    cases = cases_of(root, "mean")
+    pairs = cases.images.groupby("label").cumcount() // 2
+    study = cases.images["label"].astype(str) + "-" + pairs.astype(str)
+    for how in ("mean", "max"):
+        scores = study_scores(cases.images.assign(study=study, patient=study), how)
+        found = study_metrics(scores, threshold=threshold, resamples=FEW).set_index("metric")
+        rows = {row["metric"]: row for row in shown if row["views"] == how}
+        for metric, title in (("auroc", "AUROC"), ("kappa", "Cohen's kappa")):
+            assert rows[title]["value (95 % interval)"].split(" ")[0] == number(found.loc[metric, "value"])
+            assert rows[title]["studies"] == str(len(scores))
 
 
 def test_nothing_of_the_test_split_is_shown_before_it_is_opened(root):

@@ -260,18 +260,18 @@ def _studies(cases: MaskCases, threshold: float | None) -> Iterable[str]:
     table = cases.images
     if threshold is None or "study" not in table or not table["study"].duplicated().any():
         return
-    rows = []
-    for how in get_args(How):
-        with suppress(ValueError):  # one class, or one patient
-            found = study_metrics(study_scores(table, how), threshold=threshold, resamples=RESAMPLES)
-            rows += [
-                [how, _STUDY_TITLES[str(row.metric)], _estimate(row), f"{row.n:,}"]
-                for row in found.itertuples()
-            ]
-    if rows:
-        yield "### Studies"
-        yield "A study's probability is the mean, or the highest, of its views'; patients are resampled."
-        yield markdown(["views", "metric", "value (95 % interval)", "studies"], rows)
+    if min(table["label"].nunique(), table["patient"].nunique()) < 2:
+        return
+    rows = [
+        [how, _STUDY_TITLES[str(row.metric)], _estimate(row), f"{row.n:,}"]
+        for how in get_args(How)
+        for row in study_metrics(
+            study_scores(table, how), threshold=threshold, resamples=RESAMPLES
+        ).itertuples()
+    ]
+    yield "### Studies"
+    yield "A study's probability is the mean, or the highest, of its views'; patients are resampled."
+    yield markdown(["views", "metric", "value (95 % interval)", "studies"], rows)
 
 
 def _of_subgroups(table: pd.DataFrame) -> Iterable[list[str]]:
